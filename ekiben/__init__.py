@@ -1,0 +1,3 @@
+"""Words every room uses: refusals, settings, ids, logs."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,73 @@
+"""Settings: read once from the environment (prefix ``EKIBEN_``) into one frozen value."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+PREFIX = "EKIBEN_"
+
+Topology = Literal["embedded", "split"]
+Device = Literal["auto", "cpu", "cuda"]
+
+
+class Settings(BaseModel):
+    """Everything a person can set. The environment variable is the field's name in capitals after ``EKIBEN_``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    home: Path = Field(default=Path("var"), description="Folder of the embedded database, blobs, downloads and caches.")
+    database_url: str = Field(default="", description="SQLAlchemy URL. Empty: SQLite in HOME/ekiben.db.")
+    store_url: str = Field(
+        default="",
+        description="A folder, or s3://bucket?endpoint=http://host:port&region=us-east-1. Empty: HOME/blobs.",
+    )
+    s3_access_key: str = Field(default="", description="Access key of the S3 store.")
+    s3_secret_key: str = Field(default="", repr=False, description="Secret key of the S3 store.")
+    model_memory_mb: int = Field(default=4096, ge=16, description="Memory budget of loaded models, per process.")
+    cache_mb: int = Field(default=512, ge=0, description="Memory for cached embeddings, per process.")
+    queue_mb: int = Field(default=256, ge=1, description="Bytes of images that may wait, per process; more is refused with 503.")
+    timeout_s: float = Field(default=30.0, gt=0, description="Deadline of one request.")
+    preload: str = Field(default="", description="Models to load at start and keep (pinned): names, comma-separated.")
+    device: Device = Field(default="auto", description="auto: CUDA where ONNX Runtime offers it, else CPU.")
+    threads: int = Field(default=0, ge=0, description="Inference threads per process. 0: one per core.")
+    runtime: Literal["onnx", "torchscript"] = Field(default="onnx", description="torchscript needs torch installed.")
+    topology: Topology = Field(default="embedded", description="embedded: models in the gateway process. split: in a runner process.")
+    runner_url: str = Field(default="", description="split: address of a running runner. Empty: one is started beside the gateway.")
+    gateways: int = Field(default=1, ge=1, le=64, description="Gateway processes that share the port.")
+    workers: int = Field(default=1, ge=0, le=64, description="Job worker processes of this machine.")
+    host: str = Field(default="127.0.0.1", description="Address to serve on.")
+    port: int = Field(default=3000, ge=0, le=65535, description="Port to serve on; make serve PORT= sets it.")
+    grpc_port: int = Field(default=3001, ge=0, le=65535, description="gRPC port.")
+    keep_days: float = Field(default=7, gt=0, description="Days that finished jobs and their files are kept.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least severe line to log.")
+    access_log: bool = Field(default=False, description="One log line per request; costs about 0.05 ms of each.")
+    bento_models: str = Field(default="", description="Models a built Bento carries: names, comma-separated. Empty: all that are present.")
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str] = os.environ) -> Settings:
+        """Settings from ``EKIBEN_*``; SystemExit with one line per wrong or unknown variable."""
+        given = {k[len(PREFIX) :].lower(): v for k, v in environ.items() if k.startswith(PREFIX)}
+        # Test harnesses use EKIBEN_TEST_*; they are not settings.
+        given = {k: v for k, v in given.items() if not k.startswith("test_")}
+        try:
+            return cls.model_validate(given)
+        except ValidationError as error:
+            lines = [f"{PREFIX}{'.'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors()]
+            raise SystemExit("settings: " + "; ".join(lines)) from None
+
+    @property
+    def resolved_database_url(self) -> str:
+        return self.database_url or f"sqlite:///{self.home.absolute() / 'ekiben.db'}"
+
+    @property
+    def resolved_store_url(self) -> str:
+        return self.store_url or str(self.home.absolute() / "blobs")
+
+    @property
+    def preloaded(self) -> tuple[str, ...]:
+        return tuple(name.strip() for name in self.preload.split(",") if name.strip())

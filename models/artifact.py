@@ -1,0 +1,192 @@
+"""The artifact: the files of one exported network, and the ``manifest.json`` that says what they are."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ekiben.errors import BadModelFile
+
+MANIFEST = "manifest.json"
+ONNX = "model.onnx"
+TORCHSCRIPT = "model.torchscript.pt"
+
+Task = Literal["classify", "segment"]
+Layout = Literal["NCHW", "NHWC"]
+Color = Literal["RGB", "BGR"]
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+Activation = Literal["logits", "probabilities", "sigmoid"]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class GraphInput(_Frozen):
+    """The one image input of a graph. A dimension that is None is dynamic."""
+
+    name: str
+    layout: Layout = "NCHW"
+    color: Color = "RGB"
+    dtype: Literal["float32", "float16", "uint8"] = "float32"
+    batch: int | None = None
+    height: int | None = None
+    width: int | None = None
+
+
+class GraphOutput(_Frozen):
+    """The one output that is read: classify [N, C]; segment [N, C, H, W] (or [N, H, W, C] with NHWC)."""
+
+    name: str
+    activation: Activation = "logits"
+    layout: Layout = "NCHW"
+
+
+class Preprocess(_Frozen):
+    """How a picture becomes the graph's input, in this order.
+
+    ``shorter_side``: resize so that the shorter side has this many pixels (the longer one is truncated to whole
+    pixels, as torchvision's Resize does); ``center_crop``: then keep a central square of this side.
+    ``crop_share``: instead, keep a central square of this share of the shorter side and resize it to the input.
+    None of them: resize the whole picture to the input's height and width.
+    ``mean`` and ``std`` are of pixels scaled to 0-1, in the order of ``GraphInput.color``.
+    """
+
+    shorter_side: int | None = Field(default=None, ge=1)
+    center_crop: int | None = Field(default=None, ge=1)
+    crop_share: float | None = Field(default=None, gt=0, le=1)
+    interpolation: Interpolation = "bilinear"
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+    @model_validator(mode="after")
+    def _one_geometry(self) -> Preprocess:
+        if self.crop_share is not None and (self.shorter_side or self.center_crop):
+            raise ValueError("crop_share excludes shorter_side and center_crop")
+        if self.center_crop is not None and self.shorter_side is None:
+            raise ValueError("center_crop needs shorter_side")
+        if min(self.std) <= 0:
+            raise ValueError("std must be positive")
+        return self
+
+
+class FileFacts(_Frozen):
+    sha256: str
+    bytes: int
+
+
+class Parity(_Frozen):
+    """Largest absolute difference between the outputs of torch and of each export, on the same pixels."""
+
+    onnx_max_abs: float
+    torchscript_max_abs: float | None = None
+    tolerance: float
+    inputs: str = Field(description="What was fed: batch sizes, shapes and the seed or the pictures.")
+
+
+class Weights(_Frozen):
+    """Where the numbers come from. ``random`` is said wherever the model is listed."""
+
+    kind: Literal["published", "random", "checkpoint", "imported", "trained"]
+    detail: str = ""
+    sha256: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.kind} ({self.detail})" if self.detail else self.kind
+
+
+class Manifest(_Frozen):
+    """Everything a family needs to know of its network; sizes, means and labels are never constants in code."""
+
+    format: Literal[1] = 1
+    family: Literal["classifier", "segmenter"]
+    task: Task
+    architecture: str = ""
+    input: GraphInput
+    output: GraphOutput
+    preprocess: Preprocess
+    labels: tuple[str, ...] = Field(min_length=1)
+    palette: tuple[tuple[int, int, int], ...] = ()
+    weights: Weights
+    licence: str = "unknown"
+    source: str = "unknown"
+    precision: Literal["float32", "float16", "int8", "bfloat16"] = "float32"
+    opset: int
+    parity: Parity | None = None
+    files: dict[str, FileFacts] = Field(default_factory=dict)
+    metrics: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Manifest:
+        if {"classifier": "classify", "segmenter": "segment"}[self.family] != self.task:
+            raise ValueError(f"a {self.family} does not {self.task}")
+        if self.task == "segment" and len(self.palette) != len(self.labels):
+            raise ValueError(f"{len(self.labels)} labels but {len(self.palette)} palette colours")
+        return self
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the names and checksums of the files: what this version *is*."""
+        text = "\n".join(f"{name} {facts.sha256}" for name, facts in sorted(self.files.items()))
+        return hashlib.sha256((text + "\n" + self.model_dump_json(exclude={"files", "metrics"})).encode()).hexdigest()
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def facts_of(path: Path) -> FileFacts:
+    return FileFacts(sha256=sha256_of(path), bytes=path.stat().st_size)
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
+    """Fill in ``files`` from what lies in the folder, write ``manifest.json`` and give the manifest back."""
+    files = {
+        str(path.relative_to(folder)): facts_of(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }
+    manifest = manifest.model_copy(update={"files": files})
+    (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
+    return manifest
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of an artifact folder. BadModelFile when it is missing or not a manifest."""
+    path = folder / MANIFEST
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise BadModelFile(f"{path} is missing: an artifact folder has a {MANIFEST}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise BadModelFile(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+def verify(folder: Path, manifest: Manifest) -> None:
+    """Check every file against its checksum. BadModelFile names the first that is missing or differs."""
+    for name, facts in manifest.files.items():
+        path = folder / name
+        if not path.is_file():
+            raise BadModelFile(f"{path} is missing")
+        if path.stat().st_size != facts.bytes or sha256_of(path) != facts.sha256:
+            raise BadModelFile(f"{path} does not have the checksum of its manifest ({facts.sha256})")
+
+
+def voc_palette(classes: int) -> tuple[tuple[int, int, int], ...]:
+    """Pascal VOC's colour map for ``classes`` entries (at most 256): the bits of the index, spread over R, G and B."""
+    colours = []
+    for index in range(classes):
+        red = green = blue = 0
+        value = index
+        for bit in range(7, -1, -1):
+            red |= (value & 1) << bit
+            green |= (value >> 1 & 1) << bit
+            blue |= (value >> 2 & 1) << bit
+            value >>= 3
+        colours.append((red, green, blue))
+    return tuple(colours)
