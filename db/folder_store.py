@@ -1,0 +1,169 @@
+"""Blobs in a folder: a file each, complete or not there at all."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import IO
+
+from db.keys import TEMPORARY, check_key, check_prefix
+from ekiben.errors import Conflict, NotFound, Unavailable
+
+log = logging.getLogger(__name__)
+
+PIECE = 256 * 1024
+
+
+class FolderStore:
+    """The blob store of one machine; several processes may use the same folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.absolute()
+
+    def put(self, key: str, data: bytes, mime_type: str) -> None:
+        self._write(self._path(key), BytesIO(data))
+
+    def put_file(self, key: str, path: Path, mime_type: str) -> None:
+        with path.open("rb") as source:
+            self._write(self._path(key), source)
+
+    def get(self, key: str) -> bytes:
+        with _reading(key):
+            return self._path(key).read_bytes()
+
+    def stream(self, key: str) -> Iterator[bytes]:
+        with _reading(key):
+            file = self._path(key).open("rb")
+        return _pieces(file, key)
+
+    def size(self, key: str) -> int:
+        with _reading(key):
+            return self.local_path(key).stat().st_size
+
+    def exists(self, key: str) -> bool:
+        with _reading(key):
+            return self._path(key).is_file()
+
+    def delete(self, key: str) -> None:
+        with _writing():
+            if (path := self._path(key)).is_file():
+                path.unlink(missing_ok=True)
+
+    def list(self, prefix: str) -> Iterator[str]:
+        check_prefix(prefix)
+        return self._walk(prefix)
+
+    def presigned_url(
+        self, key: str, expires_s: int, filename: str | None = None, mime_type: str | None = None
+    ) -> str | None:
+        check_key(key)
+        return None
+
+    def local_path(self, key: str) -> Path:
+        path = self._path(key)
+        with _reading(key):
+            if not path.is_file():
+                raise FileNotFoundError
+        return path
+
+    def check(self) -> None:
+        path = self.root / f"{TEMPORARY}check-{uuid.uuid4().hex}"
+        self._write(path, BytesIO(b"check"))
+        with _writing():
+            if path.read_bytes() != b"check":
+                raise OSError("other bytes were read than written")
+            path.unlink()
+
+    def close(self) -> None:
+        pass
+
+    def _path(self, key: str) -> Path:
+        check_key(key)
+        return self.root / key
+
+    def _write(self, path: Path, source: IO[bytes]) -> None:
+        with _writing():
+            _make_folder(path.parent)
+            partial = path.parent / f"{TEMPORARY}{uuid.uuid4().hex}"
+            try:
+                with partial.open("xb") as file:
+                    shutil.copyfileobj(source, file, PIECE)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(partial, path)
+            except BaseException:
+                partial.unlink(missing_ok=True)
+                raise
+            _sync(path.parent)
+
+    def _walk(self, prefix: str) -> Iterator[str]:
+        # Only the folder that the prefix names can hold such keys; the rest of it is the start of a name.
+        start = self.root / prefix.rpartition("/")[0]
+        with _reading(prefix):
+            for folder, _, names in os.walk(start, onerror=_unless_missing):
+                place = Path(folder).relative_to(self.root).as_posix()
+                for name in names:
+                    key = name if place == "." else f"{place}/{name}"
+                    if key.startswith(prefix) and not name.startswith(TEMPORARY):
+                        yield key
+
+
+def _unless_missing(error: OSError) -> None:
+    # What cannot be listed must not look empty.
+    if not isinstance(error, FileNotFoundError):
+        raise error
+
+
+def _pieces(file: IO[bytes], key: str) -> Iterator[bytes]:
+    with file, _reading(key):
+        while piece := file.read(PIECE):
+            yield piece
+
+
+def _make_folder(folder: Path) -> None:
+    """A new folder is safe only when the folder that lists it is."""
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    _sync(folder.parent)
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _reading(key: str) -> Iterator[None]:
+    try:
+        yield
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise NotFound(f"there is no blob {key}") from None
+    except OSError as error:
+        raise _unavailable(error) from None
+
+
+@contextmanager
+def _writing() -> Iterator[None]:
+    try:
+        yield
+    except (IsADirectoryError, NotADirectoryError, FileExistsError):
+        raise Conflict("the key of this blob goes on where that of another ends") from None
+    except OSError as error:
+        raise _unavailable(error) from None
+
+
+def _unavailable(error: OSError) -> Unavailable:
+    """Full, read-only, forbidden or broken."""
+    log.warning("the blob store cannot be used", extra={"cause": str(error)})
+    return Unavailable("the blob store is not available")

@@ -1,0 +1,34 @@
+"""Blob keys: made here, and checked before a store uses them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Literal
+
+from ekiben.errors import BadInput
+
+TEMPORARY = ".tmp-"
+"""How names start that a folder store uses while it writes; no part of a key starts so."""
+
+
+def new_key(area: Literal["images", "artifacts"], id: str, ext: str, now: datetime) -> str:
+    """``images/2026/11/20/<id>.jpg``: the day is that of ``now`` in UTC; ``ext`` with or without its dot."""
+    return f"{area}/{now.astimezone(UTC):%Y/%m/%d}/{id}.{ext.lstrip('.')}"
+
+
+def check_key(key: str) -> None:
+    """BadInput for a key that is not a relative path of plain names: it could leave the store's folder."""
+    parts = key.split("/")
+    if (
+        any(part in ("", ".", "..") or part.startswith(TEMPORARY) or len(part.encode()) > 255 for part in parts)
+        or len(key.encode()) > 1024
+        or "\\" in key
+        or not key.isprintable()
+    ):
+        raise BadInput("this cannot be the key of a blob")
+
+
+def check_prefix(prefix: str) -> None:
+    """BadInput for what no key can start with; the empty prefix is that of all."""
+    if prefix:
+        check_key(prefix.removesuffix("/"))

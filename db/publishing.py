@@ -1,0 +1,57 @@
+"""Publishing: the files of an artifact folder into the blob store, and its version into the registry."""
+
+from __future__ import annotations
+
+import mimetypes
+from pathlib import Path
+from typing import Any
+
+from db.blobs import BlobStore
+from db.registry import Registry
+from db.tables import ModelVersion
+
+
+def publish_folder(
+    registry: Registry,
+    store: BlobStore,
+    folder: Path,
+    *,
+    name: str,
+    manifest: dict[str, Any],
+    digest: str,
+    lineage: dict[str, Any],
+    owner: str = "local",
+    reuse: bool = False,
+) -> ModelVersion:
+    """The new version of ``name`` that holds every file of ``folder``.
+
+    ``manifest`` is that of the folder as JSON-ready values; ``digest`` identifies it. A failure leaves neither row
+    nor blob. With ``reuse`` an active version of the same digest is given back instead.
+    """
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+
+    def store_files(prefix: str) -> None:
+        written: list[str] = []
+        try:
+            for path in files:
+                key = prefix + path.relative_to(folder).as_posix()
+                written.append(key)
+                store.put_file(key, path, mimetypes.guess_type(path.name)[0] or "application/octet-stream")
+        except BaseException:
+            for key in written:
+                store.delete(key)
+            raise
+
+    return registry.publish(
+        name=name,
+        task=manifest["task"],
+        family=manifest["family"],
+        manifest=manifest,
+        digest=digest,
+        bytes=sum(path.stat().st_size for path in files),
+        lineage=lineage,
+        metrics=manifest.get("metrics", {}),
+        store_files=store_files,
+        owner=owner,
+        reuse=reuse,
+    )

@@ -1,0 +1,194 @@
+"""Records: images, predictions and their artifacts, stored, found and removed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import sqlalchemy as sa
+from sqlmodel import Session, SQLModel, col, func, select
+
+from db.session import reading, writing
+from db.tables import Artifact, Image, ModelVersion, Owned, Prediction
+from db.writer import Writer
+from ekiben.errors import Conflict, NotFound
+
+MAX_PAGE = 1000
+_KEYS_PER_QUERY = 500  # SQLite takes 32,766 parameters; plans get slow long before
+
+T = TypeVar("T", bound=Owned)
+
+
+@dataclass(frozen=True)
+class Page(Generic[T]):
+    """``items`` of page ``page`` (from 1) with at most ``limit`` a page; ``total`` over all pages."""
+
+    items: Sequence[T]
+    total: int
+    page: int
+    limit: int
+
+
+class Records:
+    """The records of every owner. Every method but ``save`` blocks on the database: call it in a thread.
+
+    They raise NotFound for an id that this owner does not have, and Unavailable.
+    """
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+        self._writer = Writer(engine)
+
+    def save(self, rows: Sequence[SQLModel]) -> Future[None]:
+        """Store the rows of one unit, all or none, together with whatever else waits: see ``Writer.save``."""
+        return self._writer.save(rows)
+
+    def close(self) -> None:
+        """Store what waits, then stop."""
+        self._writer.close()
+
+    def image(self, owner: str, id: str) -> Image:
+        with reading(self._engine) as session:
+            return _one(session, Image, owner, id)
+
+    def images(self, owner: str, page: int = 1, limit: int = 50) -> Page[Image]:
+        """Newest first."""
+        return self._page(Image, [col(Image.owner) == owner], page, limit)
+
+    def prediction(self, owner: str, id: str) -> Prediction:
+        with reading(self._engine) as session:
+            return _one(session, Prediction, owner, id)
+
+    def predictions(
+        self, owner: str, task: str | None = None, model: str | None = None, page: int = 1, limit: int = 50
+    ) -> Page[Prediction]:
+        """Newest first."""
+        conditions = [col(Prediction.owner) == owner]
+        if task is not None:
+            conditions.append(col(Prediction.task) == task)
+        if model is not None:
+            conditions.append(col(Prediction.model_name) == model)
+        return self._page(Prediction, conditions, page, limit)
+
+    def artifact(self, owner: str, id: str) -> Artifact:
+        with reading(self._engine) as session:
+            return _one(session, Artifact, owner, id)
+
+    def artifacts_of(self, owner: str, prediction_id: str) -> list[Artifact]:
+        """In the order in which they were made; empty too when there is no such prediction."""
+        chosen = select(Artifact).where(Artifact.owner == owner, Artifact.prediction_id == prediction_id)
+        with reading(self._engine) as session:
+            return list(session.exec(chosen.order_by(col(Artifact.created_at), col(Artifact.id))))
+
+    def delete_prediction(self, owner: str, id: str) -> list[str]:
+        """Remove a prediction, its artifacts, and its image if that was not kept and no other prediction needs it.
+
+        Gives the blob keys that nothing refers to any more: delete those blobs now, after the commit.
+        """
+        with writing(self._engine) as session:
+            image = _locked_image(session, _one(session, Prediction, owner, id).image_id)
+            keys = _remove_predictions(session, [col(Prediction.id) == id, col(Prediction.owner) == owner])
+            if keys is None:  # somebody was faster, between the look and the lock
+                raise NotFound(f"there is no prediction {id}")
+            if not image.kept and not _predictions_of(session, image.id):
+                session.delete(image)
+                session.flush()
+                keys.append(image.storage_key)
+            return _unreferenced(session, keys)
+
+    def delete_image(self, owner: str, id: str, cascade: bool = False) -> list[str]:
+        """Remove an image; with ``cascade`` its predictions and their artifacts too. Gives the blob keys to delete.
+
+        Raises Conflict when predictions refer to it and ``cascade`` is off.
+        """
+        with writing(self._engine) as session:
+            image = _locked_image(session, _one(session, Image, owner, id).id)
+            keys = []
+            if count := _predictions_of(session, id):
+                if not cascade:
+                    plural = "prediction refers" if count == 1 else "predictions refer"
+                    raise Conflict(f"{count} {plural} to this image: delete with cascade, or delete them first")
+                keys = _remove_predictions(session, [col(Prediction.image_id) == id]) or []
+            session.delete(image)
+            session.flush()
+            return _unreferenced(session, [*keys, image.storage_key])
+
+    def known_keys(self, keys: Iterable[str]) -> set[str]:
+        """Those of the blob keys that a row refers to; for files of a model the row is that of its version.
+
+        A blob is written before its row: whoever sweeps spares young blobs.
+        """
+        with reading(self._engine) as session:
+            return _known(session, list(keys))
+
+    def _page(self, table: type[T], conditions: list[sa.ColumnElement[bool]], page: int, limit: int) -> Page[T]:
+        page, limit = max(page, 1), min(max(limit, 1), MAX_PAGE)
+        newest = (col(table.created_at).desc(), col(table.id).desc())
+        chosen = select(table).where(*conditions).order_by(*newest).offset((page - 1) * limit).limit(limit)
+        with reading(self._engine) as session:
+            total = session.exec(select(func.count()).select_from(table).where(*conditions)).one()
+            return Page(session.exec(chosen).all(), total, page, limit)
+
+
+def _one(session: Session, table: type[T], owner: str, id: str) -> T:
+    found = session.exec(select(table).where(table.id == id, table.owner == owner)).first()
+    if found is None:
+        raise NotFound(f"there is no {table.__name__.lower()} {id}")
+    return found
+
+
+def _locked_image(session: Session, id: str) -> Image:
+    """The image, which until the commit gains no prediction and loses none: whoever inserts one shares this lock.
+
+    Every removal locks the image first and nothing before it, so two of them cannot wait for each other.
+    """
+    found = session.exec(select(Image).where(Image.id == id).with_for_update()).first()
+    if found is None:
+        raise NotFound(f"there is no image {id}")
+    return found
+
+
+def _predictions_of(session: Session, image_id: str) -> int:
+    return session.exec(select(func.count()).where(col(Prediction.image_id) == image_id)).one()
+
+
+def _remove_predictions(session: Session, conditions: list[sa.ColumnElement[bool]]) -> list[str] | None:
+    """Remove predictions with their artifacts and give the artifacts' blob keys; None when there was no prediction."""
+    chosen = sa.select(col(Prediction.id)).where(*conditions)
+    keys = list(session.exec(select(Artifact.storage_key).where(col(Artifact.prediction_id).in_(chosen))))
+    unsynced = {"synchronize_session": False}
+    session.execute(sa.delete(Artifact).where(col(Artifact.prediction_id).in_(chosen)), execution_options=unsynced)
+    removed = session.execute(
+        sa.delete(Prediction).where(*conditions).returning(col(Prediction.id)), execution_options=unsynced
+    ).all()
+    return keys if removed else None
+
+
+def _unreferenced(session: Session, keys: list[str]) -> list[str]:
+    known = _known(session, keys)
+    return [key for key in dict.fromkeys(keys) if key not in known]
+
+
+def _known(session: Session, keys: list[str]) -> set[str]:
+    known: set[str] = set()
+    for start in range(0, len(keys), _KEYS_PER_QUERY):
+        some = keys[start : start + _KEYS_PER_QUERY]
+        for table in (Image, Artifact):
+            known.update(session.exec(select(table.storage_key).where(col(table.storage_key).in_(some))))
+        owners = {place: key for key in some for place in _model_places(key)}
+        if owners:
+            places = set(
+                session.exec(select(ModelVersion.location).where(col(ModelVersion.location).in_(list(owners))))
+            )
+            known.update(key for key in some if places.intersection(_model_places(key)))
+    return known
+
+
+def _model_places(key: str) -> list[str]:
+    """Where the version would lie whose file this is: models/NAME/VERSION/ or models/OWNER/NAME/VERSION/."""
+    parts = key.split("/")
+    if parts[0] != "models":
+        return []
+    return ["/".join(parts[:depth]) + "/" for depth in (3, 4) if len(parts) > depth]

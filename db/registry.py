@@ -1,0 +1,223 @@
+"""The registry: which models there are, in which versions, and which process holds what."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import sqlalchemy as sa
+from sqlmodel import Session, select
+
+from db import replicas
+from db.listing import (
+    Listed,
+    absent,
+    active_of,
+    check_name,
+    expected,
+    listed,
+    location,
+    model_of,
+    numbers,
+    version_of,
+    versions_of,
+)
+from db.replicas import Holding
+from db.session import reading, writing
+from db.tables import Model, ModelReplica, ModelVersion, RegistryRevision, now
+from ekiben.errors import BadInput, Conflict, NotFound, Unavailable
+
+Desired = Literal["auto", "loaded", "unloaded"]
+
+
+class Registry:
+    """Models by owner and name. Every method blocks on the database and may raise Unavailable.
+
+    Every change increments ``revision`` in its own transaction, before anything else: so changes queue behind that
+    row's lock and none of them works on what another is about to change.
+    """
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+
+    def publish(
+        self,
+        *,
+        name: str,
+        task: str,
+        family: str,
+        manifest: dict[str, Any],
+        digest: str,
+        bytes: int,
+        lineage: dict[str, Any],
+        metrics: dict[str, Any],
+        store_files: Callable[[str], None],
+        owner: str = "local",
+        activate: bool = True,
+        reuse: bool = False,
+    ) -> ModelVersion:
+        """The new version of ``name``, after ``store_files(prefix)`` has written its blobs under that prefix.
+
+        It becomes the active one unless ``activate`` is off or a later version is active already. With ``reuse`` an
+        active version of the same digest is given back instead. What ``store_files`` raises is passed on, and nothing
+        of this version stays in the database; the blobs that it wrote are its own to remove.
+        BadInput for a name that is none.
+        """
+        check_name(name)
+        if reuse:
+            with reading(self._engine) as session:
+                active = active_of(session, owner, name)
+            if active is not None and active.digest == digest:
+                return active
+        version = self._take_number(owner, name, task)
+        prefix = location(owner, name, version)
+        try:
+            store_files(prefix)
+        except BaseException:
+            with contextlib.suppress(Unavailable):
+                self._give_number_back(owner, name, version)
+            raise
+        row = ModelVersion(
+            owner=owner,
+            name=name,
+            version=version,
+            task=task,
+            family=family,
+            location=prefix,
+            manifest=manifest,
+            digest=digest,
+            bytes=bytes,
+            active=activate,
+            metrics=metrics,
+            lineage=lineage,
+        )
+        # From here on a number is never given back: a commit whose answer got lost may have happened.
+        return self._commit(row, reuse)
+
+    def _take_number(self, owner: str, name: str, task: str) -> int:
+        # A transaction of its own: writing the files takes long, and nobody should wait for it.
+        with self._changing() as session:
+            model = model_of(session, owner, name) or Model(owner=owner, name=name, task=task)
+            model.last_version += 1
+            session.add(model)
+            return model.last_version
+
+    def _give_number_back(self, owner: str, name: str, version: int) -> None:
+        with self._changing() as session:
+            model = model_of(session, owner, name)
+            if model is None or model.last_version != version:
+                return  # a later number is taken: this one stays unused
+            model.last_version -= 1
+            untouched = model.unavailable_reason is None and model.desired == "auto"
+            if model.last_version == 0 and untouched:
+                session.delete(model)
+
+    def _commit(self, row: ModelVersion, reuse: bool) -> ModelVersion:
+        with self._changing() as session:
+            active = active_of(session, row.owner, row.name)
+            if reuse and active is not None and active.digest == row.digest:
+                return active  # somebody published the same bytes meanwhile; ours lie there for the sweeper
+            if active is not None and row.active:
+                if active.version > row.version:
+                    row.active = False
+                else:
+                    active.active = False
+                    session.flush()  # before the insert: only one may be active at any time
+            session.add(row)
+            model = expected(session, row.owner, row.name)
+            model.task, model.unavailable_reason, model.updated_at = row.task, None, now()
+            return row
+
+    def mark_unavailable(self, name: str, task: str | None, reason: str, owner: str = "local") -> None:
+        """List ``name`` with the reason why it has no version; nothing changes when it has one. BadInput as above."""
+        check_name(name)
+        with self._changing() as session:
+            if versions_of(session, owner, name):
+                return
+            model = model_of(session, owner, name) or Model(owner=owner, name=name)
+            model.task, model.unavailable_reason, model.updated_at = task or model.task, reason, now()
+            session.add(model)
+
+    def set_desired(self, name: str, desired: Desired, owner: str = "local") -> Model:
+        """The model, of which every process now wants what ``desired`` says. NotFound for a name that is not listed."""
+        if desired not in ("auto", "loaded", "unloaded"):
+            raise BadInput("a model can be wanted auto, loaded or unloaded")
+        with self._changing() as session:
+            model = expected(session, owner, name)
+            model.desired, model.updated_at = desired, now()
+            return model
+
+    def activate(self, name: str, version: int, owner: str = "local") -> ModelVersion:
+        """The version, which from now on is what ``name`` means. NotFound."""
+        with self._changing() as session:
+            chosen = version_of(session, owner, name, version)
+            active = active_of(session, owner, name)
+            if active is not None and active.version != version:
+                active.active = False
+                session.flush()
+            chosen.active = True
+            return chosen
+
+    def delete_version(self, name: str, version: int, owner: str = "local") -> str:
+        """Forget a version; gives the blob prefix to delete after that. Its number is not used again.
+
+        NotFound. Conflict while it is active and others exist: activate one of them first.
+        """
+        with self._changing() as session:
+            chosen = version_of(session, owner, name, version)
+            others = [other for other in versions_of(session, owner, name) if other.version != version]
+            if chosen.active and others:
+                raise Conflict(f"version {version} of model {name} is active: activate one of {numbers(others)} first")
+            session.delete(chosen)
+            return chosen.location
+
+    def resolve(self, name: str, version: int | None = None, owner: str = "local") -> ModelVersion:
+        """The version meant; None means the active one.
+
+        NotFound says what there is. Unavailable: the model is listed, but has no version; the reason is in the text.
+        """
+        with reading(self._engine) as session:
+            if version is not None:
+                return version_of(session, owner, name, version)
+            if active := active_of(session, owner, name):
+                return active
+            versions = versions_of(session, owner, name)
+            if versions:
+                raise NotFound(f"model {name} has no active version; say which: {numbers(versions)}")
+            raise absent(session, owner, name)
+
+    def models(self, owner: str = "local") -> list[Listed]:
+        """Every model that has a version or a reason why not, by name."""
+        with reading(self._engine) as session:
+            return listed(session, owner)
+
+    def versions(self, name: str, owner: str = "local") -> list[ModelVersion]:
+        """Newest first; NotFound or Unavailable as ``resolve`` when there is none."""
+        with reading(self._engine) as session:
+            if versions := versions_of(session, owner, name):
+                return versions
+            raise absent(session, owner, name)
+
+    def revision(self) -> int:
+        """Grows with every change of models and versions; cheap enough to poll."""
+        with reading(self._engine) as session:
+            return session.exec(select(RegistryRevision.revision)).one()
+
+    def report(self, process_id: str, host: str, pid: int, states: Sequence[Holding]) -> None:
+        """Replace all that this process has reported before; report at least every few seconds."""
+        replicas.report(self._engine, process_id, host, pid, states)
+
+    def replicas(self, name: str | None = None, max_age_s: float = 15, owner: str | None = None) -> list[ModelReplica]:
+        """What processes reported within ``max_age_s``; an older word is that of a dead process."""
+        return replicas.replicas(self._engine, name, owner, max_age_s)
+
+    def forget(self, process_id: str) -> None:
+        """Remove what this process reported: it ends."""
+        replicas.forget(self._engine, process_id)
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[Session]:
+        with writing(self._engine) as session:
+            session.execute(sa.update(RegistryRevision).values(revision=RegistryRevision.revision + 1))
+            yield session

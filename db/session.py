@@ -1,0 +1,170 @@
+"""The way to the database: one engine per process, transactions, and what the driver's errors become."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import orjson
+import sqlalchemy as sa
+from sqlalchemy import event, exc
+from sqlmodel import Session
+
+from ekiben.errors import BadInput, Conflict, Refusal, Unavailable
+
+log = logging.getLogger(__name__)
+
+UNREACHABLE = "the database is unreachable"
+BUSY_MS = 10_000
+_FOREIGN = {"23503", "SQLITE_CONSTRAINT_FOREIGNKEY"}
+_UNIQUE = {"23505", "SQLITE_CONSTRAINT_UNIQUE", "SQLITE_CONSTRAINT_PRIMARYKEY"}
+
+
+def parse_url(url: str) -> sa.URL:
+    """The URL with Ekiben's driver in it. BadInput for anything but a SQLite file or PostgreSQL."""
+    try:
+        parsed = sa.make_url(url)
+    except exc.ArgumentError:
+        raise BadInput("the database URL is none: sqlite:///file or postgresql://user:password@host/name") from None
+    match parsed.get_backend_name():
+        case "sqlite":
+            if not parsed.database or parsed.database == ":memory:" or parsed.database.startswith("file:"):
+                raise BadInput("the SQLite database must be a file: every process has to see the same rows")
+            return parsed.set(drivername="sqlite")
+        case "postgresql" | "postgres":
+            # SQLAlchemy 2.1 takes psycopg 3 when no driver is named.
+            return parsed.set(drivername="postgresql+psycopg2")
+        case other:
+            raise BadInput(f"the database must be SQLite or PostgreSQL, not {other}")
+
+
+def connect(url: str) -> sa.Engine:
+    """The engine of this process; nothing is connected yet. Call it once per process, never before a fork."""
+    parsed = parse_url(url)
+    common: dict[str, Any] = {
+        "json_serializer": lambda value: orjson.dumps(value).decode(),
+        "json_deserializer": orjson.loads,
+        "hide_parameters": True,  # errors are logged; users' data is not
+        "pool_timeout": 5,
+    }
+    if parsed.get_backend_name() == "sqlite":
+        make_folder(parsed)
+        engine = sa.create_engine(
+            parsed, pool_size=8, max_overflow=32, connect_args={"check_same_thread": False}, **common
+        )
+        event.listen(engine, "connect", _open_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+        return engine
+    return sa.create_engine(
+        parsed, pool_size=8, max_overflow=16, pool_pre_ping=True, connect_args=postgres_arguments(), **common
+    )
+
+
+def make_folder(url: sa.URL) -> None:
+    """Make the folder of a SQLite file. Unavailable when that is not possible."""
+    try:
+        Path(url.database or "").absolute().parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        log.warning("the folder of the database cannot be made", extra={"cause": str(error)})
+        raise Unavailable(UNREACHABLE) from None
+
+
+def postgres_arguments(*, limits: bool = True) -> dict[str, Any]:
+    """libpq's arguments: give up on a silent host within seconds, and with ``limits`` on a slow statement."""
+    arguments: dict[str, Any] = {
+        "connect_timeout": 3,
+        "application_name": "ekiben",
+        "keepalives_idle": 5,
+        "keepalives_interval": 2,
+        "keepalives_count": 2,
+        "tcp_user_timeout": 8_000,
+    }
+    if limits:
+        arguments["options"] = "-c statement_timeout=15000 -c lock_timeout=5000"
+    return arguments
+
+
+def _open_sqlite(connection: sqlite3.Connection, record: object) -> None:
+    # The driver would begin before the first write, that is after the first read; SQLAlchemy begins (below).
+    connection.isolation_level = None
+    connection.execute(f"PRAGMA busy_timeout={BUSY_MS}")
+    set_wal(connection)
+    connection.execute("PRAGMA synchronous=FULL")  # an answer leaves only when its row survives a power cut
+    connection.execute("PRAGMA foreign_keys=ON")
+
+
+def set_wal(connection: sqlite3.Connection) -> None:
+    """Put a SQLite file into WAL mode; the mode stays with the file."""
+    deadline = time.monotonic() + BUSY_MS / 1000
+    while connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError:
+            # Two processes that switch at once: SQLite does not wait here whatever busy_timeout says.
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    # A transaction that reads first and then writes fails at once when another wrote in between, without waiting
+    # for busy_timeout. So whoever is going to write says so at the beginning.
+    immediate = connection.get_execution_options().get("immediate", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+
+
+@contextmanager
+def reading(engine: sa.Engine) -> Iterator[Session]:
+    """A transaction that only reads. Its objects stay readable afterwards. Raises as ``refusing`` does."""
+    with refusing(), Session(engine, expire_on_commit=False) as session, session.begin():
+        yield session
+
+
+@contextmanager
+def writing(engine: sa.Engine) -> Iterator[Session]:
+    """A transaction that writes, committed at the end; on SQLite nobody else writes meanwhile."""
+    immediate = engine.execution_options(immediate=True)
+    with refusing(), Session(immediate, expire_on_commit=False) as session, session.begin():
+        yield session
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Turn the driver's errors into refusals (``as_refusal``) and log their cause."""
+    try:
+        yield
+    except exc.SQLAlchemyError as error:
+        refusal = as_refusal(error)
+        if refusal is None:
+            raise
+        raise refusal from None
+
+
+def as_refusal(error: Exception) -> Refusal | None:
+    """What a caller may know of a database error, never in the driver's words; None: a fault of ours.
+
+    Unavailable: unreachable, out of time or space. Conflict: a row is referred to, gone, or there already.
+    """
+    if isinstance(error, exc.IntegrityError):
+        code = getattr(error.orig, "pgcode", None) or getattr(error.orig, "sqlite_errorname", None)
+        if code in _FOREIGN:
+            return Conflict("something these records refer to is gone, or something still refers to them")
+        return Conflict("these records exist already") if code in _UNIQUE else None
+    lost = isinstance(error, exc.DBAPIError) and error.connection_invalidated
+    if lost or isinstance(error, exc.OperationalError | exc.InterfaceError | exc.TimeoutError):
+        log.warning(UNREACHABLE, extra={"cause": str(getattr(error, "orig", None) or error).strip()})
+        return Unavailable(UNREACHABLE)
+    return None
+
+
+def ping(engine: sa.Engine) -> None:
+    """Ask the database for something it has to look up. Unavailable when it does not answer."""
+    # SELECT 1 does not touch a SQLite file; the schema's version does.
+    question = "PRAGMA schema_version" if engine.dialect.name == "sqlite" else "SELECT 1"
+    with refusing(), engine.connect() as connection:
+        connection.exec_driver_sql(question).scalar_one()

@@ -1,0 +1,186 @@
+"""Tables: what the platform remembers, one class per table."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any, ClassVar
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlmodel import Field, SQLModel
+
+from ekiben.ids import new_id
+
+NAMES = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+    "pk": "pk_%(table_name)s",
+}
+"""How constraints are called: a migration can only drop what has a name."""
+
+# A dict changed in place is not noticed: assign a new one. None is SQL's NULL, not JSON's.
+JSON = sa.JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
+
+
+def now() -> datetime:
+    """The present, in UTC. A datetime without a zone is refused when it is stored."""
+    return datetime.now(UTC)
+
+
+class Row(SQLModel):
+    """Every table of Ekiben; ``Row.metadata`` knows them all, and nothing of other libraries' tables."""
+
+    metadata: ClassVar[sa.MetaData] = sa.MetaData(naming_convention=NAMES)
+
+
+class Owned(Row):
+    """A row with an id of its own (UUIDv7) that belongs to somebody."""
+
+    id: str = Field(default_factory=new_id, primary_key=True, max_length=36)
+    owner: str = "local"
+    created_at: datetime = Field(default_factory=now)
+
+
+class Image(Owned, table=True):
+    """An uploaded picture. ``width`` and ``height`` are those of the EXIF-turned picture."""
+
+    __tablename__ = "images"
+    __table_args__ = (
+        sa.Index(None, "owner", "created_at"),
+        sa.Index(None, "owner", "sha256"),
+        sa.Index(None, "storage_key"),
+    )
+
+    filename: str | None = None
+    mime_type: str
+    bytes: int = Field(sa_type=sa.BigInteger)
+    width: int
+    height: int
+    sha256: str = Field(max_length=64)
+    storage_key: str
+    kept: bool = Field(default=False, description="Uploaded for itself: stays when its last prediction goes.")
+
+
+class Prediction(Owned, table=True):
+    """One answer of one model about one image."""
+
+    __tablename__ = "predictions"
+    __table_args__ = (
+        sa.CheckConstraint("status IN ('succeeded', 'failed')", name="status"),
+        sa.Index(None, "owner", "created_at"),
+        sa.Index(None, "owner", "task", "created_at"),
+        sa.Index(None, "owner", "model_name", "created_at"),
+        sa.Index(None, "image_id"),
+    )
+
+    job_id: str | None = Field(default=None, max_length=36)
+    image_id: str = Field(foreign_key="images.id", ondelete="RESTRICT", max_length=36)
+    task: str
+    model_name: str
+    model_version: int
+    parameters: dict[str, Any] = Field(default_factory=dict, sa_type=JSON)
+    result: dict[str, Any] | None = Field(default=None, sa_type=JSON)
+    status: str
+    top_class: str | None = None
+    top_confidence: float | None = None
+    queue_ms: float = 0.0
+    inference_ms: float = 0.0
+    batch_size: int = 1
+    error: str | None = None
+    finished_at: datetime = Field(default_factory=now)
+
+
+class Artifact(Owned, table=True):
+    """A file that an answer or a job made: a mask, an overlay, an archive."""
+
+    __tablename__ = "artifacts"
+    __table_args__ = (sa.Index(None, "prediction_id"), sa.Index(None, "storage_key"))
+
+    prediction_id: str | None = Field(default=None, foreign_key="predictions.id", ondelete="CASCADE", max_length=36)
+    job_id: str | None = Field(default=None, max_length=36)
+    kind: str
+    storage_key: str
+    mime_type: str
+    bytes: int = Field(sa_type=sa.BigInteger)
+    sha256: str = Field(max_length=64)
+
+
+class Model(Owned, table=True):
+    """A name under which versions are published, and what is wanted of it.
+
+    ``desired`` auto: loaded on first use. ``last_version`` only grows: a number that was taken is never given to other
+    bytes, because caches go by name and version.
+    """
+
+    __tablename__ = "models"
+    __table_args__ = (
+        sa.CheckConstraint("desired IN ('auto', 'loaded', 'unloaded')", name="desired"),
+        sa.UniqueConstraint("owner", "name"),
+    )
+
+    name: str
+    desired: str = "auto"
+    unavailable_reason: str | None = Field(default=None, description="Why no version exists.")
+    task: str | None = None
+    last_version: int = 0
+    updated_at: datetime = Field(default_factory=now)
+
+
+class ModelVersion(Owned, table=True):
+    """One immutable artifact of a model; its files lie in the blob store under ``location``, which ends with ``/``."""
+
+    __tablename__ = "model_versions"
+    __table_args__ = (
+        sa.UniqueConstraint("owner", "name", "version"),
+        sa.Index(
+            "uq_model_versions_active",
+            "owner",
+            "name",
+            unique=True,
+            sqlite_where=sa.text("active"),
+            postgresql_where=sa.text("active"),
+        ),
+        sa.Index(None, "location"),
+    )
+
+    name: str
+    version: int
+    task: str
+    family: str
+    location: str
+    manifest: dict[str, Any] = Field(sa_type=JSON)
+    digest: str = Field(max_length=64)
+    bytes: int = Field(sa_type=sa.BigInteger)
+    active: bool = False
+    metrics: dict[str, Any] = Field(default_factory=dict, sa_type=JSON)
+    lineage: dict[str, Any] = Field(default_factory=dict, sa_type=JSON)
+
+
+class ModelReplica(Row, table=True):
+    """What one process says of one model version that it holds."""
+
+    __tablename__ = "model_replicas"
+    __table_args__ = (sa.CheckConstraint("state IN ('ready', 'loading', 'unloaded', 'failed')", name="state"),)
+
+    process_id: str = Field(primary_key=True, max_length=36)
+    owner: str = Field(default="local", primary_key=True)
+    name: str = Field(primary_key=True)
+    version: int = Field(primary_key=True)
+    host: str
+    pid: int
+    state: str
+    reason: str | None = None
+    memory_bytes: int = Field(default=0, sa_type=sa.BigInteger)
+    updated_at: datetime = Field(default_factory=now)
+
+
+class RegistryRevision(Row, table=True):
+    """One row (id 1) that every registry change increments, so that a process sees changes by polling it."""
+
+    __tablename__ = "registry_revision"
+    __table_args__ = (sa.CheckConstraint("id = 1", name="single"),)
+
+    id: int = Field(default=1, primary_key=True)
+    revision: int = Field(default=0, sa_type=sa.BigInteger)

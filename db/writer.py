@@ -1,0 +1,138 @@
+"""Group commit: one thread stores all that waits in one transaction, because a commit costs more than its rows."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, InvalidStateError
+from typing import Any, cast
+
+import sqlalchemy as sa
+from sqlmodel import SQLModel
+
+from db.session import as_refusal, ping
+from db.tables import Row
+from ekiben.errors import Overloaded, Unavailable
+
+log = logging.getLogger(__name__)
+
+MAX_BACKLOG = 10_000
+MAX_GROUP = 256  # units of one transaction: bounds how long others wait for SQLite's one writer
+PATIENCE_S = 2.0  # a group that failed after this long is not tried again in parts
+
+_Unit = tuple[Sequence[SQLModel], "Future[None]"]
+
+
+class Writer:
+    """Stores units of rows, each all or none. Its thread starts with the first unit."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine.execution_options(immediate=True)
+        self._waiting: deque[_Unit] = deque()
+        self._change = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    def save(self, rows: Sequence[SQLModel]) -> Future[None]:
+        """Done when the rows of this unit are safe on disk; does not block, so it may be called on an event loop.
+
+        The rows must not be changed any more. A future that is cancelled before its turn is not stored. It fails with
+        Unavailable, or Conflict when a row exists already or refers to one that is gone. Raises Overloaded when
+        10,000 units wait, Unavailable after ``close``.
+        """
+        future: Future[None] = Future()
+        with self._change:
+            if self._closed:
+                raise Unavailable("the server is stopping")
+            if len(self._waiting) >= MAX_BACKLOG:
+                raise Overloaded("too many records wait to be stored", retry_after_s=1)
+            self._waiting.append((rows, future))
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="records-writer", daemon=True)
+                self._thread.start()
+            self._change.notify()
+        return future
+
+    def close(self, timeout_s: float = 10.0) -> None:
+        """Store what waits, then end. What is not stored after ``timeout_s`` fails with Unavailable."""
+        with self._change:
+            self._closed = True
+            self._change.notify()
+            thread = self._thread
+        if thread is not None:
+            thread.join(timeout_s)
+        _settle(self._take(MAX_BACKLOG), Unavailable("the server is stopping"))
+
+    def _run(self) -> None:
+        while True:
+            with self._change:
+                self._change.wait_for(lambda: self._waiting or self._closed)
+                if not self._waiting:
+                    return
+            units = self._take(MAX_GROUP)
+            try:
+                self._store(units, time.monotonic())
+            except Exception as error:  # whatever it is: nobody may wait for ever
+                log.exception("records could not be stored")
+                _settle(units, error)
+
+    def _take(self, limit: int) -> list[_Unit]:
+        with self._change:
+            taken = [self._waiting.popleft() for _ in range(min(limit, len(self._waiting)))]
+        return [unit for unit in taken if unit[1].set_running_or_notify_cancel()]
+
+    def _store(self, units: list[_Unit], began_s: float) -> None:
+        """One transaction for all; if that fails, for each half: so one bad unit fails alone after log2(n) rounds."""
+        if not units:
+            return
+        try:
+            self._insert(units)
+        except Exception as error:
+            refusal = as_refusal(error) if isinstance(error, sa.exc.SQLAlchemyError) else None
+            if isinstance(refusal, Unavailable) and self._is_down(began_s):
+                # All who wait are told now: one after the other they would each wait for the same timeout.
+                _settle([*units, *self._take(MAX_BACKLOG)], refusal)
+            elif len(units) == 1:
+                _settle(units, refusal or error)
+            else:
+                half = len(units) // 2
+                self._store(units[:half], began_s)
+                self._store(units[half:], began_s)
+        else:
+            _settle(units, None)
+
+    def _insert(self, units: list[_Unit]) -> None:
+        # Core's executemany with plain dicts: the unit of work of an ORM session costs several times as much.
+        values: dict[sa.Table, list[dict[str, Any]]] = {}
+        for rows, _ in units:
+            for row in rows:
+                table = cast(sa.Table, type(row).__table__)  # type: ignore[attr-defined]
+                given = row.__dict__
+                values.setdefault(table, []).append({column.name: given.get(column.name) for column in table.columns})
+        with self._engine.begin() as connection:
+            for table in Row.metadata.sorted_tables:  # whoever is referred to comes first
+                if table in values:
+                    connection.execute(sa.insert(table), values[table])
+
+    def _is_down(self, began_s: float) -> bool:
+        if time.monotonic() - began_s > PATIENCE_S:
+            return True
+        try:
+            ping(self._engine)
+        except Unavailable:
+            return True
+        return False
+
+
+def _settle(units: Sequence[_Unit], error: Exception | None) -> None:
+    for _, future in units:
+        # Somebody whom close() gave up on may be settled already.
+        with contextlib.suppress(InvalidStateError):
+            if error is None:
+                future.set_result(None)
+            else:
+                future.set_exception(error)

@@ -1,0 +1,145 @@
+"""From a row of the zoo and a choice of weights to a network in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ekiben.errors import BadInput
+from export import classifier, segmenter
+from export.zoo import Row
+from models.artifact import Weights, sha256_of
+
+BUILDERS: dict[str, Callable[[str, int], nn.Module]] = {
+    "classifier": classifier.build,
+    "segmenter": segmenter.build,
+}
+"""Family -> function from an architecture and a number of classes to a network that gives logits."""
+
+# Parts of published files that no exported graph contains: DeepLabV3's second head exists for training only.
+TRAINING_ONLY = ("aux_classifier.",)
+_CALIBRATION_PICTURES = 8
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A network that maps float32 [N, 3, H, W] to logits, in eval mode, and where its numbers come from."""
+
+    row: Row
+    network: nn.Module
+    labels: tuple[str, ...]
+    weights: Weights
+
+
+def published(row: Row, file: Path, labels: tuple[str, ...] | None = None) -> Recipe:
+    """The network with its published weights, read from ``file``. ``labels`` may rename the classes."""
+    labels = _labels_for(row, labels, len(row.labels))
+    network = BUILDERS[row.family](row.architecture, len(labels))
+    _load(network, _read(file), file)
+    return Recipe(row, network, labels, Weights(kind="published", detail=row.file, sha256=sha256_of(file)))
+
+
+def random(row: Row, seed: int, labels: tuple[str, ...] | None = None) -> Recipe:
+    """The network with seeded random weights: for shape, parity and speed, never for answers."""
+    labels = labels or row.labels
+    torch.manual_seed(seed)
+    network = BUILDERS[row.family](row.architecture, len(labels))
+    _calibrate(network, row.height or 96)
+    return Recipe(row, network, labels, Weights(kind="random", detail=f"seed {seed}"))
+
+
+def checkpoint(row: Row, file: Path, labels: tuple[str, ...] | None = None) -> Recipe:
+    """The network with the weights of ``file``: a state_dict, bare or under "state_dict" or "model".
+
+    A head with another number of classes than the row's needs ``labels``. BadInput says what does not fit.
+    """
+    state = _read(file)
+    head = (classifier.HEADS | segmenter.HEADS)[row.architecture]
+    if head not in state:
+        raise BadInput(f"{file} is no checkpoint of {row.architecture}: it has no {head}")
+    labels = _labels_for(row, labels, len(state[head]))
+    network = BUILDERS[row.family](row.architecture, len(labels))
+    _load(network, state, file)
+    return Recipe(row, network, labels, Weights(kind="checkpoint", detail=file.name, sha256=sha256_of(file)))
+
+
+def pictures(count: int, height: int, width: int, seed: int) -> Tensor:
+    """float32 [count, 3, height, width], seeded: blobs and grain of mixed contrast and brightness.
+
+    The values spread like those of normalised photographs.
+    """
+    source = torch.Generator().manual_seed(seed)
+    result = 0.3 * torch.randn(count, 3, height, width, generator=source)
+    for cells in (2, 4, 8, 16):
+        blobs = torch.randn(count, 3, cells, cells, generator=source)
+        result += 0.5 * nn.functional.interpolate(blobs, size=(height, width), mode="bilinear")
+    contrast = 0.3 + 1.2 * torch.rand(count, 1, 1, 1, generator=source)
+    return result * contrast + torch.randn(count, 3, 1, 1, generator=source)
+
+
+def _labels_for(row: Row, labels: tuple[str, ...] | None, classes: int) -> tuple[str, ...]:
+    labels = labels or row.labels
+    if len(labels) != classes:
+        raise BadInput(f"the weights have {classes} classes, but there are {len(labels)} labels; give --labels with {classes}")
+    return labels
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint. BadInput when it is none; no code in the file is run."""
+    try:
+        loaded: Any = torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise BadInput(f"{file} does not exist") from None
+    except Exception as error:  # torch raises pickle, zip, runtime and key errors for a file that is no checkpoint
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise BadInput(f"{file} cannot be read as a checkpoint of tensors: {reason[0][:200]}") from None
+    for key in ("state_dict", "model"):
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
+            loaded = loaded[key]
+    if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise BadInput(f"{file} holds no state_dict: names of parameters with a tensor each are expected")
+    # DataParallel puts "module." before every name.
+    return {str(name).removeprefix("module."): value for name, value in loaded.items()}
+
+
+def _load(network: nn.Module, state: dict[str, Tensor], file: Path) -> None:
+    state = {name: value for name, value in state.items() if not name.startswith(TRAINING_ONLY)}
+    wanted = network.state_dict()
+    problems = []
+    # Files of before PyTorch 0.4.1 lack the counters of BatchNorm, which nothing here reads.
+    missing = [name for name in wanted if name not in state and not name.endswith("num_batches_tracked")]
+    for what, names in (("missing", missing), ("unexpected", [name for name in state if name not in wanted])):
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            problems.append(f"{what} {', '.join(names[:3])}{more}")
+    for name in wanted:
+        if name in state and state[name].shape != wanted[name].shape:
+            problems.append(f"{name} is {list(state[name].shape)}, not {list(wanted[name].shape)}")
+            break
+    if problems:
+        raise BadInput(f"{file} does not fit the network: {'; '.join(problems)}")
+    network.load_state_dict(wanted | state)
+
+
+def _calibrate(network: nn.Module, side: int) -> None:
+    """Set the statistics of every BatchNorm so that a picture's signal keeps its size from layer to layer.
+
+    With those of a fresh network (mean 0, variance 1) EfficientNet-B0's logits come out below 1e-13, where no
+    comparison between runtimes means anything. One number per layer, not one per channel as training would give:
+    dividing channels of little variance by it magnifies rounding a thousandfold in a network that was never trained.
+    """
+
+    def keep_size(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        norm.get_buffer("running_var").fill_(inputs[0].square().mean())
+
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    hooks = [norm.register_forward_pre_hook(keep_size) for norm in norms]
+    with torch.no_grad():
+        network(pictures(_CALIBRATION_PICTURES, side, side, seed=0))
+    for hook in hooks:
+        hook.remove()

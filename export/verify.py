@@ -1,0 +1,80 @@
+"""Proof that an exported network is the network: the same pixels through torch, ONNX Runtime and TorchScript."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort  # type: ignore[import-untyped]
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ekiben.errors import Refusal
+from export.recipe import pictures
+from models.artifact import ONNX, TORCHSCRIPT, Parity
+
+TOLERANCE = 1e-3
+SEED = 7
+
+Shape = tuple[int, int, int]
+"""Batch, height, width."""
+
+
+class ParityError(Refusal):
+    """An export that does not give what torch gives."""
+
+    code = "parity"
+
+
+def measure_parity(
+    network: nn.Module, onnx_file: Path, torchscript_file: Path, shapes: tuple[Shape, ...], *, tolerance: float = TOLERANCE
+) -> Parity:
+    """The largest absolute difference of each export from torch over ``shapes``.
+
+    ParityError when one is above ``tolerance``, is not a number, or an export fails or gives another shape.
+    """
+    session = ort.InferenceSession(str(onnx_file), providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    traced = torch.jit.load(str(torchscript_file), map_location="cpu")
+    exports: dict[str, Callable[[Tensor], NDArray[Any]]] = {
+        ONNX: lambda pixels: session.run(None, {name: pixels.numpy()})[0],
+        TORCHSCRIPT: lambda pixels: traced(pixels).numpy(),
+    }
+    worst = dict.fromkeys(exports, 0.0)
+    with torch.inference_mode():
+        for batch, height, width in shapes:
+            pixels = pictures(batch, height, width, seed=SEED)
+            expected = network(pixels).numpy()
+            for file, run in exports.items():
+                worst[file] = max(worst[file], _difference(file, run, pixels, expected))
+                if not worst[file] <= tolerance:
+                    raise ParityError(
+                        f"{file} differs from torch by {worst[file]:.3g} on a batch of {batch} x {height} x {width}; "
+                        f"at most {tolerance:g} is accepted, so nothing was written"
+                    )
+    fed = ", ".join(f"{batch}x3x{height}x{width}" for batch, height, width in shapes)
+    return Parity(
+        onnx_max_abs=worst[ONNX],
+        torchscript_max_abs=worst[TORCHSCRIPT],
+        tolerance=tolerance,
+        inputs=f"seeded pictures (seed {SEED}) of {fed}",
+    )
+
+
+def _difference(
+    file: str, run: Callable[[Tensor], NDArray[Any]], pixels: Tensor, expected: NDArray[np.floating[Any]]
+) -> float:
+    """Infinity where either side has a value that is no finite number: max() would lose a NaN."""
+    try:
+        got = run(pixels)
+    except Exception as error:  # ONNX Runtime's and TorchScript's own exception types share no base but Exception
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ParityError(f"{file} fails on pictures of shape {list(pixels.shape)}: {reason[:200]}") from None
+    if got.shape != expected.shape:
+        raise ParityError(f"{file} gives {list(got.shape)} where torch gives {list(expected.shape)}")
+    worst = float(np.abs(got - expected).max())
+    return worst if math.isfinite(worst) else math.inf

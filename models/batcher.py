@@ -1,0 +1,245 @@
+"""The batcher: items wait per model, a free slot takes what is waiting at once."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ekiben.errors import CallerLeft, DeadlineExceeded, Overloaded, Refusal, Unavailable
+from models.batch_size import BatchSizer
+from models.results import Timing
+
+P = TypeVar("P")
+R = TypeVar("R")
+
+log = logging.getLogger(__name__)
+
+
+class Work(Protocol[P, R]):
+    """What a lane does with its items. All three run on a slot's thread."""
+
+    def prepare(self, payload: P) -> tuple[NDArray[np.generic], Any]:
+        """The tensor of one item (no batch axis) and whatever ``finish`` needs."""
+        ...
+
+    def run(self, batch: NDArray[np.generic]) -> NDArray[Any]:
+        """The outputs of a batch [N, ...], first axis N."""
+        ...
+
+    def finish(self, output: NDArray[Any], prepared: Any, payload: P) -> R:
+        """The answer of one item from its row."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class Item(Generic[P, R]):
+    """One waiting request. ``answer`` is called exactly once, from a slot's thread, with a result or an error."""
+
+    payload: P
+    bytes: int
+    deadline: float
+    answer: Callable[[R | None, Timing | None, BaseException | None], None]
+    left: bool = False
+    submitted: float = field(default_factory=time.monotonic)
+
+    def leave(self) -> None:
+        """The caller went away: the item is not computed any more."""
+        self.left = True
+
+
+@dataclass(slots=True, eq=False)
+class Lane(Generic[P, R]):
+    """The queue of one model. ``slots``: runs at once; ``max_batch``: what the graph takes."""
+
+    key: Hashable
+    work: Work[P, R]
+    slots: int
+    sizer: BatchSizer
+    queue: deque[Item[P, R]] = field(default_factory=deque)
+    running: int = 0
+
+    def wait_s(self) -> float:
+        """Seconds until an item that arrives now would be taken, as far as past runs tell."""
+        cost = self.sizer.per_item_s()
+        return 0.0 if cost is None else cost * len(self.queue) / self.slots
+
+
+class Batcher:
+    """Threads ("slots") that serve lanes in turn.
+
+    Nothing waits for a timer: an idle slot takes one item at once; while all slots are busy items gather, and the
+    next free slot takes as many as pay for that model (see BatchSizer). An error belongs to its item. ``max_bytes``
+    bounds what may wait; a request that could not be answered before its deadline is refused on arrival.
+    """
+
+    def __init__(self, slots: int, max_bytes: int, observe: Callable[[Hashable, int, float], None] | None = None) -> None:
+        self.slots = slots
+        self.max_bytes = max_bytes
+        self.waiting_bytes = 0
+        self._observe = observe
+        self._lanes: dict[Hashable, Lane[Any, Any]] = {}
+        self._turn: deque[Lane[Any, Any]] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._threads = [threading.Thread(target=self._serve, name=f"slot-{n}", daemon=True) for n in range(slots)]
+        for thread in self._threads:
+            thread.start()
+
+    def open_lane(self, key: Hashable, work: Work[P, R], *, slots: int | None = None, max_batch: int = 64) -> Lane[P, R]:
+        """The lane of ``key``, made with ``work`` if it is new."""
+        with self._changed:
+            lane = self._lanes.get(key)
+            if lane is None or lane.work is not work:
+                lane = Lane(key, work, min(slots or self.slots, self.slots), BatchSizer(max_batch))
+                self._lanes[key] = lane
+            return lane
+
+    def close_lane(self, key: Hashable) -> None:
+        """Forget a lane. What waits in it is still served."""
+        with self._changed:
+            self._lanes.pop(key, None)
+
+    def submit(self, lane: Lane[P, R], item: Item[P, R]) -> None:
+        """Queue an item. Overloaded when the bytes or the wait are past their bound; nothing is queued then."""
+        with self._changed:
+            if self._closed:
+                raise Unavailable("the server is stopping", retry_after_s=5)
+            wait = lane.wait_s()
+            if self.waiting_bytes + item.bytes > self.max_bytes and self.waiting_bytes:
+                raise Overloaded("too many images are waiting", retry_after_s=max(1, math.ceil(wait)))
+            if item.submitted + wait > item.deadline:
+                raise Overloaded(
+                    f"{len(lane.queue)} requests wait for this model, about {wait:.0f} s", retry_after_s=max(1, math.ceil(wait))
+                )
+            self.waiting_bytes += item.bytes
+            if not lane.queue:
+                self._turn.append(lane)
+            lane.queue.append(item)
+            self._changed.notify()
+
+    def depth(self, key: Hashable) -> int:
+        """Items waiting for ``key``."""
+        lane = self._lanes.get(key)
+        return len(lane.queue) if lane else 0
+
+    def batch_size(self, key: Hashable) -> int:
+        """The batch size learned for ``key`` so far."""
+        lane = self._lanes.get(key)
+        return lane.sizer.size if lane else 1
+
+    def close(self, timeout_s: float = 20.0) -> None:
+        """Refuse new items, serve those that wait, stop the threads."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        end = time.monotonic() + timeout_s
+        for thread in self._threads:
+            thread.join(max(0.0, end - time.monotonic()))
+
+    def _serve(self) -> None:
+        while True:
+            with self._changed:
+                while (taken := self._take()) is None:
+                    if self._closed and not self._turn:
+                        return
+                    self._changed.wait()
+            lane, items, dead = taken
+            for item in dead:
+                _refuse_dead(item)
+            if items:
+                started = time.monotonic()
+                try:
+                    run_batch(lane.work, items, started)
+                except BaseException:  # a slot must survive anything; each item has been answered by run_batch
+                    log.exception("a batch failed outside its items")
+                took = time.monotonic() - started
+            with self._changed:
+                lane.running -= 1
+                if items:
+                    lane.sizer.observe(len(items), took)
+                if lane.queue:
+                    self._changed.notify()
+            if items and self._observe is not None:
+                self._observe(lane.key, len(items), took)
+
+    def _take(self) -> tuple[Lane[Any, Any], list[Item[Any, Any]], list[Item[Any, Any]]] | None:
+        """The next lane in turn that has a free slot, with the items to run and those nobody waits for."""
+        for _ in range(len(self._turn)):
+            lane = self._turn.popleft()
+            if lane.running >= lane.slots:
+                self._turn.append(lane)
+                continue
+            want = lane.sizer.take(len(lane.queue))
+            items: list[Item[Any, Any]] = []
+            dead: list[Item[Any, Any]] = []
+            now = time.monotonic()
+            while lane.queue and len(items) < want:
+                item = lane.queue.popleft()
+                self.waiting_bytes -= item.bytes
+                (dead if item.left or now > item.deadline else items).append(item)
+            if lane.queue:
+                self._turn.append(lane)
+                self._changed.notify()
+            lane.running += 1
+            return lane, items, dead
+        return None
+
+
+def run_batch(work: Work[P, R], items: Sequence[Item[P, R]], started: float) -> None:
+    """Prepare, run and finish; answer every item once, each with its own result or its own error."""
+    groups: dict[tuple[Any, ...], list[tuple[Item[P, R], NDArray[np.generic], Any]]] = {}
+    for item in items:
+        if item.left:
+            _refuse_dead(item)
+            continue
+        try:
+            tensor, prepared = work.prepare(item.payload)
+        except BaseException as error:
+            item.answer(None, None, error)
+            continue
+        groups.setdefault((tensor.shape, tensor.dtype), []).append((item, tensor, prepared))
+    for group in groups.values():
+        _run_group(work, group, started)
+
+
+def _run_group(work: Work[P, R], group: list[tuple[Item[P, R], NDArray[np.generic], Any]], started: float) -> None:
+    begin = time.perf_counter()
+    try:
+        batch = group[0][1][None] if len(group) == 1 else np.stack([tensor for _, tensor, _ in group])
+        outputs = work.run(batch)
+        if len(outputs) != len(group):
+            raise RuntimeError(f"the network gave {len(outputs)} rows for a batch of {len(group)}")
+    except BaseException as error:
+        if len(group) == 1:
+            group[0][0].answer(None, None, error)
+        else:  # find the item that does it: the others must not pay
+            for member in group:
+                _run_group(work, [member], started)
+        return
+    inference_ms = (time.perf_counter() - begin) * 1e3
+    for (item, _, prepared), output in zip(group, outputs, strict=True):
+        timing = Timing((started - item.submitted) * 1e3, inference_ms, len(group))
+        try:
+            result = work.finish(output, prepared, item.payload)
+        except BaseException as error:
+            item.answer(None, None, error)
+            continue
+        item.answer(result, timing, None)
+
+
+def _refuse_dead(item: Item[Any, Any]) -> None:
+    error: Refusal
+    if item.left:
+        error = CallerLeft("the caller left before its turn")
+    else:
+        error = DeadlineExceeded("the request waited longer than its deadline", retry_after_s=1)
+    item.answer(None, None, error)

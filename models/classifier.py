@@ -1,0 +1,52 @@
+"""The classifier family: one picture in, the k best classes out."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ekiben.errors import BadInput
+from models.artifact import Manifest
+from models.images import Picture
+from models.preprocess import Preprocessor
+from models.results import Classification, ClassScore
+
+FloatArray = NDArray[np.floating[Any]]
+
+
+class Classifier:
+    """Reads an output of shape [classes] (any further axes of length 1 are dropped)."""
+
+    task: ClassVar[str] = "classify"
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._preprocess = Preprocessor(manifest)
+        self._labels = manifest.labels
+        self._activation = manifest.output.activation
+
+    def preprocess(self, picture: Picture) -> NDArray[np.generic]:
+        return self._preprocess(picture.rgb)
+
+    def confidences(self, output: FloatArray) -> FloatArray:
+        """float32 [classes]: softmax of logits, the sigmoid's values or the probabilities as they come."""
+        scores = output.reshape(-1).astype(np.float32, copy=False)
+        if self._activation != "logits":
+            return scores
+        exps = np.exp(scores - scores.max())
+        return np.asarray(exps / exps.sum(), dtype=np.float32)
+
+    def postprocess(self, output: FloatArray, picture: Picture, *, top_k: int = 5) -> Classification:
+        """The ``top_k`` best classes; ties keep the order of the labels. BadInput when there are not so many."""
+        check_top_k(top_k, len(self._labels))
+        confidences = self.confidences(output)
+        best = np.argsort(-confidences, kind="stable")[:top_k]
+        return Classification(
+            tuple(ClassScore(int(i), self._labels[i], float(confidences[i])) for i in best),
+        )
+
+
+def check_top_k(top_k: int, classes: int) -> None:
+    if not 1 <= top_k <= classes:
+        raise BadInput(f"top_k is {top_k}; this model has {classes} classes, so 1 to {classes} can be asked for")

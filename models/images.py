@@ -1,0 +1,160 @@
+"""Pictures: encoded bytes in, 8-bit RGB as the user sees it out."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from ekiben.errors import BadImage, TooLarge, UnsupportedImage
+
+MAX_BYTES: Final = 50 * 1024 * 1024
+MAX_PIXELS: Final = 64_000_000
+
+_READ = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+# Pillow opens a JPEG that carries several frames (many phones write them) as MPO; the first frame is the picture.
+_MIME = {
+    "JPEG": "image/jpeg",
+    "MPO": "image/jpeg",
+    "PNG": "image/png",
+    "WEBP": "image/webp",
+    "BMP": "image/bmp",
+    "TIFF": "image/tiff",
+}
+EXTENSIONS: Final = {
+    "image/jpeg": "jpg",
+    "image/png": "png",
+    "image/webp": "webp",
+    "image/bmp": "bmp",
+    "image/tiff": "tif",
+}
+
+# The limit on pixels is ours (MAX_PIXELS, checked before decoding, with a clear refusal). Pillow's own warning
+# between 89 and 179 megapixels would only add a line to the log of a request that is refused anyway.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A decoded picture, turned as its EXIF orientation says.
+
+    ``rgb``: PIL image, mode RGB, 8 bits. ``width`` and ``height`` are its pixels; every mask and coordinate
+    that Ekiben gives or takes is in this frame. ``mime_type`` is that of the bytes it came from.
+    """
+
+    rgb: Image.Image
+    mime_type: str
+
+    @property
+    def width(self) -> int:
+        return self.rgb.width
+
+    @property
+    def height(self) -> int:
+        return self.rgb.height
+
+
+def sniff(data: bytes) -> str:
+    """The MIME type by the first bytes. Refuses what is not one of the formats that are read, before any decoding."""
+    if len(data) > MAX_BYTES:
+        raise TooLarge(f"the image has {len(data)} bytes; at most {MAX_BYTES} are accepted")
+    if not data:
+        raise BadImage("the image is empty (0 bytes)")
+    if data.startswith(b"\xff\xd8\xff"):
+        return "image/jpeg"
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "image/png"
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "image/webp"
+    if data.startswith(b"BM"):
+        return "image/bmp"
+    if data[:4] in (b"II*\x00", b"MM\x00*"):
+        return "image/tiff"
+    if known := _unread_format(data):
+        raise UnsupportedImage(f"{known} is not read; send JPEG, PNG, WebP, BMP or TIFF")
+    raise BadImage("the bytes are not an image; JPEG, PNG, WebP, BMP and TIFF are read")
+
+
+def decode(data: bytes) -> Picture:
+    """Decode fully: EXIF-turned, RGB, 8 bits a channel.
+
+    16-bit and 32-bit integer grey is scaled from 16 bits (``>> 8``), as Pillow itself does for 16-bit colour;
+    ``convert("RGB")`` alone would clip it to white. Alpha is dropped, palettes are applied.
+    Raises TooLarge, UnsupportedImage, BadImage (not an image, truncated, zero-size).
+    """
+    mime_type = sniff(data)
+    # Pillow's readers raise whatever their parsers run into (OSError, SyntaxError, ValueError, struct.error,
+    # zlib.error, KeyError, ...). All of it is input; nothing of ours runs inside.
+    try:
+        image = Image.open(io.BytesIO(data), formats=_READ)
+    except Image.DecompressionBombError:
+        raise TooLarge(f"the image has more than {MAX_PIXELS} pixels") from None
+    except Exception:
+        raise BadImage(f"the bytes begin like {mime_type} but are not a readable image") from None
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise BadImage(f"the image has no pixels ({width} x {height})")
+    if width * height > MAX_PIXELS:
+        raise TooLarge(f"the image is {width} x {height}; at most {MAX_PIXELS} pixels are accepted")
+    try:
+        image.load()
+        rgb = _rgb(ImageOps.exif_transpose(image) if _may_be_turned(image) else image)
+    except UnsupportedImage:
+        raise
+    except MemoryError:
+        raise TooLarge(f"the image ({width} x {height}) does not fit in memory") from None
+    except Exception as error:
+        reason = "is truncated" if "truncated" in str(error).lower() else "is damaged"
+        raise BadImage(f"the {_MIME[image.format or 'JPEG']} {reason}") from None
+    return Picture(rgb, _MIME[image.format or "JPEG"])
+
+
+def encode_png(image: Image.Image, level: int = 1) -> bytes:
+    """PNG bytes. Level 1 is several times faster than 6 and, for masks, not much larger."""
+    out = io.BytesIO()
+    image.save(out, "PNG", compress_level=level)
+    return out.getvalue()
+
+
+def encode_jpeg(image: Image.Image, quality: int = 90) -> bytes:
+    out = io.BytesIO()
+    image.save(out, "JPEG", quality=quality)
+    return out.getvalue()
+
+
+def _may_be_turned(image: Image.Image) -> bool:
+    # exif_transpose parses and copies; most pictures carry no EXIF at all.
+    return image.format in ("TIFF", "MPO") or "exif" in image.info or "Raw profile type exif" in image.info or (
+        "xmp" in image.info or "XML:com.adobe.xmp" in image.info
+    )
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I"):  # I;16, I;16B, I;16L and, from 16-bit files, I
+        grey = np.asarray(image).astype(np.int64, copy=False)
+        return Image.fromarray((np.clip(grey, 0, 65535) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise UnsupportedImage("pictures of floating-point pixels are not read: their range is not defined")
+    return image.convert("RGB")
+
+
+def _unread_format(data: bytes) -> str | None:
+    if data[:4] == b"GIF8":
+        return "GIF"
+    if data[4:8] == b"ftyp":
+        return {b"heic": "HEIC", b"heix": "HEIC", b"mif1": "HEIF", b"avif": "AVIF"}.get(data[8:12], "this video or HEIF file")
+    if data[:4] == b"%PDF":
+        return "PDF"
+    if data[128:132] == b"DICM":
+        return "DICOM"
+    if data[:256].lstrip().lower().startswith((b"<svg", b"<?xml")):
+        return "SVG"
+    if data[:4] == b"8BPS":
+        return "PSD"
+    return None

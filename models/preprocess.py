@@ -1,0 +1,91 @@
+"""From a picture to the tensor a graph takes, as its manifest says."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from models.artifact import Manifest
+
+_FILTERS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+class Preprocessor:
+    """Resizes, crops and normalises. Thread-safe: holds constants only."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        steps, graph = manifest.preprocess, manifest.input
+        self._steps = steps
+        self._size = (graph.width, graph.height)
+        self._filter = _FILTERS[steps.interpolation]
+        self._channels_first = graph.layout == "NCHW"
+        self._bgr = graph.color == "BGR"
+        self._dtype = np.dtype(graph.dtype)
+        # (pixel / 255 - mean) / std == (pixel - 255 mean) / (255 std): one subtraction, one multiplication.
+        shape = (3, 1, 1) if self._channels_first else (1, 1, 3)
+        self._offset = (np.array(steps.mean) * 255.0).astype(np.float32).reshape(shape)
+        self._scale = (1.0 / (np.array(steps.std) * 255.0)).astype(np.float32).reshape(shape)
+
+    def __call__(self, rgb: Image.Image) -> NDArray[np.generic]:
+        """[C, H, W] or [H, W, C] as the graph's layout says; a uint8 graph takes pixels, others normalised values."""
+        pixels = np.asarray(self.resize(rgb))
+        if self._bgr:
+            pixels = pixels[:, :, ::-1]
+        if self._channels_first:
+            pixels = pixels.transpose(2, 0, 1)
+        if self._dtype == np.uint8:
+            return np.ascontiguousarray(pixels)
+        tensor = np.empty(pixels.shape, np.float32)
+        np.subtract(pixels, self._offset, out=tensor)
+        np.multiply(tensor, self._scale, out=tensor)
+        return tensor.astype(self._dtype, copy=False)
+
+    def resize(self, rgb: Image.Image) -> Image.Image:
+        """The picture at the graph's size. Only the pixels that the crop keeps are computed.
+
+        Pillow's ``box`` samples the same positions with the same filter as resizing everything and cropping
+        afterwards would, so the pixels are equal.
+        """
+        steps = self._steps
+        width, height = rgb.size
+        if steps.crop_share is not None:
+            side = steps.crop_share * min(width, height)
+            left, top = (width - side) / 2, (height - side) / 2
+            return rgb.resize(self._fixed_size(), self._filter, box=(left, top, left + side, top + side))
+        if steps.shorter_side is None:
+            return rgb if rgb.size == self._fixed_size() else rgb.resize(self._fixed_size(), self._filter)
+        # torchvision.transforms.functional.resize with one number: the longer side is truncated to an integer.
+        if width <= height:
+            resized = (steps.shorter_side, int(steps.shorter_side * height / width))
+        else:
+            resized = (int(steps.shorter_side * width / height), steps.shorter_side)
+        if steps.center_crop is None:
+            return rgb if rgb.size == resized else rgb.resize(resized, self._filter)
+        crop = steps.center_crop
+        if resized[0] < crop or resized[1] < crop:  # torchvision pads then; no shipped model asks for it
+            return _center_crop(rgb.resize(resized, self._filter), crop)
+        # torchvision.transforms.functional.center_crop rounds half to even, as Python's round does.
+        left, top = round((resized[0] - crop) / 2.0), round((resized[1] - crop) / 2.0)
+        x_scale, y_scale = width / resized[0], height / resized[1]
+        box = (left * x_scale, top * y_scale, (left + crop) * x_scale, (top + crop) * y_scale)
+        box = (box[0], box[1], min(box[2], width), min(box[3], height))  # the product may pass the edge by an ulp
+        return rgb.resize((crop, crop), self._filter, box=box)
+
+    def _fixed_size(self) -> tuple[int, int]:
+        width, height = self._size
+        if width is None or height is None:
+            raise ValueError("the manifest gives neither a fixed size nor shorter_side")
+        return width, height
+
+
+def _center_crop(image: Image.Image, side: int) -> Image.Image:
+    canvas = Image.new("RGB", (max(side, image.width), max(side, image.height)))
+    canvas.paste(image, ((canvas.width - image.width) // 2, (canvas.height - image.height) // 2))
+    left, top = round((canvas.width - side) / 2.0), round((canvas.height - side) / 2.0)
+    return canvas.crop((left, top, left + side, top + side))

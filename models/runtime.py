@@ -1,0 +1,127 @@
+"""The session seam: an artifact's graph, ready to run a batch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ekiben.errors import BadModelFile, Unavailable
+from models.artifact import ONNX, Manifest
+
+FloatArray = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeOptions:
+    """``threads``: threads one run may use (intra-op). ``device``: auto | cpu | cuda."""
+
+    device: str = "auto"
+    threads: int = 1
+    runtime: str = "onnx"
+
+
+class Session(Protocol):
+    """One loaded graph. ``run`` is called by several threads at once."""
+
+    device: str
+    max_batch: int | None
+
+    def run(self, batch: NDArray[np.generic]) -> FloatArray:
+        """The output for ``batch`` [N, ...]: the manifest's output, first axis N."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def cores() -> int:
+    """Cores this process may use: the CPU affinity and, in a container, the cgroup's quota."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota != "max":
+            count = min(count, max(1, round(int(quota) / int(period))))
+    except (OSError, ValueError):
+        pass
+    return count
+
+
+class OnnxSession:
+    """ONNX Runtime behind the seam."""
+
+    def __init__(self, folder: Path, manifest: Manifest, options: RuntimeOptions) -> None:
+        import onnxruntime as ort
+
+        self.device = _pick_device(options.device, ort.get_available_providers())
+        providers = ["CUDAExecutionProvider", "CPUExecutionProvider"] if self.device == "cuda" else ["CPUExecutionProvider"]
+        settings = ort.SessionOptions()
+        settings.intra_op_num_threads = options.threads
+        settings.inter_op_num_threads = 1
+        settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+        settings.log_severity_level = 3
+        # Spinning threads take a core from decoding and from the event loop while they wait for work.
+        settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            self._session = ort.InferenceSession(str(folder / ONNX), settings, providers=providers)
+        except Exception as error:  # ONNX Runtime's own exception types share no base but Exception
+            raise BadModelFile(f"ONNX Runtime cannot load {folder / ONNX}: {_first_line(error)}") from error
+        self._input = manifest.input.name
+        self._outputs = [manifest.output.name]
+        self.max_batch = manifest.input.batch
+        self._fixed = manifest.input.batch
+
+    def run(self, batch: NDArray[np.generic]) -> FloatArray:
+        count = len(batch)
+        if self._fixed is None or count == self._fixed:
+            return self._run(batch)
+        if count > self._fixed:
+            raise ValueError(f"a batch of {count} for a graph that takes {self._fixed}")
+        padding = np.zeros((self._fixed - count, *batch.shape[1:]), batch.dtype)
+        return self._run(np.concatenate([batch, padding]))[:count]
+
+    def _run(self, batch: NDArray[np.generic]) -> FloatArray:
+        output: FloatArray = self._session.run(self._outputs, {self._input: batch})[0]
+        return output
+
+    def close(self) -> None:
+        del self._session
+
+
+def _torchscript(folder: Path, manifest: Manifest, options: RuntimeOptions) -> Session:
+    # The single exception to "serving never needs torch": imported only when a person asks for this runtime.
+    try:
+        from models.runtime_torch import TorchScriptSession
+    except ImportError as error:
+        raise Unavailable(f"the torchscript runtime needs torch, which is not installed ({error.name})") from None
+    return TorchScriptSession(folder, manifest, options)
+
+
+RUNTIMES: dict[str, Callable[[Path, Manifest, RuntimeOptions], Session]] = {
+    "onnx": OnnxSession,
+    "torchscript": _torchscript,
+}
+
+
+def open_session(folder: Path, manifest: Manifest, options: RuntimeOptions) -> Session:
+    """A session on the artifact in ``folder``. BadModelFile when the graph does not load."""
+    return RUNTIMES[options.runtime](folder, manifest, options)
+
+
+def _pick_device(wanted: str, providers: list[str]) -> str:
+    if wanted == "cpu":
+        return "cpu"
+    if "CUDAExecutionProvider" in providers:
+        return "cuda"
+    if wanted == "cuda":
+        raise Unavailable("EKIBEN_DEVICE=cuda, but ONNX Runtime offers no CUDA here (install onnxruntime-gpu)")
+    return "cpu"
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

@@ -1,0 +1,106 @@
+"""The segmenter family: one picture in, a class per pixel out."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from models.artifact import Manifest
+from models.images import Picture
+from models.preprocess import Preprocessor
+from models.results import ClassArea, Segmentation
+
+FloatArray = NDArray[np.floating[Any]]
+
+_SIGMOID_THRESHOLD = 0.5
+
+
+class Segmenter:
+    """Reads an output of shape [classes, h, w] (or [h, w, classes]); scores are enlarged before the class is chosen.
+
+    With ``sigmoid`` output a pixel is background (class 0) where no channel exceeds 0.5, else 1 + the best channel.
+    """
+
+    task: ClassVar[str] = "segment"
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._preprocess = Preprocessor(manifest)
+        self._labels = manifest.labels
+        self._palette = np.array(manifest.palette, dtype=np.uint8)
+        self._sigmoid = manifest.output.activation == "sigmoid"
+        self._channels_last = manifest.output.layout == "NHWC"
+
+    def preprocess(self, picture: Picture) -> NDArray[np.generic]:
+        return self._preprocess(picture.rgb)
+
+    def postprocess(self, output: FloatArray, picture: Picture) -> Segmentation:
+        """Class per pixel at the picture's own size, and what each class covers."""
+        scores = output.transpose(2, 0, 1) if self._channels_last else output
+        class_map = enlarge_and_choose(
+            np.ascontiguousarray(scores, dtype=np.float32), picture.height, picture.width, sigmoid=self._sigmoid
+        )
+        return Segmentation(class_map, self._areas(class_map), self._palette)
+
+    def _areas(self, class_map: NDArray[np.uint8]) -> tuple[ClassArea, ...]:
+        counts = np.bincount(class_map.ravel(), minlength=len(self._labels))
+        present = sorted(np.flatnonzero(counts), key=lambda i: (-counts[i], i))
+        return tuple(
+            ClassArea(
+                class_index=int(i),
+                class_name=self._labels[i],
+                color=tuple(int(v) for v in self._palette[i]),  # type: ignore[arg-type]
+                pixels=int(counts[i]),
+                share=float(counts[i] / class_map.size),
+            )
+            for i in present
+        )
+
+
+def enlarge_and_choose(scores: FloatArray, height: int, width: int, *, sigmoid: bool = False) -> NDArray[np.uint8]:
+    """uint8 [height, width]: the best channel per pixel of ``scores`` float32 [C, h, w], enlarged bilinearly first.
+
+    Pillow's bilinear filter, enlarging, is ``torch.nn.functional.interpolate(mode="bilinear",
+    align_corners=False)``; where the picture is smaller than the scores it averages (antialiasing). One channel is
+    held at full size at a time, so a 64-megapixel picture with 21 classes does not need 5 GB. Ties keep the lower
+    class.
+    """
+    best = _enlarge(scores[0], height, width)
+    if sigmoid:
+        class_map = (best > _SIGMOID_THRESHOLD).astype(np.uint8)
+    else:
+        class_map = np.zeros((height, width), np.uint8)
+    for channel in range(1, len(scores)):
+        plane = _enlarge(scores[channel], height, width)
+        better = plane > best
+        np.copyto(best, plane, where=better)
+        if sigmoid:
+            better &= plane > _SIGMOID_THRESHOLD
+        class_map[better] = channel + 1 if sigmoid else channel
+    return class_map
+
+
+def _enlarge(plane: FloatArray, height: int, width: int) -> NDArray[np.float32]:
+    if plane.shape == (height, width):
+        return np.array(plane, np.float32)
+    return np.array(Image.fromarray(plane).resize((width, height), Image.Resampling.BILINEAR))
+
+
+def color_mask(segmentation: Segmentation) -> Image.Image:
+    """Palette-mode picture: each pixel in the colour of its class."""
+    image = Image.fromarray(segmentation.class_map)
+    image.putpalette(segmentation.palette.ravel().tolist())
+    return image
+
+
+def index_mask(segmentation: Segmentation) -> Image.Image:
+    """Grey picture whose level is the class index."""
+    return Image.fromarray(segmentation.class_map)
+
+
+def overlay(segmentation: Segmentation, rgb: Image.Image, opacity: float = 0.5) -> Image.Image:
+    """The picture with every class but 0 (background) tinted in its colour."""
+    tinted = Image.blend(rgb, color_mask(segmentation).convert("RGB"), opacity)
+    return Image.composite(tinted, rgb, Image.fromarray(((segmentation.class_map > 0) * 255).astype(np.uint8)))

@@ -1,0 +1,112 @@
+"""``python -m services``: the processes of this machine, started in order and stopped in reverse."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from types import FrameType
+
+from db.migrate import migrate
+from ekiben.errors import Refusal
+from ekiben.settings import Settings
+
+GATEWAY, RUNNER = "services.gateway:Gateway", "services.runner_service:Runner"
+_READY_S = 120.0
+_DRAIN_S = 30
+
+
+def main() -> int:
+    """Migrate, start the runner (split topology) and the gateway, wait; the exit status of the gateway."""
+    settings = Settings.from_environ()
+    try:
+        migrate(settings.resolved_database_url)
+    except Refusal as error:
+        print(f"database: {error.message}", file=sys.stderr)
+        return 1
+    if not _is_free(settings.host, settings.port):
+        print(f"port {settings.port} on {settings.host} is taken; choose another: make serve PORT=3100", file=sys.stderr)
+        return 1
+    environ = {"BENTOML_HOME": str(settings.home.absolute() / "bentoml"), "BENTOML_DO_NOT_TRACK": "True", **os.environ}
+    processes: list[subprocess.Popen[bytes]] = []
+    try:
+        if settings.topology == "split" and not settings.runner_url:
+            port = _free_port()
+            environ["EKIBEN_RUNNER_URL"] = f"http://127.0.0.1:{port}"
+            # One BENTOML_HOME per server: a second server on the same one wipes the first one's metrics.
+            home = {"BENTOML_HOME": environ["BENTOML_HOME"] + "-runner"}
+            processes.append(_serve(RUNNER, "127.0.0.1", port, {**environ, **home}))
+            if not _wait_ready(f"http://127.0.0.1:{port}/readyz", processes[0]):
+                print("the runner did not become ready; its log is above", file=sys.stderr)
+                return 1
+        gateway = _serve(GATEWAY, settings.host, settings.port, environ)
+        processes.append(gateway)
+        print(f"Ekiben serves on http://{settings.host}:{settings.port} (API at /docs)", file=sys.stderr, flush=True)
+        signal.signal(signal.SIGTERM, _interrupt)
+        return gateway.wait()
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # The gateway first: its requests in flight still need the runner.
+        for process in reversed(processes):
+            _stop(process)
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _serve(service: str, host: str, port: int, environ: dict[str, str]) -> subprocess.Popen[bytes]:
+    os.makedirs(environ["BENTOML_HOME"], exist_ok=True)
+    command = [sys.executable, "-m", "bentoml", "serve", service, "--host", host, "--port", str(port)]
+    # A session of its own: Ctrl-C reaches only this process, which then stops the others in order.
+    return subprocess.Popen(command, env=environ, start_new_session=True)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(_DRAIN_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def _wait_ready(url: str, process: subprocess.Popen[bytes]) -> bool:
+    end = time.monotonic() + _READY_S
+    while time.monotonic() < end and process.poll() is None:
+        try:
+            with urllib.request.urlopen(url, timeout=2) as answer:
+                if answer.status == 200:
+                    return True
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.1)
+    return False
+
+
+def _is_free(host: str, port: int) -> bool:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""The HTTP application: routes, error shape and OpenAPI. Its platform is set when the process starts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from ekiben import __version__
+from services import errors
+from services.routes import artifacts, health, images, models, predictions, vision
+from services.wire import ErrorBody
+
+_DESCRIPTION = """Serve vision models on a machine you own.
+
+Send a picture as multipart field `file`, as the raw body, or name a stored one with `image_id`; options go into the
+query or the form. Every error has the shape `{"error": {"code", "message", "request_id"}}`."""
+
+
+def create_app() -> FastAPI:
+    """The application without its platform (``app.state.platform``)."""
+    app = FastAPI(
+        title="Ekiben",
+        version=__version__,
+        description=_DESCRIPTION,
+        docs_url="/docs",
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    errors.install(app)
+    for part in (vision, images, predictions, artifacts, models, health):
+        app.include_router(part.router)
+
+    @app.get("/", include_in_schema=False)
+    async def index(_: Request) -> Response:
+        return RedirectResponse("/docs", 307)
+
+    made = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = _with_errors(made())
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+    return app
+
+
+def _with_errors(schema: dict[str, Any]) -> dict[str, Any]:
+    """Put Ekiben's error body where FastAPI documents its own."""
+    components = schema.setdefault("components", {}).setdefault("schemas", {})
+    for name in ("HTTPValidationError", "ValidationError"):
+        components.pop(name, None)
+    own = ErrorBody.model_json_schema(ref_template="#/components/schemas/{model}")
+    components.update(own.pop("$defs"))
+    components["ErrorBody"] = own
+    content = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}}}
+    for operations in schema["paths"].values():
+        for operation in operations.values():
+            responses = operation["responses"]
+            responses.pop("422", None)
+            responses.setdefault("4XX", {"description": "Refused: the message says why.", "content": content})
+            responses.setdefault("503", {"description": "Not now; see Retry-After.", "content": content})
+    return schema

@@ -1,0 +1,85 @@
+"""The gateway: the BentoML service that hosts Ekiben's HTTP application. ``bentoml serve services.gateway:Gateway``."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable
+from pathlib import Path
+from typing import Annotated, Any
+
+import bentoml
+from bentoml.validators import ContentType
+from pydantic import Field
+
+from ekiben import logs
+from ekiben.settings import Settings
+from services.app import create_app
+from services.bento_door import BENTO_ROUTES, BentoDoor, filename
+from services.carried import CarriedModels, carried_folder
+from services.errors import response_for
+from services.front import App, Front, FrontedService
+from services.hosting import HOSTING, access_line
+from services.platform import Platform
+from services.vision import DEFAULT_MODEL, Outcome, Source
+
+SETTINGS = Settings.from_environ()
+APP = create_app()
+
+
+class GatewayService(FrontedService):
+    @staticmethod
+    def front(inner: App) -> App:
+        return Front(BentoDoor(inner), APP, BENTO_ROUTES, access_line if SETTINGS.access_log else None)
+
+
+@bentoml.service(name="ekiben", service_class=GatewayService, workers=SETTINGS.gateways, **HOSTING)
+class Gateway:
+    """Classify and segment pictures; the HTTP API under /v1 is this service's own application (see /docs)."""
+
+    carried = CarriedModels()
+
+    def __init__(self) -> None:
+        logs.configure(SETTINGS.log_level)
+
+    @bentoml.on_startup
+    async def open(self) -> None:
+        self.platform = await Platform.start(SETTINGS, carried_folder(Gateway.bento))
+        APP.state.platform = self.platform
+        logging.getLogger(__name__).info("ready", extra={"topology": SETTINGS.topology})
+
+    @bentoml.on_shutdown
+    async def close(self) -> None:
+        await self.platform.stop()
+
+    @bentoml.api(route="/classify")
+    async def classify(
+        self,
+        image: Annotated[Path, ContentType("image/*")],
+        model: str = DEFAULT_MODEL["classify"],
+        top_k: Annotated[int, Field(ge=1)] = 5,
+        store: bool = True,
+    ) -> dict[str, Any]:
+        """The best classes of a picture; the same answer as POST /v1/classify."""
+        return await _answer(self.platform.vision.classify(_source(image), model=model, top_k=top_k, store=store))
+
+    @bentoml.api(route="/segment")
+    async def segment(
+        self,
+        image: Annotated[Path, ContentType("image/*")],
+        model: str = DEFAULT_MODEL["segment"],
+        store: bool = True,
+    ) -> dict[str, Any]:
+        """The class of every pixel; the same answer as POST /v1/segment."""
+        return await _answer(self.platform.vision.segment(_source(image), model=model, store=store))
+
+
+def _source(image: Path) -> Source:
+    return Source(image.read_bytes(), filename.get())
+
+
+async def _answer(asked: Awaitable[Outcome]) -> dict[str, Any]:
+    try:
+        return (await asked).body
+    except Exception as error:
+        # BentoML would word it as a list, or as a plain 500; a response is passed through as it is.
+        return response_for(error)  # type: ignore[return-value]

@@ -1,0 +1,37 @@
+"""How BentoML hosts a service of Ekiben: its own request wrappers off, pickle refused, connections that stay."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from _bentoml_impl import serde
+
+log = logging.getLogger("ekiben.access")
+
+# A service that is not the entry service would otherwise run any pickle that is sent to it.
+serde.ALL_SERDE.pop("application/vnd.bentoml+pickle", None)
+
+HOSTING: dict[str, Any] = {
+    "metrics": {"enabled": False},
+    "logging": {"access": {"enabled": False}},
+    "tracing": {"excluded_urls": ".*"},
+    "traffic": {"timeout": 86_400.0},  # the deadline is Ekiben's own (EKIBEN_TIMEOUT_S)
+    # bentoml closes a connection under requests in flight after 100 requests or 300 s otherwise (its issue 5540).
+    "runner_connection": {"max_requests": 10**9, "max_age": 1e9},
+}
+
+
+def access_line(scope: Any, route: str, status: int, seconds: float) -> None:
+    """One log line for an answered request."""
+    log.info(
+        "request",
+        extra={
+            "method": scope["method"],
+            "path": scope["path"],
+            "route": route,
+            "status": status,
+            "ms": round(seconds * 1e3, 2),
+            "client": (scope.get("client") or ("",))[0],
+        },
+    )

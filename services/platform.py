@@ -1,0 +1,78 @@
+"""The platform: the parts of one serving process, made in order and taken down in reverse."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from db.blobs import BlobStore, open_store
+from db.migrate import migrate
+from db.records import Records
+from db.registry import Registry
+from db.session import connect, ping
+from ekiben.settings import Settings
+from services.carried import publish_carried
+from services.model_index import ModelIndex
+from services.recording import Recorder
+from services.remote_runner import RemoteRunner
+from services.runner import LocalRunner, Runner
+from services.vision import Vision
+from services.watch import Watch
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Platform:
+    """Everything a door may use."""
+
+    settings: Settings
+    database: sa.Engine
+    store: BlobStore
+    registry: Registry
+    records: Records
+    recorder: Recorder
+    index: ModelIndex
+    runner: Runner
+    vision: Vision
+    watch: Watch
+
+    @classmethod
+    async def start(cls, settings: Settings, carried: Path | None = None) -> Platform:
+        """Migrate, connect, warm the pinned models. ``carried``: artifact folders that the Bento brought along."""
+        await asyncio.to_thread(migrate, settings.resolved_database_url)
+        database = connect(settings.resolved_database_url)
+        store = await asyncio.to_thread(
+            open_store, settings.resolved_store_url, settings.s3_access_key, settings.s3_secret_key
+        )
+        registry = Registry(database)
+        if carried is not None:
+            await asyncio.to_thread(publish_carried, carried, registry, store)
+        records = Records(database)
+        recorder = Recorder(records, store)
+        index = ModelIndex(registry, store, settings.home.absolute() / "models")
+        local = None if settings.topology == "split" else LocalRunner(settings, index.locate)
+        runner: Runner = local if local is not None else RemoteRunner(settings.runner_url)
+        watch = Watch(index, local, settings.preloaded)
+        await watch.start()
+        vision = Vision(index, runner, records, recorder, settings.timeout_s)
+        return cls(settings, database, store, registry, records, recorder, index, runner, vision, watch)
+
+    async def check_database(self) -> None:
+        await asyncio.to_thread(ping, self.database)
+
+    async def check_store(self) -> None:
+        await asyncio.to_thread(self.store.check)
+
+    async def stop(self) -> None:
+        """Answer what is under way, write what waits, close."""
+        await self.watch.stop()
+        await self.runner.close()
+        self.recorder.close()
+        await asyncio.to_thread(self.records.close)
+        self.store.close()
+        self.database.dispose()

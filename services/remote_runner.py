@@ -1,0 +1,72 @@
+"""The runner behind a URL: what the gateway of the split topology asks. Frames of JSON and bytes, never pickle."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import aiohttp
+
+from ekiben.errors import DeadlineExceeded, Unavailable
+from models.engine import ModelKey, ModelState
+from models.work import Ask
+from services.frames import decode_answer, decode_refusal, decode_states, encode_ask, encode_key
+from services.runner import Answered
+
+DEADLINE_HEADER = "x-ekiben-deadline-s"
+
+
+class RemoteRunner:
+    """One pooled HTTP connection set to a runner process."""
+
+    def __init__(self, url: str) -> None:
+        if not url:
+            raise SystemExit("settings: EKIBEN_TOPOLOGY=split needs EKIBEN_RUNNER_URL (make serve starts a runner itself)")
+        self._url = url.rstrip("/")
+        self._session: aiohttp.ClientSession | None = None
+
+    async def infer(self, key: ModelKey, ask: Ask, deadline: float) -> Answered:
+        left = deadline - time.monotonic()
+        body = await self._post("/infer", encode_ask(key, ask), max(left, 0.001))
+        return decode_answer(body)
+
+    async def load(self, key: ModelKey, *, pin: bool = False) -> None:
+        await self._post(f"/load?pin={int(pin)}", encode_key(key), 600.0)
+
+    async def unload(self, key: ModelKey) -> bool:
+        return await self._post("/unload", encode_key(key), 60.0) == b"true"
+
+    async def states(self) -> list[ModelState]:
+        return decode_states(await self._post("/states", b"", 5.0))
+
+    async def counters(self, key: ModelKey) -> dict[str, int]:
+        import orjson
+
+        counts: dict[str, int] = orjson.loads(await self._post("/counters", encode_key(key), 5.0))
+        return counts
+
+    async def check(self) -> None:
+        await self._post("/states", b"", 5.0)
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def _post(self, path: str, body: bytes, timeout_s: float) -> bytes:
+        if self._session is None or self._session.closed:
+            # A kept connection is dropped here before the runner (5 s) would drop it: a request must never meet a
+            # connection that is being closed on the other side.
+            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=3.0)
+            self._session = aiohttp.ClientSession(connector=connector, auto_decompress=False)
+        headers = {DEADLINE_HEADER: f"{timeout_s:.3f}", "content-type": "application/octet-stream"}
+        try:
+            async with asyncio.timeout(timeout_s):
+                async with self._session.post(self._url + path, data=body, headers=headers, timeout=None) as response:
+                    answer = await response.read()
+        except TimeoutError:
+            raise DeadlineExceeded("the request took longer than its deadline", retry_after_s=1) from None
+        except aiohttp.ClientError as error:
+            raise Unavailable(f"the runner is not reachable ({type(error).__name__})", retry_after_s=2) from None
+        if response.status == 200:
+            return answer
+        raise decode_refusal(answer)

@@ -1,0 +1,1 @@
+"""The HTTP doors, one noun a file. Each translates; Vision and the records decide."""

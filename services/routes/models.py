@@ -1,0 +1,174 @@
+"""/v1/models: what can be asked, loading and unloading, importing an ONNX file."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from db.registry import Listed
+from db.tables import ModelReplica
+from ekiben.errors import BadInput, NotFound, Unavailable
+from models.engine import ModelKey
+from services.importing import MAX_MODEL_BYTES, UploadOptions, import_upload
+from services.platform import Platform
+from services.routes.options import openapi, parse
+from services.upload import read_upload
+from services.vision import LOCAL
+from services.wire import ModelBody, PageBody, json_response
+
+router = APIRouter(tags=["models"])
+
+_NO_COUNTS = {"predictions": 0, "batches": 0, "loads": 0, "waiting": 0, "batch_size": 1}
+
+
+@router.get("/v1/models", summary="All models", response_model=None, responses={200: {"model": PageBody[ModelBody]}})
+async def find(request: Request) -> Response:
+    platform: Platform = request.app.state.platform
+    listed, replicas = await asyncio.to_thread(lambda: (platform.registry.models(LOCAL), platform.registry.replicas()))
+    items = [await _body(platform, row, replicas) for row in listed]
+    return json_response({"items": items, "total": len(items), "page": 1, "limit": max(1, len(items))})
+
+
+@router.get("/v1/models/{name}", summary="One model", response_model=None, responses={200: {"model": ModelBody}})
+async def show(request: Request, name: str) -> Response:
+    return json_response(await _one(request.app.state.platform, name))
+
+
+@router.post(
+    "/v1/models",
+    summary="Import an ONNX file",
+    status_code=201,
+    response_model=None,
+    responses={201: {"model": ModelBody}},
+    openapi_extra=openapi(UploadOptions, file_description="The .onnx file."),
+)
+async def bring(request: Request) -> Response:
+    platform: Platform = request.app.state.platform
+    upload = await read_upload(request, limit=MAX_MODEL_BYTES, text_files=frozenset({"labels", "palette"}))
+    if upload.data is None:
+        raise BadInput("send the .onnx file as multipart field 'file'")
+    options = parse(UploadOptions, request.query_params, upload.fields)
+    row = await asyncio.to_thread(import_upload, platform.registry, platform.store, upload.data, upload.filename, options)
+    await asyncio.to_thread(platform.index.refresh)
+    return json_response(await _one(platform, row.name), 201, {"Location": f"/v1/models/{row.name}"})
+
+
+@router.post(
+    "/v1/models/{name}/load",
+    summary="Load a model and keep it loaded",
+    description="Answers when it is ready in the process that answers; the others follow within a second.",
+    response_model=None,
+    responses={200: {"model": ModelBody}},
+)
+async def load(request: Request, name: str) -> Response:
+    platform: Platform = request.app.state.platform
+    key = await _active(platform, name)
+    await platform.runner.load(key, pin=True)
+    await asyncio.to_thread(platform.registry.set_desired, name, "loaded")
+    return json_response(await _one(platform, name))
+
+
+@router.post(
+    "/v1/models/{name}/unload",
+    summary="Take a model out of memory",
+    description="Requests under way finish first. The next request for it loads it again.",
+    response_model=None,
+    responses={200: {"model": ModelBody}},
+)
+async def unload(request: Request, name: str) -> Response:
+    platform: Platform = request.app.state.platform
+    key = await _active(platform, name)
+    await asyncio.to_thread(platform.registry.set_desired, name, "unloaded")
+    await platform.runner.unload(key)
+    return json_response(await _one(platform, name))
+
+
+async def _active(platform: Platform, name: str) -> ModelKey:
+    row = await asyncio.to_thread(platform.registry.resolve, name)
+    return ModelKey(row.owner, row.name, row.version)
+
+
+async def _one(platform: Platform, name: str) -> dict[str, Any]:
+    listed, replicas = await asyncio.to_thread(lambda: (platform.registry.models(LOCAL), platform.registry.replicas(name)))
+    for row in listed:
+        if row.model.name == name:
+            return await _body(platform, row, replicas)
+    known = ", ".join(row.model.name for row in listed) or "none"
+    raise NotFound(f"there is no model {name!r}; there are: {known}")
+
+
+async def _body(platform: Platform, listed: Listed, replicas: Sequence[ModelReplica]) -> dict[str, Any]:
+    model, active = listed.model, listed.active
+    mine = [row for row in replicas if row.name == model.name]
+    manifest: dict[str, Any] = active.manifest if active else {}
+    state, reason, memory, counters = "unavailable", model.unavailable_reason, 0, _NO_COUNTS
+    if active is not None:
+        key = ModelKey(active.owner, active.name, active.version)
+        state, reason, memory = await _state(platform, key, mine)
+        try:
+            counters = await platform.runner.counters(key)
+        except Unavailable:
+            counters = _NO_COUNTS
+    weights = manifest.get("weights")
+    return {
+        "name": model.name,
+        "task": active.task if active else model.task,
+        "version": active.version if active else None,
+        "state": state,
+        "reason": reason,
+        "desired": model.desired,
+        "memory_bytes": memory,
+        "weights": _weights(weights) if weights else None,
+        "licence": manifest.get("licence"),
+        "source": manifest.get("source"),
+        "precision": manifest.get("precision"),
+        "classes": len(manifest["labels"]) if manifest else None,
+        "counters": counters,
+        "replicas": [
+            {
+                "process_id": row.process_id,
+                "host": row.host,
+                "version": row.version,
+                "state": row.state,
+                "reason": row.reason,
+                "memory_bytes": row.memory_bytes,
+            }
+            for row in mine
+        ],
+        "versions": [
+            {
+                "version": row.version,
+                "active": row.active,
+                "digest": row.digest,
+                "bytes": row.bytes,
+                "metrics": row.metrics,
+                "lineage": row.lineage,
+                "created_at": row.created_at,
+            }
+            for row in listed.versions
+        ],
+    }
+
+
+async def _state(platform: Platform, key: ModelKey, replicas: Sequence[ModelReplica]) -> tuple[str, str | None, int]:
+    """What this process (or its runner) says; else the best of what the others reported."""
+    try:
+        held = next((s for s in await platform.runner.states() if s.key == key), None)
+    except Unavailable as error:
+        return "unavailable", error.message, 0
+    if held is not None and held.state != "unloaded":
+        state = "unavailable" if held.state == "failed" else held.state
+        return state, held.reason or None, held.memory_bytes
+    others = [r for r in replicas if r.version == key.version and r.state in ("ready", "loading")]
+    if others:
+        best = min(others, key=lambda r: r.state != "ready")
+        return best.state, None, best.memory_bytes
+    return "unloaded", None, 0
+
+
+def _weights(weights: dict[str, Any]) -> str:
+    return f"{weights['kind']} ({weights['detail']})" if weights.get("detail") else str(weights["kind"])

@@ -1,0 +1,78 @@
+"""Options of an inference request: query or form fields, one model for checking and for OpenAPI."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ekiben.errors import BadInput
+
+NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
+
+
+class InferenceOptions(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    version: int | None = Field(default=None, ge=1, description="Version of the model; the active one by default.")
+    image_id: str | None = Field(default=None, description="A stored image instead of a file.")
+    store: bool = Field(default=True, description="false: neither row nor files are kept.")
+
+
+class ClassifyOptions(InferenceOptions):
+    model: str = Field(default="efficientnet_b0", pattern=NAME, description="A model that classifies.")
+    top_k: int = Field(default=5, ge=1, description="How many classes to answer; at most those the model has.")
+
+
+class SegmentOptions(InferenceOptions):
+    model: str = Field(default="deeplabv3_resnet50", pattern=NAME, description="A model that segments.")
+    render: Literal["mask", "color", "overlay"] | None = Field(
+        default=None, description="With Accept: image/png, which picture to answer (mask by default)."
+    )
+
+
+O = TypeVar("O", bound=BaseModel)
+
+
+def parse(kind: type[O], query: Mapping[str, str], fields: Mapping[str, str] | None = None) -> O:
+    """Options from query and form fields together. BadInput names what is wrong, unknown or given twice."""
+    given: dict[str, Any] = dict(query)
+    for name, value in (fields or {}).items():
+        if name in given and given[name] != value:
+            raise BadInput(f"{name} is given twice: {given[name]!r} in the query, {value!r} in the form")
+        given[name] = value
+    try:
+        return kind.model_validate(given)
+    except ValidationError as error:
+        raise BadInput("; ".join(_sentence(e, kind) for e in error.errors())) from None
+
+
+def _sentence(error: Any, kind: type[BaseModel]) -> str:
+    name = ".".join(map(str, error["loc"]))
+    if error["type"] == "extra_forbidden":
+        return f"there is no option {name}; there are {', '.join(kind.model_fields)}"
+    message: str = error["msg"]
+    return f"{name}: {message[0].lower()}{message[1:]}, not {error['input']!r}"
+
+
+def openapi(kind: type[BaseModel], *, file_description: str = "The image.") -> dict[str, Any]:
+    """What FastAPI cannot see for itself: the options as query parameters, the two ways to send an image."""
+    schema = kind.model_json_schema()
+    properties: dict[str, Any] = schema.get("properties", {})
+    parameters = [
+        {
+            "name": name,
+            "in": "query",
+            "required": name in schema.get("required", []),
+            "description": facts.get("description", ""),
+            "schema": {k: v for k, v in facts.items() if k not in ("description", "title")},
+        }
+        for name, facts in properties.items()
+    ]
+    binary = {"type": "string", "format": "binary", "description": file_description}
+    form = {"type": "object", "properties": {"file": binary, **properties}}
+    content = {"multipart/form-data": {"schema": form}}
+    for mime_type in ("image/jpeg", "image/png", "image/webp", "image/bmp", "image/tiff"):
+        content[mime_type] = {"schema": {"type": "string", "format": "binary"}}
+    return {"parameters": parameters, "requestBody": {"required": False, "content": content}}

@@ -1,0 +1,81 @@
+"""POST /v1/classify and /v1/segment."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from services.front import or_caller_left
+from services.platform import Platform
+from services.routes.options import ClassifyOptions, SegmentOptions, openapi, parse
+from services.upload import read_upload
+from services.vision import Source
+from services.wire import ClassifyBody, SegmentBody, json_response
+
+router = APIRouter(tags=["vision"])
+
+
+@router.post(
+    "/v1/classify",
+    summary="The best classes of a picture",
+    response_model=None,
+    responses={200: {"model": ClassifyBody}},
+    openapi_extra=openapi(ClassifyOptions),
+)
+async def classify(request: Request) -> Response:
+    platform: Platform = request.app.state.platform
+    upload = await read_upload(request)
+    options = parse(ClassifyOptions, request.query_params, upload.fields)
+    outcome = await or_caller_left(
+        request.receive,
+        platform.vision.classify(
+            Source(upload.data, upload.filename, options.image_id),
+            model=options.model,
+            version=options.version,
+            top_k=options.top_k,
+            store=options.store,
+        ),
+    )
+    return json_response(outcome.body)
+
+
+@router.post(
+    "/v1/segment",
+    summary="The class of every pixel",
+    response_model=None,
+    responses={200: {"model": SegmentBody, "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}},
+    openapi_extra=openapi(SegmentOptions),
+)
+async def segment(request: Request) -> Response:
+    platform: Platform = request.app.state.platform
+    upload = await read_upload(request)
+    options = parse(SegmentOptions, request.query_params, upload.fields)
+    render = options.render
+    picture = _wants_png(request.headers.get("accept", ""))
+    if picture and render is None:
+        render = "mask"
+    outcome = await or_caller_left(
+        request.receive,
+        platform.vision.segment(
+            Source(upload.data, upload.filename, options.image_id),
+            model=options.model,
+            version=options.version,
+            render=render,
+            store=options.store,
+        ),
+    )
+    if picture and render is not None:
+        headers = {"X-Prediction-ID": outcome.body["id"]} if outcome.body["id"] else None
+        return Response(outcome.renders[render], headers=headers, media_type="image/png")
+    return json_response(outcome.body)
+
+
+def _wants_png(accept: str) -> bool:
+    """True where image/png stands before application/json in the Accept header (and */* means JSON)."""
+    for part in accept.split(","):
+        kind = part.split(";")[0].strip()
+        if kind == "image/png":
+            return True
+        if kind in ("application/json", "*/*"):
+            return False
+    return False

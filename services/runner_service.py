@@ -1,0 +1,124 @@
+"""The runner process of the split topology: a BentoML service around one LocalRunner. It answers gateways only."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import bentoml
+import orjson
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from db.blobs import open_store
+from db.migrate import migrate
+from db.registry import Registry
+from db.session import connect
+from ekiben import logs
+from ekiben.errors import Refusal, Unavailable
+from ekiben.settings import Settings
+from models.images import MAX_BYTES
+from services.errors import log, status_of
+from services.frames import decode_ask, decode_key, encode_answer, encode_refusal, encode_states
+from services.front import App, FrontedService, or_caller_left
+from services.hosting import HOSTING
+from services.model_index import ModelIndex
+from services.remote_runner import DEADLINE_HEADER
+from services.runner import LocalRunner
+from services.upload import FORM_OVERHEAD, read_body
+from services.watch import Watch
+
+SETTINGS = Settings.from_environ()
+_BYTES = "application/octet-stream"
+
+
+def _refusing(handler: Callable[[Request, LocalRunner], Awaitable[bytes]]) -> Callable[[Request], Awaitable[Response]]:
+    async def answer(request: Request) -> Response:
+        try:
+            return Response(await handler(request, request.app.state.runner), media_type=_BYTES)
+        except Refusal as error:
+            return Response(encode_refusal(error), status_of(error), media_type="application/json")
+        except Exception:
+            log.exception("runner")
+            return Response(encode_refusal(Unavailable("the runner failed; its log has the reason")), 500)
+
+    return answer
+
+
+async def _infer(request: Request, runner: LocalRunner) -> bytes:
+    deadline = time.monotonic() + float(request.headers.get(DEADLINE_HEADER, SETTINGS.timeout_s))
+    key, ask = decode_ask(await read_body(request, MAX_BYTES + FORM_OVERHEAD))
+    return encode_answer(await or_caller_left(request.receive, runner.infer(key, ask, deadline)))
+
+
+async def _load(request: Request, runner: LocalRunner) -> bytes:
+    await runner.load(decode_key(await request.body()), pin=request.query_params.get("pin") == "1")
+    return b"true"
+
+
+async def _unload(request: Request, runner: LocalRunner) -> bytes:
+    return orjson.dumps(await runner.unload(decode_key(await request.body())))
+
+
+async def _states(_: Request, runner: LocalRunner) -> bytes:
+    return encode_states(await runner.states())
+
+
+async def _counters(request: Request, runner: LocalRunner) -> bytes:
+    return orjson.dumps(await runner.counters(decode_key(await request.body())))
+
+
+async def _ready(_: Request) -> Response:
+    return Response(b"ok")
+
+
+APP = Starlette(
+    routes=[
+        Route("/infer", _refusing(_infer), methods=["POST"]),
+        Route("/load", _refusing(_load), methods=["POST"]),
+        Route("/unload", _refusing(_unload), methods=["POST"]),
+        Route("/states", _refusing(_states), methods=["POST"]),
+        Route("/counters", _refusing(_counters), methods=["POST"]),
+        Route("/readyz", _ready),
+    ]
+)
+
+
+class RunnerService(FrontedService):
+    @staticmethod
+    def front(inner: App) -> App:
+        async def every_path(scope: Any, receive: Any, send: Any) -> None:
+            await (APP if scope["type"] == "http" else inner)(scope, receive, send)
+
+        return every_path
+
+
+@bentoml.service(name="ekiben_runner", service_class=RunnerService, workers=1, **HOSTING)
+class Runner:
+    """Loads models and runs them; its payloads are frames of bytes (services/frames.py)."""
+
+    def __init__(self) -> None:
+        logs.configure(SETTINGS.log_level)
+
+    @bentoml.on_startup
+    async def open(self) -> None:
+        await asyncio.to_thread(migrate, SETTINGS.resolved_database_url)
+        self.database = connect(SETTINGS.resolved_database_url)
+        store = await asyncio.to_thread(
+            open_store, SETTINGS.resolved_store_url, SETTINGS.s3_access_key, SETTINGS.s3_secret_key
+        )
+        index = ModelIndex(Registry(self.database), store, SETTINGS.home.absolute() / "models")
+        self.runner = LocalRunner(SETTINGS, index.locate)
+        self.watch = Watch(index, self.runner, SETTINGS.preloaded)
+        await self.watch.start()
+        APP.state.runner = self.runner
+
+    @bentoml.on_shutdown
+    async def close(self) -> None:
+        await self.watch.stop()
+        await self.runner.close()
+        self.database.dispose()

@@ -1,0 +1,128 @@
+"""Reading a request's body: a raw image or a multipart form, bounded, kept in memory once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from email.message import Message
+from typing import Any
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.requests import ClientDisconnect, Request
+
+from ekiben.errors import BadInput, CallerLeft, TooLarge
+from models.images import MAX_BYTES
+
+FORM_OVERHEAD = 64 * 1024
+"""Bytes that boundaries, part headers and text fields of a form may add to the file."""
+_MAX_PARTS = 100
+
+
+@dataclass(slots=True)
+class Upload:
+    """``data``: the file's bytes, or None when the request carries none. ``fields``: the form's text fields.
+
+    ``is_file``: the form said a file name, as browsers and clients do for files and not for text.
+    """
+
+    data: bytes | None = None
+    filename: str | None = None
+    is_file: bool = False
+    fields: dict[str, str] = field(default_factory=dict)
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """The whole body; TooLarge as soon as it is known to pass ``limit``, CallerLeft when the caller stops sending."""
+    declared = request.headers.get("content-length")
+    if declared is not None and declared.isdigit() and int(declared) > limit:
+        raise TooLarge(f"the request has {declared} bytes; at most {limit} are accepted")
+    chunks: list[bytes] = []
+    total = 0
+    try:
+        async for chunk in request.stream():
+            total += len(chunk)
+            if total > limit:
+                raise TooLarge(f"the request has more than {limit} bytes")
+            chunks.append(chunk)
+    except ClientDisconnect:
+        raise CallerLeft("the caller left while sending") from None
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+async def read_upload(
+    request: Request, *, file_field: str = "file", limit: int = MAX_BYTES, text_files: frozenset[str] = frozenset()
+) -> Upload:
+    """The file of a request: multipart field ``file_field``, else the raw body; None where there is neither.
+
+    ``text_files``: fields that may come as files too (``-F labels=@labels.txt``) and are read as text.
+    """
+    content_type = request.headers.get("content-type", "")
+    kind, options = parse_options_header(content_type)
+    if kind == b"multipart/form-data":
+        boundary = options.get(b"boundary")
+        if not boundary:
+            raise BadInput("multipart/form-data without a boundary")
+        return parse_form(await read_body(request, limit + FORM_OVERHEAD), boundary, file_field, text_files)
+    if kind == b"application/x-www-form-urlencoded" and request.headers.get("content-length", "0") != "0":
+        # curl's --data-binary sends this type when none is given: the body is still the image.
+        pass
+    return Upload(data=await read_body(request, limit) or None, filename=request.headers.get("x-filename"))
+
+
+def parse_form(body: bytes, boundary: bytes, file_field: str, text_files: frozenset[str] = frozenset()) -> Upload:
+    """The file and the text fields of a multipart body. BadInput names what does not fit."""
+    parts: list[tuple[dict[str, str], bytes]] = []
+    headers: dict[str, str] = {}
+    name: list[bytes] = []
+    value: list[bytes] = []
+    chunks: list[bytes] = []
+
+    def begin() -> None:
+        headers.clear()
+        chunks.clear()
+        if len(parts) >= _MAX_PARTS:
+            raise BadInput(f"the form has more than {_MAX_PARTS} parts")
+
+    def header_end() -> None:
+        headers[b"".join(name).decode("latin-1").lower()] = b"".join(value).decode("utf-8", "replace")
+        name.clear()
+        value.clear()
+
+    callbacks: Any = {
+        "on_part_begin": begin,
+        "on_header_field": lambda data, start, end: name.append(data[start:end]),
+        "on_header_value": lambda data, start, end: value.append(data[start:end]),
+        "on_header_end": header_end,
+        "on_part_data": lambda data, start, end: chunks.append(data[start:end]),
+        "on_part_end": lambda: parts.append((dict(headers), b"".join(chunks))),
+    }
+    try:
+        parser = MultipartParser(boundary, callbacks)
+        parser.write(body)
+        parser.finalize()
+    except FormParserError as error:
+        raise BadInput(f"the multipart body is malformed: {error}") from None
+    return _gather(parts, file_field, text_files)
+
+
+def _gather(parts: list[tuple[dict[str, str], bytes]], file_field: str, text_files: frozenset[str]) -> Upload:
+    upload = Upload()
+    for headers, data in parts:
+        disposition = Message()
+        disposition["content-disposition"] = headers.get("content-disposition", "")
+        name = disposition.get_param("name", header="content-disposition")
+        filename = disposition.get_filename()
+        if not isinstance(name, str):
+            raise BadInput("a part of the form has no name")
+        if name == file_field:
+            if upload.data is not None:
+                raise BadInput(f"the form has more than one '{file_field}'")
+            upload.data, upload.filename, upload.is_file = data, filename, filename is not None
+        elif filename is not None and name not in text_files:
+            raise BadInput(f"the form has a file '{name}'; the file's field is '{file_field}'")
+        else:
+            try:
+                upload.fields[name] = data.decode()
+            except UnicodeDecodeError:
+                raise BadInput(f"the form's field '{name}' is not UTF-8 text") from None
+    return upload

@@ -1,0 +1,141 @@
+"""The watch: this process follows the registry, loads and unloads what is wanted, and reports what it holds."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import time
+
+from db.registry import Holding, Listed
+from ekiben.errors import Refusal
+from ekiben.ids import new_id
+from models.engine import ModelKey, ModelState
+from services.model_index import ModelIndex
+from services.runner import LocalRunner
+
+log = logging.getLogger(__name__)
+
+POLL_S = 0.5
+HEARTBEAT_S = 5.0
+
+
+class Watch:
+    """Runs on the event loop of a process. ``runner`` None: the models live elsewhere, only the index is kept fresh."""
+
+    def __init__(self, index: ModelIndex, runner: LocalRunner | None, pinned: tuple[str, ...]) -> None:
+        self.process_id = new_id()
+        self._index = index
+        self._runner = runner
+        self._pinned = pinned
+        self._reported: list[ModelState] | None = None
+        self._reported_at = 0.0
+        self._quiet = False
+        self._task: asyncio.Task[None] | None = None
+        self._loads: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Read the registry once and warm the pinned models; afterwards keep following. Raises if the first read fails."""
+        await asyncio.to_thread(self._index.refresh)
+        if self._runner is not None:
+            for name in self._pinned:
+                listed = next((m for m in self._index.listed() if m.model.name == name), None)
+                if listed is None or listed.active is None:
+                    log.warning("model to preload is not there", extra={"model": name})
+                    continue
+                await self._load(_key(listed), pin=True)
+            self._follow()
+        self._task = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+        if self._runner is not None:
+            try:
+                await asyncio.to_thread(self._index.registry.forget, self.process_id)
+            except Refusal:
+                log.warning("replica rows not removed; they expire by themselves")
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(POLL_S)
+            try:
+                if await asyncio.to_thread(self._index.refresh) and self._runner is not None:
+                    self._follow()
+                if self._runner is not None:
+                    self._runner.observe_gauges()
+                    await self._report(self._runner)
+                self._quiet = False
+            except Refusal as error:
+                if not self._quiet:
+                    log.warning("registry not reachable: %s", error)
+                self._quiet = True
+            except Exception:
+                log.exception("registry watch")
+
+    def _follow(self) -> None:
+        """Bring this process to what the registry wants: new versions first, then the old ones go."""
+        runner = self._runner
+        if runner is None:
+            return
+        held = {s.key: s for s in runner.engine.states()}
+        wanted = {_key(m): m for m in self._index.listed() if m.active is not None}
+        for key, listed in wanted.items():
+            others = [k for k, s in held.items() if k[:2] == key[:2] and k != key and s.state == "ready"]
+            if listed.model.desired == "unloaded":
+                self._spawn(self._unload([k for k in (key, *others) if k in held]))
+            elif listed.model.desired == "loaded" or others or key.name in self._pinned:
+                if key not in held or held[key].state in ("unloaded", "failed"):
+                    pin = listed.model.desired == "loaded" or key.name in self._pinned
+                    self._spawn(self._replace(key, others, pin))
+        known = {ModelKey(r.owner, r.name, r.version) for m in self._index.listed() for r in m.versions}
+        for key in held:
+            if key.owner == "local" and key not in known:
+                runner.engine.forget(key)
+
+    async def _replace(self, key: ModelKey, others: list[ModelKey], pin: bool) -> None:
+        if await self._load(key, pin=pin):
+            await self._unload(others)
+
+    async def _load(self, key: ModelKey, *, pin: bool) -> bool:
+        if self._runner is None:
+            return False
+        try:
+            await self._runner.load(key, pin=pin)
+        except Exception as error:
+            log.warning("model not loaded: %s", error, extra={"model": key.name, "version": key.version})
+            return False
+        return True
+
+    async def _unload(self, keys: list[ModelKey]) -> None:
+        for key in keys:
+            if self._runner is not None:
+                await self._runner.unload(key)
+
+    def _spawn(self, work: object) -> None:
+        task: asyncio.Task[None] = asyncio.ensure_future(work)  # type: ignore[arg-type]
+        self._loads.add(task)
+        task.add_done_callback(self._loads.discard)
+
+    async def _report(self, runner: LocalRunner) -> None:
+        states = runner.engine.states()
+        now = time.monotonic()
+        if states == self._reported and now - self._reported_at < HEARTBEAT_S:
+            return
+        if not states and not self._reported:
+            return
+        holdings = [
+            Holding(s.key.name, s.key.version, s.state, s.reason or None, s.memory_bytes, s.key.owner) for s in states
+        ]
+        await asyncio.to_thread(
+            self._index.registry.report, self.process_id, socket.gethostname(), os.getpid(), holdings
+        )
+        self._reported, self._reported_at = states, now
+
+
+def _key(listed: Listed) -> ModelKey:
+    row = listed.active
+    if row is None:
+        raise ValueError(f"{listed.model.name} has no active version")
+    return ModelKey(row.owner, row.name, row.version)
