@@ -28,6 +28,8 @@ from db.session import reading, writing
 from db.tables import Model, ModelReplica, ModelVersion, RegistryRevision, now
 from ekiben.errors import BadInput, Conflict, NotFound, Unavailable
 
+__all__ = ["Desired", "Holding", "Listed", "Registry"]
+
 Desired = Literal["auto", "loaded", "unloaded"]
 
 

@@ -61,7 +61,12 @@ def replicas(engine: sa.Engine, name: str | None, owner: str | None, max_age_s: 
         chosen = chosen.where(ModelReplica.name == name)
     if owner is not None:
         chosen = chosen.where(ModelReplica.owner == owner)
-    order = (col(ModelReplica.name), col(ModelReplica.version), col(ModelReplica.process_id))
+    order = (
+        col(ModelReplica.name),
+        col(ModelReplica.version),
+        col(ModelReplica.process_id),
+        col(ModelReplica.owner),
+    )
     with reading(engine) as session:
         return list(session.exec(chosen.order_by(*order)))
 

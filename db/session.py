@@ -115,7 +115,7 @@ def _begin_sqlite(connection: sa.Connection) -> None:
     # A transaction that reads first and then writes fails at once when another wrote in between, without waiting
     # for busy_timeout. So whoever is going to write says so at the beginning.
     immediate = connection.get_execution_options().get("immediate", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+    connection.exec_driver_sql("BEGIN")
 
 
 @contextmanager
@@ -157,14 +157,21 @@ def as_refusal(error: Exception) -> Refusal | None:
         return Conflict("these records exist already") if code in _UNIQUE else None
     lost = isinstance(error, exc.DBAPIError) and error.connection_invalidated
     if lost or isinstance(error, exc.OperationalError | exc.InterfaceError | exc.TimeoutError):
-        log.warning(UNREACHABLE, extra={"cause": str(getattr(error, "orig", None) or error).strip()})
-        return Unavailable(UNREACHABLE)
+        return _unreachable(error)
     return None
+
+
+def _unreachable(error: Exception) -> Unavailable:
+    log.warning(UNREACHABLE, extra={"cause": str(getattr(error, "orig", None) or error).strip()})
+    return Unavailable(UNREACHABLE)
 
 
 def ping(engine: sa.Engine) -> None:
     """Ask the database for something it has to look up. Unavailable when it does not answer."""
     # SELECT 1 does not touch a SQLite file; the schema's version does.
     question = "PRAGMA schema_version" if engine.dialect.name == "sqlite" else "SELECT 1"
-    with refusing(), engine.connect() as connection:
-        connection.exec_driver_sql(question).scalar_one()
+    try:
+        with engine.connect() as connection:
+            connection.exec_driver_sql(question).scalar_one()
+    except exc.SQLAlchemyError as error:  # whatever it is, a file that is no database included
+        raise _unreachable(error) from None

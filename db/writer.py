@@ -32,6 +32,8 @@ class Writer:
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine.execution_options(immediate=True)
+        # Whoever is referred to comes first.
+        self._inserts = {table: sa.insert(table) for table in Row.metadata.sorted_tables}
         self._waiting: deque[_Unit] = deque()
         self._change = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -114,9 +116,9 @@ class Writer:
                 given = row.__dict__
                 values.setdefault(table, []).append({column.name: given.get(column.name) for column in table.columns})
         with self._engine.begin() as connection:
-            for table in Row.metadata.sorted_tables:  # whoever is referred to comes first
+            for table, statement in self._inserts.items():
                 if table in values:
-                    connection.execute(sa.insert(table), values[table])
+                    connection.execute(statement, values[table])
 
     def _is_down(self, began_s: float) -> bool:
         if time.monotonic() - began_s > PATIENCE_S:

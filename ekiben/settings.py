@@ -30,23 +30,33 @@ class Settings(BaseModel):
     s3_secret_key: str = Field(default="", repr=False, description="Secret key of the S3 store.")
     model_memory_mb: int = Field(default=4096, ge=16, description="Memory budget of loaded models, per process.")
     cache_mb: int = Field(default=512, ge=0, description="Memory for cached embeddings, per process.")
-    queue_mb: int = Field(default=256, ge=1, description="Bytes of images that may wait, per process; more is refused with 503.")
+    queue_mb: int = Field(
+        default=256, ge=1, description="Bytes of images that may wait, per process; more is refused with 503."
+    )
     timeout_s: float = Field(default=30.0, gt=0, description="Deadline of one request.")
     preload: str = Field(default="", description="Models to load at start and keep (pinned): names, comma-separated.")
     device: Device = Field(default="auto", description="auto: CUDA where ONNX Runtime offers it, else CPU.")
     threads: int = Field(default=0, ge=0, description="Inference threads per process. 0: one per core.")
     runtime: Literal["onnx", "torchscript"] = Field(default="onnx", description="torchscript needs torch installed.")
-    topology: Topology = Field(default="embedded", description="embedded: models in the gateway process. split: in a runner process.")
-    runner_url: str = Field(default="", description="split: address of a running runner. Empty: one is started beside the gateway.")
+    topology: Topology = Field(
+        default="embedded", description="embedded: models in the gateway process. split: in a runner process."
+    )
+    runner_url: str = Field(
+        default="", description="split: address of a running runner. Empty: one is started beside the gateway."
+    )
     gateways: int = Field(default=1, ge=1, le=64, description="Gateway processes that share the port.")
     workers: int = Field(default=1, ge=0, le=64, description="Job worker processes of this machine.")
     host: str = Field(default="127.0.0.1", description="Address to serve on.")
     port: int = Field(default=3000, ge=0, le=65535, description="Port to serve on; make serve PORT= sets it.")
     grpc_port: int = Field(default=3001, ge=0, le=65535, description="gRPC port.")
     keep_days: float = Field(default=7, gt=0, description="Days that finished jobs and their files are kept.")
-    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least severe line to log.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Least severe line to log."
+    )
     access_log: bool = Field(default=False, description="One log line per request; costs about 0.05 ms of each.")
-    bento_models: str = Field(default="", description="Models a built Bento carries: names, comma-separated. Empty: all that are present.")
+    bento_models: str = Field(
+        default="", description="Models a built Bento carries: names, comma-separated. Empty: all that are present."
+    )
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] = os.environ) -> Settings:

@@ -85,7 +85,9 @@ def pictures(count: int, height: int, width: int, seed: int) -> Tensor:
 def _labels_for(row: Row, labels: tuple[str, ...] | None, classes: int) -> tuple[str, ...]:
     labels = labels or row.labels
     if len(labels) != classes:
-        raise BadInput(f"the weights have {classes} classes, but there are {len(labels)} labels; give --labels with {classes}")
+        raise BadInput(
+            f"the weights have {classes} classes, but there are {len(labels)} labels; give --labels with {classes}"
+        )
     return labels
 
 
@@ -127,17 +129,21 @@ def _load(network: nn.Module, state: dict[str, Tensor], file: Path) -> None:
 
 
 def _calibrate(network: nn.Module, side: int) -> None:
-    """Set the statistics of every BatchNorm so that a picture's signal keeps its size from layer to layer.
+    """Choose every BatchNorm's numbers so that a picture's signal neither dies nor explodes on its way down.
 
     With those of a fresh network (mean 0, variance 1) EfficientNet-B0's logits come out below 1e-13, where no
-    comparison between runtimes means anything. One number per layer, not one per channel as training would give:
-    dividing channels of little variance by it magnifies rounding a thousandfold in a network that was never trained.
+    comparison between runtimes means anything. The scale is one number per layer, not one per channel as training
+    would give: dividing channels of little variance by it magnifies rounding a thousandfold in a network that was
+    never trained. The median picture sets it, and random biases of 0.3 keep faint pictures from fading to nothing:
+    smaller ones let bright photographs reach logits of 100, larger ones make all answers alike.
     """
 
     def keep_size(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        norm.get_buffer("running_var").fill_(inputs[0].square().mean())
+        norm.get_buffer("running_var").fill_(inputs[0].square().mean(dim=(1, 2, 3)).median())
 
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        nn.init.normal_(norm.bias, 0.0, 0.3)
     hooks = [norm.register_forward_pre_hook(keep_size) for norm in norms]
     with torch.no_grad():
         network(pictures(_CALIBRATION_PICTURES, side, side, seed=0))

@@ -19,7 +19,9 @@ class Segmenter(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """Logits [N, classes, H, W] for float32 [N, 3, H, W]: torchvision's own steps, without the auxiliary head."""
         scores = self.classifier(self.backbone(pixels)["out"])
-        enlarged: Tensor = nn.functional.interpolate(scores, size=pixels.shape[-2:], mode="bilinear", align_corners=False)
+        enlarged: Tensor = nn.functional.interpolate(
+            scores, size=pixels.shape[-2:], mode="bilinear", align_corners=False
+        )
         return enlarged
 
 
@@ -28,7 +30,7 @@ def build(architecture: str, classes: int) -> nn.Module:
     from export.torchvision_ops import declare_missing
 
     declare_missing()
-    from torchvision.models.segmentation import deeplabv3_resnet50
+    from torchvision.models.segmentation import deeplabv3_resnet50  # type: ignore[import-untyped]
 
     networks = {"deeplabv3_resnet50": deeplabv3_resnet50}
     whole = networks[architecture](weights=None, weights_backbone=None, num_classes=classes, aux_loss=False)

@@ -22,9 +22,9 @@ def declare_missing() -> None:
     """Declare ``torchvision::nms`` and ``qnms`` unless torchvision's own operators load. Call it before the import."""
     if _declared or hasattr(torch.ops.torchvision, "nms") or _compiled_operators_load():
         return
-    library = torch.library.Library("torchvision", "FRAGMENT")
+    library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
     for schema in _SCHEMAS:
-        library.define(schema)
+        library.define(schema)  # type: ignore[no-untyped-call]
     _declared.append(library)
 
 
@@ -33,7 +33,7 @@ def _compiled_operators_load() -> bool:
     for folder in (spec.submodule_search_locations or []) if spec else []:
         for library in sorted(Path(folder).glob("_C*")):
             try:
-                torch.ops.load_library(library)
+                torch.ops.load_library(library)  # type: ignore[no-untyped-call]
             except OSError:
                 return False
             return True

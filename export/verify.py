@@ -31,7 +31,12 @@ class ParityError(Refusal):
 
 
 def measure_parity(
-    network: nn.Module, onnx_file: Path, torchscript_file: Path, shapes: tuple[Shape, ...], *, tolerance: float = TOLERANCE
+    network: nn.Module,
+    onnx_file: Path,
+    torchscript_file: Path,
+    shapes: tuple[Shape, ...],
+    *,
+    tolerance: float = TOLERANCE,
 ) -> Parity:
     """The largest absolute difference of each export from torch over ``shapes``.
 
@@ -39,7 +44,7 @@ def measure_parity(
     """
     session = ort.InferenceSession(str(onnx_file), providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
-    traced = torch.jit.load(str(torchscript_file), map_location="cpu")
+    traced = torch.jit.load(str(torchscript_file), map_location="cpu")  # type: ignore[no-untyped-call]
     exports: dict[str, Callable[[Tensor], NDArray[Any]]] = {
         ONNX: lambda pixels: session.run(None, {name: pixels.numpy()})[0],
         TORCHSCRIPT: lambda pixels: traced(pixels).numpy(),

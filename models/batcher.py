@@ -20,14 +20,16 @@ from models.results import Timing
 
 P = TypeVar("P")
 R = TypeVar("R")
+P_contra = TypeVar("P_contra", contravariant=True)
+R_co = TypeVar("R_co", covariant=True)
 
 log = logging.getLogger(__name__)
 
 
-class Work(Protocol[P, R]):
+class Work(Protocol[P_contra, R_co]):
     """What a lane does with its items. All three run on a slot's thread."""
 
-    def prepare(self, payload: P) -> tuple[NDArray[np.generic], Any]:
+    def prepare(self, payload: P_contra) -> tuple[NDArray[np.generic], Any]:
         """The tensor of one item (no batch axis) and whatever ``finish`` needs."""
         ...
 
@@ -35,7 +37,7 @@ class Work(Protocol[P, R]):
         """The outputs of a batch [N, ...], first axis N."""
         ...
 
-    def finish(self, output: NDArray[Any], prepared: Any, payload: P) -> R:
+    def finish(self, output: NDArray[Any], prepared: Any, payload: P_contra) -> R_co:
         """The answer of one item from its row."""
         ...
 
@@ -81,7 +83,9 @@ class Batcher:
     bounds what may wait; a request that could not be answered before its deadline is refused on arrival.
     """
 
-    def __init__(self, slots: int, max_bytes: int, observe: Callable[[Hashable, int, float], None] | None = None) -> None:
+    def __init__(
+        self, slots: int, max_bytes: int, observe: Callable[[Hashable, int, float], None] | None = None
+    ) -> None:
         self.slots = slots
         self.max_bytes = max_bytes
         self.waiting_bytes = 0
@@ -94,7 +98,9 @@ class Batcher:
         for thread in self._threads:
             thread.start()
 
-    def open_lane(self, key: Hashable, work: Work[P, R], *, slots: int | None = None, max_batch: int = 64) -> Lane[P, R]:
+    def open_lane(
+        self, key: Hashable, work: Work[P, R], *, slots: int | None = None, max_batch: int = 64
+    ) -> Lane[P, R]:
         """The lane of ``key``, made with ``work`` if it is new."""
         with self._changed:
             lane = self._lanes.get(key)
@@ -118,7 +124,8 @@ class Batcher:
                 raise Overloaded("too many images are waiting", retry_after_s=max(1, math.ceil(wait)))
             if item.submitted + wait > item.deadline:
                 raise Overloaded(
-                    f"{len(lane.queue)} requests wait for this model, about {wait:.0f} s", retry_after_s=max(1, math.ceil(wait))
+                    f"{len(lane.queue)} requests wait for this model, about {wait:.0f} s",
+                    retry_after_s=max(1, math.ceil(wait)),
                 )
             self.waiting_bytes += item.bytes
             if not lane.queue:

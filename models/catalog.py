@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from models.artifact import Manifest
 from models.classifier import Classifier
 from models.family import Family
 from models.segmenter import Segmenter
 
-FAMILIES: dict[str, type[Family]] = {
+FAMILIES: dict[str, Callable[[Manifest], Family]] = {
     "classifier": Classifier,
     "segmenter": Segmenter,
 }

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ekiben.errors import BadInput
 from models.artifact import Manifest
+from models.asks import Answer, Ask
 from models.images import Picture
 from models.preprocess import Preprocessor
-from models.results import Classification, ClassScore
+from models.results import ClassScore
 
 FloatArray = NDArray[np.floating[Any]]
 
 
 class Classifier:
     """Reads an output of shape [classes] (any further axes of length 1 are dropped)."""
-
-    task: ClassVar[str] = "classify"
 
     def __init__(self, manifest: Manifest) -> None:
         self._preprocess = Preprocessor(manifest)
@@ -37,14 +36,13 @@ class Classifier:
         exps = np.exp(scores - scores.max())
         return np.asarray(exps / exps.sum(), dtype=np.float32)
 
-    def postprocess(self, output: FloatArray, picture: Picture, *, top_k: int = 5) -> Classification:
+    def postprocess(self, output: FloatArray, picture: Picture, ask: Ask) -> Answer:
         """The ``top_k`` best classes; ties keep the order of the labels. BadInput when there are not so many."""
-        check_top_k(top_k, len(self._labels))
+        check_top_k(ask.top_k, len(self._labels))
         confidences = self.confidences(output)
-        best = np.argsort(-confidences, kind="stable")[:top_k]
-        return Classification(
-            tuple(ClassScore(int(i), self._labels[i], float(confidences[i])) for i in best),
-        )
+        best = np.argsort(-confidences, kind="stable")[: ask.top_k]
+        scores = tuple(ClassScore(int(i), self._labels[i], float(confidences[i])) for i in best)
+        return Answer(picture.facts, scores=scores)
 
 
 def check_top_k(top_k: int, classes: int) -> None:

@@ -150,7 +150,9 @@ class Engine:
             entry.settled.wait()
             with self._lock:
                 if entry.state == "failed":
-                    raise Unavailable(f"{key} could not be loaded: {entry.reason}", retry_after_s=int(self.RETRY_FAILED_S))
+                    raise Unavailable(
+                        f"{key} could not be loaded: {entry.reason}", retry_after_s=int(self.RETRY_FAILED_S)
+                    )
 
     def unload(self, key: ModelKey) -> bool:
         """Take a model out of memory; requests that hold a lease finish first. False when it was not loaded."""

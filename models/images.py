@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ekiben.errors import BadImage, TooLarge, UnsupportedImage
+from models.results import PictureFacts
 
 MAX_BYTES: Final = 50 * 1024 * 1024
 MAX_PIXELS: Final = 64_000_000
@@ -56,6 +57,10 @@ class Picture:
     @property
     def height(self) -> int:
         return self.rgb.height
+
+    @property
+    def facts(self) -> PictureFacts:
+        return PictureFacts(self.rgb.width, self.rgb.height, self.mime_type)
 
 
 def sniff(data: bytes) -> str:
@@ -128,8 +133,11 @@ def encode_jpeg(image: Image.Image, quality: int = 90) -> bytes:
 
 def _may_be_turned(image: Image.Image) -> bool:
     # exif_transpose parses and copies; most pictures carry no EXIF at all.
-    return image.format in ("TIFF", "MPO") or "exif" in image.info or "Raw profile type exif" in image.info or (
-        "xmp" in image.info or "XML:com.adobe.xmp" in image.info
+    return (
+        image.format in ("TIFF", "MPO")
+        or "exif" in image.info
+        or "Raw profile type exif" in image.info
+        or ("xmp" in image.info or "XML:com.adobe.xmp" in image.info)
     )
 
 
@@ -148,7 +156,9 @@ def _unread_format(data: bytes) -> str | None:
     if data[:4] == b"GIF8":
         return "GIF"
     if data[4:8] == b"ftyp":
-        return {b"heic": "HEIC", b"heix": "HEIC", b"mif1": "HEIF", b"avif": "AVIF"}.get(data[8:12], "this video or HEIF file")
+        return {b"heic": "HEIC", b"heix": "HEIC", b"mif1": "HEIF", b"avif": "AVIF"}.get(
+            data[8:12], "this video or HEIF file"
+        )
     if data[:4] == b"%PDF":
         return "PDF"
     if data[128:132] == b"DICM":

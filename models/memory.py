@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import os
@@ -21,7 +22,5 @@ def give_back() -> None:
     """Return freed memory to the system: glibc keeps the pages of a closed session otherwise."""
     gc.collect()
     if sys.platform == "linux":
-        try:
+        with contextlib.suppress(OSError, AttributeError):  # musl has no malloc_trim and needs none
             ctypes.CDLL("libc.so.6").malloc_trim(0)
-        except (OSError, AttributeError):  # musl has no malloc_trim and needs none
-            pass

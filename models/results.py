@@ -16,13 +16,6 @@ class ClassScore:
 
 
 @dataclass(frozen=True, slots=True)
-class Classification:
-    """The best classes, highest confidence first."""
-
-    predictions: tuple[ClassScore, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class ClassArea:
     """One class that occurs in a segmentation. ``share`` is of all pixels, 0-1."""
 

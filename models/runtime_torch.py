@@ -27,7 +27,7 @@ class TorchScriptSession:
         self.max_batch = manifest.input.batch
         torch.set_num_threads(options.threads)
         try:
-            self._module: Any = torch.jit.load(str(path), map_location=self.device).eval()
+            self._module: Any = torch.jit.load(str(path), map_location=self.device).eval()  # type: ignore[no-untyped-call]
         except RuntimeError as error:
             raise BadModelFile(f"torch cannot load {path}: {str(error).strip().splitlines()[0]}") from error
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from models.artifact import Manifest
-from models.images import Picture
+from models.asks import Answer, Ask
+from models.images import Picture, encode_png
 from models.preprocess import Preprocessor
 from models.results import ClassArea, Segmentation
 
@@ -24,8 +25,6 @@ class Segmenter:
     With ``sigmoid`` output a pixel is background (class 0) where no channel exceeds 0.5, else 1 + the best channel.
     """
 
-    task: ClassVar[str] = "segment"
-
     def __init__(self, manifest: Manifest) -> None:
         self._preprocess = Preprocessor(manifest)
         self._labels = manifest.labels
@@ -36,7 +35,13 @@ class Segmenter:
     def preprocess(self, picture: Picture) -> NDArray[np.generic]:
         return self._preprocess(picture.rgb)
 
-    def postprocess(self, output: FloatArray, picture: Picture) -> Segmentation:
+    def postprocess(self, output: FloatArray, picture: Picture, ask: Ask) -> Answer:
+        """What each class covers, and the pictures that were asked for."""
+        segmentation = self.segmentation(output, picture)
+        renders = {name: encode_png(render(name, segmentation, picture)) for name in ask.renders}
+        return Answer(picture.facts, areas=segmentation.classes, renders=renders)
+
+    def segmentation(self, output: FloatArray, picture: Picture) -> Segmentation:
         """Class per pixel at the picture's own size, and what each class covers."""
         scores = output.transpose(2, 0, 1) if self._channels_last else output
         class_map = enlarge_and_choose(
@@ -68,10 +73,8 @@ def enlarge_and_choose(scores: FloatArray, height: int, width: int, *, sigmoid: 
     class.
     """
     best = _enlarge(scores[0], height, width)
-    if sigmoid:
-        class_map = (best > _SIGMOID_THRESHOLD).astype(np.uint8)
-    else:
-        class_map = np.zeros((height, width), np.uint8)
+    # Without a sigmoid the first channel wins until another is better; with one it must pass the threshold itself.
+    class_map = (best > _SIGMOID_THRESHOLD).astype(np.uint8) if sigmoid else np.zeros((height, width), np.uint8)
     for channel in range(1, len(scores)):
         plane = _enlarge(scores[channel], height, width)
         better = plane > best
@@ -86,6 +89,13 @@ def _enlarge(plane: FloatArray, height: int, width: int) -> NDArray[np.float32]:
     if plane.shape == (height, width):
         return np.array(plane, np.float32)
     return np.array(Image.fromarray(plane).resize((width, height), Image.Resampling.BILINEAR))
+
+
+def render(name: str, segmentation: Segmentation, picture: Picture) -> Image.Image:
+    """The picture called ``name`` (one of asks.RENDERS)."""
+    if name == "overlay":
+        return overlay(segmentation, picture.rgb)
+    return {"mask": index_mask, "color": color_mask}[name](segmentation)
 
 
 def color_mask(segmentation: Segmentation) -> Image.Image:

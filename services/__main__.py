@@ -30,7 +30,9 @@ def main() -> int:
         print(f"database: {error.message}", file=sys.stderr)
         return 1
     if not _is_free(settings.host, settings.port):
-        print(f"port {settings.port} on {settings.host} is taken; choose another: make serve PORT=3100", file=sys.stderr)
+        print(
+            f"port {settings.port} on {settings.host} is taken; choose another: make serve PORT=3100", file=sys.stderr
+        )
         return 1
     environ = {"BENTOML_HOME": str(settings.home.absolute() / "bentoml"), "BENTOML_DO_NOT_TRACK": "True", **os.environ}
     processes: list[subprocess.Popen[bytes]] = []

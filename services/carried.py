@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 TAG = "ekiben-models"
 
 
-class CarriedModels(BentoModel):
+class CarriedModels(BentoModel):  # type: ignore[misc]
     """A class attribute of the gateway: one entry of the model store that holds the chosen artifact folders.
 
     ``bentoml build`` asks a service's models for their facts; that is the moment at which the active versions of the
@@ -39,10 +39,11 @@ class CarriedModels(BentoModel):
 
     def to_info(self, alias: str | None = None) -> BentoModelInfo:
         written = write_to_model_store(Settings.from_environ())
-        return BentoModel(written.tag).to_info(alias)
+        info: BentoModelInfo = BentoModel(written.tag).to_info(alias)
+        return info
 
     def resolve(self, base_path: Any = None, global_model_store: Any = None) -> Any:
-        """Nothing: BentoML resolves a service's models before it serves a checkout, whose models are in the registry."""
+        """Nothing: BentoML resolves a service's models before it serves a checkout; those are in the registry."""
         return None
 
 
@@ -101,5 +102,3 @@ def publish_carried(folder: Path, registry: Registry, store: BlobStore) -> None:
             reuse=True,
         )
         log.info("model carried by the Bento", extra={"model": row.name, "version": row.version})
-
-

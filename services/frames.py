@@ -9,9 +9,9 @@ from typing import Any
 import orjson
 
 from ekiben.errors import REFUSALS, Refusal, Temporary, Unavailable
+from models.asks import Answer, Ask
 from models.engine import ModelKey, ModelState
 from models.results import ClassArea, ClassScore, PictureFacts, Timing
-from models.work import Answer, Ask
 from services.runner import Answered
 
 _LENGTH = struct.Struct("<I")
@@ -82,7 +82,9 @@ def decode_answer(data: bytes) -> Answered:
 
 def encode_refusal(error: Refusal) -> bytes:
     wait = error.retry_after_s if isinstance(error, Temporary) else None
-    return orjson.dumps({"kind": type(error).__name__, "code": error.code, "message": error.message, "retry_after_s": wait})
+    return orjson.dumps(
+        {"kind": type(error).__name__, "code": error.code, "message": error.message, "retry_after_s": wait}
+    )
 
 
 def decode_refusal(data: bytes) -> Refusal:

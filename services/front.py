@@ -79,7 +79,7 @@ class Front:
             request_id.reset(token)
 
 
-class FrontedService(Service[Any]):
+class FrontedService(Service[Any]):  # type: ignore[misc]
     """A BentoML service whose ASGI application stands behind another one."""
 
     front: Callable[[App], App]
@@ -148,5 +148,3 @@ def _seconds(route: str) -> Any:
     if (child := _SECONDS.get(route)) is None:
         child = _SECONDS[route] = metrics.request_seconds.labels(route)
     return child
-
-

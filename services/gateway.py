@@ -43,7 +43,8 @@ class Gateway:
 
     @bentoml.on_startup
     async def open(self) -> None:
-        self.platform = await Platform.start(SETTINGS, carried_folder(Gateway.bento))
+        bento = Gateway.bento  # type: ignore[attr-defined]
+        self.platform = await Platform.start(SETTINGS, carried_folder(bento))
         APP.state.platform = self.platform
         logging.getLogger(__name__).info("ready", extra={"topology": SETTINGS.topology})
 

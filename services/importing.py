@@ -5,6 +5,8 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+from pydantic import Field
+
 from db.blobs import BlobStore
 from db.publishing import publish_folder
 from db.registry import Registry
@@ -12,7 +14,6 @@ from db.tables import ModelVersion
 from models.artifact import sha256_of
 from models.import_options import ImportOptions
 from models.intake import build_artifact
-from pydantic import Field
 
 MAX_MODEL_BYTES = 512 * 1024 * 1024
 """Of an upload over HTTP; the command line takes up to 2 GB."""
@@ -21,7 +22,9 @@ MAX_MODEL_BYTES = 512 * 1024 * 1024
 class UploadOptions(ImportOptions):
     """What an upload says besides the file."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$", description="Name of the model; a known name gets a new version.")
+    name: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$", description="Name of the model; a known name gets a new version."
+    )
 
 
 def import_upload(

@@ -5,25 +5,45 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    REGISTRY,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+)
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 _SIZES = (1, 2, 4, 8, 16, 32, 64)
 
 requests = Counter("ekiben_requests_total", "Requests answered.", ["method", "route", "status"])
-request_seconds = Histogram("ekiben_request_seconds", "From the first byte of a request to the last of its answer.", ["route"], buckets=_SECONDS)
+request_seconds = Histogram(
+    "ekiben_request_seconds", "From the first byte of a request to the last of its answer.", ["route"], buckets=_SECONDS
+)
 in_progress = Gauge("ekiben_requests_in_progress", "Requests being answered.", multiprocess_mode="livesum")
 queue_seconds = Histogram("ekiben_queue_seconds", "Wait before a slot took the picture.", ["model"], buckets=_SECONDS)
-inference_seconds = Histogram("ekiben_inference_seconds", "Run of the network, whole batch.", ["model"], buckets=_SECONDS)
+inference_seconds = Histogram(
+    "ekiben_inference_seconds", "Run of the network, whole batch.", ["model"], buckets=_SECONDS
+)
 batch_size = Histogram("ekiben_batch_size", "Pictures per run.", ["model"], buckets=_SIZES)
 queue_depth = Gauge("ekiben_queue_depth", "Pictures waiting.", ["model"], multiprocess_mode="livesum")
 queue_bytes = Gauge("ekiben_queue_bytes", "Bytes of the pictures waiting.", multiprocess_mode="livesum")
-model_memory_bytes = Gauge("ekiben_model_memory_bytes", "Memory of a loaded model; 0 once unloaded.", ["model"], multiprocess_mode="livesum")
-model_budget_bytes = Gauge("ekiben_model_memory_budget_bytes", "Memory budget of loaded models.", multiprocess_mode="livesum")
+model_memory_bytes = Gauge(
+    "ekiben_model_memory_bytes", "Memory of a loaded model; 0 once unloaded.", ["model"], multiprocess_mode="livesum"
+)
+model_budget_bytes = Gauge(
+    "ekiben_model_memory_budget_bytes", "Memory budget of loaded models.", multiprocess_mode="livesum"
+)
 refused = Counter("ekiben_refused_total", "Requests refused, by code of the refusal.", ["code"])
 stored = Counter("ekiben_stored_predictions_total", "Predictions recorded.")
-registry_cache = Counter("ekiben_registry_lookups_total", "Look-ups of a model, answered by this process's copy (hit) or the database (miss).", ["outcome"])
+registry_cache = Counter(
+    "ekiben_registry_lookups_total",
+    "Look-ups of a model, answered by this process's copy (hit) or the database (miss).",
+    ["outcome"],
+)
 
 
 def render() -> tuple[bytes, str]:
@@ -42,4 +62,4 @@ def _drop_dead(folder: Path) -> None:
     for path in folder.glob("gauge_live*_*.db"):
         pid = path.stem.rsplit("_", 1)[-1]
         if pid.isdigit() and not Path("/proc", pid).exists():
-            mark_process_dead(int(pid))
+            mark_process_dead(int(pid))  # type: ignore[no-untyped-call]

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from db.blobs import BlobStore
-from db.registry import Listed, Registry
+from db.listing import Listed
+from db.registry import Registry
 from db.tables import ModelVersion
 from ekiben.errors import BadInput, NotFound
 from models.artifact import MANIFEST, Manifest, read_manifest, verify
@@ -43,7 +44,7 @@ class ModelIndex:
         self._lock = threading.Lock()
 
     async def resolve(self, owner: str, name: str, version: int | None, task: str) -> Served:
-        """The version meant, the active one for None. NotFound, Unavailable (with the reason), BadInput (another task)."""
+        """The version meant, the active one for None. NotFound, Unavailable (with why), BadInput for another task."""
         served = self._served.get((owner, name, version))
         if served is None:
             metrics.registry_cache.labels("miss").inc()
@@ -113,7 +114,9 @@ class ModelIndex:
         except OSError as error:
             # Another process of this machine may have put the same files there first.
             if not (folder / MANIFEST).is_file():
-                raise NotFound(f"the files of model {row.name} version {row.version} cannot be written: {error}") from None
+                raise NotFound(
+                    f"the files of model {row.name} version {row.version} cannot be written: {error}"
+                ) from None
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 

@@ -81,7 +81,11 @@ class Recorder:
             row = None
             if prediction is not None:
                 row = Prediction(
-                    owner=record.owner, image_id=image.id, created_at=record.created_at, status="succeeded", **prediction
+                    owner=record.owner,
+                    image_id=image.id,
+                    created_at=record.created_at,
+                    status="succeeded",
+                    **prediction,
                 )
                 rows.append(row)
             for kind, stored in files.items():

@@ -8,8 +8,8 @@ import time
 import aiohttp
 
 from ekiben.errors import DeadlineExceeded, Unavailable
+from models.asks import Ask
 from models.engine import ModelKey, ModelState
-from models.work import Ask
 from services.frames import decode_answer, decode_refusal, decode_states, encode_ask, encode_key
 from services.runner import Answered
 
@@ -21,7 +21,9 @@ class RemoteRunner:
 
     def __init__(self, url: str) -> None:
         if not url:
-            raise SystemExit("settings: EKIBEN_TOPOLOGY=split needs EKIBEN_RUNNER_URL (make serve starts a runner itself)")
+            raise SystemExit(
+                "settings: EKIBEN_TOPOLOGY=split needs EKIBEN_RUNNER_URL (make serve starts a runner itself)"
+            )
         self._url = url.rstrip("/")
         self._session: aiohttp.ClientSession | None = None
 

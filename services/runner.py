@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -12,12 +13,13 @@ from typing import Any, NamedTuple, Protocol
 
 from ekiben.errors import DeadlineExceeded, Unavailable
 from ekiben.settings import Settings
+from models.asks import Answer, Ask
 from models.batcher import Batcher, Item, Lane
 from models.engine import Engine, ModelKey, ModelState
 from models.loader import Loaded, estimate_bytes, load_artifact
 from models.results import Timing
 from models.runtime import RuntimeOptions, cores
-from models.work import Answer, Ask, VisionWork
+from models.work import VisionWork
 from services import metrics
 
 
@@ -73,10 +75,8 @@ class LocalRunner:
         def answer(result: Answer | None, timing: Timing | None, error: BaseException | None) -> None:
             # On a slot's thread, exactly once: the lease ends with the computation, not with the caller's patience.
             self.engine.release(loaded)
-            try:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the server stopped without this caller
                 loop.call_soon_threadsafe(_settle, future, result, timing, error)
-            except RuntimeError:  # the loop is closed: the server stopped without this caller
-                pass
 
         item: Item[Ask, Answer] = Item(ask, len(ask.image), deadline, answer)
         try:

@@ -10,10 +10,9 @@ from typing import Any
 from db.records import Records
 from db.tables import Image
 from ekiben.errors import BadInput, NotFound, Overloaded
+from models.asks import RENDERS, Answer, Ask
 from models.classifier import check_top_k
 from models.images import decode, sniff
-from models.results import PictureFacts
-from models.work import RENDERS, Answer, Ask
 from services import metrics
 from services.model_index import ModelIndex, Served
 from services.recording import Record, Recorder
@@ -45,7 +44,13 @@ class Vision:
     """Classify and segment. All methods take ``owner``; nothing is found across owners."""
 
     def __init__(
-        self, index: ModelIndex, runner: Runner, records: Records, recorder: Recorder, timeout_s: float, max_open: int = 4096
+        self,
+        index: ModelIndex,
+        runner: Runner,
+        records: Records,
+        recorder: Recorder,
+        timeout_s: float,
+        max_open: int = 4096,
     ) -> None:
         self._index = index
         self._runner = runner
@@ -78,7 +83,9 @@ class Vision:
             result={"predictions": scores},
             top=(scores[0]["class_name"], scores[0]["confidence"]),
         )
-        return Outcome({**_head(ids, served, answered.answer), "predictions": scores, "timing": timing(answered.timing)}, {})
+        return Outcome(
+            {**_head(ids, served, answered.answer), "predictions": scores, "timing": timing(answered.timing)}, {}
+        )
 
     async def segment(
         self,
@@ -121,11 +128,12 @@ class Vision:
         mime_type = sniff(data)
         picture = await asyncio.to_thread(decode, data)
         record = self._recorder.begin(data, mime_type, source.filename, owner)
-        facts = PictureFacts(picture.width, picture.height, picture.mime_type)
-        image, _, _ = await self._recorder.finish(record, facts, {}, None, kept=True)
+        image, _, _ = await self._recorder.finish(record, picture.facts, {}, None, kept=True)
         return image
 
-    async def _infer(self, source: Source, served: Served, ask: Ask, store: bool, owner: str) -> tuple[Answered, Record | None]:
+    async def _infer(
+        self, source: Source, served: Served, ask: Ask, store: bool, owner: str
+    ) -> tuple[Answered, Record | None]:
         deadline = time.monotonic() + self._timeout_s
         if self._open >= self._max_open:
             raise Overloaded(f"{self._open} requests are open", retry_after_s=1)

@@ -7,8 +7,11 @@ import logging
 import os
 import socket
 import time
+from collections.abc import Coroutine
+from typing import Any
 
-from db.registry import Holding, Listed
+from db.listing import Listed
+from db.replicas import Holding
 from ekiben.errors import Refusal
 from ekiben.ids import new_id
 from models.engine import ModelKey, ModelState
@@ -36,7 +39,7 @@ class Watch:
         self._loads: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Read the registry once and warm the pinned models; afterwards keep following. Raises if the first read fails."""
+        """Read the registry and warm the pinned models, then keep following. Raises if the first read fails."""
         await asyncio.to_thread(self._index.refresh)
         if self._runner is not None:
             for name in self._pinned:
@@ -85,10 +88,11 @@ class Watch:
             others = [k for k, s in held.items() if k[:2] == key[:2] and k != key and s.state == "ready"]
             if listed.model.desired == "unloaded":
                 self._spawn(self._unload([k for k in (key, *others) if k in held]))
-            elif listed.model.desired == "loaded" or others or key.name in self._pinned:
-                if key not in held or held[key].state in ("unloaded", "failed"):
-                    pin = listed.model.desired == "loaded" or key.name in self._pinned
-                    self._spawn(self._replace(key, others, pin))
+                continue
+            pin = listed.model.desired == "loaded" or key.name in self._pinned
+            absent = key not in held or held[key].state in ("unloaded", "failed")
+            if absent and (pin or others):
+                self._spawn(self._replace(key, others, pin))
         known = {ModelKey(r.owner, r.name, r.version) for m in self._index.listed() for r in m.versions}
         for key in held:
             if key.owner == "local" and key not in known:
@@ -113,8 +117,8 @@ class Watch:
             if self._runner is not None:
                 await self._runner.unload(key)
 
-    def _spawn(self, work: object) -> None:
-        task: asyncio.Task[None] = asyncio.ensure_future(work)  # type: ignore[arg-type]
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
         self._loads.add(task)
         task.add_done_callback(self._loads.discard)
 

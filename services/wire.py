@@ -165,12 +165,16 @@ class ModelBody(_Body):
     reason: str | None = Field(description="Why it is unavailable.")
     desired: Literal["auto", "loaded", "unloaded"]
     memory_bytes: int
-    weights: str | None = Field(description="Where the numbers come from; random weights say so.", examples=["random (seed 0)"])
+    weights: str | None = Field(
+        description="Where the numbers come from; random weights say so.", examples=["random (seed 0)"]
+    )
     licence: str | None
     source: str | None
     precision: str | None
     classes: int | None
-    counters: dict[str, int] = Field(description="Of the process that answers: predictions, batches, loads; waiting now; batch_size learned.")
+    counters: dict[str, int] = Field(
+        description="Of the process that answers: predictions, batches, loads; waiting now; batch_size learned."
+    )
     replicas: list[ReplicaBody]
     versions: list[VersionBody]
 

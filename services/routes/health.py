@@ -26,12 +26,22 @@ async def livez() -> str:
     return "ok"
 
 
-@router.get("/readyz", summary="Requests can be served", response_model=None, responses={200: {"model": HealthBody}, 503: {"model": HealthBody}})
+@router.get(
+    "/readyz",
+    summary="Requests can be served",
+    response_model=None,
+    responses={200: {"model": HealthBody}, 503: {"model": HealthBody}},
+)
 async def readyz(request: Request) -> Response:
     return await _verdict(request, with_models=False)
 
 
-@router.get("/healthz", summary="Every part, each with its verdict", response_model=None, responses={200: {"model": HealthBody}, 503: {"model": HealthBody}})
+@router.get(
+    "/healthz",
+    summary="Every part, each with its verdict",
+    response_model=None,
+    responses={200: {"model": HealthBody}, 503: {"model": HealthBody}},
+)
 async def healthz(request: Request) -> Response:
     return await _verdict(request, with_models=True)
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 
 from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel
 from starlette.responses import Response
 
 from db.tables import Image
 from services.platform import Platform
 from services.routes.files import file_response
-from services.routes.paging import Limit, Page
 from services.routes.options import openapi
+from services.routes.paging import Limit, Page
 from services.upload import read_upload
 from services.vision import LOCAL, Source
 from services.wire import ImageBody, PageBody, json_response
-from pydantic import BaseModel
 
 router = APIRouter(tags=["images"])
 
@@ -39,11 +39,18 @@ async def store(request: Request) -> Response:
     return json_response(body(image), 201, {"Location": f"/v1/images/{image.id}"})
 
 
-@router.get("/v1/images", summary="Stored pictures, newest first", response_model=None, responses={200: {"model": PageBody[ImageBody]}})
+@router.get(
+    "/v1/images",
+    summary="Stored pictures, newest first",
+    response_model=None,
+    responses={200: {"model": PageBody[ImageBody]}},
+)
 async def find(request: Request, page: Page = 1, limit: Limit = 50) -> Response:
     platform: Platform = request.app.state.platform
     found = await asyncio.to_thread(platform.records.images, LOCAL, page, limit)
-    return json_response({"items": [body(row) for row in found.items], "total": found.total, "page": page, "limit": limit})
+    return json_response(
+        {"items": [body(row) for row in found.items], "total": found.total, "page": page, "limit": limit}
+    )
 
 
 @router.get("/v1/images/{id}", summary="Facts of a picture", response_model=None, responses={200: {"model": ImageBody}})

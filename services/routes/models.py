@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from db.registry import Listed
+from db.listing import Listed
 from db.tables import ModelReplica
 from ekiben.errors import BadInput, NotFound, Unavailable
 from models.engine import ModelKey
@@ -52,7 +52,9 @@ async def bring(request: Request) -> Response:
     if upload.data is None:
         raise BadInput("send the .onnx file as multipart field 'file'")
     options = parse(UploadOptions, request.query_params, upload.fields)
-    row = await asyncio.to_thread(import_upload, platform.registry, platform.store, upload.data, upload.filename, options)
+    row = await asyncio.to_thread(
+        import_upload, platform.registry, platform.store, upload.data, upload.filename, options
+    )
     await asyncio.to_thread(platform.index.refresh)
     return json_response(await _one(platform, row.name), 201, {"Location": f"/v1/models/{row.name}"})
 
@@ -93,7 +95,9 @@ async def _active(platform: Platform, name: str) -> ModelKey:
 
 
 async def _one(platform: Platform, name: str) -> dict[str, Any]:
-    listed, replicas = await asyncio.to_thread(lambda: (platform.registry.models(LOCAL), platform.registry.replicas(name)))
+    listed, replicas = await asyncio.to_thread(
+        lambda: (platform.registry.models(LOCAL), platform.registry.replicas(name))
+    )
     for row in listed:
         if row.model.name == name:
             return await _body(platform, row, replicas)

@@ -32,10 +32,10 @@ class SegmentOptions(InferenceOptions):
     )
 
 
-O = TypeVar("O", bound=BaseModel)
+OptionsT = TypeVar("OptionsT", bound=BaseModel)
 
 
-def parse(kind: type[O], query: Mapping[str, str], fields: Mapping[str, str] | None = None) -> O:
+def parse(kind: type[OptionsT], query: Mapping[str, str], fields: Mapping[str, str] | None = None) -> OptionsT:
     """Options from query and form fields together. BadInput names what is wrong, unknown or given twice."""
     given: dict[str, Any] = dict(query)
     for name, value in (fields or {}).items():

@@ -19,7 +19,10 @@ router = APIRouter(tags=["predictions"])
 
 
 @router.get(
-    "/v1/predictions", summary="Answers, newest first", response_model=None, responses={200: {"model": PageBody[PredictionBody]}}
+    "/v1/predictions",
+    summary="Answers, newest first",
+    response_model=None,
+    responses={200: {"model": PageBody[PredictionBody]}},
 )
 async def find(
     request: Request,
@@ -38,17 +41,19 @@ async def find(
     return json_response({"items": items, "total": total, "page": page, "limit": limit})
 
 
-@router.get("/v1/predictions/{id}", summary="One answer", response_model=None, responses={200: {"model": PredictionBody}})
+@router.get(
+    "/v1/predictions/{id}", summary="One answer", response_model=None, responses={200: {"model": PredictionBody}}
+)
 async def show(request: Request, id: str) -> Response:
     platform: Platform = request.app.state.platform
-    return json_response(
-        await asyncio.to_thread(lambda: _with_parts(platform, platform.records.prediction(LOCAL, id)))
-    )
+    return json_response(await asyncio.to_thread(lambda: _with_parts(platform, platform.records.prediction(LOCAL, id))))
 
 
 @router.delete(
-    "/v1/predictions/{id}", summary="Remove an answer, its files and, unless kept otherwise, its image",
-    status_code=204, response_model=None,
+    "/v1/predictions/{id}",
+    summary="Remove an answer, its files and, unless kept otherwise, its image",
+    status_code=204,
+    response_model=None,
 )
 async def remove(request: Request, id: str) -> Response:
     platform: Platform = request.app.state.platform

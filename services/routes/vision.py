@@ -43,7 +43,9 @@ async def classify(request: Request) -> Response:
     "/v1/segment",
     summary="The class of every pixel",
     response_model=None,
-    responses={200: {"model": SegmentBody, "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}},
+    responses={
+        200: {"model": SegmentBody, "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}
+    },
     openapi_extra=openapi(SegmentOptions),
 )
 async def segment(request: Request) -> Response:

@@ -114,7 +114,12 @@ def described(url: str) -> dict[str, Any]:
             "checks": sorted(inspector.get_check_constraints(table), key=str),
             "indexes": sorted(
                 # SQLAlchemy's objects of text are equal to nothing but themselves.
-                (i["name"], i["column_names"], i["unique"], {k: str(v) for k, v in i.get("dialect_options", {}).items()})
+                (
+                    i["name"],
+                    i["column_names"],
+                    i["unique"],
+                    {k: str(v) for k, v in i.get("dialect_options", {}).items()},
+                )
                 for i in inspector.get_indexes(table)
             ),
         }

@@ -1,0 +1,68 @@
+# Two commands on a fresh machine: make serve, make test. The rest is for those who work on Ekiben.
+PYTHON ?= python3
+PORT ?= 3000
+SERVE := .venv/.installed
+TORCH := .venv-torch/.installed
+BENCH := .venv-bench/.installed
+PIP := -m pip --disable-pip-version-check install --quiet
+
+.PHONY: help serve models bento test acceptance lint types imports coverage bench clean
+
+help:
+	@echo "make serve        start Ekiben on http://127.0.0.1:$(PORT) (PORT= changes it)"
+	@echo "make test         the tests; make acceptance: the slow ones"
+	@echo "make models       try again to get default models whose weights were missing"
+	@echo "make bento        build a Bento that carries the models"
+	@echo "make lint types imports coverage bench clean"
+
+serve: $(SERVE)
+	@.venv/bin/python -m export provision --torch .venv-torch/bin/python --make "$(MAKE) --no-print-directory $(TORCH)"
+	@EKIBEN_PORT=$(PORT) exec .venv/bin/python -m services
+
+models: $(SERVE)
+	@.venv/bin/python -m export provision --again --torch .venv-torch/bin/python --make "$(MAKE) --no-print-directory $(TORCH)"
+
+bento: $(SERVE)
+	@.venv/bin/python -m bentoml build
+
+test: $(TORCH)
+	@.venv-torch/bin/python -m pytest tests -m "not acceptance" --cov --cov-report=term:skip-covered
+
+acceptance: $(TORCH)
+	@.venv-torch/bin/python -m pytest tests -m acceptance
+
+lint: $(TORCH)
+	@.venv-torch/bin/ruff check . && .venv-torch/bin/ruff format --check .
+
+types: $(TORCH)
+	@.venv-torch/bin/mypy
+
+imports: $(TORCH)
+	@.venv-torch/bin/lint-imports --no-cache
+
+bench: $(SERVE) $(TORCH) $(BENCH)
+	@.venv-bench/bin/python -m bench
+
+# The environments. The serving one has no torch; torch's own has everything, for exports and for the tests.
+$(SERVE): pyproject.toml
+	@echo "installing the serving environment into .venv (about a minute)"
+	@$(PYTHON) -m venv .venv
+	@.venv/bin/python $(PIP) --editable .
+	@touch $@
+
+$(TORCH): pyproject.toml
+	@echo "installing the export and test environment into .venv-torch (torch is large: some minutes)"
+	@$(PYTHON) -m venv .venv-torch
+	@.venv-torch/bin/python $(PIP) torch==2.13.0
+	@.venv-torch/bin/python $(PIP) --editable '.[export,dev]'
+	@touch $@
+
+$(BENCH): bench/requirements.txt
+	@echo "installing the peers of the benchmark into .venv-bench"
+	@$(PYTHON) -m venv .venv-bench
+	@.venv-bench/bin/python $(PIP) torch==2.13.0
+	@.venv-bench/bin/python $(PIP) --requirement bench/requirements.txt
+	@touch $@
+
+clean:
+	rm -rf .venv .venv-torch .venv-bench build *.egg-info .mypy_cache .ruff_cache .pytest_cache .coverage

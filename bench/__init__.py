@@ -1,0 +1,1 @@
+"""Ekiben measured beside fair peers, in one run on one machine: ``python -m bench``."""

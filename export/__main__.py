@@ -1,0 +1,254 @@
+"""``python -m export``: networks by name, checkpoints and users' ONNX files become model versions."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import get_args
+
+from db.blobs import open_store
+from db.listing import check_name
+from db.migrate import migrate
+from db.publishing import publish_folder
+from db.registry import Registry
+from db.session import connect
+from ekiben.errors import Refusal
+from ekiben.settings import Settings
+from export.weights import ShownProgress, WeightsUnavailable, fetch
+from export.zoo import ZOO, Row
+from models.artifact import MANIFEST, Activation, Color, Interpolation, Layout, Manifest, Task
+from models.import_options import parse_options, read_labels, read_palette
+from models.intake import build_artifact
+
+OK, REFUSED, USAGE, NO_WEIGHTS = 0, 1, 2, 3
+
+_EPILOG = """\
+exit status: 0 done, 1 refused (one line on stderr says why), 2 wrong usage, 3 the published weights cannot be had
+
+examples:
+  python -m export efficientnet_b0
+  python -m export deeplabv3_resnet50 --checkpoint mine.pth --labels labels.txt --name roads
+  python -m export import model.onnx --name mobilenet --task classify --labels labels.txt \\
+      --mean 0.502 --std 0.502 --crop 0.875 --output probabilities
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and give back its exit status."""
+    parser = _parser()
+    given = parser.parse_args(arguments)
+    if given.command in ZOO:
+        if given.checkpoint is not None and given.weights is not None:
+            parser.error("--checkpoint and --weights exclude each other")
+        if given.seed is not None and given.weights != "random":
+            parser.error("--seed is for --weights random")
+    run: Callable[[argparse.Namespace], None] = given.run
+    try:
+        run(given)
+    except WeightsUnavailable as error:
+        print(f"export: {error.message}", file=sys.stderr)
+        return NO_WEIGHTS
+    except Refusal as error:
+        print(f"export: {error.message}", file=sys.stderr)
+        return REFUSED
+    except OSError as error:  # a full disk, a folder that may not be written
+        print(f"export: {error.filename or 'writing'}: {error.strerror or error}", file=sys.stderr)
+        return REFUSED
+    return OK
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m export",
+        description=__doc__,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for row in ZOO.values():
+        _add_export(commands.add_parser(row.name, help=f"export {row.source}"), row)
+    _add_import(commands.add_parser("import", help="bring an ONNX file of your own (needs no torch)"))
+    fetching = commands.add_parser("fetch", help="only download published weights (needs no torch)")
+    fetching.add_argument("name", choices=sorted(ZOO), help="a network")
+    fetching.set_defaults(run=_fetch)
+    commands.add_parser("list", help="the networks that can be exported by name").set_defaults(run=_list)
+    return parser
+
+
+def _add_export(parser: argparse.ArgumentParser, row: Row) -> None:
+    parser.add_argument(
+        "--weights", choices=["published", "random"], help=f"default: published ({row.megabytes} MB, downloaded once)"
+    )
+    parser.add_argument("--seed", type=int, help="of --weights random; default 0")
+    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="weights of your own: a state_dict")
+    parser.add_argument(
+        "--labels", type=Path, metavar="FILE", help=f"one name per line; default: {len(row.labels)} names"
+    )
+    _add_destination(parser, row.name)
+    parser.set_defaults(run=_export)
+
+
+def _add_import(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, metavar="model.onnx")
+    parser.add_argument("--task", required=True, choices=get_args(Task))
+    parser.add_argument(
+        "--labels", required=True, type=Path, metavar="FILE", help="one name per line, to the first blank one"
+    )
+    parser.add_argument("--output", choices=get_args(Activation), help="what the output holds; default: logits")
+    parser.add_argument("--output-name", metavar="NAME", help="which output to read, where several suit")
+    parser.add_argument(
+        "--mean",
+        nargs="+",
+        metavar="X",
+        help="of pixels scaled to 0-1: one or three, in the order of --color; default: 0",
+    )
+    parser.add_argument("--std", nargs="+", metavar="X", help="likewise; default: 1")
+    parser.add_argument(
+        "--crop", metavar="SHARE", help="classify: keep a central square of this share of the shorter side, as 0.875"
+    )
+    parser.add_argument(
+        "--shorter-side", metavar="N", help="resize the shorter side to this; classify then keeps the central square"
+    )
+    parser.add_argument(
+        "--size", nargs="+", metavar="N", help="height and width, or one number, of a graph that takes any size"
+    )
+    parser.add_argument("--interpolation", choices=get_args(Interpolation), help="default: bilinear")
+    parser.add_argument("--layout", choices=get_args(Layout), help="of the input; default: NCHW")
+    parser.add_argument("--color", choices=get_args(Color), help="order of the channels; default: RGB")
+    parser.add_argument("--palette", type=Path, metavar="FILE", help="segment: a colour per line, #rrggbb or R,G,B")
+    parser.add_argument("--licence", metavar="TEXT", help="of the weights, listed with the model")
+    parser.add_argument("--source", metavar="TEXT", help="where the model comes from, listed with it")
+    _add_destination(parser, None)
+    parser.set_defaults(run=_import)
+
+
+def _add_destination(parser: argparse.ArgumentParser, name: str | None) -> None:
+    default = f"; default: {name}" if name else ""
+    parser.add_argument("--name", default=name, help=f"name to publish as{default}")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="only write the artifact folder; publish nothing")
+
+
+def _export(given: argparse.Namespace) -> None:
+    try:
+        from export import recipe
+        from export.writer import write_artifact
+    except ImportError as error:
+        raise Refusal(f"exporting needs {error.name}, which this Python lacks: pip install 'ekiben[export]'") from None
+    row, settings = ZOO[given.command], Settings.from_environ()
+    labels = read_labels(given.labels) if given.labels else None
+    if given.checkpoint is not None:
+        made = recipe.checkpoint(row, given.checkpoint, labels)
+    elif given.weights == "random":
+        made = recipe.random(row, given.seed or 0, labels)
+    else:
+        made = recipe.published(row, _obtain(row, settings, None if given.out else given.name), labels)
+    _finish(given, settings, lambda folder: write_artifact(made, folder))
+
+
+def _fetch(given: argparse.Namespace) -> None:
+    row = ZOO[given.name]
+    print(_obtain(row, Settings.from_environ(), row.name))
+
+
+def _obtain(row: Row, settings: Settings, listed_as: str | None) -> Path:
+    """The row's published file. Where it cannot be had, the registry lists the model with the reason."""
+    progress = ShownProgress(row.name)
+    try:
+        return fetch(row, settings.home / "downloads", progress)
+    except WeightsUnavailable as error:
+        progress.close()
+        if listed_as is not None:
+            _list_unavailable(settings, listed_as, row, error.message)
+        raise
+
+
+def _list_unavailable(settings: Settings, name: str, row: Row, reason: str) -> None:
+    try:
+        _registry(settings).mark_unavailable(name, row.task, reason)
+    except Refusal as error:
+        print(f"export: {name} could not be listed as unavailable: {error.message}", file=sys.stderr)
+
+
+def _import(given: argparse.Namespace) -> None:
+    fields = [
+        "task",
+        "mean",
+        "std",
+        "crop",
+        "shorter_side",
+        "size",
+        "interpolation",
+        "layout",
+        "color",
+        "output",
+        "output_name",
+        "licence",
+        "source",
+    ]
+    values = {field: getattr(given, field) for field in fields if getattr(given, field) is not None}
+    for field in ("mean", "std", "size"):
+        if field in values:
+            values[field] = " ".join(values[field])  # given with spaces or commas
+    values["labels"] = read_labels(given.labels)
+    if given.palette is not None:
+        values["palette"] = read_palette(given.palette)
+    options = parse_options(values)
+    _finish(given, Settings.from_environ(), lambda folder: build_artifact(given.file, folder, options))
+
+
+def _finish(given: argparse.Namespace, settings: Settings, write: Callable[[Path], Manifest]) -> None:
+    """Write the artifact folder, publish it unless --out was given, and print the one line about it."""
+    if given.out is not None:
+        folder = given.out.absolute()
+        _say(given.name or folder.name, "not published", write(folder), str(folder))
+        return
+    if given.name is None:
+        raise Refusal("--name is missing: it says what the model is called (or --out where to write it)")
+    check_name(given.name)  # before minutes of work, not after
+    registry = _registry(settings)
+    store = open_store(settings.resolved_store_url, settings.s3_access_key, settings.s3_secret_key)
+    with tempfile.TemporaryDirectory(prefix="ekiben-export-") as scratch:
+        folder = Path(scratch, given.name)
+        manifest = write(folder)
+        row = publish_folder(
+            registry,
+            store,
+            folder,
+            name=given.name,
+            manifest=manifest.model_dump(mode="json"),
+            digest=manifest.digest,
+            lineage={"source": manifest.source, "weights": manifest.weights.model_dump(mode="json")},
+        )
+    local = store.local_path(row.location + MANIFEST)
+    _say(
+        row.name,
+        f"version {row.version}",
+        manifest,
+        str(local.parent) if local else f"{settings.resolved_store_url.split('?')[0]}/{row.location}",
+    )
+
+
+def _say(name: str, version: str, manifest: Manifest, folder: str) -> None:
+    parity = "not measured"
+    if manifest.parity is not None:
+        parity = f"onnx {manifest.parity.onnx_max_abs:.1e}"
+        if manifest.parity.torchscript_max_abs is not None:
+            parity += f", torchscript {manifest.parity.torchscript_max_abs:.1e}"
+    print(f"{name} {version}; parity: {parity}; weights: {manifest.weights}; folder: {folder}")
+
+
+def _registry(settings: Settings) -> Registry:
+    migrate(settings.resolved_database_url)
+    return Registry(connect(settings.resolved_database_url))
+
+
+def _list(given: argparse.Namespace) -> None:
+    for row in ZOO.values():
+        print(f"{row.name}\t{row.task}\t{len(row.labels)} classes\t{row.megabytes} MB\t{row.source}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,190 @@
+"""Published weights: downloaded once, checked by their SHA-256 every time. Needs no torch."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import ssl
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TextIO
+
+from ekiben.errors import Unavailable
+from export.zoo import Row
+from models.artifact import sha256_of
+
+CONNECT_S = 10.0
+STALL_S = 30.0
+_CHUNK = 1 << 20
+
+Progress = Callable[[int, int | None], None]
+"""Called with the bytes that are there and, where the server says it, how many there will be."""
+
+
+class WeightsUnavailable(Unavailable):
+    """Published weights could not be obtained; the text says where to put the file by hand."""
+
+    code = "weights_unavailable"
+
+
+def fetch(
+    row: Row, folder: Path, progress: Progress, *, connect_s: float = CONNECT_S, stall_s: float = STALL_S
+) -> Path:
+    """The path of the row's published file in ``folder``, downloaded if it is not there with the right checksum.
+
+    WeightsUnavailable in one sentence for whatever goes wrong. A file that was there stays as it was then, and no
+    part of a download is left.
+    """
+    target = folder.absolute() / row.file
+    found = f"; the file that lies at {target} has another checksum" if target.exists() else ""
+    if found and _is_published(target, row):
+        return target
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # A name of its own: two processes may be asked for the same file at once.
+        handle, name = tempfile.mkstemp(prefix=f"{row.file}.", suffix=".part", dir=folder)
+    except OSError as error:
+        raise _unavailable(row, target, f"{folder.absolute()} cannot be written: {error.strerror}") from None
+    part = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            _download(row.url, file.write, progress, connect_s, stall_s)
+        if not _is_published(part, row):
+            raise _unavailable(row, target, f"what came has the SHA-256 {sha256_of(part)[:16]}...{found}")
+        part.chmod(0o644)  # mkstemp's 0600 would hide the file from other users of the machine
+        os.replace(part, target)
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise _unavailable(row, target, _reason(error) + found) from None
+    finally:
+        part.unlink(missing_ok=True)
+    return target
+
+
+def _is_published(path: Path, row: Row) -> bool:
+    return path.is_file() and sha256_of(path).startswith(row.sha256_prefix)
+
+
+def _unavailable(row: Row, target: Path, reason: str) -> WeightsUnavailable:
+    return WeightsUnavailable(
+        f"the weights of {row.name} could not be had from {row.url} ({reason}); put the file by hand at {target} "
+        f"(its SHA-256 begins with {row.sha256_prefix})"
+    )
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, urllib.error.HTTPError):
+        return f"HTTP {error.code}"
+    if isinstance(error, urllib.error.URLError):
+        error = error.reason if isinstance(error.reason, Exception) else error
+    if isinstance(error, TimeoutError):
+        return "timed out"
+    return str(getattr(error, "strerror", None) or error or type(error).__name__)
+
+
+def _download(url: str, write: Callable[[bytes], Any], progress: Progress, connect_s: float, stall_s: float) -> None:
+    opener = urllib.request.build_opener(_Http(stall_s), _Https(stall_s))
+    with opener.open(url, timeout=connect_s) as response:
+        length = response.headers.get("Content-Length", "")
+        total = int(length) if length.isdigit() else None
+        done = 0
+        while chunk := response.read1(_CHUNK):
+            write(chunk)
+            done += len(chunk)
+            progress(done, total)
+    if total is not None and done != total:
+        raise ConnectionError(f"the connection ended after {done} of {total} bytes")
+
+
+# urllib has one timeout for everything. These take it for connecting, and another for every wait after that.
+class _HttpConnection(http.client.HTTPConnection):
+    stall_s = STALL_S
+
+    def connect(self) -> None:
+        super().connect()
+        self.sock.settimeout(self.stall_s)
+
+
+class _HttpsConnection(http.client.HTTPSConnection):
+    stall_s = STALL_S
+
+    def connect(self) -> None:
+        super().connect()
+        self.sock.settimeout(self.stall_s)
+
+
+class _Http(urllib.request.HTTPHandler):
+    def __init__(self, stall_s: float) -> None:
+        super().__init__()
+        self._stall_s = stall_s
+
+    def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+        def connection(host: str, /, **settings: Any) -> http.client.HTTPConnection:
+            made = _HttpConnection(host, **settings)
+            made.stall_s = self._stall_s
+            return made
+
+        return self.do_open(connection, request)
+
+
+class _Https(urllib.request.HTTPSHandler):
+    def __init__(self, stall_s: float) -> None:
+        super().__init__()
+        self._stall_s = stall_s
+        self._tls = ssl.create_default_context()
+
+    def https_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+        def connection(host: str, /, **settings: Any) -> http.client.HTTPConnection:
+            made = _HttpsConnection(host, context=self._tls, **settings)
+            made.stall_s = self._stall_s
+            return made
+
+        return self.do_open(connection, request)
+
+
+class ShownProgress:
+    """Prints how far a download is: a line that changes on a terminal, else a line for every tenth."""
+
+    def __init__(self, name: str, stream: TextIO | None = None) -> None:
+        self._name = name
+        self._stream = stream or sys.stderr
+        self._terminal = self._stream.isatty()
+        self._started = time.monotonic()
+        self._shown_at = 0.0
+        self._tenth = 0
+        self._open_line = False
+
+    def __call__(self, done: int, total: int | None) -> None:
+        """Show ``done`` of ``total`` bytes."""
+        now = time.monotonic()
+        finished = done == total
+        if self._terminal:
+            if finished or now - self._shown_at > 0.1:
+                self._shown_at = now
+                self._open_line = not finished
+                print(
+                    f"\r{self._line(done, total, now)}\033[K",
+                    end="\n" if finished else "",
+                    file=self._stream,
+                    flush=True,
+                )
+        elif total and (tenth := 10 * done // total) > self._tenth:
+            self._tenth = tenth
+            print(self._line(done, total, now), file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """End a line that a broken download left open, so that the next message has its own."""
+        if self._open_line:
+            self._open_line = False
+            print(file=self._stream, flush=True)
+
+    def _line(self, done: int, total: int | None, now: float) -> str:
+        rate = done / 1e6 / max(now - self._started, 1e-3)
+        share = (
+            f"{100 * done // total:3d} %, {done / 1e6:.1f} of {total / 1e6:.1f} MB" if total else f"{done / 1e6:.1f} MB"
+        )
+        return f"{self._name}: {share}, {rate:.1f} MB/s"
