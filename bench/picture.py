@@ -26,7 +26,7 @@ def jpeg() -> bytes:
 
 
 def _pixels() -> NDArray[np.uint8]:
-    random = np.random.Generator(np.random.PCG64(7))
+    random = np.random.Generator(np.random.PCG64(4))
     y, x = np.mgrid[0:HEIGHT, 0:WIDTH] / HEIGHT
     sky = np.stack([0.45 + 0.3 * y, 0.55 + 0.2 * y, 0.85 - 0.35 * y], axis=2)
     # Octaves of noise, each half as strong as the one before: clouds, leaves, grain.

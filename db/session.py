@@ -21,7 +21,8 @@ log = logging.getLogger(__name__)
 
 UNREACHABLE = "the database is unreachable"
 BUSY_MS = 10_000
-_FOREIGN = {"23503", "SQLITE_CONSTRAINT_FOREIGNKEY"}
+# 23001 and TRIGGER: what ON DELETE RESTRICT raises.
+_FOREIGN = {"23503", "23001", "SQLITE_CONSTRAINT_FOREIGNKEY", "SQLITE_CONSTRAINT_TRIGGER"}
 _UNIQUE = {"23505", "SQLITE_CONSTRAINT_UNIQUE", "SQLITE_CONSTRAINT_PRIMARYKEY"}
 
 
@@ -60,9 +61,8 @@ def connect(url: str) -> sa.Engine:
         event.listen(engine, "connect", _open_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
         return engine
-    return sa.create_engine(
-        parsed, pool_size=8, max_overflow=16, pool_pre_ping=True, connect_args=postgres_arguments(), **common
-    )
+    arguments = postgres_arguments(limits="options" not in parsed.query)  # a person's own options replace ours
+    return sa.create_engine(parsed, pool_size=8, max_overflow=16, pool_pre_ping=True, connect_args=arguments, **common)
 
 
 def make_folder(url: sa.URL) -> None:
@@ -115,7 +115,7 @@ def _begin_sqlite(connection: sa.Connection) -> None:
     # A transaction that reads first and then writes fails at once when another wrote in between, without waiting
     # for busy_timeout. So whoever is going to write says so at the beginning.
     immediate = connection.get_execution_options().get("immediate", False)
-    connection.exec_driver_sql("BEGIN")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
 
 
 @contextmanager

@@ -13,7 +13,7 @@ def build(architecture: str, classes: int) -> nn.Module:
     from export.torchvision_ops import declare_missing
 
     declare_missing()
-    from torchvision.models import efficientnet_b0  # type: ignore[import-untyped]
+    from torchvision.models import efficientnet_b0
 
     networks = {"efficientnet_b0": efficientnet_b0}
     network: nn.Module = networks[architecture](weights=None, num_classes=classes)

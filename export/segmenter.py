@@ -30,7 +30,7 @@ def build(architecture: str, classes: int) -> nn.Module:
     from export.torchvision_ops import declare_missing
 
     declare_missing()
-    from torchvision.models.segmentation import deeplabv3_resnet50  # type: ignore[import-untyped]
+    from torchvision.models.segmentation import deeplabv3_resnet50
 
     networks = {"deeplabv3_resnet50": deeplabv3_resnet50}
     whole = networks[architecture](weights=None, weights_backbone=None, num_classes=classes, aux_loss=False)

@@ -50,7 +50,8 @@ class Preprocess(_Frozen):
 
     ``shorter_side``: resize so that the shorter side has this many pixels (the longer one is truncated to whole
     pixels, as torchvision's Resize does); ``center_crop``: then keep a central square of this side.
-    ``crop_share``: instead, keep a central square of this share of the shorter side and resize it to the input.
+    ``crop_share``: instead, keep a central square of this share of the shorter side, in whole pixels (side and
+    corner rounded down), and resize it to the input.
     None of them: resize the whole picture to the input's height and width.
     ``mean`` and ``std`` are of pixels scaled to 0-1, in the order of ``GraphInput.color``.
     """

@@ -37,18 +37,22 @@ class _Frozen(BaseModel):
 
 
 class OutputFacts(_Frozen):
-    """One output as a trial run on zeros gave it; the last three are None unless it holds finite floats only."""
+    """One output as a trial run on zeros gave it.
+
+    ``batched``: a second run, on two pictures, gave two rows. The last three are None unless it is all finite floats.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
+    batched: bool
     low: float | None
     high: float | None
     mean: float | None
 
 
 class GraphFacts(_Frozen):
-    """What an ONNX file says of itself, and did when run. None is dynamic; ``batch`` is what was seen to work."""
+    """What an ONNX file says of itself, and did when run. None is dynamic; the trial's size is what it was run at."""
 
     input_name: str
     dtype: Literal["float32", "float16", "uint8"]

@@ -88,8 +88,8 @@ def _trial_size(options: ImportOptions) -> tuple[int, int] | None:
 
 def _manifest(facts: GraphFacts, options: ImportOptions, weights: Weights) -> Manifest:
     output, layout, classes = _choose_output(facts, options)
-    _check_values(output, classes, options)
     labels, palette = _labels_and_palette(classes, options)
+    _check_values(output, classes, options)
     height, width = _input_size(facts, options)
     normalised = options.mean != (0.0, 0.0, 0.0) or options.std != (1.0, 1.0, 1.0)
     if facts.dtype == "uint8" and normalised:
@@ -102,7 +102,7 @@ def _manifest(facts: GraphFacts, options: ImportOptions, weights: Weights) -> Ma
             layout=options.layout,
             color=options.color,
             dtype=facts.dtype,
-            batch=facts.batch,
+            batch=1 if facts.batch is None and not output.batched else facts.batch,
             height=height,
             width=width,
         ),

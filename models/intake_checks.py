@@ -23,7 +23,7 @@ def read_file(path: Path, layout: str) -> dict[str, Any]:
     import onnx
 
     try:
-        model = onnx.load(path, load_external_data=False)
+        model = onnx.load(path, format="protobuf", load_external_data=False)
     except MemoryError:
         raise
     except Exception:  # protobuf's DecodeError, whose module has no types
@@ -76,7 +76,8 @@ def _check_opsets(model: Any) -> int:
         for node in graph.node:
             if node.domain not in DOMAINS and (node.domain, node.op_type) not in own:
                 raise Refused(
-                    f"it uses the custom operator {node.domain}.{node.op_type}; only those that ONNX Runtime ships can run"
+                    f"it uses the custom operator {node.domain}.{node.op_type}; "
+                    "only those that ONNX Runtime ships can run"
                 )
     return opset
 

@@ -34,57 +34,60 @@ def limit(memory_bytes: int, cpu_s: int) -> None:
 
 
 def _open(path: Path) -> Any:
-    import onnxruntime as ort  # type: ignore[import-untyped]
+    import onnxruntime as ort
 
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = settings.inter_op_num_threads = 1
     settings.log_severity_level = 4
     try:
         return ort.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
-    except MemoryError:
-        raise
     except Exception as error:  # ONNX Runtime's own exception types share no base but Exception
-        raise Refused(f"ONNX Runtime cannot open it: {first_line(error)}") from None
+        raise _failure("ONNX Runtime cannot open it", error) from None
 
 
 def try_out(path: Path, facts: dict[str, Any], size: tuple[int, int] | None) -> dict[str, Any]:
-    """What the outputs look like: run on zeros, then, where the batch is dynamic, on two pictures of noise."""
+    """What the outputs look like: run on one black picture and, where the batch is dynamic, on two."""
     session = _open(path)
     height, width = size or (DEFAULT_SIDE, DEFAULT_SIDE)
     shape = [facts["batch"] or 1, 3, facts["height"] or height, facts["width"] or width]
-    first = _run(session, facts, shape, "zeros")
+    first = _run(session, facts, shape)
     outputs = [
         {
             "name": output.name,
             "dtype": str(value.dtype) if isinstance(value, np.ndarray) else type(value).__name__,
             "shape": list(value.shape) if isinstance(value, np.ndarray) else [],
+            "batched": False,
             **_range(value),
         }
         for output, value in zip(session.get_outputs(), first, strict=True)
     ]
-    batch = facts["batch"]
-    if batch is None:
+    if facts["batch"] is None:
         # Exporters often leave the batch open and bake a 1 into a Reshape: then the model takes one picture at a time.
         try:
-            second = _run(session, facts, [2, *shape[1:]], "two pictures")
-        except Refused:
-            batch = 1
-        else:
-            for value in (value for value in second if isinstance(value, np.ndarray)):
-                batch = batch if value.shape[:1] == (2,) else 1
-    return {"batch": batch, "trial_height": shape[2], "trial_width": shape[3], "outputs": outputs}
+            second = _run(session, facts, [2, *shape[1:]])
+        except (Refused, MemoryError):
+            second = []
+        for output, value in zip(outputs, second, strict=False):
+            output["batched"] = np.shape(value)[:1] == (2,)
+    return {"trial_height": shape[2], "trial_width": shape[3], "outputs": outputs}
 
 
-def _run(session: Any, facts: dict[str, Any], shape: list[int], what: str) -> list[Any]:
+def _run(session: Any, facts: dict[str, Any], shape: list[int]) -> list[Any]:
     pixels = np.zeros(shape, facts["dtype"])
     if facts["layout"] == "NHWC":
         pixels = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
     try:
         return list(session.run(None, {facts["input_name"]: pixels}))
-    except MemoryError:
-        raise
     except Exception as error:  # as above
-        raise Refused(f"a trial run on {what} of shape {list(pixels.shape)} fails: {first_line(error)}") from None
+        raise _failure(f"a trial run on zeros of shape {list(pixels.shape)} fails", error) from None
+
+
+def _failure(what: str, error: Exception) -> Exception:
+    """Refused, or MemoryError, which ONNX Runtime reports in words."""
+    text = str(error)
+    if isinstance(error, MemoryError) or "bad_alloc" in text or "Failed to allocate memory" in text:
+        return MemoryError()
+    return Refused(f"{what}: {first_line(error)}")
 
 
 def _range(value: Any) -> dict[str, Any]:

@@ -55,9 +55,10 @@ class Preprocessor:
         steps = self._steps
         width, height = rgb.size
         if steps.crop_share is not None:
-            side = steps.crop_share * min(width, height)
-            left, top = (width - side) / 2, (height - side) / 2
-            return rgb.resize(self._fixed_size(), self._filter, box=(left, top, left + side, top + side))
+            side = max(1, int(steps.crop_share * min(width, height)))
+            left, top = (width - side) // 2, (height - side) // 2
+            # Cropped first: what lies outside the square does not bleed into its edge.
+            return rgb.crop((left, top, left + side, top + side)).resize(self._fixed_size(), self._filter)
         if steps.shorter_side is None:
             return rgb if rgb.size == self._fixed_size() else rgb.resize(self._fixed_size(), self._filter)
         # torchvision.transforms.functional.resize with one number: the longer side is truncated to an integer.

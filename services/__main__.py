@@ -12,8 +12,6 @@ import urllib.error
 import urllib.request
 from types import FrameType
 
-from db.migrate import migrate
-from ekiben.errors import Refusal
 from ekiben.settings import Settings
 
 GATEWAY, RUNNER = "services.gateway:Gateway", "services.runner_service:Runner"
@@ -22,13 +20,8 @@ _DRAIN_S = 30
 
 
 def main() -> int:
-    """Migrate, start the runner (split topology) and the gateway, wait; the exit status of the gateway."""
+    """Start the runner (split topology) and the gateway, wait; the exit status of the gateway."""
     settings = Settings.from_environ()
-    try:
-        migrate(settings.resolved_database_url)
-    except Refusal as error:
-        print(f"database: {error.message}", file=sys.stderr)
-        return 1
     if not _is_free(settings.host, settings.port):
         print(
             f"port {settings.port} on {settings.host} is taken; choose another: make serve PORT=3100", file=sys.stderr

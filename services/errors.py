@@ -24,6 +24,7 @@ from ekiben.errors import (
     UnsupportedImage,
 )
 from ekiben.logs import request_id
+from services import metrics
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +61,7 @@ def error_response(status: int, code: str, message: str, headers: dict[str, str]
 def response_for(error: BaseException) -> Response:
     """The response of any error: a refusal in its own words, everything else as an internal error, logged."""
     if isinstance(error, Refusal):
+        metrics.refused.labels(error.code).inc()
         headers = {}
         if isinstance(error, Temporary) and not isinstance(error, CallerLeft):
             headers["Retry-After"] = str(error.retry_after_s or 1)
@@ -78,6 +80,8 @@ def install(app: FastAPI) -> None:
         status = error.status_code if isinstance(error, HTTPException) else 500
         headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
         detail = str(error.detail) if isinstance(error, HTTPException) else ""
+        if status == 404:
+            detail = "nothing is at this path; /docs describes the API"
         return error_response(status, _CODES.get(status, "bad_request"), detail, headers)
 
     async def invalid(_: Request, error: Exception) -> Response:

@@ -17,7 +17,6 @@ from prometheus_client import (
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
-_SIZES = (1, 2, 4, 8, 16, 32, 64)
 
 requests = Counter("ekiben_requests_total", "Requests answered.", ["method", "route", "status"])
 request_seconds = Histogram(
@@ -27,15 +26,6 @@ in_progress = Gauge("ekiben_requests_in_progress", "Requests being answered.", m
 queue_seconds = Histogram("ekiben_queue_seconds", "Wait before a slot took the picture.", ["model"], buckets=_SECONDS)
 inference_seconds = Histogram(
     "ekiben_inference_seconds", "Run of the network, whole batch.", ["model"], buckets=_SECONDS
-)
-batch_size = Histogram("ekiben_batch_size", "Pictures per run.", ["model"], buckets=_SIZES)
-queue_depth = Gauge("ekiben_queue_depth", "Pictures waiting.", ["model"], multiprocess_mode="livesum")
-queue_bytes = Gauge("ekiben_queue_bytes", "Bytes of the pictures waiting.", multiprocess_mode="livesum")
-model_memory_bytes = Gauge(
-    "ekiben_model_memory_bytes", "Memory of a loaded model; 0 once unloaded.", ["model"], multiprocess_mode="livesum"
-)
-model_budget_bytes = Gauge(
-    "ekiben_model_memory_budget_bytes", "Memory budget of loaded models.", multiprocess_mode="livesum"
 )
 refused = Counter("ekiben_refused_total", "Requests refused, by code of the refusal.", ["code"])
 stored = Counter("ekiben_stored_predictions_total", "Predictions recorded.")
@@ -55,6 +45,19 @@ def render() -> tuple[bytes, str]:
     registry = CollectorRegistry()
     MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     return generate_latest(registry), CONTENT_TYPE_LATEST
+
+
+def other_families(text: bytes, own: bytes) -> bytes:
+    """The families of ``text`` (another process's exposition) that ``own`` does not have: a family must stand once."""
+    mine = {line.split()[2] for line in own.splitlines() if line.startswith(b"# HELP ")}
+    kept: list[bytes] = []
+    keep = False
+    for line in text.splitlines(keepends=True):
+        if line.startswith(b"# HELP "):
+            keep = line.split()[2] not in mine
+        if keep:
+            kept.append(line)
+    return b"".join(kept)
 
 
 def _drop_dead(folder: Path) -> None:

@@ -16,10 +16,11 @@ from db.registry import Registry
 from db.session import connect, ping
 from ekiben.settings import Settings
 from services.carried import publish_carried
+from services.local_runner import LocalRunner
 from services.model_index import ModelIndex
 from services.recording import Recorder
 from services.remote_runner import RemoteRunner
-from services.runner import LocalRunner, Runner
+from services.runner import Runner
 from services.vision import Vision
 from services.watch import Watch
 

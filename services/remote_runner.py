@@ -6,6 +6,7 @@ import asyncio
 import time
 
 import aiohttp
+import orjson
 
 from ekiben.errors import DeadlineExceeded, Unavailable
 from models.asks import Ask
@@ -42,10 +43,14 @@ class RemoteRunner:
         return decode_states(await self._post("/states", b"", 5.0))
 
     async def counters(self, key: ModelKey) -> dict[str, int]:
-        import orjson
-
         counts: dict[str, int] = orjson.loads(await self._post("/counters", encode_key(key), 5.0))
         return counts
+
+    async def metrics_text(self) -> bytes:
+        try:
+            return await self._post("/metrics", b"", 5.0)
+        except Unavailable:
+            return b""
 
     async def check(self) -> None:
         await self._post("/states", b"", 5.0)

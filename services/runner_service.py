@@ -22,13 +22,14 @@ from ekiben import logs
 from ekiben.errors import Refusal, Unavailable
 from ekiben.settings import Settings
 from models.images import MAX_BYTES
+from services import metrics
 from services.errors import log, status_of
 from services.frames import decode_ask, decode_key, encode_answer, encode_refusal, encode_states
 from services.front import App, FrontedService, or_caller_left
 from services.hosting import HOSTING
+from services.local_runner import LocalRunner
 from services.model_index import ModelIndex
 from services.remote_runner import DEADLINE_HEADER
-from services.runner import LocalRunner
 from services.upload import FORM_OVERHEAD, read_body
 from services.watch import Watch
 
@@ -72,6 +73,10 @@ async def _counters(request: Request, runner: LocalRunner) -> bytes:
     return orjson.dumps(await runner.counters(decode_key(await request.body())))
 
 
+async def _metrics(_: Request, __: LocalRunner) -> bytes:
+    return (await asyncio.to_thread(metrics.render))[0]
+
+
 async def _ready(_: Request) -> Response:
     return Response(b"ok")
 
@@ -83,6 +88,7 @@ APP = Starlette(
         Route("/unload", _refusing(_unload), methods=["POST"]),
         Route("/states", _refusing(_states), methods=["POST"]),
         Route("/counters", _refusing(_counters), methods=["POST"]),
+        Route("/metrics", _refusing(_metrics), methods=["GET", "POST"]),
         Route("/readyz", _ready),
     ]
 )

@@ -155,7 +155,10 @@ class Vision:
             else:
                 raise BadInput("send an image: a multipart field 'file', the raw bytes as body, or image_id")
             ask = Ask(data, ask.top_k, ask.renders)
-            return await self._runner.infer(served.key, ask, deadline), record
+            answered = await self._runner.infer(served.key, ask, deadline)
+            metrics.queue_seconds.labels(served.key.name).observe(answered.timing.queue_ms / 1e3)
+            metrics.inference_seconds.labels(served.key.name).observe(answered.timing.inference_ms / 1e3)
+            return answered, record
         except BaseException:
             if record is not None:
                 await asyncio.shield(self._recorder.abandon(record))

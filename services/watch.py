@@ -15,8 +15,8 @@ from db.replicas import Holding
 from ekiben.errors import Refusal
 from ekiben.ids import new_id
 from models.engine import ModelKey, ModelState
+from services.local_runner import LocalRunner
 from services.model_index import ModelIndex
-from services.runner import LocalRunner
 
 log = logging.getLogger(__name__)
 

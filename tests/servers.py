@@ -23,9 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-import psycopg2
 import pytest
 import sqlalchemy as sa
+
+from db.session import parse_url
 
 RCLONE = Path(__file__).parents[1] / "build" / "rclone" / "rclone"
 
@@ -217,9 +218,9 @@ def new_database(server_url: str) -> Iterator[str]:
 
 
 def _execute(url: sa.URL, statement: str) -> None:
-    connection = psycopg2.connect(url.render_as_string(hide_password=False))
-    try:
-        connection.autocommit = True  # databases are not made in a transaction
-        connection.cursor().execute(statement)
-    finally:
-        connection.close()
+    # Databases are not made in a transaction.
+    engine = sa.create_engine(
+        parse_url(url.render_as_string(hide_password=False)), isolation_level="AUTOCOMMIT", poolclass=sa.NullPool
+    )
+    with engine.connect() as connection:
+        connection.exec_driver_sql(statement)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -94,3 +95,9 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[BlobStore]
         store = open_store(server.url, server.access_key, server.secret_key)
     yield store
     store.close()
+
+
+@pytest.fixture
+def key() -> str:
+    """The key of a blob that is not there yet."""
+    return f"images/2026/11/20/{uuid.uuid4()}.jpg"

@@ -205,9 +205,10 @@ def test_tables_of_others_are_left_alone(empty_url: str) -> None:
 def test_a_newer_database_is_refused(empty_url: str) -> None:
     migrate(empty_url)
     execute(empty_url, "UPDATE ekiben_version SET version_num = '9999'")
-    for verb in (lambda: migrate(empty_url), lambda: downgrade(empty_url, "base")):
-        with pytest.raises(NewerDatabase, match="at revision 9999, which this Ekiben does not know"):
-            verb()
+    with pytest.raises(NewerDatabase, match="at revision 9999, which this Ekiben does not know"):
+        migrate(empty_url)
+    with pytest.raises(NewerDatabase):
+        downgrade(empty_url, "base")
     assert check(empty_url) == ["the database is at revision 9999, this code needs 0001"]
 
 

@@ -96,6 +96,10 @@ def test_integrity_becomes_a_conflict(engine: sa.Engine) -> None:
         session.add(rows.image(id="i"))
     with pytest.raises(Conflict, match="is gone"), writing(engine) as session:
         session.add(rows.prediction("nowhere"))
+    with writing(engine) as session:
+        session.add(rows.prediction("i"))
+    with pytest.raises(Conflict, match="still refers"), writing(engine) as session:
+        session.execute(sa.delete(Image))
     # What only a fault of ours can cause is not dressed up.
     with pytest.raises(sa.exc.IntegrityError), writing(engine) as session:
         session.add(rows.prediction("i", status="perhaps"))

@@ -1,0 +1,62 @@
+"""Load: wrk against a server, and the figures it gives."""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+SCRIPT = Path(__file__).with_name("post.lua")
+INSTALL = "wrk is not installed: apt install wrk, dnf install wrk or brew install wrk (https://github.com/wg/wrk)"
+_MARK = "BENCH "
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """One measurement. Milliseconds; ``errors`` counts by kind and is empty when every answer was below 400.
+
+    ``client_cores``: what wrk itself took of the machine (0 for a loop without a server).
+    ``other_cores``: what processes that are neither wrk nor the contender took; above 0.1 the figures are disturbed.
+    """
+
+    requests: int
+    rps: float
+    p50_ms: float
+    p75_ms: float
+    p90_ms: float
+    p99_ms: float
+    errors: dict[str, int]
+    client_cores: float = 0.0
+    other_cores: float = 0.0
+
+
+def wrk_is_missing() -> bool:
+    return shutil.which("wrk") is None
+
+
+def wrk(url: str, picture: Path, connections: int, seconds: float) -> Figures:
+    """POST the picture on ``connections`` connections, each sending the next request when it has its answer."""
+    # wrk takes whole seconds only.
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--latency", "--timeout", "20s"]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    start = time.perf_counter()
+    done = subprocess.run([*command, "-s", str(SCRIPT), url, "--", str(picture)], capture_output=True, text=True, check=False)
+    elapsed = time.perf_counter() - start
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return parse(done.stdout + done.stderr, cpu_s / elapsed)
+
+
+def parse(output: str, client_cores: float) -> Figures:
+    """Figures from the line that ``post.lua`` prints. RuntimeError with wrk's own words when there is none."""
+    for line in output.splitlines():
+        if line.startswith(_MARK):
+            found = json.loads(line.removeprefix(_MARK))
+            errors = {kind: count for kind, count in found.pop("errors").items() if count}
+            seconds = found.pop("duration_us") / 1e6
+            return Figures(**found, rps=found["requests"] / seconds, errors=errors, client_cores=client_cores)
+    raise RuntimeError(f"wrk gave no figures: {output.strip()[-300:]}")

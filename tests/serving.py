@@ -1,0 +1,125 @@
+"""A real server for tests: started as a user starts it, on a free port of 127.0.0.1, stopped at the end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+ROOT = Path(__file__).parents[1]
+TOPOLOGIES = {
+    "embedded": {"EKIBEN_TOPOLOGY": "embedded"},
+    "split": {"EKIBEN_TOPOLOGY": "split"},
+    "two gateways": {"EKIBEN_TOPOLOGY": "embedded", "EKIBEN_GATEWAYS": "2"},
+}
+
+
+@dataclass
+class Server:
+    url: str
+    process: subprocess.Popen[bytes]
+    home: Path
+    log: Path
+
+    def client(self, timeout: float = 60.0) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=timeout)
+
+    def logs(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def pids(self) -> list[int]:
+        """The launcher and everything below it."""
+        found = [self.process.pid]
+        for pid in found:
+            for task in Path(f"/proc/{pid}/task").glob("*/children"):
+                try:
+                    found += [int(child) for child in task.read_text().split()]
+                except OSError:
+                    continue
+        return found
+
+    def worker_pids(self) -> list[int]:
+        """The processes that answer requests."""
+        return [p for p in self.pids() if "_bentoml_impl.worker.service" in _command(p)]
+
+
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    except OSError:
+        return ""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def environ(home: Path, **settings: str) -> dict[str, str]:
+    """The environment of a server: this one without any EKIBEN_ setting of it, then ``settings``."""
+    base = {k: v for k, v in os.environ.items() if not k.startswith("EKIBEN_") or k.startswith("EKIBEN_TEST_")}
+    base.pop("BENTOML_HOME", None)
+    return {**base, "EKIBEN_HOME": str(home), **settings}
+
+
+@contextmanager
+def serving(home: Path, *, wait: bool = True, **settings: str) -> Iterator[Server]:
+    """``python -m services`` until the block ends; a server that does not become ready fails with its log."""
+    home.mkdir(parents=True, exist_ok=True)
+    port = free_port()
+    log = home / f"server-{port}.log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "services"],
+            cwd=ROOT,
+            env=environ(home, EKIBEN_PORT=str(port), **settings),
+            stdout=out,
+            stderr=subprocess.STDOUT,
+        )
+    server = Server(f"http://127.0.0.1:{port}", process, home, log)
+    try:
+        if wait:
+            wait_ready(server)
+        yield server
+    finally:
+        stop(server)
+
+
+def wait_ready(server: Server, seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if server.process.poll() is not None:
+            break
+        try:
+            if httpx.get(server.url + "/readyz", timeout=5).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.05)
+    raise AssertionError(f"the server did not become ready:\n{server.logs()[-4000:]}")
+
+
+def stop(server: Server, seconds: float = 40.0) -> None:
+    pids = server.pids()
+    if server.process.poll() is None:
+        server.process.send_signal(signal.SIGTERM)
+        try:
+            server.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            for pid in pids:
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
+            raise AssertionError(f"the server did not stop:\n{server.logs()[-4000:]}") from None
