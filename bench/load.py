@@ -42,13 +42,15 @@ def wrk(url: str, picture: Path, connections: int, seconds: float) -> Figures:
     """POST the picture on ``connections`` connections, each sending the next request when it has its answer."""
     # wrk takes whole seconds only.
     command = ["wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--latency", "--timeout", "20s"]
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    start = time.perf_counter()
+    before, start = children_s(), time.perf_counter()
     done = subprocess.run([*command, "-s", str(SCRIPT), url, "--", str(picture)], capture_output=True, text=True, check=False)
-    elapsed = time.perf_counter() - start
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return parse(done.stdout + done.stderr, cpu_s / elapsed)
+    return parse(done.stdout + done.stderr, (children_s() - before) / (time.perf_counter() - start))
+
+
+def children_s() -> float:
+    """CPU seconds of the child processes that have ended and were waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def parse(output: str, client_cores: float) -> Figures:

@@ -6,7 +6,6 @@ function init(args)
   wrk.headers["Content-Type"] = "image/jpeg"
   wrk.body = file:read("*a")
   file:close()
-  wrk.init(args)
 end
 
 function done(summary, latency)

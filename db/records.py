@@ -82,6 +82,23 @@ class Records:
         with reading(self._engine) as session:
             return list(session.exec(chosen.order_by(col(Artifact.created_at), col(Artifact.id))))
 
+    def parts_of(self, predictions: Sequence[Prediction]) -> dict[str, tuple[Image, list[Artifact]]]:
+        """By prediction id: its image, and its artifacts in the order in which they were made. Two queries in all."""
+        parts: dict[str, tuple[Image, list[Artifact]]] = {}
+        if not predictions:
+            return parts
+        ids = [each.id for each in predictions]
+        with reading(self._engine) as session:
+            chosen = select(Image).where(col(Image.id).in_({each.image_id for each in predictions}))
+            images = {image.id: image for image in session.exec(chosen)}
+            made = select(Artifact).where(col(Artifact.prediction_id).in_(ids))
+            artifacts = list(session.exec(made.order_by(col(Artifact.created_at), col(Artifact.id))))
+        for each in predictions:
+            if each.image_id in images:  # else it was deleted since the predictions were read
+                own = [row for row in artifacts if row.prediction_id == each.id]
+                parts[each.id] = (images[each.image_id], own)
+        return parts
+
     def delete_prediction(self, owner: str, id: str) -> list[str]:
         """Remove a prediction, its artifacts, and its image if that was not kept and no other prediction needs it.
 

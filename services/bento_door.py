@@ -69,7 +69,7 @@ async def _checked_body(request: Request) -> bytes:
     boundary = options.get(b"boundary")
     if kind != b"multipart/form-data" or not boundary:
         raise BadInput(f"send a multipart form with the picture as file '{_FILE_FIELD}'")
-    body = await read_body(request, MAX_BYTES + FORM_OVERHEAD)
+    body = await read_body(request, MAX_BYTES, FORM_OVERHEAD)
     form = parse_form(body, boundary, _FILE_FIELD)
     if form.data is None:
         raise BadInput(f"the form has no '{_FILE_FIELD}'")

@@ -57,7 +57,7 @@ class Gateway:
         self,
         image: Annotated[Path, ContentType("image/*")],
         model: str = DEFAULT_MODEL["classify"],
-        top_k: Annotated[int, Field(ge=1)] = 5,
+        top_k: Annotated[int, Field(ge=1)] | None = None,
         store: bool = True,
     ) -> dict[str, Any]:
         """The best classes of a picture; the same answer as POST /v1/classify."""

@@ -101,17 +101,23 @@ class Recorder:
                         sha256=await stored.done,
                     )
                 )
-            await asyncio.wrap_future(self.records.save(rows))
-        except BaseException as error:
-            # A caller that leaves cancels the wait, not a commit under way: then only files without a row may go.
-            cancelled = isinstance(error, asyncio.CancelledError)
-            await asyncio.shield(self._undo(record, list(files.values()), rows_may_exist=cancelled))
+            saving = asyncio.wrap_future(self.records.save(rows))
+        except BaseException:
+            await asyncio.shield(self._undo(record, list(files.values())))
+            raise
+        try:
+            # The caller may leave while the commit is under way; whether it happened decides what becomes of the files.
+            await asyncio.shield(saving)
+        except BaseException:
+            await asyncio.wait([saving])
+            if saving.cancelled() or saving.exception() is not None:
+                await asyncio.shield(self._undo(record, list(files.values())))
             raise
         return image, row, {kind: stored.id for kind, stored in files.items()}
 
     async def abandon(self, record: Record) -> None:
         """The request failed: remove what was stored for it."""
-        await self._undo(record, [], rows_may_exist=False)
+        await self._undo(record, [])
 
     async def read(self, key: str) -> bytes:
         return await asyncio.get_running_loop().run_in_executor(self._threads, self.store.get, key)
@@ -162,20 +168,9 @@ class Recorder:
             created_at=record.created_at,
         )
 
-    async def _undo(self, record: Record, files: list[StoredBytes], *, rows_may_exist: bool) -> None:
+    async def _undo(self, record: Record, files: list[StoredBytes]) -> None:
         stored = [*files, *([record.upload] if record.upload else [])]
         for one in stored:
             await asyncio.wait([one.done])
-        keys = [one.key for one in stored]
-        if rows_may_exist and keys:
-            known = await asyncio.to_thread(self._known, keys)
-            keys = [key for key in keys if key not in known]
-        if keys:
-            await self.delete(keys)
-
-    def _known(self, keys: list[str]) -> set[str]:
-        try:
-            return self.records.known_keys(keys)
-        except Exception:  # the database is down: what it holds is unknown, so only files without a row may go
-            log.warning("rows not checked, files are kept until the next sweep", extra={"keys": keys})
-            return set(keys)
+        if stored:
+            await self.delete([one.key for one in stored])

@@ -52,7 +52,7 @@ def _refusing(handler: Callable[[Request, LocalRunner], Awaitable[bytes]]) -> Ca
 
 async def _infer(request: Request, runner: LocalRunner) -> bytes:
     deadline = time.monotonic() + float(request.headers.get(DEADLINE_HEADER, SETTINGS.timeout_s))
-    key, ask = decode_ask(await read_body(request, MAX_BYTES + FORM_OVERHEAD))
+    key, ask = decode_ask(await read_body(request, MAX_BYTES, FORM_OVERHEAD))
     return encode_answer(await or_caller_left(request.receive, runner.infer(key, ask, deadline)))
 
 

@@ -31,17 +31,20 @@ class Upload:
     fields: dict[str, str] = field(default_factory=dict)
 
 
-async def read_body(request: Request, limit: int) -> bytes:
-    """The whole body; TooLarge as soon as it is known to pass ``limit``, CallerLeft when the caller stops sending."""
+async def read_body(request: Request, limit: int, overhead: int = 0) -> bytes:
+    """The whole body, of at most ``limit`` bytes and ``overhead`` around them.
+
+    TooLarge as soon as it is known to pass them, CallerLeft when the caller stops sending.
+    """
     declared = request.headers.get("content-length")
-    if declared is not None and declared.isdigit() and int(declared) > limit:
+    if declared is not None and declared.isdigit() and int(declared) > limit + overhead:
         raise TooLarge(f"the request has {declared} bytes; at most {limit} are accepted")
     chunks: list[bytes] = []
     total = 0
     try:
         async for chunk in request.stream():
             total += len(chunk)
-            if total > limit:
+            if total > limit + overhead:
                 raise TooLarge(f"the request has more than {limit} bytes")
             chunks.append(chunk)
     except ClientDisconnect:
@@ -62,11 +65,11 @@ async def read_upload(
         boundary = options.get(b"boundary")
         if not boundary:
             raise BadInput("multipart/form-data without a boundary")
-        return parse_form(await read_body(request, limit + FORM_OVERHEAD), boundary, file_field, text_files)
+        return parse_form(await read_body(request, limit, FORM_OVERHEAD), boundary, file_field, text_files)
     if kind == b"application/x-www-form-urlencoded" and request.headers.get("content-length", "0") != "0":
         # curl's --data-binary sends this type when none is given: the body is still the image.
         pass
-    return Upload(data=await read_body(request, limit) or None, filename=request.headers.get("x-filename"))
+    return Upload(data=await read_body(request, limit) or None, filename=clean_name(request.headers.get("x-filename")))
 
 
 def parse_form(body: bytes, boundary: bytes, file_field: str, text_files: frozenset[str] = frozenset()) -> Upload:
@@ -105,6 +108,14 @@ def parse_form(body: bytes, boundary: bytes, file_field: str, text_files: frozen
     return _gather(parts, file_field, text_files)
 
 
+def clean_name(filename: str | None) -> str | None:
+    """The last part of a file name, printable characters only, at most 255; None when nothing is left."""
+    if filename is None:
+        return None
+    last = filename.replace("\\", "/").rsplit("/", 1)[-1]
+    return "".join(c for c in last if c.isprintable())[:255] or None
+
+
 def _gather(parts: list[tuple[dict[str, str], bytes]], file_field: str, text_files: frozenset[str]) -> Upload:
     upload = Upload()
     for headers, data in parts:
@@ -117,7 +128,7 @@ def _gather(parts: list[tuple[dict[str, str], bytes]], file_field: str, text_fil
         if name == file_field:
             if upload.data is not None:
                 raise BadInput(f"the form has more than one '{file_field}'")
-            upload.data, upload.filename, upload.is_file = data, filename, filename is not None
+            upload.data, upload.filename, upload.is_file = data, clean_name(filename), filename is not None
         elif filename is not None and name not in text_files:
             raise BadInput(f"the form has a file '{name}'; the file's field is '{file_field}'")
         else:

@@ -66,12 +66,14 @@ class Vision:
         *,
         model: str | None = None,
         version: int | None = None,
-        top_k: int = 5,
+        top_k: int | None = None,
         store: bool = True,
         owner: str = LOCAL,
     ) -> Outcome:
-        """The ``top_k`` best classes (see wire.ClassifyBody)."""
+        """The ``top_k`` best classes, 5 or all where there are fewer (see wire.ClassifyBody)."""
         served = await self._index.resolve(owner, model or DEFAULT_MODEL["classify"], version, "classify")
+        if top_k is None:
+            top_k = min(5, served.classes)
         check_top_k(top_k, served.classes)
         answered, record = await self._infer(source, served, Ask(b"", top_k=top_k), store, owner)
         scores = [score(row) for row in answered.answer.scores]

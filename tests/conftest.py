@@ -10,6 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from db.blobs import open_store
+from db.migrate import migrate
+from db.publishing import publish_folder
+from db.registry import Registry
+from db.session import connect
+from ekiben.settings import Settings
+from models.artifact import read_manifest
+from tests import toys
 from tests.serving import ROOT, TOPOLOGIES, Server, environ, serving
 
 SHARED = ROOT.parent / "shared" / "data"
@@ -34,6 +42,54 @@ def export(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         timeout=300,
         check=False,
     )
+
+
+def publish(home: Path, name: str, artifact: Path, **settings: str) -> None:
+    """Publish an artifact folder as a new version, as the export room does."""
+    configured = Settings.from_environ({"EKIBEN_HOME": str(home), **settings})
+    migrate(configured.resolved_database_url)
+    engine = connect(configured.resolved_database_url)
+    store = open_store(configured.resolved_store_url, configured.s3_access_key, configured.s3_secret_key)
+    manifest = read_manifest(artifact)
+    publish_folder(
+        Registry(engine),
+        store,
+        artifact,
+        name=name,
+        manifest=manifest.model_dump(mode="json"),
+        digest=manifest.digest,
+        lineage={},
+    )
+    store.close()
+    engine.dispose()
+
+
+@pytest.fixture(scope="session")
+def toy_artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Artifact folders by name: ``colours`` classifies, ``areas`` segments."""
+    folder = tmp_path_factory.mktemp("toys")
+    toys.classifier(folder / "colours")
+    toys.segmenter(folder / "areas")
+    return {"colours": folder / "colours", "areas": folder / "areas"}
+
+
+@pytest.fixture
+def toy_home(toy_artifacts: dict[str, Path], tmp_path: Path) -> Path:
+    """A fresh home with the two toys."""
+    home = tmp_path / "var"
+    for name, artifact in toy_artifacts.items():
+        publish(home, name, artifact)
+    return home
+
+
+@pytest.fixture(scope="session")
+def toy_server(toy_artifacts: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One embedded server with the two toys, for tests that leave no state that others would mind."""
+    home = tmp_path_factory.mktemp("toy-server") / "var"
+    for name, artifact in toy_artifacts.items():
+        publish(home, name, artifact)
+    with serving(home) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ class InferenceOptions(BaseModel):
 
 class ClassifyOptions(InferenceOptions):
     model: str = Field(default="efficientnet_b0", pattern=NAME, description="A model that classifies.")
-    top_k: int = Field(default=5, ge=1, description="How many classes to answer; at most those the model has.")
+    top_k: int | None = Field(default=None, ge=1, description="How many classes to answer. 5, or all where there are fewer.")
 
 
 class SegmentOptions(InferenceOptions):

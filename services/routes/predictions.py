@@ -10,6 +10,7 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from db.tables import Artifact, Image, Prediction
+from ekiben.errors import NotFound
 from services.platform import Platform
 from services.routes.paging import Limit, Page
 from services.vision import LOCAL
@@ -35,7 +36,8 @@ async def find(
 
     def read() -> tuple[list[dict[str, object]], int]:
         found = platform.records.predictions(LOCAL, task, model, page, limit)
-        return [_with_parts(platform, row) for row in found.items], found.total
+        parts = platform.records.parts_of(found.items)
+        return [body(row, *parts[row.id]) for row in found.items if row.id in parts], found.total
 
     items, total = await asyncio.to_thread(read)
     return json_response({"items": items, "total": total, "page": page, "limit": limit})
@@ -46,7 +48,15 @@ async def find(
 )
 async def show(request: Request, id: str) -> Response:
     platform: Platform = request.app.state.platform
-    return json_response(await asyncio.to_thread(lambda: _with_parts(platform, platform.records.prediction(LOCAL, id))))
+
+    def read() -> dict[str, object]:
+        row = platform.records.prediction(LOCAL, id)
+        parts = platform.records.parts_of([row])
+        if row.id not in parts:
+            raise NotFound(f"there is no prediction {id}")
+        return body(row, *parts[row.id])
+
+    return json_response(await asyncio.to_thread(read))
 
 
 @router.delete(
@@ -60,10 +70,6 @@ async def remove(request: Request, id: str) -> Response:
     keys = await asyncio.to_thread(platform.records.delete_prediction, LOCAL, id)
     await platform.recorder.delete(keys)
     return Response(status_code=204)
-
-
-def _with_parts(platform: Platform, row: Prediction) -> dict[str, object]:
-    return body(row, platform.records.image(LOCAL, row.image_id), platform.records.artifacts_of(LOCAL, row.id))
 
 
 def body(row: Prediction, image: Image, artifacts: Sequence[Artifact]) -> dict[str, object]:

@@ -1,0 +1,184 @@
+"""One run: contenders started, asked whether they answer right, then measured in turn."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from bench.contenders import Contender, Top5, ask, difference, read_top5
+from bench.load import Figures, children_s, wrk
+from bench.servers import IDLE_CORES, ROOT, Missing, Server, busy_s, clean_environ
+
+CORES = 2
+"""Threads of the bare loop: what every peer gets too."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How long and how often."""
+
+    seconds: float
+    rounds: int
+    warm_s: float
+    concurrencies: tuple[int, ...] = (1, 8, 32)
+
+
+@dataclass(slots=True)
+class Row:
+    """A contender and everything that was seen of it. ``wrong``: why its figures do not count, or why there are none."""
+
+    contender: Contender
+    wrong: str = ""
+    ready_s: float | None = None
+    pss_mb: float | None = None
+    idle_cores: float | None = None
+    rounds: dict[int, list[Figures]] = field(default_factory=dict)
+
+    def median(self, concurrency: int) -> Figures | None:
+        """Figure by figure over the rounds; errors and requests are summed, the disturbance is the worst round's."""
+        rounds = self.rounds.get(concurrency)
+        if not rounds:
+            return None
+        names = ("rps", "p50_ms", "p75_ms", "p90_ms", "p99_ms", "client_cores")
+        errors: dict[str, int] = {}
+        for each in rounds:
+            for kind, count in each.errors.items():
+                errors[kind] = errors.get(kind, 0) + count
+        return Figures(
+            requests=sum(each.requests for each in rounds),
+            errors=errors,
+            other_cores=max(each.other_cores for each in rounds),
+            **{name: statistics.median(getattr(each, name) for each in rounds) for name in names},
+        )
+
+    def as_json(self) -> dict[str, object]:
+        return {
+            "key": self.contender.key,
+            "label": self.contender.label,
+            "wrong": self.wrong,
+            "ready_s": self.ready_s,
+            "pss_mb": self.pss_mb,
+            "idle_cores": self.idle_cores,
+            "rounds": {str(concurrency): [asdict(each) for each in rounds] for concurrency, rounds in self.rounds.items()},
+        }
+
+
+def run(rows: Sequence[Row], plan: Plan, artifact: Path, picture: Path, say: Say) -> None:
+    """Fill in ``rows``. Rows that are already wrong are left as they are."""
+    try:
+        _prepare(rows, plan, artifact, picture, say)
+        for concurrency in plan.concurrencies:
+            for number in range(plan.rounds):
+                # Another one begins each round, so that nobody always follows the same neighbour.
+                turn = number % len(rows)
+                for row in (*rows[turn:], *rows[:turn]):
+                    if not row.wrong:
+                        _measure(row, concurrency, plan, artifact, picture)
+                        _tell(row, concurrency, number, say)
+    finally:
+        for row in rows:
+            if row.contender.server is not None:
+                row.contender.server.stop()
+
+
+def _prepare(rows: Sequence[Row], plan: Plan, artifact: Path, picture: Path, say: Say) -> None:
+    expected: Top5 | None = None
+    failed: dict[Server, str] = {}
+    for row in rows:
+        if row.wrong:
+            continue
+        server = row.contender.server
+        try:
+            if server is None:
+                answer, _ = _loop(row.contender, 1, 0.1, 0.0, artifact, picture)
+            else:
+                if server in failed:
+                    raise Missing(failed[server])
+                if not server.running:
+                    row.ready_s = server.start()
+                answer = ask(server.url + row.contender.path, picture.read_bytes())
+                # The weights are loaded now, maybe for the first time.
+                wrk(server.url + row.contender.path, picture, 8, plan.warm_s)
+        except Missing as error:
+            row.wrong = f"missing: {error}"
+            if server is not None:
+                failed[server] = str(error)
+        except ValueError as error:
+            row.wrong = f"invalid: {error}"
+        else:
+            if expected is None:
+                expected = answer
+            if reason := difference(expected, answer):
+                row.wrong = f"invalid: {reason}"
+        say(f"{row.contender.label}: {row.wrong or 'answers right'}")
+    for row in rows:
+        server = row.contender.server
+        if server is not None and server.running:
+            row.pss_mb = server.pss_mb()
+            row.idle_cores = server.idle_cores(2.0)
+            server.stays = server.stays and row.idle_cores < IDLE_CORES
+    for row in rows:
+        server = row.contender.server
+        if server is not None and not server.stays and server.running:
+            say(f"{server.name} is not idle when nobody asks: it is started for each of its measurements")
+            server.stop()
+
+
+def _measure(row: Row, concurrency: int, plan: Plan, artifact: Path, picture: Path) -> None:
+    contender, server = row.contender, row.contender.server
+    try:
+        if server is None:
+            _, figures = _loop(contender, min(concurrency, CORES), plan.seconds, plan.warm_s, artifact, picture)
+        else:
+            if not server.running:
+                server.start()
+            url = server.url + contender.path
+            wrk(url, picture, concurrency, plan.warm_s)
+            busy, own, start = busy_s(), server.cpu_s(), time.perf_counter()
+            figures = wrk(url, picture, concurrency, plan.seconds)
+            elapsed = time.perf_counter() - start
+            others = (busy_s() - busy - server.cpu_s() + own) / elapsed - figures.client_cores
+            figures = replace(figures, other_cores=max(0.0, others))
+            if not server.stays:
+                server.stop()
+    except (Missing, RuntimeError) as error:
+        row.wrong = f"invalid: {error}"
+        return
+    row.rounds.setdefault(concurrency, []).append(figures)
+    if figures.errors:
+        seen = ", ".join(f"{count} {kind}" for kind, count in figures.errors.items())
+        row.wrong = f"invalid: errors at concurrency {concurrency}: {seen}"
+
+
+def _loop(
+    contender: Contender, threads: int, seconds: float, warm_s: float, artifact: Path, picture: Path
+) -> tuple[Top5, Figures]:
+    command = [sys.executable, "-m", contender.module, str(artifact), str(picture)]
+    command += ["--threads", str(threads), "--seconds", str(seconds), "--warm", str(warm_s)]
+    busy, own, start = busy_s(), children_s(), time.perf_counter()
+    done = subprocess.run(command, cwd=ROOT, env=clean_environ(), capture_output=True, text=True, check=False)
+    others = (busy_s() - busy - children_s() + own) / (time.perf_counter() - start)
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines() or ["no output"]
+        raise Missing(f"ended with status {done.returncode}: {lines[-1][:300]}")
+    found = json.loads(done.stdout)
+    return read_top5(found.pop("answer")), Figures(**found, errors={}, other_cores=max(0.0, others))
+
+
+def _tell(row: Row, concurrency: int, number: int, say: Say) -> None:
+    if row.wrong:
+        say(f"concurrency {concurrency}, round {number + 1}: {row.contender.label}: {row.wrong}")
+    else:
+        last = row.rounds[concurrency][-1]
+        say(
+            f"concurrency {concurrency}, round {number + 1}: {row.contender.label}: {last.rps:.1f}/s, "
+            f"p50 {last.p50_ms:.1f} ms, p99 {last.p99_ms:.1f} ms (others used {last.other_cores:.2f} cores)"
+        )

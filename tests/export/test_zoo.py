@@ -1,0 +1,58 @@
+"""The facts of the zoo, against torchvision's own entries."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from export.zoo import ZOO
+from models.catalog import FAMILIES
+
+ENTRIES = {
+    "efficientnet_b0": "EfficientNet_B0_Weights.IMAGENET1K_V1",
+    "deeplabv3_resnet50": "DeepLabV3_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1",
+}
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_every_fact_is_torchvisions(name: str) -> None:
+    pytest.importorskip("torch")
+    from export.torchvision_ops import declare_missing
+
+    declare_missing()
+    from torchvision.models import get_weight
+
+    row, entry = ZOO[name], get_weight(ENTRIES[name])
+    transforms = entry.transforms()
+    # Segmentation's label 0 is called __background__ there.
+    assert row.labels == tuple(entry.meta["categories"])
+    assert row.url == entry.url
+    # torch.hub checks the part of the file's name between the last dash and the dot.
+    assert row.file == f"{row.file.rsplit('-', 1)[0]}-{row.sha256_prefix}.pth"
+    assert row.megabytes == round(entry.meta["_file_size"] * 2**20 / 1e6)
+    assert ENTRIES[name] in row.source
+    assert [row.preprocess.shorter_side] == transforms.resize_size
+    crop = getattr(transforms, "crop_size", [None])
+    assert [row.preprocess.center_crop] == crop
+    assert [row.height] == [row.width] == crop
+    assert row.preprocess.interpolation == transforms.interpolation.value
+    assert (list(row.preprocess.mean), list(row.preprocess.std)) == (transforms.mean, transforms.std)
+    metrics = next(iter(entry.meta["_metrics"].values()))
+    assert list(row.metrics.values()) == list(metrics.values())
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_a_row_is_called_as_its_key_and_has_a_family(name: str) -> None:
+    row = ZOO[name]
+    assert row.name == name
+    assert row.family in FAMILIES
+
+
+def test_the_command_line_and_the_zoo_need_no_torch() -> None:
+    code = "import sys, export.__main__, export.zoo, export.weights; print(sorted({'torch', 'torchvision'} & set(sys.modules)))"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -1,0 +1,162 @@
+"""Models are listed with what they are, loaded, unloaded, imported and replaced while the server answers."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests import toys
+from tests.conftest import export, publish
+from tests.serving import TOPOLOGIES, Server, serving
+
+RED = toys.encoded(toys.solid((255, 0, 0)))
+
+
+def model(client: httpx.Client, name: str) -> dict[str, Any]:
+    answer = client.get(f"/v1/models/{name}")
+    assert answer.status_code == 200, answer.text
+    body: dict[str, Any] = answer.json()
+    return body
+
+
+def until(true: Any, seconds: float = 10.0) -> float:
+    """Seconds until ``true()`` held."""
+    started = time.monotonic()
+    while not true():
+        assert time.monotonic() - started < seconds, "it did not happen in time"
+        time.sleep(0.02)
+    return time.monotonic() - started
+
+
+@pytest.mark.parametrize("topology", list(TOPOLOGIES))
+def test_load_and_unload(toy_home: Path, topology: str) -> None:
+    with serving(toy_home, **TOPOLOGIES[topology]) as server, server.client() as client:
+        assert {m["name"]: m["state"] for m in client.get("/v1/models").json()["items"]} == {
+            "areas": "unloaded",
+            "colours": "unloaded",
+        }
+        loaded = client.post("/v1/models/colours/load").json()
+        assert (loaded["state"], loaded["desired"]) == ("ready", "loaded")
+        assert loaded["memory_bytes"] > 0
+        # Every process follows within a second.
+        workers = 2 if topology == "two gateways" else 1
+        took = until(lambda: sum(r["state"] == "ready" for r in model(client, "colours")["replicas"]) == workers)
+        assert took < 3
+        assert client.post("/v1/classify?model=colours&store=false", content=RED).status_code == 200
+        unloaded = client.post("/v1/models/colours/unload").json()
+        assert unloaded["desired"] == "unloaded"
+        until(lambda: model(client, "colours")["state"] == "unloaded")
+        assert model(client, "colours")["memory_bytes"] == 0
+        # Unloaded is no ban: the next request loads it again.
+        assert client.post("/v1/classify?model=colours&store=false", content=RED).status_code == 200
+
+
+def test_what_a_model_says_of_itself(toy_home: Path) -> None:
+    with serving(toy_home) as server, server.client() as client:
+        before = model(client, "colours")
+        assert (before["task"], before["version"], before["classes"]) == ("classify", 1, 4)
+        assert before["counters"] == {"predictions": 0, "batches": 0, "loads": 0, "waiting": 0, "batch_size": 1}
+        for _ in range(3):
+            client.post("/v1/classify?model=colours&store=false", content=RED)
+        after = model(client, "colours")
+        assert after["state"] == "ready"
+        assert after["counters"]["predictions"] == 3
+        assert after["counters"]["loads"] == 1
+        assert [v["version"] for v in after["versions"]] == [1]
+        assert after["versions"][0]["active"] is True
+
+
+def test_an_upload_becomes_a_model(toy_home: Path, toy_artifacts: dict[str, Path]) -> None:
+    onnx = (toy_artifacts["colours"] / "model.onnx").read_bytes()
+    labels = "\n".join(toys.CLASSES)
+    with serving(toy_home) as server, server.client() as client:
+        fields = {"name": "mine", "task": "classify", "output": "logits"}
+        files: dict[str, Any] = {"file": ("mine.onnx", onnx), "labels": ("labels.txt", labels)}
+        made = client.post("/v1/models", data=fields, files=files)
+        assert made.status_code == 201, made.text
+        assert made.headers["location"] == "/v1/models/mine"
+        assert made.json()["weights"] == "imported (mine.onnx)"
+        answer = client.post("/v1/classify?model=mine&top_k=1", content=RED).json()
+        assert answer["predictions"][0]["class_name"] == "red"
+        assert answer["model"] == {"name": "mine", "version": 1}
+        # Importing again makes a new version; the old one can still be asked for.
+        again = client.post("/v1/models", data=fields, files=files).json()
+        assert again["version"] == 2
+        assert client.post("/v1/classify?model=mine", content=RED).json()["model"]["version"] == 2
+        assert client.post("/v1/classify?model=mine&version=1", content=RED).json()["model"]["version"] == 1
+
+        bad = client.post("/v1/models", data=fields, files={"file": ("x.onnx", b"not onnx"), "labels": labels.encode()})
+        assert bad.status_code == 400
+        assert bad.json()["error"]["code"] == "bad_model_file"
+        wrong = client.post("/v1/models", data={**fields, "labels": "one\ntwo"}, files={"file": ("x.onnx", onnx)})
+        assert wrong.status_code == 400
+        assert "4" in wrong.json()["error"]["message"]
+        assert model(client, "mine")["version"] == 2
+
+
+def test_a_new_version_from_outside_is_served_within_a_second(toy_home: Path, toy_artifacts: dict[str, Path]) -> None:
+    with serving(toy_home) as server, server.client() as client:
+        assert client.post("/v1/classify?model=colours", content=RED).json()["model"]["version"] == 1
+        publish(toy_home, "colours", toy_artifacts["colours"])
+        ask = lambda: client.post("/v1/classify?model=colours&store=false", content=RED).json()["model"]["version"]  # noqa: E731
+        assert until(lambda: ask() == 2) < 1.5
+        # The old version goes once the new one is there; no request in between failed.
+        until(lambda: [r["version"] for r in model(client, "colours")["replicas"] if r["state"] == "ready"] == [2])
+        publish(toy_home, "brand-new", toy_artifacts["colours"])
+        assert client.post("/v1/classify?model=brand-new", content=RED).status_code == 200
+
+
+def test_an_unavailable_model_says_why(tmp_path: Path) -> None:
+    home = tmp_path / "var"
+    done = export(home, "provision", "--offline")
+    assert done.returncode == 0, done.stderr
+    with serving(home) as server, server.client() as client:
+        assert client.get("/readyz").status_code == 200
+        health = client.get("/healthz").json()
+        assert health["ok"] is True
+        assert "efficientnet_b0" in health["parts"]["models"]["detail"]
+        listed = model(client, "efficientnet_b0")
+        assert listed["state"] == "unavailable"
+        assert "efficientnet_b0" in listed["reason"]
+        refused = client.post("/v1/classify", content=RED)
+        assert refused.status_code == 503
+        assert listed["reason"] in refused.json()["error"]["message"]
+
+
+def test_memory_budget(tmp_path: Path) -> None:
+    """Two models of which one fits: they take turns, and one that never fits is refused with the numbers."""
+    home = tmp_path / "var"
+    for name, bytes_ in (("one", 30), ("two", 30), ("whale", 90)):
+        publish(home, name, toys.heavy(tmp_path / name, megabytes=bytes_))
+    with serving(home, EKIBEN_MODEL_MEMORY_MB="70") as server, server.client() as client:
+        for name in ("one", "two", "one"):
+            assert client.post(f"/v1/classify?model={name}&store=false", content=RED).status_code == 200
+            ready = {m["name"] for m in client.get("/v1/models").json()["items"] if m["state"] == "ready"}
+            assert ready == {name}
+        refused = client.post("/v1/classify?model=whale", content=RED)
+        assert refused.status_code == 503
+        assert refused.json()["error"]["code"] == "memory_budget"
+        assert "EKIBEN_MODEL_MEMORY_MB" in refused.json()["error"]["message"]
+        assert int(refused.headers["retry-after"]) >= 1
+
+
+def test_metrics_name_models_and_batches(toy_server: Server) -> None:
+    with toy_server.client() as client:
+        client.post("/v1/classify?model=colours&store=false", content=RED)
+        text = client.get("/metrics").text
+    for family in (
+        "ekiben_requests_total",
+        "ekiben_request_seconds",
+        "ekiben_inference_seconds",
+        "ekiben_queue_seconds",
+        "ekiben_batch_size",
+        "ekiben_queue_depth",
+        "ekiben_model_memory_bytes",
+        "ekiben_registry_lookups_total",
+    ):
+        assert f"# HELP {family}" in text.replace("_total ", " ") or f"# HELP {family}" in text, family
+    assert 'ekiben_batch_size_count{model="colours"}' in text
