@@ -16,11 +16,11 @@ help:
 	@echo "make lint types imports coverage bench clean"
 
 serve: $(SERVE)
-	@.venv/bin/python -m export provision --torch .venv-torch/bin/python --make "$(MAKE) --no-print-directory $(TORCH)"
+	@.venv/bin/python -m export.provision --torch .venv-torch/bin/python --make "$(MAKE) --no-print-directory $(TORCH)"
 	@EKIBEN_PORT=$(PORT) exec .venv/bin/python -m services
 
 models: $(SERVE)
-	@.venv/bin/python -m export provision --again --torch .venv-torch/bin/python --make "$(MAKE) --no-print-directory $(TORCH)"
+	@.venv/bin/python -m export.provision --again --torch .venv-torch/bin/python --make "$(MAKE) --no-print-directory $(TORCH)"
 
 bento: $(SERVE)
 	@.venv/bin/python -m bentoml build

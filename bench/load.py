@@ -17,10 +17,11 @@ _MARK = "BENCH "
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """One measurement. Milliseconds; ``errors`` counts by kind and is empty when every answer was below 400.
+    """One measurement. ``errors`` counts by kind and is empty when every answer was below 400.
 
+    ``cpu_ms``: CPU time of the contender's processes per request; on a busy machine it holds better than the rest.
     ``client_cores``: what wrk itself took of the machine (0 for a loop without a server).
-    ``other_cores``: what processes that are neither wrk nor the contender took; above 0.1 the figures are disturbed.
+    ``other_cores``: what processes that are neither wrk nor the contender took; they took it from the contender.
     """
 
     requests: int
@@ -30,6 +31,7 @@ class Figures:
     p90_ms: float
     p99_ms: float
     errors: dict[str, int]
+    cpu_ms: float = 0.0
     client_cores: float = 0.0
     other_cores: float = 0.0
 

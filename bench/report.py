@@ -101,20 +101,21 @@ class Report:
 
     def _table(self, concurrency: int) -> str:
         lines = [f"## Concurrency {concurrency}", ""]
-        lines += ["| | contender | requests/s | lowest-highest | x (a) | p50 ms | p75 | p90 | p99 | p50 x (a) |"]
-        lines += ["|---|---|---:|---:|---:|---:|---:|---:|---:|---:|"]
+        lines += ["| | contender | requests/s | lowest-highest | x (a) | p50 ms | p75 | p90 | p99 | p50 x (a) | CPU ms each |"]
+        lines += ["|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|"]
         bare = self._by_key()["a"].median(concurrency)
         for row in self.rows:
             mine, name = row.median(concurrency), f"{row.contender.key} | {row.contender.label}"
             if row.wrong or mine is None:
-                lines.append(f"| {name} | {_cell(row.wrong or 'not measured')} | | | | | | | |")
+                lines.append(f"| {name} | {_cell(row.wrong or 'not measured')} | | | | | | | | |")
                 continue
             rates = [each.rps for each in row.rounds[concurrency]]
             ratio = f"{mine.rps / bare.rps:.2f}" if bare else "-"
             slower = f"{mine.p50_ms / bare.p50_ms:.2f}" if bare else "-"
             latencies = f"{mine.p50_ms:.2f} | {mine.p75_ms:.2f} | {mine.p90_ms:.2f} | {mine.p99_ms:.2f}"
             lines.append(
-                f"| {name} | {mine.rps:.1f} | {min(rates):.1f}-{max(rates):.1f} | {ratio} | {latencies} | {slower} |"
+                f"| {name} | {mine.rps:.1f} | {min(rates):.1f}-{max(rates):.1f} | {ratio} | {latencies} "
+                f"| {slower} | {mine.cpu_ms:.2f} |"
             )
         if clients := [each.client_cores for row in self.rows if (each := row.median(concurrency)) and each.client_cores]:
             lines += ["", f"wrk itself took {min(clients):.2f} to {max(clients):.2f} cores, which the servers did not have."]

@@ -47,7 +47,7 @@ class Row:
         rounds = self.rounds.get(concurrency)
         if not rounds:
             return None
-        names = ("rps", "p50_ms", "p75_ms", "p90_ms", "p99_ms", "client_cores")
+        names = ("rps", "p50_ms", "p75_ms", "p90_ms", "p99_ms", "cpu_ms", "client_cores")
         errors: dict[str, int] = {}
         for each in rounds:
             for kind, count in each.errors.items():
@@ -107,6 +107,7 @@ def _prepare(rows: Sequence[Row], plan: Plan, artifact: Path, picture: Path, say
                 answer = ask(server.url + row.contender.path, picture.read_bytes())
                 # The weights are loaded now, maybe for the first time.
                 wrk(server.url + row.contender.path, picture, 8, plan.warm_s)
+                server.settle()
         except Missing as error:
             row.wrong = f"missing: {error}"
             if server is not None:
@@ -142,11 +143,15 @@ def _measure(row: Row, concurrency: int, plan: Plan, artifact: Path, picture: Pa
                 server.start()
             url = server.url + contender.path
             wrk(url, picture, concurrency, plan.warm_s)
+            server.settle()
             busy, own, start = busy_s(), server.cpu_s(), time.perf_counter()
             figures = wrk(url, picture, concurrency, plan.seconds)
             elapsed = time.perf_counter() - start
-            others = (busy_s() - busy - server.cpu_s() + own) / elapsed - figures.client_cores
-            figures = replace(figures, other_cores=max(0.0, others))
+            cpu_s = server.cpu_s() - own
+            others = (busy_s() - busy - cpu_s) / elapsed - figures.client_cores
+            cpu_ms = cpu_s * 1e3 / max(1, figures.requests)
+            figures = replace(figures, cpu_ms=cpu_ms, other_cores=max(0.0, others))
+            server.settle()
             if not server.stays:
                 server.stop()
     except (Missing, RuntimeError) as error:
@@ -156,6 +161,8 @@ def _measure(row: Row, concurrency: int, plan: Plan, artifact: Path, picture: Pa
     if figures.errors:
         seen = ", ".join(f"{count} {kind}" for kind, count in figures.errors.items())
         row.wrong = f"invalid: errors at concurrency {concurrency}: {seen}"
+    elif not figures.requests:
+        row.wrong = f"invalid: no answer within {plan.seconds:g} s at concurrency {concurrency}"
 
 
 def _loop(

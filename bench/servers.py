@@ -18,6 +18,7 @@ import psutil
 ROOT = Path(__file__).resolve().parents[1]
 READY_S = 120.0
 STOP_S = 20.0
+SETTLE_S = 10.0
 IDLE_CORES = 0.02
 """A server that takes more than this share of a core while nobody asks is stopped between its measurements."""
 
@@ -106,6 +107,12 @@ class Server:
         before = self.cpu_s()
         time.sleep(seconds)
         return max(0.0, self.cpu_s() - before) / seconds
+
+    def settle(self) -> None:
+        """Wait until it has worked off what wrk left behind: many servers compute for callers who have gone."""
+        end = time.perf_counter() + SETTLE_S
+        while self.idle_cores(0.1) > 0.2 and time.perf_counter() < end:
+            pass
 
     def pss_mb(self) -> float:
         """Proportional set size of all of its processes, in MiB: shared pages are divided among their users."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 from ekiben.errors import BadImage, TooLarge, UnsupportedImage
 from models.results import PictureFacts
@@ -34,9 +34,21 @@ EXTENSIONS: Final = {
     "image/tiff": "tif",
 }
 
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
 # The limit on pixels is ours (MAX_PIXELS, checked before decoding, with a clear refusal). Pillow's own warning
 # between 89 and 179 megapixels would only add a line to the log of a request that is refused anyway.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# What Pillow thinks of a picture's metadata is nothing that the one who serves could act on.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +119,7 @@ def decode(data: bytes) -> Picture:
         raise TooLarge(f"the image is {width} x {height}; at most {MAX_PIXELS} pixels are accepted")
     try:
         image.load()
-        rgb = _rgb(ImageOps.exif_transpose(image) if _may_be_turned(image) else image)
+        rgb = _rgb(_turned(image) if _may_be_turned(image) else image)
     except UnsupportedImage:
         raise
     except MemoryError:
@@ -132,7 +144,7 @@ def encode_jpeg(image: Image.Image, quality: int = 90) -> bytes:
 
 
 def _may_be_turned(image: Image.Image) -> bool:
-    # exif_transpose parses and copies; most pictures carry no EXIF at all.
+    # Parsing takes time; most pictures carry no EXIF at all.
     return (
         image.format in ("TIFF", "MPO")
         or "exif" in image.info
@@ -141,12 +153,23 @@ def _may_be_turned(image: Image.Image) -> bool:
     )
 
 
+def _turned(image: Image.Image) -> Image.Image:
+    """ImageOps.exif_transpose, without its copy of a picture that is upright and without writing EXIF anew."""
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # EXIF that cannot be parsed turns nothing: the pixels are all there
+        return image
+    return image if turn is None else image.transpose(turn)
+
+
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB":
         return image
     if image.mode.startswith("I"):  # I;16, I;16B, I;16L and, from 16-bit files, I
-        grey = np.asarray(image).astype(np.int64, copy=False)
-        return Image.fromarray((np.clip(grey, 0, 65535) >> 8).astype(np.uint8)).convert("RGB")
+        grey = np.asarray(image)
+        if grey.dtype.itemsize > 2:
+            grey = np.clip(grey, 0, 65535)
+        return Image.fromarray((grey >> 8).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise UnsupportedImage("pictures of floating-point pixels are not read: their range is not defined")
     return image.convert("RGB")

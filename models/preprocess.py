@@ -6,7 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ekiben.errors import TooLarge
 from models.artifact import Manifest
+
+# Where the longer side follows the picture's, so does the memory of the run: at most this many squares.
+MAX_ASPECT = 16
 
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,
@@ -50,7 +54,7 @@ class Preprocessor:
         """The picture at the graph's size. Only the pixels that the crop keeps are computed.
 
         Pillow's ``box`` samples the same positions with the same filter as resizing everything and cropping
-        afterwards would, so the pixels are equal.
+        afterwards would, so the pixels are equal. TooLarge for a strip, where its length sets the graph's size.
         """
         steps = self._steps
         width, height = rgb.size
@@ -67,9 +71,11 @@ class Preprocessor:
         else:
             resized = (int(steps.shorter_side * width / height), steps.shorter_side)
         if steps.center_crop is None:
+            _refuse_strips(width, height)
             return rgb if rgb.size == resized else rgb.resize(resized, self._filter)
         crop = steps.center_crop
         if resized[0] < crop or resized[1] < crop:  # torchvision pads then; no shipped model asks for it
+            _refuse_strips(width, height)
             return _center_crop(rgb.resize(resized, self._filter), crop)
         # torchvision.transforms.functional.center_crop rounds half to even, as Python's round does.
         left, top = round((resized[0] - crop) / 2.0), round((resized[1] - crop) / 2.0)
@@ -83,6 +89,11 @@ class Preprocessor:
         if width is None or height is None:
             raise ValueError("the manifest gives neither a fixed size nor shorter_side")
         return width, height
+
+
+def _refuse_strips(width: int, height: int) -> None:
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise TooLarge(f"the image is {width} x {height}; this model takes sides of 1 : {MAX_ASPECT} at most")
 
 
 def _center_crop(image: Image.Image, side: int) -> Image.Image:

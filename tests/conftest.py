@@ -33,8 +33,12 @@ def shared_data() -> Path:
 
 def export(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """``python -m export`` as a user runs it."""
+    return run_module(home, "export", *arguments)
+
+
+def run_module(home: Path, module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "export", *arguments],
+        [sys.executable, "-m", module, *arguments],
         cwd=ROOT,
         env=environ(home),
         text=True,

@@ -12,7 +12,7 @@ from export.zoo import ZOO
 if TYPE_CHECKING:
     from export.recipe import Recipe
 
-SMALL = ((1, 64, 96), (3, 64, 96), (1, 80, 72), (3, 80, 72))
+SMALL = ((1, 64, 96), (3, 64, 96), (1, 80, 72))
 
 
 @pytest.fixture(scope="session")

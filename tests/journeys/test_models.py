@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from tests import toys
-from tests.conftest import export, publish
+from tests.conftest import publish, run_module
 from tests.serving import TOPOLOGIES, Server, serving
 
 RED = toys.encoded(toys.solid((255, 0, 0)))
@@ -112,7 +112,7 @@ def test_a_new_version_from_outside_is_served_within_a_second(toy_home: Path, to
 
 def test_an_unavailable_model_says_why(tmp_path: Path) -> None:
     home = tmp_path / "var"
-    done = export(home, "provision", "--offline")
+    done = run_module(home, "export.provision", "--no-download")
     assert done.returncode == 0, done.stderr
     with serving(home) as server, server.client() as client:
         assert client.get("/readyz").status_code == 200
@@ -131,7 +131,8 @@ def test_memory_budget(tmp_path: Path) -> None:
     """Two models of which one fits: they take turns, and one that never fits is refused with the numbers."""
     home = tmp_path / "var"
     for name, bytes_ in (("one", 30), ("two", 30), ("whale", 90)):
-        publish(home, name, toys.heavy(tmp_path / name, megabytes=bytes_))
+        toys.classifier(tmp_path / name, ballast_bytes=bytes_ * 1_000_000)
+        publish(home, name, tmp_path / name)
     with serving(home, EKIBEN_MODEL_MEMORY_MB="70") as server, server.client() as client:
         for name in ("one", "two", "one"):
             assert client.post(f"/v1/classify?model={name}&store=false", content=RED).status_code == 200

@@ -1,0 +1,81 @@
+"""``python -m export.provision``: what ``make serve`` does before it serves, so that the default models are there.
+
+For each default model that has no version: download its published weights (no torch), make torch's environment if
+it is missing, export. What cannot be had is listed as unavailable with the reason, in one line; serving goes on
+without it, and no later start tries again by itself (``make models`` does).
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from db.migrate import migrate
+from db.registry import Registry
+from db.session import connect
+from ekiben.errors import Refusal
+from ekiben.settings import Settings
+from export.weights import ShownProgress, WeightsUnavailable, fetch
+from export.zoo import ZOO, Row
+
+DEFAULTS = ("efficientnet_b0", "deeplabv3_resnet50")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0, whatever could be had; 1 when the registry itself cannot be used."""
+    parser = argparse.ArgumentParser(prog="python -m export.provision", description=__doc__.splitlines()[2])
+    parser.add_argument("--again", action="store_true", help="try again what an earlier start could not get")
+    parser.add_argument("--no-download", action="store_true", help="only list what is missing")
+    parser.add_argument("--torch", type=Path, default=Path(sys.executable), help="Python of torch's environment")
+    parser.add_argument("--make", default="", help="command that makes torch's environment")
+    given = parser.parse_args(arguments)
+    settings = Settings.from_environ()
+    try:
+        migrate(settings.resolved_database_url)
+        engine = connect(settings.resolved_database_url)
+        registry = Registry(engine)
+        listed = {each.model.name: each for each in registry.models()}
+        for name in DEFAULTS:
+            known = listed.get(name)
+            if known is not None and known.versions:
+                continue
+            if known is not None and known.model.unavailable_reason and not given.again:
+                _say(f"{name} is unavailable ({known.model.unavailable_reason}); make models tries again")
+                continue
+            reason = "not downloaded yet" if given.no_download else _provide(ZOO[name], settings, given.torch, given.make)
+            if reason is not None:
+                _say(f"{name} is unavailable: {reason}")
+                registry.mark_unavailable(name, ZOO[name].task, f"{name}: {reason}")
+        engine.dispose()
+    except Refusal as error:
+        _say(error.message)
+        return 1
+    return 0
+
+
+def _provide(row: Row, settings: Settings, torch: Path, make: str) -> str | None:
+    """None when the model was published, else why not."""
+    _say(f"{row.name}: downloading the published weights ({row.megabytes} MB)")
+    try:
+        fetch(row, settings.home / "downloads", ShownProgress(row.file))
+    except WeightsUnavailable as error:
+        return error.message
+    if not torch.exists() and make:
+        _say("torch's environment is made once, for exports; this takes some minutes")
+        if subprocess.run(shlex.split(make), check=False).returncode != 0:
+            return f"the environment of torch could not be made ({make})"
+    _say(f"{row.name}: exporting")
+    done = subprocess.run([str(torch), "-m", "export", row.name], check=False)
+    return None if done.returncode == 0 else "the export failed; its message is above"
+
+
+def _say(text: str) -> None:
+    print(f"ekiben: {text}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
