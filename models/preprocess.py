@@ -51,11 +51,7 @@ class Preprocessor:
         return tensor.astype(self._dtype, copy=False)
 
     def resize(self, rgb: Image.Image) -> Image.Image:
-        """The picture at the graph's size. Only the pixels that the crop keeps are computed.
-
-        Pillow's ``box`` samples the same positions with the same filter as resizing everything and cropping
-        afterwards would, so the pixels are equal. TooLarge for a strip, where its length sets the graph's size.
-        """
+        """The picture at the graph's size. TooLarge for a strip, where its length would set that size."""
         steps = self._steps
         width, height = rgb.size
         if steps.crop_share is not None:
@@ -77,12 +73,29 @@ class Preprocessor:
         if resized[0] < crop or resized[1] < crop:  # torchvision pads then; no shipped model asks for it
             _refuse_strips(width, height)
             return _center_crop(rgb.resize(resized, self._filter), crop)
+        return self._resize_and_crop(rgb, resized, crop)
+
+    def _resize_and_crop(self, rgb: Image.Image, resized: tuple[int, int], crop: int) -> Image.Image:
+        """Resize to ``resized`` and keep a central square, without computing what the crop takes away.
+
+        Pillow's ``box`` samples the same positions with the same filter as resizing everything and cropping
+        afterwards would. Across first, then down, which is Pillow's order for whole pictures: left to itself it takes
+        the other one for some boxes, and the rounding between the passes then moves a fifth of the values by 1.
+        """
+        width, height = rgb.size
         # torchvision.transforms.functional.center_crop rounds half to even, as Python's round does.
         left, top = round((resized[0] - crop) / 2.0), round((resized[1] - crop) / 2.0)
         x_scale, y_scale = width / resized[0], height / resized[1]
-        box = (left * x_scale, top * y_scale, (left + crop) * x_scale, (top + crop) * y_scale)
-        box = (box[0], box[1], min(box[2], width), min(box[3], height))  # the product may pass the edge by an ulp
-        return rgb.resize((crop, crop), self._filter, box=box)
+        above, below, first = top * y_scale, (top + crop) * y_scale, 0
+        if height > width:
+            reach = 3 * max(1.0, y_scale) + 1  # of Lanczos, the widest filter
+            first = max(0, int(above - reach))
+            rgb = rgb.crop((0, first, width, min(height, int(below + reach) + 1)))
+        # min: the products may pass the edge by an ulp.
+        across = (left * x_scale, 0, min((left + crop) * x_scale, width), rgb.height)
+        narrow = rgb.resize((crop, rgb.height), self._filter, box=across)
+        down = (0, above - first, crop, min(below - first, rgb.height))
+        return narrow.resize((crop, crop), self._filter, box=down)
 
     def _fixed_size(self) -> tuple[int, int]:
         width, height = self._size

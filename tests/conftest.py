@@ -108,7 +108,17 @@ def home_with_real_models(shared_data: Path, tmp_path_factory: pytest.TempPathFa
     ):
         labels = str(models / name / "labels.txt")
         done = export(
-            home, "import", str(models / name / "model.onnx"), "--name", name, "--task", task, "--labels", labels, *half, *more
+            home,
+            "import",
+            str(models / name / "model.onnx"),
+            "--name",
+            name,
+            "--task",
+            task,
+            "--labels",
+            labels,
+            *half,
+            *more,
         )
         assert done.returncode == 0, done.stderr
     return home

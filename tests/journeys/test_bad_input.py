@@ -124,9 +124,13 @@ def test_bad_questions(toy_server: Server, method: str, path: str, status: int, 
 def test_bad_forms(toy_server: Server) -> None:
     with toy_server.client() as client:
         kind = {"content-type": "multipart/form-data; boundary=x"}
-        check_error(client.post("/v1/classify?model=colours", content=b"no form", headers=kind), 400, "bad_request", "form")
+        check_error(
+            client.post("/v1/classify?model=colours", content=b"no form", headers=kind), 400, "bad_request", "form"
+        )
         bare = {"content-type": "multipart/form-data"}
-        check_error(client.post("/v1/classify?model=colours", content=PNG, headers=bare), 400, "bad_request", "boundary")
+        check_error(
+            client.post("/v1/classify?model=colours", content=PNG, headers=bare), 400, "bad_request", "boundary"
+        )
         two = [("file", ("a.png", PNG)), ("file", ("b.png", PNG))]
         check_error(client.post("/v1/classify?model=colours", files=two), 400, "bad_request", "more than one")
         other = {"picture": ("a.png", PNG)}

@@ -55,7 +55,9 @@ def test_a_url_in_place_of_a_file_is_refused(toy_server: Server) -> None:
 
     with toy_server.client() as client:
         url = toy_server.url + "/v1/images?i-was-fetched"
-        assert "must be a file" in error(client.post("/classify", files={"image": (None, url)}, data={"model": "colours"}))
+        assert "must be a file" in error(
+            client.post("/classify", files={"image": (None, url)}, data={"model": "colours"})
+        )
         assert "multipart" in error(client.post("/classify", json={"image": url, "model": "colours"}))
         assert "multipart" in error(client.post("/segment", content=url))
         pickled = client.post("/classify", content=b"x", headers={"content-type": "application/vnd.bentoml+pickle"})
@@ -72,7 +74,9 @@ def test_a_built_bento_serves_the_same_answers(toy_home: Path, red: Path, tmp_pa
 
     def run(*command: str, cwd: Path = ROOT, home: Path = toy_home, store: Path = tmp_path / "store-1") -> str:
         env = environ(home, BENTOML_HOME=str(store), BENTOML_DO_NOT_TRACK="True")
-        done = subprocess.run([*bentoml_cli, *command], cwd=cwd, env=env, text=True, capture_output=True, timeout=240, check=False)
+        done = subprocess.run(
+            [*bentoml_cli, *command], cwd=cwd, env=env, text=True, capture_output=True, timeout=240, check=False
+        )
         assert done.returncode == 0, done.stderr + done.stdout
         return done.stdout.strip()
 

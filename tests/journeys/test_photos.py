@@ -57,7 +57,9 @@ def test_a_hundred_photos(topology_server: Server, photos: list[tuple[Path, int,
         for (path, truth, expected), answer in zip(photos, answers, strict=True):
             best = np.argsort(-expected, kind="stable")[:5]
             given = answer["predictions"]
-            assert [p["confidence"] for p in given] == pytest.approx([float(expected[i]) for i in best], abs=1e-5), path.name
+            assert [p["confidence"] for p in given] == pytest.approx([float(expected[i]) for i in best], abs=1e-5), (
+                path.name
+            )
             for p in given:
                 assert p["confidence"] == pytest.approx(float(expected[p["class_index"]]), abs=1e-5), path.name
             top1 += given[0]["class_index"] == truth
@@ -83,7 +85,9 @@ def test_each_client_gets_its_own_answer(
     def ask(photo: tuple[Path, int, np.ndarray[Any, Any]]) -> None:
         with httpx.Client(base_url=topology_server.url, timeout=60) as client:
             for _ in range(3):
-                answer = client.post("/v1/classify?model=mobilenet_v2&top_k=1&store=false", content=photo[0].read_bytes())
+                answer = client.post(
+                    "/v1/classify?model=mobilenet_v2&top_k=1&store=false", content=photo[0].read_bytes()
+                )
                 assert answer.status_code == 200, answer.text
                 assert answer.json()["id"] is None
                 first = answer.json()["predictions"][0]

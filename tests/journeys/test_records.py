@@ -17,7 +17,11 @@ RED = toys.encoded(toys.solid((255, 0, 0), 40, 30))
 
 
 def blobs(home: Path) -> set[str]:
-    return {p.relative_to(home / "blobs").as_posix() for p in (home / "blobs").rglob("*") if p.is_file() and "models" not in p.parts}
+    return {
+        p.relative_to(home / "blobs").as_posix()
+        for p in (home / "blobs").rglob("*")
+        if p.is_file() and "models" not in p.parts
+    }
 
 
 def ask(client: httpx.Client, path: str, **more: Any) -> dict[str, Any]:

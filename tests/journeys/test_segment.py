@@ -65,7 +65,9 @@ def test_the_bird(topology_server: Server, shared_data: Path) -> None:
             )
             assert picture.status_code == 200
             assert picture.headers["content-type"] == "image/png"
-            assert (np.array(Image.open(io.BytesIO(picture.content)).convert("RGB")) == np.array(files[kind].convert("RGB"))).all()
+            assert (
+                np.array(Image.open(io.BytesIO(picture.content)).convert("RGB")) == np.array(files[kind].convert("RGB"))
+            ).all()
 
         # A stored image can be asked about again.
         again = client.post("/v1/segment", params={"model": "deeplabv3_voc", "image_id": body["image"]["id"]})
