@@ -29,7 +29,7 @@ class Settings(BaseModel):
     s3_access_key: str = Field(default="", description="Access key of the S3 store.")
     s3_secret_key: str = Field(default="", repr=False, description="Secret key of the S3 store.")
     model_memory_mb: int = Field(default=4096, ge=16, description="Memory budget of loaded models, per process.")
-    cache_mb: int = Field(default=512, ge=0, description="Memory for cached embeddings, per process.")
+    cache_mb: int = Field(default=512, ge=0, description="Reserved: memory for cached embeddings; nothing uses it yet.")
     queue_mb: int = Field(
         default=256, ge=1, description="Bytes of images that may wait, per process; more is refused with 503."
     )
@@ -45,11 +45,11 @@ class Settings(BaseModel):
         default="", description="split: address of a running runner. Empty: one is started beside the gateway."
     )
     gateways: int = Field(default=1, ge=1, le=64, description="Gateway processes that share the port.")
-    workers: int = Field(default=1, ge=0, le=64, description="Job worker processes of this machine.")
+    workers: int = Field(default=1, ge=0, le=64, description="Reserved: job worker processes; nothing uses it yet.")
     host: str = Field(default="127.0.0.1", description="Address to serve on.")
     port: int = Field(default=3000, ge=0, le=65535, description="Port to serve on; make serve PORT= sets it.")
-    grpc_port: int = Field(default=3001, ge=0, le=65535, description="gRPC port.")
-    keep_days: float = Field(default=7, gt=0, description="Days that finished jobs and their files are kept.")
+    grpc_port: int = Field(default=3001, ge=0, le=65535, description="Reserved: gRPC port; nothing uses it yet.")
+    keep_days: float = Field(default=7, gt=0, description="Reserved: days that finished jobs are kept; nothing uses it yet.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least severe line to log."
     )

@@ -80,11 +80,13 @@ class Preprocessor:
 
         Pillow's ``box`` samples the same positions with the same filter as resizing everything and cropping
         afterwards would. Across first, then down, which is Pillow's order for whole pictures: left to itself it takes
-        the other one for some boxes, and the rounding between the passes then moves a fifth of the values by 1.
+        the other one for some boxes, and the rounding between the passes then moves a quarter of the values by 1.
         """
         width, height = rgb.size
         # torchvision.transforms.functional.center_crop rounds half to even, as Python's round does.
         left, top = round((resized[0] - crop) / 2.0), round((resized[1] - crop) / 2.0)
+        if 2 * width < height <= MAX_ASPECT * width:  # Pillow 13 resizes these down first; older ones do not
+            return rgb.resize(resized, self._filter).crop((left, top, left + crop, top + crop))
         x_scale, y_scale = width / resized[0], height / resized[1]
         above, below, first = top * y_scale, (top + crop) * y_scale, 0
         if height > width:

@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import FastAPI
-from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response
 
 from ekiben import __version__
 from services import errors
-from services.routes import artifacts, health, images, models, predictions, vision
+from services.routes import artifacts, docs, health, images, models, predictions, vision
 from services.wire import ErrorBody
 
 _DESCRIPTION = """Serve vision models on a machine you own.
@@ -25,17 +23,13 @@ def create_app() -> FastAPI:
         title="Ekiben",
         version=__version__,
         description=_DESCRIPTION,
-        docs_url="/docs",
+        docs_url=None,  # services/routes/docs.py
         redoc_url=None,
         redirect_slashes=False,
     )
     errors.install(app)
-    for part in (vision, images, predictions, artifacts, models, health):
+    for part in (vision, images, predictions, artifacts, models, health, docs):
         app.include_router(part.router)
-
-    @app.get("/", include_in_schema=False)
-    async def index(_: Request) -> Response:
-        return RedirectResponse("/docs", 307)
 
     made = app.openapi
 

