@@ -22,6 +22,8 @@ from ekiben.settings import Settings
 from export.weights import ShownProgress, WeightsUnavailable, fetch
 from export.zoo import ZOO, Row
 
+_NOT_YET = "its weights have not been downloaded; make models does it"
+
 DEFAULTS = ("efficientnet_b0", "deeplabv3_resnet50")
 
 
@@ -44,12 +46,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if known is not None and known.versions:
                 continue
             if known is not None and known.model.unavailable_reason and not given.again:
-                _say(f"{name} is unavailable ({known.model.unavailable_reason}); make models tries again")
+                _say(f"{name} is still unavailable, GET /v1/models says why; make models tries again")
                 continue
-            reason = "not downloaded yet" if given.no_download else _provide(ZOO[name], settings, given.torch, given.make)
+            row = ZOO[name]
+            reason = _NOT_YET if given.no_download else _provide(row, settings, given.torch, given.make)
             if reason is not None:
                 _say(f"{name} is unavailable: {reason}")
-                registry.mark_unavailable(name, ZOO[name].task, f"{name}: {reason}")
+                registry.mark_unavailable(name, ZOO[name].task, reason)
         engine.dispose()
     except Refusal as error:
         _say(error.message)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from models.results import ClassArea, Segmentation
 FloatArray = NDArray[np.floating[Any]]
 
 _SIGMOID_THRESHOLD = 0.5
+_BAND_PIXELS = 1 << 20  # 4 MB a plane
 
 
 class Segmenter:
@@ -68,27 +70,41 @@ def enlarge_and_choose(scores: FloatArray, height: int, width: int, *, sigmoid: 
     """uint8 [height, width]: the best channel per pixel of ``scores`` float32 [C, h, w], enlarged bilinearly first.
 
     Pillow's bilinear filter, enlarging, is ``torch.nn.functional.interpolate(mode="bilinear",
-    align_corners=False)``; where the picture is smaller than the scores it averages (antialiasing). One channel is
-    held at full size at a time, so a 64-megapixel picture with 21 classes does not need 5 GB. Ties keep the lower
-    class.
+    align_corners=False)``; where the picture is smaller than the scores it averages (antialiasing). A band of one
+    channel is held at the picture's size at a time, so a 64-megapixel picture with 21 classes does not need 5 GB.
+    Ties keep the lower class.
     """
-    best = _enlarge(scores[0], height, width)
-    # Without a sigmoid the first channel wins until another is better; with one it must pass the threshold itself.
-    class_map = (best > _SIGMOID_THRESHOLD).astype(np.uint8) if sigmoid else np.zeros((height, width), np.uint8)
-    for channel in range(1, len(scores)):
-        plane = _enlarge(scores[channel], height, width)
+    class_map = np.empty((height, width), np.uint8)
+    rows = max(1, _BAND_PIXELS // width)
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        bands = (_band(plane, top, bottom, height, width) for plane in scores)
+        _choose(bands, class_map[top:bottom], sigmoid=sigmoid)
+    return class_map
+
+
+def _choose(planes: Iterable[NDArray[np.float32]], class_map: NDArray[np.uint8], *, sigmoid: bool) -> None:
+    """Fill ``class_map`` [h, w] with the best of the ``planes``, each [h, w]."""
+    best: NDArray[np.float32] | None = None
+    for channel, plane in enumerate(planes):
+        if best is None:
+            best = plane.copy()
+            # Without a sigmoid the first channel wins until another is better; with one it must pass the threshold.
+            class_map[:] = best > _SIGMOID_THRESHOLD if sigmoid else 0
+            continue
         better = plane > best
         np.copyto(best, plane, where=better)
         if sigmoid:
             better &= plane > _SIGMOID_THRESHOLD
         class_map[better] = channel + 1 if sigmoid else channel
-    return class_map
 
 
-def _enlarge(plane: FloatArray, height: int, width: int) -> NDArray[np.float32]:
+def _band(plane: FloatArray, top: int, bottom: int, height: int, width: int) -> NDArray[np.float32]:
+    """float32 [bottom - top, width]: these rows of ``plane`` brought to ``height`` x ``width``."""
     if plane.shape == (height, width):
-        return np.array(plane, np.float32)
-    return np.array(Image.fromarray(plane).resize((width, height), Image.Resampling.BILINEAR))
+        return plane[top:bottom]
+    box = (0, top * plane.shape[0] / height, plane.shape[1], bottom * plane.shape[0] / height)
+    return np.asarray(Image.fromarray(plane).resize((width, bottom - top), Image.Resampling.BILINEAR, box=box))
 
 
 def render(name: str, segmentation: Segmentation, picture: Picture) -> Image.Image:

@@ -24,6 +24,11 @@ from tests.models.peak import peak_growth_bytes
 BLACK, RED, GREEN, BLUE = (0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
 
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Segmenter:
+    return Segmenter(toys.segmenter(tmp_path_factory.mktemp("toy")))
+
+
 def smooth_scores(channels: int, height: int, width: int, seed: int = 0) -> NDArray[np.float32]:
     """Logits that vary as a network's do: coarse blobs and a little grain."""
     rng = np.random.default_rng(seed)
@@ -141,11 +146,10 @@ def test_areas_count_every_pixel_most_first(tmp_path: Path, layout: Any, activat
 
 
 @settings(deadline=None, max_examples=30)
-@given(st.integers(1, 80), st.integers(1, 80), st.integers(0, 2**31))
-def test_areas_add_up_for_any_picture(width: int, height: int, seed: int) -> None:
-    segmenter = Segmenter(TOY)
+@given(width=st.integers(1, 80), height=st.integers(1, 80), seed=st.integers(0, 2**31))
+def test_areas_add_up_for_any_picture(toy: Segmenter, width: int, height: int, seed: int) -> None:
     scores = np.random.default_rng(seed).normal(0, 1, (4, 8, 8)).astype(np.float32)
-    segmentation = segmenter.segmentation(scores, Picture(toys.solid(RED, width, height), "image/png"))
+    segmentation = toy.segmentation(scores, Picture(toys.solid(RED, width, height), "image/png"))
     assert segmentation.class_map.shape == (height, width)
     assert sum(a.pixels for a in segmentation.classes) == width * height
     assert sum(a.share for a in segmentation.classes) == pytest.approx(1)
@@ -179,22 +183,16 @@ def test_overlay_tints_all_but_the_background() -> None:
     assert np.asarray(rgb).tolist() == [[[200, 100, 50], [200, 100, 50]]]
 
 
-def test_renders_are_the_pictures_that_were_asked_for() -> None:
-    segmenter, picture = Segmenter(TOY), Picture(stripes(RED, BLACK, BLUE), "image/png")
+def test_renders_are_the_pictures_that_were_asked_for(toy: Segmenter) -> None:
+    picture = Picture(stripes(RED, BLACK, BLUE), "image/png")
     pixels = np.asarray(picture.rgb).astype(np.float32).transpose(2, 0, 1) / 255
     scores = np.concatenate([np.full((1, 8, 18), 0.5, np.float32), pixels])
-    answer = segmenter.postprocess(scores, picture, Ask(b"", renders=RENDERS))
+    answer = toy.postprocess(scores, picture, Ask(b"", renders=RENDERS))
     assert list(answer.renders) == ["mask", "color", "overlay"]
-    segmentation = segmenter.segmentation(scores, picture)
+    segmentation = toy.segmentation(scores, picture)
     for name, data in answer.renders.items():
         image = opened(data)
         assert image.format == "PNG" and image.size == picture.rgb.size
         assert np.array_equal(np.asarray(image), np.asarray(render(name, segmentation, picture)))
     assert np.asarray(opened(answer.renders["mask"]))[0, ::6].tolist() == [1, 0, 3]
-    assert [*segmenter.postprocess(scores, picture, Ask(b"", renders=("color",))).renders] == ["color"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _toy(tmp_path_factory: pytest.TempPathFactory) -> None:
-    global TOY
-    TOY = toys.segmenter(tmp_path_factory.mktemp("toy"))
+    assert [*toy.postprocess(scores, picture, Ask(b"", renders=("color",))).renders] == ["color"]
