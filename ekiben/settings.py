@@ -49,7 +49,9 @@ class Settings(BaseModel):
     host: str = Field(default="127.0.0.1", description="Address to serve on.")
     port: int = Field(default=3000, ge=0, le=65535, description="Port to serve on; make serve PORT= sets it.")
     grpc_port: int = Field(default=3001, ge=0, le=65535, description="Reserved: gRPC port; nothing uses it yet.")
-    keep_days: float = Field(default=7, gt=0, description="Reserved: days that finished jobs are kept; nothing uses it yet.")
+    keep_days: float = Field(
+        default=7, gt=0, description="Reserved: days that finished jobs are kept; nothing uses it yet."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least severe line to log."
     )

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ekiben.errors import BadModelFile
 from models.artifact import ONNX, Manifest, read_manifest
 from models.catalog import FAMILIES
 from models.family import Family
@@ -45,8 +46,14 @@ class Loaded:
 
 
 def estimate_bytes(folder: Path) -> int:
-    """Bytes a model will take, before it is loaded: 1.3 times its graph file, as measured on the shipped networks."""
-    return int(1.3 * (folder / ONNX).stat().st_size)
+    """Bytes a model will take, before it is loaded: 1.3 times its graph file, as measured on the shipped networks.
+
+    BadModelFile when there is no such file.
+    """
+    try:
+        return int(1.3 * (folder / ONNX).stat().st_size)
+    except OSError as error:
+        raise BadModelFile(f"{folder / ONNX} cannot be read: {error.strerror}") from None
 
 
 def load_artifact(key: ModelKey, folder: Path, options: RuntimeOptions) -> Loaded:
@@ -74,8 +81,12 @@ def load_artifact(key: ModelKey, folder: Path, options: RuntimeOptions) -> Loade
 def _warm_up(session: Session, family: Family, manifest: Manifest) -> float:
     """Seconds of the second of two runs; the first allocates and, on a GPU, compiles."""
     height, width = manifest.input.height or 480, manifest.input.width or 640
-    tensor = family.preprocess(Picture(Image.new("RGB", (width, height), (128, 128, 128)), "image/png"))
-    session.run(tensor[None])
-    started = time.perf_counter()
-    session.run(tensor[None])
+    try:
+        tensor = family.preprocess(Picture(Image.new("RGB", (width, height), (128, 128, 128)), "image/png"))
+        session.run(tensor[None])
+        started = time.perf_counter()
+        session.run(tensor[None])
+    except Exception as error:  # the runtimes' own exceptions share no base
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise BadModelFile(f"the graph does not run as its manifest says: {reason}") from error
     return time.perf_counter() - started

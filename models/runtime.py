@@ -72,6 +72,11 @@ class OnnxSession:
             self._session = ort.InferenceSession(str(folder / ONNX), settings, providers=providers)
         except Exception as error:  # ONNX Runtime's own exception types share no base but Exception
             raise BadModelFile(f"ONNX Runtime cannot load {folder / ONNX}: {_first_line(error)}") from error
+        if self.device == "cuda" and "CUDAExecutionProvider" not in self._session.get_providers():
+            # ONNX Runtime takes the CPU by itself where the driver or a library of CUDA is missing.
+            if options.device == "cuda":
+                raise Unavailable("EKIBEN_DEVICE=cuda, but CUDA does not start here (is its driver installed?)")
+            self.device = "cpu"
         self._input = manifest.input.name
         self._outputs = [manifest.output.name]
         self.max_batch = manifest.input.batch

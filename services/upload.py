@@ -79,6 +79,7 @@ def parse_form(body: bytes, boundary: bytes, file_field: str, text_files: frozen
     name: list[bytes] = []
     value: list[bytes] = []
     chunks: list[bytes] = []
+    ended: list[bool] = []
 
     def begin() -> None:
         headers.clear()
@@ -98,6 +99,7 @@ def parse_form(body: bytes, boundary: bytes, file_field: str, text_files: frozen
         "on_header_end": header_end,
         "on_part_data": lambda data, start, end: chunks.append(data[start:end]),
         "on_part_end": lambda: parts.append((dict(headers), b"".join(chunks))),
+        "on_end": lambda: ended.append(True),
     }
     try:
         parser = MultipartParser(boundary, callbacks)
@@ -105,6 +107,8 @@ def parse_form(body: bytes, boundary: bytes, file_field: str, text_files: frozen
         parser.finalize()
     except FormParserError as error:
         raise BadInput(f"the multipart body is malformed: {error}") from None
+    if not ended:
+        raise BadInput("the multipart form is cut off: its closing boundary is missing")
     return _gather(parts, file_field, text_files)
 
 

@@ -22,7 +22,9 @@ class InferenceOptions(BaseModel):
 
 class ClassifyOptions(InferenceOptions):
     model: str = Field(default="efficientnet_b0", pattern=NAME, description="A model that classifies.")
-    top_k: int | None = Field(default=None, ge=1, description="How many classes to answer. 5, or all where there are fewer.")
+    top_k: int | None = Field(
+        default=None, ge=1, description="How many classes to answer. 5, or all where there are fewer."
+    )
 
 
 class SegmentOptions(InferenceOptions):

@@ -1,0 +1,144 @@
+"""What every family keeps, checked with a toy network for each row of the catalog, in every layout and type."""
+
+from __future__ import annotations
+
+import io
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from models.artifact import Manifest
+from models.asks import RENDERS, Answer, Ask
+from models.catalog import FAMILIES
+from models.engine import ModelKey
+from models.family import Family
+from models.images import Picture
+from models.loader import Loaded, load_artifact
+from models.runtime import RuntimeOptions
+from tests import toys
+
+COLORS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
+SIZES = [(32, 32), (50, 40), (40, 61), (1, 1), (9, 130)]
+
+VARIANTS: list[dict[str, Any]] = [
+    {"layout": layout, "dtype": dtype, "activation": activation}
+    for layout, dtype, activation in itertools.product(
+        ["NCHW", "NHWC"], ["float32", "float16", "uint8"], ["logits", "sigmoid", "probabilities"]
+    )
+] + [{"batch": 3}, {"batch": 1}]
+
+
+@dataclass
+class Toy:
+    manifest: Manifest
+    family: Family
+    loaded: Loaded
+
+    def answer(self, picture: Picture, ask: Ask) -> Answer:
+        return self.answers([picture], ask)[0]
+
+    def answers(self, pictures: list[Picture], ask: Ask) -> list[Answer]:
+        outputs = self.loaded.run(np.stack([self.family.preprocess(picture) for picture in pictures]))
+        assert len(outputs) == len(pictures)
+        return [self.family.postprocess(o, p, ask) for o, p in zip(outputs, pictures, strict=True)]
+
+    @property
+    def renders(self) -> tuple[str, ...]:
+        return RENDERS if self.manifest.task == "segment" else ()
+
+
+def _id(row: tuple[str, dict[str, Any]]) -> str:
+    return "-".join(str(value) for value in (row[0], *row[1].values()))
+
+
+@pytest.fixture(scope="module", params=list(itertools.product(FAMILIES, VARIANTS)), ids=_id)
+def toy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Toy]:
+    name, variant = request.param
+    folder: Path = tmp_path_factory.mktemp("toy")
+    manifest = toys.TOYS[name](folder, **variant)
+    loaded = load_artifact(ModelKey("local", name, 1), folder, RuntimeOptions(device="cpu"))
+    yield Toy(manifest, FAMILIES[name](manifest), loaded)
+    loaded.session.close()
+
+
+def picture(color: tuple[int, int, int], width: int = 32, height: int = 32) -> Picture:
+    return Picture(toys.solid(color, width, height), "image/png")
+
+
+def noise(width: int, height: int, seed: int = 0) -> Picture:
+    return Picture(toys.noise(width, height, seed), "image/png")
+
+
+def best(answer: Answer) -> str:
+    return answer.scores[0].class_name if answer.scores else answer.areas[0].class_name
+
+
+def test_every_row_of_the_catalog_has_a_toy() -> None:
+    assert set(toys.TOYS) == set(FAMILIES)
+
+
+def test_preprocess_gives_the_graph_s_input(toy: Toy) -> None:
+    for width, height in SIZES:
+        given = noise(width, height)
+        before = given.rgb.tobytes()
+        tensor = toy.family.preprocess(given)
+        shape = (3, 32, 32) if toy.manifest.input.layout == "NCHW" else (32, 32, 3)
+        assert (tensor.shape, tensor.dtype) == (shape, np.dtype(toy.manifest.input.dtype))
+        assert tensor.flags.c_contiguous
+        assert np.array_equal(tensor, toy.family.preprocess(given))
+        assert given.rgb.tobytes() == before
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_the_right_answer_comes_out(toy: Toy, size: tuple[int, int]) -> None:
+    for name, color in COLORS.items():
+        assert best(toy.answer(picture(color, *size), Ask(b"", top_k=1))) == name
+
+
+def test_a_batch_answers_each_as_alone(toy: Toy) -> None:
+    pictures = [picture(COLORS["blue"]), noise(50, 40), picture(COLORS["red"], 7, 90)][: toy.manifest.input.batch]
+    ask = Ask(b"", top_k=2, renders=toy.renders)
+    together, alone = toy.answers(pictures, ask), [toy.answer(one, ask) for one in pictures]
+    for one, other in zip(together, alone, strict=True):
+        assert (one.picture, one.areas, dict(one.renders)) == (other.picture, other.areas, dict(other.renders))
+        assert [s.class_index for s in one.scores] == [s.class_index for s in other.scores]
+        confidences = [s.confidence for s in other.scores]
+        assert [s.confidence for s in one.scores] == pytest.approx(confidences, abs=1e-5)
+
+
+def test_answers_are_well_formed(toy: Toy) -> None:
+    for width, height in SIZES:
+        given = noise(width, height, seed=3)
+        answer = toy.answer(given, Ask(b"", top_k=4, renders=toy.renders))
+        assert answer.picture == given.facts
+        # A classification or a segmentation, never both.
+        assert bool(answer.scores) is (toy.manifest.task == "classify")
+        assert bool(answer.areas) is (toy.manifest.task == "segment")
+        labels = toy.manifest.labels
+        for score in answer.scores:
+            assert score.class_name == labels[score.class_index] and 0 <= score.confidence <= 1
+        confidences = [score.confidence for score in answer.scores]
+        assert confidences == sorted(confidences, reverse=True)
+        if answer.scores and toy.manifest.output.activation != "sigmoid":
+            assert sum(confidences) == pytest.approx(1, abs=1e-4)
+        for area in answer.areas:
+            assert area.class_name == labels[area.class_index]
+            assert area.color == toy.manifest.palette[area.class_index]
+        if answer.areas:
+            assert sum(area.pixels for area in answer.areas) == width * height
+        assert tuple(answer.renders) == toy.renders
+        for data in answer.renders.values():
+            assert Image.open(io.BytesIO(data)).size == (width, height)
+
+
+def test_nothing_is_remembered_between_pictures(toy: Toy) -> None:
+    ask = Ask(b"", top_k=1, renders=toy.renders)
+    first = toy.answer(noise(40, 30), ask)
+    toy.answer(picture(COLORS["green"], 5, 5), ask)
+    assert toy.answer(noise(40, 30), ask) == first

@@ -1,0 +1,111 @@
+"""The front and its small parts, without a server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import MutableMapping
+from typing import Any
+
+import pytest
+
+from ekiben.errors import BadInput, CallerLeft
+from services.front import Front, or_caller_left
+from services.metrics import other_families
+from services.routes.options import ClassifyOptions, parse
+
+
+def test_the_work_of_a_caller_who_left_is_cancelled() -> None:
+    cancelled = asyncio.Event()
+
+    async def work() -> None:
+        try:
+            await asyncio.sleep(30)
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+
+    async def receive() -> dict[str, str]:
+        await asyncio.sleep(0.01)
+        return {"type": "http.disconnect"}
+
+    async def main() -> None:
+        with pytest.raises(CallerLeft):
+            await or_caller_left(receive, work())
+        assert cancelled.is_set()
+        await asyncio.sleep(0)  # the task itself goes on: its cancellation was taken back
+
+    asyncio.run(main())
+
+
+def test_a_result_and_an_error_come_through() -> None:
+    async def never() -> dict[str, str]:
+        await asyncio.sleep(30)
+        return {}
+
+    async def fail() -> None:
+        raise BadInput("no")
+
+    async def main() -> None:
+        assert await or_caller_left(never, asyncio.sleep(0, 5)) == 5
+        with pytest.raises(BadInput):
+            await or_caller_left(never, fail())
+        outer = asyncio.create_task(or_caller_left(never, asyncio.sleep(30)))
+        await asyncio.sleep(0.01)
+        outer.cancel()  # somebody else's cancellation is not the caller's leaving
+        with pytest.raises(asyncio.CancelledError):
+            await outer
+
+    asyncio.run(main())
+
+
+def request(app: Any) -> list[MutableMapping[str, Any]]:
+    sent: list[MutableMapping[str, Any]] = []
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        sent.append(message)
+
+    async def receive() -> MutableMapping[str, Any]:
+        return {"type": "http.request", "body": b""}
+
+    scope = {"type": "http", "method": "GET", "path": "/x", "headers": []}
+    asyncio.run(Front(app, app, frozenset(), None)(scope, receive, send))
+    return sent
+
+
+def test_an_unforeseen_error_says_nothing_of_the_inside() -> None:
+    async def broken(scope: Any, receive: Any, send: Any) -> None:
+        raise KeyError("secret of the inside")
+
+    sent = request(broken)
+    assert sent[0]["status"] == 500
+    assert b"internal_error" in sent[1]["body"]
+    assert b"secret" not in sent[1]["body"]
+    assert any(name == b"x-request-id" for name, _ in sent[0]["headers"])
+
+
+def test_an_answer_that_breaks_off_is_not_taken_for_whole() -> None:
+    async def breaks(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"half", "more_body": True})
+        raise OSError("disk")
+
+    with pytest.raises(OSError, match="disk"):
+        request(breaks)
+
+
+def test_families_of_another_process_stand_once() -> None:
+    own = b"# HELP a x\n# TYPE a counter\na 1\n"
+    other = b'# HELP a x\n# TYPE a counter\na 2\n# HELP b y\n# TYPE b gauge\nb 3\nb{l="1"} 4\n'
+    assert other_families(other, own) == b'# HELP b y\n# TYPE b gauge\nb 3\nb{l="1"} 4\n'
+    assert other_families(b"", own) == b""
+
+
+def test_options() -> None:
+    assert parse(ClassifyOptions, {"model": "m", "top_k": "3"}, {"store": "false"}).store is False
+    assert parse(ClassifyOptions, {"model": "m"}, {"model": "m"}).model == "m"
+    with pytest.raises(BadInput, match="given twice"):
+        parse(ClassifyOptions, {"model": "m"}, {"model": "n"})
+    with pytest.raises(BadInput, match="no option frobnicate"):
+        parse(ClassifyOptions, {"frobnicate": "1"})
+    with pytest.raises(BadInput, match="version"):
+        parse(ClassifyOptions, {"version": "-1"})
