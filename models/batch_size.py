@@ -35,8 +35,9 @@ class BatchSizer:
         """How many of the ``waiting`` items (at least 1) the next batch should hold."""
         if waiting <= 1:
             return 1
-        if self._trial is None:
-            if self._runs >= self._next_up and self.size * 2 <= self.limit and self._known(self.size):
+        # A trial of twice the size may have begun before fewer waited: it must not keep the smaller one from its turn.
+        if self._trial is None or self._trial > max(waiting, self.size):
+            if self._runs >= self._next_up and self.size * 2 <= min(self.limit, waiting) and self._known(self.size):
                 self._begin(self.size * 2)
             elif self.size > 1 and self._runs >= self._next_down and self._known(self.size):
                 self._begin(self.size // 2)
