@@ -73,7 +73,8 @@ async def _counters(request: Request, runner: LocalRunner) -> bytes:
     return orjson.dumps(await runner.counters(decode_key(await request.body())))
 
 
-async def _metrics(_: Request, __: LocalRunner) -> bytes:
+async def _metrics(_: Request, runner: LocalRunner) -> bytes:
+    runner.observe_gauges()
     return (await asyncio.to_thread(metrics.render))[0]
 
 

@@ -49,8 +49,9 @@ async def healthz(request: Request) -> Response:
 @router.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)
 async def show_metrics(request: Request) -> Response:
     platform: Platform = request.app.state.platform
+    others = await platform.runner.metrics_text()
     text, content_type = await asyncio.to_thread(metrics.render)
-    return Response(text + metrics.other_families(await platform.runner.metrics_text(), text), media_type=content_type)
+    return Response(text + metrics.other_families(others, text), media_type=content_type)
 
 
 async def _verdict(request: Request, *, with_models: bool) -> Response:

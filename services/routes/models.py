@@ -12,7 +12,7 @@ from starlette.responses import Response
 from db.listing import Listed
 from db.tables import ModelReplica
 from ekiben.errors import BadInput, NotFound, Unavailable
-from models.engine import ModelKey
+from models.engine import ModelKey, ModelState
 from services.importing import MAX_MODEL_BYTES, UploadOptions, import_upload
 from services.platform import Platform
 from services.routes.options import openapi, parse
@@ -28,8 +28,8 @@ _NO_COUNTS = {"predictions": 0, "batches": 0, "loads": 0, "waiting": 0, "batch_s
 @router.get("/v1/models", summary="All models", response_model=None, responses={200: {"model": PageBody[ModelBody]}})
 async def find(request: Request) -> Response:
     platform: Platform = request.app.state.platform
-    listed, replicas = await asyncio.to_thread(lambda: (platform.registry.models(LOCAL), platform.registry.replicas()))
-    items = [await _body(platform, row, replicas) for row in listed]
+    listed = await asyncio.to_thread(platform.registry.models, LOCAL)
+    items = await _bodies(platform, listed)
     return json_response({"items": items, "total": len(items), "page": 1, "limit": max(1, len(items))})
 
 
@@ -95,28 +95,36 @@ async def _active(platform: Platform, name: str) -> ModelKey:
 
 
 async def _one(platform: Platform, name: str) -> dict[str, Any]:
-    listed, replicas = await asyncio.to_thread(
-        lambda: (platform.registry.models(LOCAL), platform.registry.replicas(name))
-    )
+    listed = await asyncio.to_thread(platform.registry.models, LOCAL)
     for row in listed:
         if row.model.name == name:
-            return await _body(platform, row, replicas)
+            return (await _bodies(platform, [row]))[0]
     known = ", ".join(row.model.name for row in listed) or "none"
     raise NotFound(f"there is no model {name!r}; there are: {known}")
 
 
-async def _body(platform: Platform, listed: Listed, replicas: Sequence[ModelReplica]) -> dict[str, Any]:
+async def _bodies(platform: Platform, listed: Sequence[Listed]) -> list[dict[str, Any]]:
+    replicas = await asyncio.to_thread(platform.registry.replicas)
+    held: dict[ModelKey, ModelState] | None
+    try:
+        held = {state.key: state for state in await platform.runner.states()}
+    except Unavailable:
+        held = None
+    return [await _body(platform, row, replicas, held) for row in listed]
+
+
+async def _body(
+    platform: Platform, listed: Listed, replicas: Sequence[ModelReplica], held: dict[ModelKey, ModelState] | None
+) -> dict[str, Any]:
     model, active = listed.model, listed.active
     mine = [row for row in replicas if row.name == model.name]
     manifest: dict[str, Any] = active.manifest if active else {}
     state, reason, memory, counters = "unavailable", model.unavailable_reason, 0, _NO_COUNTS
     if active is not None:
         key = ModelKey(active.owner, active.name, active.version)
-        state, reason, memory = await _state(platform, key, mine)
-        try:
+        state, reason, memory = _state(key, held, mine)
+        if held is not None and key in held:
             counters = await platform.runner.counters(key)
-        except Unavailable:
-            counters = _NO_COUNTS
     weights = manifest.get("weights")
     return {
         "name": model.name,
@@ -158,15 +166,15 @@ async def _body(platform: Platform, listed: Listed, replicas: Sequence[ModelRepl
     }
 
 
-async def _state(platform: Platform, key: ModelKey, replicas: Sequence[ModelReplica]) -> tuple[str, str | None, int]:
+def _state(
+    key: ModelKey, held: dict[ModelKey, ModelState] | None, replicas: Sequence[ModelReplica]
+) -> tuple[str, str | None, int]:
     """What this process (or its runner) says; else the best of what the others reported."""
-    try:
-        held = next((s for s in await platform.runner.states() if s.key == key), None)
-    except Unavailable as error:
-        return "unavailable", error.message, 0
-    if held is not None and held.state != "unloaded":
-        state = "unavailable" if held.state == "failed" else held.state
-        return state, held.reason or None, held.memory_bytes
+    if held is None:
+        return "unavailable", "the runner is not reachable", 0
+    own = held.get(key)
+    if own is not None and own.state != "unloaded":
+        return "unavailable" if own.state == "failed" else own.state, own.reason or None, own.memory_bytes
     others = [r for r in replicas if r.version == key.version and r.state in ("ready", "loading")]
     if others:
         best = min(others, key=lambda r: r.state != "ready")

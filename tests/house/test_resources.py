@@ -1,0 +1,34 @@
+"""What a serving process costs before it has done anything."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.serving import serving
+
+
+def proportional_bytes(pid: int) -> int:
+    """PSS of a process: shared pages are counted by their share."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError("no Pss line")
+
+
+@pytest.mark.acceptance
+def test_the_serving_process_idles_small_and_is_ready_soon(tmp_path: Path) -> None:
+    times = []
+    for run in range(3):
+        began = time.monotonic()
+        with serving(tmp_path / f"var-{run}") as server:
+            times.append(time.monotonic() - began)
+            time.sleep(2)
+            (worker,) = server.worker_pids()
+            assert proportional_bytes(worker) < 250e6
+            assert sum(proportional_bytes(pid) for pid in server.pids()) < 450e6
+            maps = Path(f"/proc/{worker}/maps").read_text()
+            assert "libtorch" not in maps
+    assert sorted(times)[1] < 5

@@ -1,0 +1,26 @@
+"""What tests of this room share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import toys
+from tests.models.shelf import Shelf
+
+
+@pytest.fixture(scope="session")
+def toy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("toy")
+    toys.classifier(folder)
+    return folder
+
+
+@pytest.fixture
+def shelf(toy_folder: Path) -> Iterator[Shelf]:
+    shelf = Shelf(toy_folder)
+    yield shelf
+    shelf.slow.set()
+    shelf.engine.close()
