@@ -157,6 +157,7 @@ class Batcher:
             with self._changed:
                 while (taken := self._take()) is None:
                     if self._closed and not self._turn:
+                        self._changed.notify_all()  # the others wait for the item that was the last one
                         return
                     self._changed.wait()
             lane, items, dead = taken
@@ -176,7 +177,10 @@ class Batcher:
                 if lane.queue:
                     self._changed.notify()
             if items and self._observe is not None:
-                self._observe(lane.key, len(items), took)
+                try:
+                    self._observe(lane.key, len(items), took)
+                except Exception:
+                    log.exception("a run could not be observed")
 
     def _take(self) -> tuple[Lane[Any, Any], list[Item[Any, Any]], list[Item[Any, Any]]] | None:
         """The next lane in turn that has a free slot, with the items to run and those nobody waits for."""
@@ -211,7 +215,7 @@ def run_batch(work: Work[P, R], items: Sequence[Item[P, R]], started: float) -> 
         try:
             tensor, prepared = work.prepare(item.payload)
         except BaseException as error:
-            item.answer(None, None, error)
+            _answer(item, None, None, error)
             continue
         groups.setdefault((tensor.shape, tensor.dtype), []).append((item, tensor, prepared))
     for group in groups.values():
@@ -227,7 +231,7 @@ def _run_group(work: Work[P, R], group: list[tuple[Item[P, R], NDArray[np.generi
             raise RuntimeError(f"the network gave {len(outputs)} rows for a batch of {len(group)}")
     except BaseException as error:
         if len(group) == 1:
-            group[0][0].answer(None, None, error)
+            _answer(group[0][0], None, None, error)
         else:  # find the item that does it: the others must not pay
             for member in group:
                 _run_group(work, [member], started)
@@ -238,9 +242,16 @@ def _run_group(work: Work[P, R], group: list[tuple[Item[P, R], NDArray[np.generi
         try:
             result = work.finish(output, prepared, item.payload)
         except BaseException as error:
-            item.answer(None, None, error)
+            _answer(item, None, None, error)
             continue
-        item.answer(result, timing, None)
+        _answer(item, result, timing, None)
+
+
+def _answer(item: Item[P, R], result: R | None, timing: Timing | None, error: BaseException | None) -> None:
+    try:
+        item.answer(result, timing, error)
+    except Exception:  # the caller's own; neither the rest of the batch nor the slot may pay for it
+        log.exception("an answer was not taken")
 
 
 def _refuse_dead(item: Item[Any, Any]) -> None:
@@ -249,4 +260,4 @@ def _refuse_dead(item: Item[Any, Any]) -> None:
         error = CallerLeft("the caller left before its turn")
     else:
         error = DeadlineExceeded("the request waited longer than its deadline", retry_after_s=1)
-    item.answer(None, None, error)
+    _answer(item, None, None, error)

@@ -158,11 +158,13 @@ class Engine:
         """Take a model out of memory; requests that hold a lease finish first. False when it was not loaded."""
         with self._lock:
             entry = self._entries.get(key)
-            if entry is None or entry.loaded is None:
-                if entry is not None and entry.state == "failed":
-                    entry.state, entry.reason = "unloaded", ""
+            if entry is None:
                 return False
             entry.pinned = False
+            if entry.loaded is None:
+                if entry.state == "failed":
+                    entry.state, entry.reason = "unloaded", ""
+                return False
             idle = self._detach(entry)
         if idle is not None:
             self._close(idle)
@@ -216,33 +218,35 @@ class Engine:
             entry.settled.set()
 
     def _make_room(self, need: int, for_key: ModelKey, *, refuse: bool = True) -> None:
-        """Evict idle models, least recently used first, until ``need`` more bytes fit."""
+        """Evict idle models, least recently used first, until ``need`` more bytes fit.
+
+        Where they cannot fit at all nobody is evicted in vain: Unavailable, if ``refuse``.
+        """
         closing: list[Loaded] = []
         with self._lock:
-            while self.used_bytes + need > self.budget_bytes:
-                idle = [
-                    e
-                    for e in self._entries.values()
-                    if e.loaded is not None and e.users == 0 and not e.pinned and e.key != for_key
-                ]
-                if not idle:
+            held = [(e, e.loaded) for e in self._entries.values() if e.loaded is not None]
+            idle = [(e, model) for e, model in held if e.users == 0 and not e.pinned and e.key != for_key]
+            over = sum(model.memory_bytes for _, model in held) + need - self.budget_bytes
+            short = over - sum(model.memory_bytes for _, model in idle)
+            if short > 0 and refuse:
+                kept = {e.key for e, _ in held} - {e.key for e, _ in idle}
+                raise Unavailable(
+                    f"{for_key} needs about {need / 1e6:.0f} MB, {short / 1e6:.0f} MB more than the memory budget of "
+                    f"{self.budget_bytes / 1e6:.0f} MB leaves (in use or pinned: "
+                    f"{', '.join(sorted({key.name for key in kept})) or 'none'}); "
+                    "unload a model or raise EKIBEN_MODEL_MEMORY_MB",
+                    code="memory_budget",
+                    retry_after_s=5,
+                )
+            for victim, model in sorted(idle, key=lambda pair: pair[0].last_used):
+                if over <= 0:
                     break
-                victim = min(idle, key=lambda e: e.last_used)
                 log.info("model evicted", extra={"model": victim.key.name, "version": victim.key.version})
-                if (loaded := self._detach(victim)) is not None:
-                    closing.append(loaded)
-            short = self.used_bytes + need - self.budget_bytes
+                over -= model.memory_bytes
+                self._detach(victim)
+                closing.append(model)
         for loaded in closing:
             self._close(loaded)
-        if short > 0 and refuse:
-            busy = ", ".join(sorted({e.key.name for e in self._entries.values() if e.loaded is not None})) or "none"
-            raise Unavailable(
-                f"{for_key} needs about {need / 1e6:.0f} MB, {short / 1e6:.0f} MB more than the memory budget of "
-                f"{self.budget_bytes / 1e6:.0f} MB leaves (in use or pinned: {busy}); "
-                "unload a model or raise EKIBEN_MODEL_MEMORY_MB",
-                code="memory_budget",
-                retry_after_s=5,
-            )
 
     def _detach(self, entry: _Entry) -> Loaded | None:
         """Under the lock: the entry becomes unloaded; its model is given back if nobody uses it."""

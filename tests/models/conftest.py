@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from models.batcher import Batcher
 from tests import toys
 from tests.models.shelf import Shelf
 
@@ -24,3 +25,10 @@ def shelf(toy_folder: Path) -> Iterator[Shelf]:
     yield shelf
     shelf.slow.set()
     shelf.engine.close()
+
+
+@pytest.fixture
+def batcher() -> Iterator[Batcher]:
+    batcher = Batcher(slots=2, max_bytes=1000)
+    yield batcher
+    batcher.close(5)

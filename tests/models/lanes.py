@@ -121,6 +121,25 @@ def ask(
     return caller
 
 
+class Held:
+    """A lane with one slot, in which one run waits at the gate: what is asked now gathers to one batch."""
+
+    def __init__(self, batcher: Batcher, batch: int = 8) -> None:
+        self.batcher = batcher
+        self.kitchen = Kitchen()
+        self.lane = batcher.open_lane("held", self.kitchen, slots=1)
+        self.first = ask(batcher, self.lane, 1000)
+        assert self.kitchen.entered.acquire(timeout=10)
+        self.lane.sizer.size = batch
+
+    def ask(self, order: Order | int, **more: Any) -> Caller:
+        return ask(self.batcher, self.lane, order, **more)
+
+    def open(self) -> None:
+        self.kitchen.gate.set()
+        assert self.first.result == 2000
+
+
 def wait_for(condition: Any, timeout_s: float = 10.0) -> None:
     """Until ``condition()`` is true."""
     end = time.monotonic() + timeout_s

@@ -1,45 +1,18 @@
-"""The batcher: answers and errors belong to their items, bounds refuse at once, nobody is computed in vain."""
+"""The batcher: answers and errors belong to their items, lanes keep to their slots, a stop serves what waits."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
-from ekiben.errors import BadImage, CallerLeft, DeadlineExceeded, Overloaded, Unavailable
+from ekiben.errors import BadImage, Unavailable
 from models.batcher import Batcher
-from tests.models.lanes import POISON, Caller, Kitchen, Order, ask, open_kitchen, wait_for
-
-
-@pytest.fixture
-def batcher() -> Iterator[Batcher]:
-    batcher = Batcher(slots=2, max_bytes=1000)
-    yield batcher
-    batcher.close(5)
-
-
-class Held:
-    """A lane with one slot, in which one run waits at the gate: what is asked now gathers to one batch."""
-
-    def __init__(self, batcher: Batcher, batch: int = 8) -> None:
-        self.batcher = batcher
-        self.kitchen = Kitchen()
-        self.lane = batcher.open_lane("held", self.kitchen, slots=1)
-        self.first = ask(batcher, self.lane, 1000)
-        assert self.kitchen.entered.acquire(timeout=10)
-        self.lane.sizer.size = batch
-
-    def ask(self, order: Order | int, **more: Any) -> Caller:
-        return ask(self.batcher, self.lane, order, **more)
-
-    def open(self) -> None:
-        self.kitchen.gate.set()
-        assert self.first.result == 2000
+from tests.models.lanes import POISON, Held, Kitchen, Order, ask, open_kitchen, wait_for
 
 
 def test_a_lone_request_is_answered_alone(batcher: Batcher) -> None:
@@ -145,94 +118,6 @@ def test_the_observer_hears_of_every_run() -> None:
     assert [c.result for c in callers] == [0, 2, 4]
     batcher.close(5)
     assert heard == [("held", 1), ("held", 3)]
-
-
-def test_bytes_past_the_bound_are_refused_and_not_queued(batcher: Batcher) -> None:
-    held = Held(batcher)
-    waiting = [held.ask(n, size=400) for n in (1, 2)]
-    assert batcher.waiting_bytes == 800
-    with pytest.raises(Overloaded, match="too many images are waiting") as refused:
-        held.ask(3, size=201)
-    assert isinstance(refused.value.retry_after_s, int) and refused.value.retry_after_s >= 1
-    assert (batcher.waiting_bytes, batcher.depth("held")) == (800, 2)
-    waiting.append(held.ask(4, size=200))
-    held.open()
-    assert [c.result for c in waiting] == [2, 4, 8]
-    assert batcher.waiting_bytes == 0
-    assert 3 not in held.kitchen.prepared
-
-
-def test_one_image_above_the_bound_is_taken_where_nothing_waits(batcher: Batcher) -> None:
-    assert ask(batcher, batcher.open_lane("a", open_kitchen()), 7, size=5000).result == 14
-    assert batcher.waiting_bytes == 0
-
-
-def test_a_deadline_that_passed_in_the_queue_is_told_and_not_computed(batcher: Batcher) -> None:
-    held = Held(batcher)
-    late, patient = held.ask(1, timeout_s=0.02), held.ask(2)
-    time.sleep(0.05)
-    held.open()
-    assert patient.result == 4
-    with pytest.raises(DeadlineExceeded) as refused:
-        _ = late.result
-    assert refused.value.retry_after_s == 1
-    assert held.kitchen.prepared == [1000, 2]
-    assert batcher.waiting_bytes == 0
-
-
-def test_a_wait_beyond_the_deadline_is_refused_on_arrival(batcher: Batcher) -> None:
-    held = Held(batcher)
-    for _ in range(3):
-        held.lane.sizer.observe(1, 1.0)
-    held.lane.sizer.size = 1
-    waiting = [held.ask(n) for n in range(3)]  # three seconds of work for the lane's one slot
-    with pytest.raises(Overloaded, match="3 requests wait for this model, about 3 s") as refused:
-        held.ask(9, timeout_s=2.5)
-    assert refused.value.retry_after_s == 3
-    assert batcher.depth("held") == 3
-    waiting.append(held.ask(4, timeout_s=20.0))
-    held.open()
-    assert [c.result for c in waiting] == [0, 2, 4, 8]
-    assert 9 not in held.kitchen.prepared
-
-
-def test_a_caller_who_left_is_not_computed(batcher: Batcher) -> None:
-    held = Held(batcher)
-    callers = [held.ask(n) for n in range(4)]
-    callers[1].item.leave()
-    callers[3].item.leave()
-    held.open()
-    assert [callers[0].result, callers[2].result] == [0, 4]
-    for left in (callers[1], callers[3]):
-        with pytest.raises(CallerLeft):
-            _ = left.result
-    assert held.kitchen.prepared == [1000, 0, 2]
-
-
-def test_who_left_takes_no_place_in_a_batch(batcher: Batcher) -> None:
-    held = Held(batcher, batch=2)
-    callers = [held.ask(n) for n in range(3)]
-    callers[1].item.leave()
-    held.open()
-    assert [callers[0].result, callers[2].result] == [0, 4]
-    assert held.kitchen.batches == [[1000], [0, 2]]
-
-
-def test_a_caller_who_leaves_while_others_of_the_batch_are_prepared(batcher: Batcher) -> None:
-    held = Held(batcher)
-    callers = [held.ask(n) for n in range(3)]
-    prepare = held.kitchen.prepare
-
-    def leaving(payload: Order) -> Any:
-        callers[2].item.leave()
-        return prepare(payload)
-
-    held.kitchen.prepare = leaving  # type: ignore[method-assign]
-    held.open()
-    assert [callers[0].result, callers[1].result] == [0, 2]
-    with pytest.raises(CallerLeft):
-        _ = callers[2].result
-    assert held.kitchen.prepared == [1000, 0, 1]
 
 
 def test_a_lane_of_one_slot_never_runs_two_at_once(batcher: Batcher) -> None:
