@@ -14,6 +14,8 @@ MANIFEST = "manifest.json"
 ONNX = "model.onnx"
 TORCHSCRIPT = "model.torchscript.pt"
 
+MAX_MASK_CLASSES = 256
+
 Task = Literal["classify", "segment"]
 Layout = Literal["NCHW", "NHWC"]
 Color = Literal["RGB", "BGR"]
@@ -126,6 +128,8 @@ class Manifest(_Frozen):
             raise ValueError(f"a {self.family} does not {self.task}")
         if self.task == "segment" and len(self.palette) != len(self.labels):
             raise ValueError(f"{len(self.labels)} labels but {len(self.palette)} palette colours")
+        if self.task == "segment" and len(self.labels) > MAX_MASK_CLASSES:
+            raise ValueError(f"{len(self.labels)} labels, but a mask holds one byte per pixel: {MAX_MASK_CLASSES} at most")
         return self
 
     @property

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ekiben.errors import BadInput, BadModelFile, Conflict
 from models.artifact import (
+    MAX_MASK_CLASSES,
     ONNX,
     GraphInput,
     GraphOutput,
@@ -27,7 +28,6 @@ from models.import_options import ImportOptions
 
 __all__ = ["GraphFacts", "ImportOptions", "Limits", "build_artifact", "read_graph", "whole_folder"]
 
-MAX_MASK_CLASSES = 256  # a mask is a palette picture of one byte per pixel
 BACKGROUND = "background"
 _SLACK = 0.01  # of a probability: graphs that were quantised are that much off
 
