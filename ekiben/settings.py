@@ -31,7 +31,9 @@ class Settings(BaseModel):
     model_memory_mb: int = Field(default=4096, ge=16, description="Memory budget of loaded models, per process.")
     cache_mb: int = Field(default=512, ge=0, description="Reserved: memory for cached embeddings; nothing uses it yet.")
     queue_mb: int = Field(
-        default=256, ge=1, description="Bytes of images that may wait, per process; more is refused with 503."
+        default=256,
+        ge=1,
+        description="Images that may wait, per process; more is refused with 503. All open requests: four times.",
     )
     timeout_s: float = Field(default=30.0, gt=0, description="Deadline of one request.")
     preload: str = Field(default="", description="Models to load at start and keep (pinned): names, comma-separated.")

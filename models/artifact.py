@@ -129,7 +129,7 @@ class Manifest(_Frozen):
         if self.task == "segment" and len(self.palette) != len(self.labels):
             raise ValueError(f"{len(self.labels)} labels but {len(self.palette)} palette colours")
         if self.task == "segment" and len(self.labels) > MAX_MASK_CLASSES:
-            raise ValueError(f"{len(self.labels)} labels, but a mask holds one byte per pixel: {MAX_MASK_CLASSES} at most")
+            raise ValueError(f"{len(self.labels)} labels, but a mask has one byte a pixel: {MAX_MASK_CLASSES} at most")
         return self
 
     @property

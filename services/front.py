@@ -10,7 +10,7 @@ from typing import Any
 
 from _bentoml_sdk import Service
 
-from ekiben.errors import CallerLeft
+from ekiben.errors import CallerLeft, Overloaded
 from ekiben.ids import new_id
 from ekiben.logs import request_id
 from services import metrics
@@ -27,15 +27,27 @@ _GIVEN_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 class Front:
     """Gives a request its id, counts it, and hands it on: Bento endpoints to ``bento``, all else to ``app``.
 
+    ``max_body_bytes`` bounds the bodies of all open requests together: what is refused later must not fill the memory
+    first.
+
     It stands outside BentoML's own tracing, metrics, timeout and access log, which cost about 0.3 ms a request and
     label metrics with whatever path a stranger asks for.
     """
 
-    def __init__(self, bento: App, app: App, bento_routes: frozenset[str], access: Callable[..., None] | None) -> None:
+    def __init__(
+        self,
+        bento: App,
+        app: App,
+        bento_routes: frozenset[str],
+        access: Callable[..., None] | None,
+        max_body_bytes: int = 1 << 40,
+    ) -> None:
         self._bento = bento
         self._app = app
         self._bento_routes = bento_routes
         self._access = access
+        self._max_body_bytes = max_body_bytes
+        self._body_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -56,10 +68,23 @@ class Front:
                 complete = not message.get("more_body", False)
             await send(message)
 
+        held = 0
+
+        async def receive_counted() -> MutableMapping[str, Any]:
+            nonlocal held
+            message = await receive()
+            if size := len(message.get("body", b"")):
+                # One request alone may always be as large as its route allows.
+                if self._body_bytes > held and self._body_bytes + size > self._max_body_bytes:
+                    raise Overloaded("too many bytes are on their way in", retry_after_s=1)
+                held += size
+                self._body_bytes += size
+            return message
+
         metrics.in_progress.inc()
         try:
             app = self._bento if scope["path"] in self._bento_routes else self._app
-            await app(scope, receive, send_with_id)
+            await app(scope, receive_counted, send_with_id)
         except asyncio.CancelledError:
             status = status or 499
             raise
@@ -69,6 +94,7 @@ class Front:
             elif not complete:  # the answer is under way: only the connection can still be broken off
                 raise
         finally:
+            self._body_bytes -= held
             metrics.in_progress.dec()
             seconds = time.perf_counter() - started
             route = _route(scope)

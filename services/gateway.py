@@ -29,7 +29,9 @@ APP = create_app()
 class GatewayService(FrontedService):
     @staticmethod
     def front(inner: App) -> App:
-        return Front(BentoDoor(inner), APP, BENTO_ROUTES, access_line if SETTINGS.access_log else None)
+        access = access_line if SETTINGS.access_log else None
+        # What waits for a slot is a quarter of what may be held: the rest is being sent, computed or stored.
+        return Front(BentoDoor(inner), APP, BENTO_ROUTES, access, max_body_bytes=4 * SETTINGS.queue_mb * 1_000_000)
 
 
 @bentoml.service(name="ekiben", service_class=GatewayService, workers=SETTINGS.gateways, **HOSTING)

@@ -8,6 +8,7 @@ import os
 import socket
 import time
 from collections.abc import Coroutine
+from datetime import datetime
 from typing import Any
 
 from db.listing import Listed
@@ -34,6 +35,7 @@ class Watch:
         self._pinned = pinned
         self._reported: list[ModelState] | None = None
         self._reported_at = 0.0
+        self._seen: dict[tuple[str, str], tuple[str, datetime]] = {}
         self._quiet = False
         self._task: asyncio.Task[None] | None = None
         self._loads: set[asyncio.Task[None]] = set()
@@ -86,8 +88,13 @@ class Watch:
         wanted = {_key(m): m for m in self._index.listed() if m.active is not None}
         for key, listed in wanted.items():
             others = [k for k, s in held.items() if k[:2] == key[:2] and k != key and s.state == "ready"]
+            # Wanted once, not for ever: the next request may load it again.
+            asked = (listed.model.desired, listed.model.updated_at)
+            fresh = self._seen.get(key[:2]) != asked
+            self._seen[key[:2]] = asked
             if listed.model.desired == "unloaded":
-                self._spawn(self._unload([k for k in (key, *others) if k in held]))
+                if fresh:
+                    self._spawn(self._unload([k for k in (key, *others) if k in held]))
                 continue
             pin = listed.model.desired == "loaded" or key.name in self._pinned
             absent = key not in held or held[key].state in ("unloaded", "failed")

@@ -22,6 +22,8 @@ from services.wire import ModelBody, PageBody, json_response
 
 router = APIRouter(tags=["models"])
 
+# A file may be half a gigabyte, and reading it runs a child process: one at a time.
+_ONE_IMPORT = asyncio.Semaphore(1)
 _NO_COUNTS = {"predictions": 0, "batches": 0, "loads": 0, "waiting": 0, "batch_size": 1}
 
 
@@ -48,6 +50,11 @@ async def show(request: Request, name: str) -> Response:
 )
 async def bring(request: Request) -> Response:
     platform: Platform = request.app.state.platform
+    async with _ONE_IMPORT:
+        return await _bring(request, platform)
+
+
+async def _bring(request: Request, platform: Platform) -> Response:
     upload = await read_upload(request, limit=MAX_MODEL_BYTES, text_files=frozenset({"labels", "palette"}))
     if upload.data is None:
         raise BadInput("send the .onnx file as multipart field 'file'")

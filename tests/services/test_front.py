@@ -109,3 +109,42 @@ def test_options() -> None:
         parse(ClassifyOptions, {"frobnicate": "1"})
     with pytest.raises(BadInput, match="version"):
         parse(ClassifyOptions, {"version": "-1"})
+
+
+def test_the_bodies_of_all_open_requests_are_bounded() -> None:
+    """Two requests of 6 bytes where 10 may be held: the second is refused, a large one alone is not."""
+    gate = asyncio.Event()
+
+    async def reads(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        if scope["path"] == "/slow":
+            await gate.wait()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    front = Front(reads, reads, frozenset(), None, max_body_bytes=10)
+
+    async def ask(path: str, size: int) -> int:
+        sent: list[MutableMapping[str, Any]] = []
+
+        async def send(message: MutableMapping[str, Any]) -> None:
+            sent.append(message)
+
+        async def receive() -> MutableMapping[str, Any]:
+            return {"type": "http.request", "body": b"x" * size}
+
+        await front({"type": "http", "method": "POST", "path": path, "headers": []}, receive, send)
+        status: int = sent[0]["status"]
+        return status
+
+    async def main() -> None:
+        slow = asyncio.create_task(ask("/slow", 6))
+        await asyncio.sleep(0.01)
+        assert await ask("/x", 6) == 503
+        assert await ask("/x", 4) == 200
+        gate.set()
+        assert await slow == 200
+        assert await ask("/x", 6) == 200
+        assert await ask("/x", 500) == 200
+
+    asyncio.run(main())
