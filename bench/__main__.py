@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -31,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     scratch = ROOT / "build"  # the disk of the checkout: a folder in memory would flatter whoever stores
     scratch.mkdir(exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix="bench-", dir=scratch))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # either way the servers are stopped
     try:
         report = _measure(given.plan, given.only, work)
     except Missing as error:
@@ -54,7 +56,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--seconds", type=int, help="seconds of a measurement (default 6)")
     parser.add_argument("--rounds", type=int, help="measurements of each contender at each concurrency (default 3)")
-    parser.add_argument("--only", default=",".join(LETTERS), help="contenders by letter, such as b,f; (a) is always there")
+    parser.add_argument("--only", default=",".join(LETTERS), help="letters such as b,f; (a) is always there")
     parser.add_argument("--quick", action="store_true", help="one round of 2 s: does it work, not how fast is it")
     parser.add_argument("--out", type=Path, default=ROOT / "bench/results", help="folder of the report")
     parser.add_argument("--keep", action="store_true", help="keep the logs and the data of the run")
@@ -62,8 +64,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     given.only = {"a", *(each.strip() for each in given.only.split(","))}
     if unknown := given.only - set(LETTERS):
         parser.error(f"--only knows {','.join(LETTERS)}, not {','.join(sorted(unknown))}")
-    seconds, rounds, warm_s = (2, 1, 1) if given.quick else (6, 3, 2)
-    given.plan = Plan(given.seconds or seconds, given.rounds or rounds, warm_s)
+    seconds, rounds, warm_s, first_warm_s, tries = (2, 1, 1, 1, 1) if given.quick else (6, 3, 2, 6, 3)
+    given.plan = Plan(given.seconds or seconds, given.rounds or rounds, warm_s, first_warm_s, tries)
     if given.plan.seconds < 1 or given.plan.rounds < 1:
         parser.error("--seconds and --rounds begin at 1")
     return given
@@ -73,7 +75,8 @@ def _measure(plan: Plan, only: set[str], work: Path) -> Report:
     started, data, remarks = now(), picture.jpeg(), []
     (file := work / "picture.jpg").write_bytes(data)
     digest = hashlib.sha256(data).hexdigest()[:12]
-    facts = f"{picture.WIDTH} x {picture.HEIGHT}, {len(data) / 1000:.1f} kB of JPEG (quality {picture.QUALITY}, sha256 {digest})"
+    size = f"{picture.WIDTH} x {picture.HEIGHT}, {len(data) / 1e3:.1f} kB"
+    facts = f"{size}, JPEG quality {picture.QUALITY}, SHA-256 {digest}"
     _say("exporting the model")
     artifact = export_artifact(work)
     rows = [Row(each) for each in contenders(work, artifact) if each.letter in only]

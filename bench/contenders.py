@@ -54,14 +54,18 @@ def contenders(work: Path, artifact: Path) -> list[Contender]:
         command = [sys.executable, "-m", *(each.replace("PORT", str(port)) for each in arguments)]
         return Server(name, command, {**own, "BENCH_PORT": str(port)}, ready, port, work / f"{name}.log")
 
-    bento = ("bentoml", "serve", "bench.peers.bentoml_batching:Classifier", "--host", "127.0.0.1", "--port", "PORT")
+    fastapi = peer("fastapi", "/health", "bench.peers.fastapi_onnx")
+    litserve = peer("litserve", "/health", "bench.peers.litserve_onnx")
+    service = "bench.peers.bentoml_batching:Classifier"
+    bentoml = peer("bentoml", "/readyz", "bentoml", "serve", service, "--host", "127.0.0.1", "--port", "PORT")
+    torch = peer("torch", "/health", "bench.peers.fastapi_torch")
     rows = [
         Contender("a", "bare loop: Pillow + ONNX Runtime, in process", module="bench.peers.bare"),
         Contender("a'", "bare loop with Ekiben's preprocessing", module="bench.peers.bare_ekiben"),
-        Contender("b", "FastAPI + uvicorn + ONNX Runtime", peer("fastapi", "/health", "bench.peers.fastapi_onnx"), "/classify"),
-        Contender("c", "LitServe", peer("litserve", "/health", "bench.peers.litserve_onnx"), "/predict"),
-        Contender("d", "BentoML, its adaptive batching", peer("bentoml", "/readyz", *bento), "/classify"),
-        Contender("e", "FastAPI + PyTorch eager", peer("torch", "/health", "bench.peers.fastapi_torch"), "/classify"),
+        Contender("b", "FastAPI + uvicorn + ONNX Runtime", fastapi, "/classify"),
+        Contender("c", "LitServe", litserve, "/predict"),
+        Contender("d", "BentoML, its adaptive batching", bentoml, "/classify"),
+        Contender("e", "FastAPI + PyTorch eager", torch, "/classify"),
     ]
     for topology in ("embedded", "split"):
         server = ekiben(work, topology, work / f"home-{topology}")

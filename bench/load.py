@@ -40,12 +40,12 @@ def wrk_is_missing() -> bool:
     return shutil.which("wrk") is None
 
 
-def wrk(url: str, picture: Path, connections: int, seconds: float) -> Figures:
+def wrk(url: str, picture: Path, connections: int, seconds: int) -> Figures:
     """POST the picture on ``connections`` connections, each sending the next request when it has its answer."""
-    # wrk takes whole seconds only.
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--latency", "--timeout", "20s"]
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "--timeout", "20s"]
+    command += ["-s", str(SCRIPT), url, "--", str(picture)]
     before, start = children_s(), time.perf_counter()
-    done = subprocess.run([*command, "-s", str(SCRIPT), url, "--", str(picture)], capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     return parse(done.stdout + done.stderr, (children_s() - before) / (time.perf_counter() - start))
 
 

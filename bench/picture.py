@@ -30,7 +30,9 @@ def _pixels() -> NDArray[np.uint8]:
     y, x = np.mgrid[0:HEIGHT, 0:WIDTH] / HEIGHT
     sky = np.stack([0.45 + 0.3 * y, 0.55 + 0.2 * y, 0.85 - 0.35 * y], axis=2)
     # Octaves of noise, each half as strong as the one before: clouds, leaves, grain.
-    texture = sum((_noise(random, cells) * 0.5**octave for octave, cells in enumerate((4, 9, 20, 45, 100, 200))), np.zeros(()))
+    texture = np.zeros((HEIGHT, WIDTH))
+    for octave, cells in enumerate((4, 9, 20, 45, 100, 200)):
+        texture += _noise(random, cells) * 0.5**octave
     scene = sky + 0.28 * texture[:, :, None] * np.array([0.9, 1.0, 0.7])
     for centre_x, centre_y, radius, colour in (
         (0.45, 0.62, 0.27, (0.72, 0.38, 0.16)),
@@ -42,7 +44,8 @@ def _pixels() -> NDArray[np.uint8]:
         light = 1.1 - 0.8 * np.clip(distance / radius, 0, 1) ** 2 + 0.25 * texture
         scene = scene * (1 - inside) + inside * np.array(colour) * light[:, :, None]
     scene += random.normal(0, 0.025, scene.shape)
-    return (np.clip(scene, 0, 1) * 255).astype(np.uint8)
+    pixels: NDArray[np.uint8] = (np.clip(scene, 0, 1) * 255).astype(np.uint8)
+    return pixels
 
 
 def _noise(random: np.random.Generator, cells: int) -> FloatArray:

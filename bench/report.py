@@ -15,15 +15,18 @@ from pathlib import Path
 
 from bench.contenders import SERVING_PYTHON
 from bench.goals import goals
-from bench.run import Plan, Row
+from bench.run import DISTURBED_CORES, Plan, Row
 from bench.servers import ROOT
 
 PACKAGES = (
     *("onnxruntime", "numpy", "pillow", "torch", "torchvision"),
     *("fastapi", "starlette", "uvicorn", "uvloop", "httptools", "bentoml", "litserve"),
 )
-DISTURBED_CORES = 0.1
-_LIST = "import json; from importlib import metadata; print(json.dumps({d.name.lower(): d.version for d in metadata.distributions()}))"
+_LIST = """
+import json
+from importlib import metadata
+print(json.dumps({each.name.lower(): each.version for each in metadata.distributions()}))
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +82,19 @@ class Report:
     def _header(self) -> str:
         plan, facts = self.plan, machine()
         lines = [
-            f"- {facts['cpu']}, {facts['cores']} cores, {facts['memory_gb']} GB; {facts['system']}; commit {facts['commit']}",
+            f"- {facts['cpu']}, {facts['cores']} cores, {facts['memory_gb']} GB; {facts['system']}",
+            f"- commit {facts['commit']}",
             f"- Python {facts['python']}; {facts['versions']}",
             f"- picture: {self.picture_facts}",
-            f"- {plan.rounds} rounds of {plan.seconds:g} s, {plan.warm_s:g} s warm-up before each, contenders in turn; "
-            "figures are medians over the rounds. Load: one wrk thread on the same machine; (a) and (a') have no client.",
-            "- weights are random (seed 0): speed does not depend on them, and every contender gave the same five classes.",
+            f"- {plan.rounds} rounds of {plan.seconds} s, contenders in turn, after a warm-up of {plan.warm_s} s "
+            f"({plan.first_warm_s} s in the first round); figures are medians over the rounds",
+            "- load: one thread of wrk on the same machine; (a) and (a') have no client; their two threads are the two "
+            "that everybody computes with",
+            "- weights are random (seed 0): speed does not depend on them. Every row with figures gave the same five "
+            "classes as (a) before it was measured",
         ]
-        worst = max((each.other_cores for row in self.rows for found in row.rounds.values() for each in found), default=0.0)
+        measured = [each for row in self.rows for found in row.rounds.values() for each in found]
+        worst = max((each.other_cores for each in measured), default=0.0)
         quiet = f"other processes used at most {worst:.2f} cores during a measurement"
         lines.append(f"- **disturbed: {quiet}**" if worst > DISTURBED_CORES else f"- {quiet}")
         lines += [f"- {_shorten(each)}" for each in self.remarks]
@@ -101,7 +109,9 @@ class Report:
 
     def _table(self, concurrency: int) -> str:
         lines = [f"## Concurrency {concurrency}", ""]
-        lines += ["| | contender | requests/s | lowest-highest | x (a) | p50 ms | p75 | p90 | p99 | p50 x (a) | CPU ms each |"]
+        lines += [
+            "| | contender | requests/s | lowest-highest | x (a) | p50 ms | p75 | p90 | p99 | p50 x (a) | CPU ms |"
+        ]
         lines += ["|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|"]
         bare = self._by_key()["a"].median(concurrency)
         for row in self.rows:
@@ -117,16 +127,20 @@ class Report:
                 f"| {name} | {mine.rps:.1f} | {min(rates):.1f}-{max(rates):.1f} | {ratio} | {latencies} "
                 f"| {slower} | {mine.cpu_ms:.2f} |"
             )
-        if clients := [each.client_cores for row in self.rows if (each := row.median(concurrency)) and each.client_cores]:
-            lines += ["", f"wrk itself took {min(clients):.2f} to {max(clients):.2f} cores, which the servers did not have."]
+        medians = [row.median(concurrency) for row in self.rows if row.contender.server is not None]
+        if clients := [each.client_cores for each in medians if each is not None]:
+            share = f"{min(clients):.2f} to {max(clients):.2f} cores"
+            lines += ["", f"CPU ms: of all processes of a contender, per request. wrk took {share} beside them."]
         return "\n".join(lines)
 
     def _servers(self) -> str:
-        lines = ["## Processes", "", "| server | ready after s | memory (PSS) MB | idle cores |", "|---|---:|---:|---:|"]
+        lines = ["## Processes", ""]
+        lines += ["| server | ready after s | memory (PSS) MB | idle cores |", "|---|---:|---:|---:|"]
         for each in self.empty:
             if isinstance(each, Empty):
                 ready = f"{each.ready_s:.1f} (first start {each.first_ready_s:.1f})"
-                lines.append(f"| Ekiben {each.topology}, no model | {ready} | {each.pss_mb:.0f} | {each.idle_cores:.3f} |")
+                figures = f"{ready} | {each.pss_mb:.0f} | {each.idle_cores:.3f}"
+                lines.append(f"| Ekiben {each.topology}, no model | {figures} |")
             else:
                 lines.append(f"| {_cell(each)} | | | |")
         for row in self.rows:
@@ -139,7 +153,7 @@ class Report:
 def machine() -> dict[str, object]:
     """CPU, cores, memory, system, commit and the versions of both environments."""
     text = Path("/proc/cpuinfo").read_text()
-    cpu = next((line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("model name")), "unknown CPU")
+    names = [line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("model name")]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     commit = _output("git", "describe", "--always", "--dirty") or "unknown"
     mine = {name: _version(name) for name in PACKAGES}
@@ -148,7 +162,7 @@ def machine() -> dict[str, object]:
     other = [f"{name} {served[name]}" for name, version in mine.items() if name in served and served[name] != version]
     versions = ", ".join(words) + (f". **Ekiben's environment differs: {', '.join(other)}**" if other else "")
     return {
-        "cpu": cpu,
+        "cpu": names[0] if names else "unknown CPU",
         "cores": len(os.sched_getaffinity(0)),
         "memory_gb": round(memory, 1),
         "system": f"{platform.system()} {platform.release()}",

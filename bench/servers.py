@@ -37,10 +37,13 @@ def free_port() -> int:
 class Server:
     """One server process and its children, on a port of its own, with its log in a file."""
 
-    def __init__(self, name: str, command: Sequence[str], environ: Mapping[str, str], ready_path: str, port: int, log: Path) -> None:
-        self.name, self.port, self.url = name, port, f"http://127.0.0.1:{port}"
+    def __init__(
+        self, name: str, command: Sequence[str], environ: Mapping[str, str], ready_path: str, port: int, log: Path
+    ) -> None:
+        self.name, self.url = name, f"http://127.0.0.1:{port}"
         self.stays = True
-        self._command, self._environ, self._ready, self._log = list(command), dict(environ), self.url + ready_path, log
+        self._command, self._environ, self._log = list(command), dict(environ), log
+        self._ready = self.url + ready_path
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -82,10 +85,8 @@ class Server:
         family = _family(process.pid)
         with contextlib.suppress(ProcessLookupError):
             process.terminate()
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            pass
         # Some have children that outlive them, in sessions of their own.
         _, alive = psutil.wait_procs(family, timeout=2)
         for each in alive:

@@ -1,4 +1,4 @@
-"""(a) No server at all: Pillow and ONNX Runtime in a closed loop of threads. The other peers answer with its functions."""
+"""(a) No server at all: Pillow and ONNX Runtime in a closed loop of threads. The peers that serve use its functions."""
 
 from __future__ import annotations
 
@@ -42,10 +42,8 @@ def preprocess(data: bytes) -> FloatArray:
     if image.mode != "RGB":
         image = image.convert("RGB")
     width, height = image.size
-    if width <= height:
-        size = (RESIZE, int(RESIZE * height / width))
-    else:
-        size = (int(RESIZE * width / height), RESIZE)
+    shorter = min(width, height)
+    size = (int(RESIZE * width / shorter), int(RESIZE * height / shorter))
     image = image.resize(size, Image.Resampling.BICUBIC)
     left, top = round((size[0] - CROP) / 2.0), round((size[1] - CROP) / 2.0)
     pixels = np.asarray(image.crop((left, top, left + CROP, top + CROP)), np.float32)

@@ -1,7 +1,7 @@
 """(d) BentoML's own adaptive batching: one worker, whose two threads share the pictures of a batch.
 
-The batch is not stacked into one run: on two cores that was no faster. Two worker processes were as fast when the kernel
-spread the connections evenly between them, and half as fast when it did not.
+The batch is not stacked into one run: on two cores that was no faster. Two worker processes were as fast when the
+kernel spread the connections evenly between them, and half as fast when it did not.
 """
 
 import os

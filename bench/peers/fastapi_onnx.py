@@ -1,7 +1,7 @@
 """(b) Plain FastAPI, uvicorn and ONNX Runtime: the raw body, classified in a pool of two threads.
 
-Two processes (of one or two threads) were no faster when the kernel spread the connections evenly between them, and up to
-half slower when it did not.
+Two processes (of one or two threads) were no faster when the kernel spread the connections evenly between them, and up
+to half slower when it did not.
 """
 
 import os

@@ -1,4 +1,7 @@
-"""(e) FastAPI, uvicorn and PyTorch eager: the same weights, two threads of one core each. channels_last was no faster."""
+"""(e) FastAPI, uvicorn and PyTorch eager: the same weights, two threads of one core each.
+
+channels_last was no faster.
+"""
 
 import os
 from collections.abc import AsyncIterator
