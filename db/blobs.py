@@ -21,6 +21,9 @@ class BlobStore(Protocol):
     Every method with a key raises BadInput for one that is none, and Unavailable when the store cannot do its work now.
     """
 
+    parallel: int
+    """Calls at once that pay: few where a disk is written, many where a server is waited for."""
+
     def put(self, key: str, data: bytes, mime_type: str) -> None:
         """Write a blob: afterwards it is safe, and nobody ever sees a part of it. Writing it again does no harm."""
 

@@ -23,6 +23,8 @@ PIECE = 256 * 1024
 class FolderStore:
     """The blob store of one machine; several processes may use the same folder."""
 
+    parallel = 2
+
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
 

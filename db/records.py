@@ -12,7 +12,7 @@ from sqlmodel import Session, SQLModel, col, func, select
 
 from db.session import reading, writing
 from db.tables import Artifact, Image, ModelVersion, Owned, Prediction
-from db.writer import Writer
+from db.writer import Values, Writer
 from ekiben.errors import Conflict, NotFound
 
 MAX_PAGE = 1000
@@ -41,7 +41,7 @@ class Records:
         self._engine = engine
         self._writer = Writer(engine)
 
-    def save(self, rows: Sequence[SQLModel]) -> Future[None]:
+    def save(self, rows: Sequence[SQLModel | Values]) -> Future[None]:
         """Store the rows of one unit, all or none, together with whatever else waits: see ``Writer.save``."""
         return self._writer.save(rows)
 

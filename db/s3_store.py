@@ -38,6 +38,8 @@ _TIMEOUT = urllib3.Timeout(connect=3, read=8)
 class S3Store:
     """One bucket, made with the first blob if it is missing and that is permitted."""
 
+    parallel = 16
+
     def __init__(self, bucket: str, endpoint: str, secure: bool, region: str, access_key: str, secret_key: str) -> None:
         self.bucket = bucket
         # Not minio's own pool: it waits five minutes for an answer and tries five times.

@@ -13,7 +13,8 @@ from typing import Any
 
 from db.blobs import BlobStore, new_key
 from db.records import Records
-from db.tables import Artifact, Image, Prediction
+from db.tables import Artifact, Image, Prediction, now
+from db.writer import Values
 from ekiben.ids import new_id
 from models.images import EXTENSIONS
 from models.results import PictureFacts
@@ -36,13 +37,25 @@ class StoredBytes:
 
 @dataclass(slots=True)
 class Record:
-    """What one request leaves behind: begun when its image is here, finished when its answer is."""
+    """What one request leaves behind: begun when its image is here, finished when its answer is.
+
+    ``image_id`` is that of an image that is stored already; ``upload`` an image that came with the request.
+    """
 
     owner: str
-    image: Image | None = None
+    image_id: str | None = None
     upload: StoredBytes | None = None
     filename: str | None = None
-    created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    created_at: datetime = field(default_factory=now)
+
+
+@dataclass(frozen=True, slots=True)
+class RecordIds:
+    """Of what was recorded; ``artifacts`` by kind. None and empty for a request that keeps nothing."""
+
+    image: str | None = None
+    prediction: str | None = None
+    artifacts: Mapping[str, str] = field(default_factory=dict)
 
 
 class Recorder:
@@ -51,7 +64,7 @@ class Recorder:
     def __init__(self, records: Records, store: BlobStore) -> None:
         self.records = records
         self.store = store
-        self._threads = ThreadPoolExecutor(8, thread_name_prefix="store")
+        self._threads = ThreadPoolExecutor(store.parallel, thread_name_prefix="store")
 
     def begin(self, data: bytes, mime_type: str, filename: str | None, owner: str) -> Record:
         """Start storing an image that came with a request; overlaps the inference."""
@@ -66,41 +79,25 @@ class Recorder:
         prediction: dict[str, Any] | None,
         *,
         kept: bool = False,
-    ) -> tuple[Image, Prediction | None, dict[str, str]]:
+    ) -> RecordIds:
         """Commit image, prediction (its columns) and artifacts in one transaction.
 
-        Gives the rows and, per render, its artifact id. On any failure nothing stays, neither row nor file.
+        On any failure nothing stays, neither row nor file.
         """
         files = {kind: self._put("artifacts", data, _PNG) for kind, data in renders.items()}
+        prediction_id = new_id() if prediction is not None else None
         try:
-            rows: list[Any] = []
-            image = record.image
-            if image is None:
-                image = await self._image_row(record, picture, kept)
-                rows.append(image)
-            row = None
+            rows: list[Values] = []
+            image_id = record.image_id
+            if record.upload is not None:
+                image_id = record.upload.id
+                rows.append((Image, await self._image(record, record.upload, picture, kept)))
             if prediction is not None:
-                row = Prediction(
-                    owner=record.owner,
-                    image_id=image.id,
-                    created_at=record.created_at,
-                    status="succeeded",
-                    **prediction,
-                )
-                rows.append(row)
+                own = {"id": prediction_id, "image_id": image_id, "status": "succeeded", "finished_at": now()}
+                rows.append((Prediction, {**self._common(record), **own, **prediction}))
             for kind, stored in files.items():
-                rows.append(
-                    Artifact(
-                        id=stored.id,
-                        owner=record.owner,
-                        prediction_id=row.id if row else None,
-                        kind=kind,
-                        storage_key=stored.key,
-                        mime_type=stored.mime_type,
-                        bytes=stored.size,
-                        sha256=await stored.done,
-                    )
-                )
+                own = {"id": stored.id, "prediction_id": prediction_id, "kind": kind, **await self._stored(stored)}
+                rows.append((Artifact, {**self._common(record), **own}))
             saving = asyncio.wrap_future(self.records.save(rows))
         except BaseException:
             await asyncio.shield(self._undo(record, list(files.values())))
@@ -113,7 +110,7 @@ class Recorder:
             if saving.cancelled() or saving.exception() is not None:
                 await asyncio.shield(self._undo(record, list(files.values())))
             raise
-        return image, row, {kind: stored.id for kind, stored in files.items()}
+        return RecordIds(image_id, prediction_id, {kind: stored.id for kind, stored in files.items()})
 
     async def abandon(self, record: Record) -> None:
         """The request failed: remove what was stored for it."""
@@ -150,23 +147,22 @@ class Recorder:
         done.add_done_callback(lambda future: future.cancelled() or future.exception())
         return StoredBytes(ident, key, mime_type, len(data), done)
 
-    async def _image_row(self, record: Record, picture: PictureFacts, kept: bool) -> Image:
-        upload = record.upload
-        if upload is None:
-            raise ValueError("a record has either a stored image or an upload")
-        return Image(
-            id=upload.id,
-            owner=record.owner,
-            filename=record.filename,
-            mime_type=picture.mime_type,
-            bytes=upload.size,
-            width=picture.width,
-            height=picture.height,
-            sha256=await upload.done,
-            storage_key=upload.key,
-            kept=kept,
-            created_at=record.created_at,
-        )
+    def _common(self, record: Record) -> dict[str, Any]:
+        return {"owner": record.owner, "created_at": record.created_at}
+
+    async def _stored(self, stored: StoredBytes) -> dict[str, Any]:
+        sha256 = await stored.done
+        return {"storage_key": stored.key, "mime_type": stored.mime_type, "bytes": stored.size, "sha256": sha256}
+
+    async def _image(self, record: Record, upload: StoredBytes, picture: PictureFacts, kept: bool) -> dict[str, Any]:
+        own = {
+            "id": upload.id,
+            "filename": record.filename,
+            "width": picture.width,
+            "height": picture.height,
+            "kept": kept,
+        }
+        return {**self._common(record), **own, **await self._stored(upload)}
 
     async def _undo(self, record: Record, files: list[StoredBytes]) -> None:
         stored = [*files, *([record.upload] if record.upload else [])]

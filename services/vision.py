@@ -9,13 +9,13 @@ from typing import Any
 
 from db.records import Records
 from db.tables import Image
-from ekiben.errors import BadInput, NotFound, Overloaded
+from ekiben.errors import BadInput, Overloaded
 from models.asks import RENDERS, Answer, Ask
 from models.classifier import check_top_k
 from models.images import decode, sniff
 from services import metrics
 from services.model_index import ModelIndex, Served
-from services.recording import Record, Recorder
+from services.recording import Record, Recorder, RecordIds
 from services.runner import Answered, Runner
 from services.wire import area, score, timing
 
@@ -130,8 +130,8 @@ class Vision:
         mime_type = sniff(data)
         picture = await asyncio.to_thread(decode, data)
         record = self._recorder.begin(data, mime_type, source.filename, owner)
-        image, _, _ = await self._recorder.finish(record, picture.facts, {}, None, kept=True)
-        return image
+        ids = await self._recorder.finish(record, picture.facts, {}, None, kept=True)
+        return await asyncio.to_thread(self._records.image, owner, str(ids.image))
 
     async def _infer(
         self, source: Source, served: Served, ask: Ask, store: bool, owner: str
@@ -153,7 +153,7 @@ class Vision:
                 image = await asyncio.to_thread(self._records.image, owner, source.image_id)
                 data = await self._recorder.read(image.storage_key)
                 if store:
-                    record = Record(owner, image=image)
+                    record = Record(owner, image_id=image.id)
             else:
                 raise BadInput("send an image: a multipart field 'file', the raw bytes as body, or image_id")
             ask = Ask(data, ask.top_k, ask.renders)
@@ -177,9 +177,9 @@ class Vision:
         parameters: dict[str, Any],
         result: dict[str, Any],
         top: tuple[str, float],
-    ) -> _Ids:
+    ) -> RecordIds:
         if record is None:
-            return _Ids()
+            return RecordIds()
         answer, spent = answered.answer, answered.timing
         columns = {
             "task": served.task,
@@ -193,21 +193,12 @@ class Vision:
             "inference_ms": spent.inference_ms,
             "batch_size": spent.batch_size,
         }
-        image, prediction, artifacts = await self._recorder.finish(record, answer.picture, answer.renders, columns)
+        ids = await self._recorder.finish(record, answer.picture, answer.renders, columns)
         metrics.stored.inc()
-        if prediction is None:
-            raise NotFound("the prediction was not recorded")
-        return _Ids(prediction.id, image.id, artifacts)
+        return ids
 
 
-@dataclass(frozen=True, slots=True)
-class _Ids:
-    prediction: str | None = None
-    image: str | None = None
-    artifacts: dict[str, str] | None = None
-
-
-def _head(ids: _Ids, served: Served, answer: Answer) -> dict[str, Any]:
+def _head(ids: RecordIds, served: Served, answer: Answer) -> dict[str, Any]:
     return {
         "id": ids.prediction,
         "model": {"name": served.key.name, "version": served.key.version},
