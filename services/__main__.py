@@ -12,9 +12,6 @@ import urllib.error
 import urllib.request
 from types import FrameType
 
-from db.blobs import open_store
-from db.migrate import NewerDatabase, migrate
-from ekiben.errors import Refusal
 from ekiben.settings import Settings
 
 GATEWAY, RUNNER = "services.gateway:Gateway", "services.runner_service:Runner"
@@ -30,8 +27,8 @@ def main() -> int:
             f"port {settings.port} on {settings.host} is taken; choose another: make serve PORT=3100", file=sys.stderr
         )
         return 1
-    if (wrong := _preflight(settings)) is not None:
-        print(wrong, file=sys.stderr)
+    # In a process of its own: this one stays, and should stay small.
+    if subprocess.run([sys.executable, "-m", "services.preflight"], check=False).returncode != 0:
         return 1
     environ = {"BENTOML_HOME": str(settings.home.absolute() / "bentoml"), "BENTOML_DO_NOT_TRACK": "True", **os.environ}
     processes: list[subprocess.Popen[bytes]] = []
@@ -64,23 +61,6 @@ def main() -> int:
         # The gateway first: its requests in flight still need the runner.
         for process in reversed(processes):
             _stop(process)
-
-
-def _preflight(settings: Settings) -> str | None:
-    """What would keep every process from starting, in one line: found here it is said once, not by each of them."""
-    try:
-        migrate(settings.resolved_database_url)
-    except Refusal as error:
-        return f"EKIBEN_DATABASE_URL: {error.message}"
-    except NewerDatabase as error:
-        return str(error)
-    try:
-        store = open_store(settings.resolved_store_url, settings.s3_access_key, settings.s3_secret_key)
-        store.check()
-        store.close()
-    except Refusal as error:
-        return f"EKIBEN_STORE_URL: {error.message}"
-    return None
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:

@@ -58,3 +58,7 @@ def _with_errors(schema: dict[str, Any]) -> dict[str, Any]:
             responses.setdefault("4XX", {"description": "Refused: the message says why.", "content": content})
             responses.setdefault("503", {"description": "Not now; see Retry-After.", "content": content})
     return schema
+
+
+APP = create_app()
+"""The one application of a process; ``bentoml serve`` finds it behind the gateway's front."""

@@ -1,27 +1,13 @@
-"""Models that a Bento carries: written to BentoML's model store when it is built, published when it first serves."""
+"""The models that a Bento carries, as BentoML sees them: an attribute of the gateway."""
 
 from __future__ import annotations
 
-import logging
-import shutil
-from pathlib import Path
 from typing import Any
 
-import bentoml
 from _bentoml_sdk.models import BentoModel
 from bentoml._internal.bento.bento import BentoModelInfo
 
-from db.blobs import BlobStore, open_store
-from db.migrate import migrate
-from db.publishing import publish_folder
-from db.registry import Registry
-from db.session import connect
 from ekiben.settings import Settings
-from models.artifact import MANIFEST, ONNX, read_manifest, verify
-from models.engine import ModelKey
-from services.model_index import ModelIndex
-
-log = logging.getLogger(__name__)
 
 TAG = "ekiben-models"
 
@@ -38,6 +24,8 @@ class CarriedModels(BentoModel):  # type: ignore[misc]
         super().__init__(TAG)
 
     def to_info(self, alias: str | None = None) -> BentoModelInfo:
+        from services.bento_models import write_to_model_store  # the build's work; a server never needs it
+
         written = write_to_model_store(Settings.from_environ())
         info: BentoModelInfo = BentoModel(written.tag).to_info(alias)
         return info
@@ -45,60 +33,3 @@ class CarriedModels(BentoModel):  # type: ignore[misc]
     def resolve(self, base_path: Any = None, global_model_store: Any = None) -> Any:
         """Nothing: BentoML resolves a service's models before it serves a checkout; those are in the registry."""
         return None
-
-
-def write_to_model_store(settings: Settings) -> bentoml.Model:
-    """Copy the chosen models' folders into BentoML's model store; one entry, a folder per model name."""
-    url = settings.resolved_database_url
-    migrate(url)
-    registry = Registry(connect(url))
-    store = open_store(settings.resolved_store_url, settings.s3_access_key, settings.s3_secret_key)
-    index = ModelIndex(registry, store, settings.home.absolute() / "models")
-    chosen = [name.strip() for name in settings.bento_models.split(",") if name.strip()]
-    active = {m.model.name: m.active for m in registry.models() if m.active is not None}
-    if missing := [name for name in chosen if name not in active]:
-        raise SystemExit(f"EKIBEN_BENTO_MODELS names models that are not there: {', '.join(missing)}")
-    names = chosen or sorted(active)
-    labels = {name: str(active[name].version) for name in names}
-    with bentoml.models.create(TAG, labels=labels, metadata={"format": 1}) as entry:
-        for name in names:
-            row = active[name]
-            source = index.locate(ModelKey(row.owner, row.name, row.version))
-            target = Path(entry.path) / name
-            target.mkdir()
-            # TorchScript is left out: a Bento serves without torch.
-            manifest = read_manifest(source)
-            for file in [*manifest.files, MANIFEST]:
-                if file == MANIFEST or not file.endswith(".pt"):
-                    (target / file).parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copy2(source / file, target / file)
-    return entry
-
-
-def carried_folder(bento: Any) -> Path | None:
-    """Where the models of the Bento being served lie, or None when it is no Bento or carries none."""
-    if bento is None:
-        return None
-    for info in bento.info.all_models:
-        if info.tag.name == TAG:
-            return Path(bentoml.models.get(info.tag).path)
-    return None
-
-
-def publish_carried(folder: Path, registry: Registry, store: BlobStore) -> None:
-    """Publish each artifact folder; one that is active already under the same digest is left as it is."""
-    for artifact in sorted(path for path in folder.iterdir() if (path / ONNX).is_file()):
-        manifest = read_manifest(artifact)
-        present = {name: facts for name, facts in manifest.files.items() if (artifact / name).is_file()}
-        verify(artifact, manifest.model_copy(update={"files": present}))
-        row = publish_folder(
-            registry,
-            store,
-            artifact,
-            name=artifact.name,
-            manifest=manifest.model_dump(mode="json"),
-            digest=manifest.digest,
-            lineage={"source": "bento"},
-            reuse=True,
-        )
-        log.info("model carried by the Bento", extra={"model": row.name, "version": row.version})

@@ -8,18 +8,12 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from _bentoml_sdk import Service
-
 from ekiben.errors import CallerLeft, Overloaded
 from ekiben.ids import new_id
 from ekiben.logs import request_id
 from services import metrics
 from services.errors import response_for
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
+from services.hosting import App, Receive, Scope, Send
 
 _GIVEN_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
@@ -103,16 +97,6 @@ class Front:
             if self._access is not None:
                 self._access(scope, route, status, seconds)
             request_id.reset(token)
-
-
-class FrontedService(Service[Any]):  # type: ignore[misc]
-    """A BentoML service whose ASGI application stands behind another one."""
-
-    front: Callable[[App], App]
-
-    def to_asgi(self, is_main: bool = True) -> Any:
-        inner = super().to_asgi(is_main)
-        return type(self).front(inner) if is_main else inner
 
 
 async def or_caller_left(receive: Receive, work: Awaitable[Any]) -> Any:

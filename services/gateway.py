@@ -1,11 +1,15 @@
-"""The gateway: the BentoML service that hosts Ekiben's HTTP application. ``bentoml serve services.gateway:Gateway``."""
+"""The gateway: the BentoML service that hosts Ekiben's HTTP application. ``bentoml serve services.gateway:Gateway``.
+
+BentoML imports this module in its supervising process too, which never answers a request; so what a worker needs is
+imported when a worker starts (in ``front``, ``open`` and the endpoints).
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import bentoml
 from bentoml.validators import ContentType
@@ -13,22 +17,24 @@ from pydantic import Field
 
 from ekiben import logs
 from ekiben.settings import Settings
-from services.app import create_app
-from services.bento_door import BENTO_ROUTES, BentoDoor, filename
-from services.carried import CarriedModels, carried_folder
-from services.errors import response_for
-from services.front import App, Front, FrontedService
-from services.hosting import HOSTING, access_line
-from services.platform import Platform
-from services.vision import DEFAULT_MODEL, Outcome, Source
+from services import defaults
+from services.carried import CarriedModels
+from services.hosting import HOSTING, App, FrontedService, access_line
+
+if TYPE_CHECKING:
+    from services.platform import Platform
+    from services.vision import Outcome, Source
 
 SETTINGS = Settings.from_environ()
-APP = create_app()
 
 
 class GatewayService(FrontedService):
     @staticmethod
     def front(inner: App) -> App:
+        from services.app import APP
+        from services.bento_door import BENTO_ROUTES, BentoDoor
+        from services.front import Front
+
         access = access_line if SETTINGS.access_log else None
         # What waits for a slot is a quarter of what may be held: the rest is being sent, computed or stored.
         return Front(BentoDoor(inner), APP, BENTO_ROUTES, access, max_body_bytes=4 * SETTINGS.queue_mb * 1_000_000)
@@ -39,12 +45,17 @@ class Gateway:
     """Classify and segment pictures; the HTTP API under /v1 is this service's own application (see /docs)."""
 
     carried = CarriedModels()
+    platform: Platform
 
     def __init__(self) -> None:
         logs.configure(SETTINGS.log_level)
 
     @bentoml.on_startup
     async def open(self) -> None:
+        from services.app import APP
+        from services.bento_models import carried_folder
+        from services.platform import Platform
+
         bento = Gateway.bento  # type: ignore[attr-defined]
         self.platform = await Platform.start(SETTINGS, carried_folder(bento))
         APP.state.platform = self.platform
@@ -58,7 +69,7 @@ class Gateway:
     async def classify(
         self,
         image: Annotated[Path, ContentType("image/*")],
-        model: str = DEFAULT_MODEL["classify"],
+        model: str = defaults.CLASSIFY,
         top_k: Annotated[int, Field(ge=1)] | None = None,
         store: bool = True,
     ) -> dict[str, Any]:
@@ -69,7 +80,7 @@ class Gateway:
     async def segment(
         self,
         image: Annotated[Path, ContentType("image/*")],
-        model: str = DEFAULT_MODEL["segment"],
+        model: str = defaults.SEGMENT,
         store: bool = True,
     ) -> dict[str, Any]:
         """The class of every pixel; the same answer as POST /v1/segment."""
@@ -77,10 +88,15 @@ class Gateway:
 
 
 def _source(image: Path) -> Source:
+    from services.bento_door import filename
+    from services.vision import Source
+
     return Source(image.read_bytes(), filename.get())
 
 
 async def _answer(asked: Awaitable[Outcome]) -> dict[str, Any]:
+    from services.errors import response_for
+
     try:
         return (await asked).body
     except Exception as error:

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from _bentoml_impl import serde
+from _bentoml_sdk import Service
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 log = logging.getLogger("ekiben.access")
 
@@ -20,6 +27,16 @@ HOSTING: dict[str, Any] = {
     # bentoml closes a connection under requests in flight after 100 requests or 300 s otherwise (its issue 5540).
     "runner_connection": {"max_requests": 10**9, "max_age": 1e9},
 }
+
+
+class FrontedService(Service[Any]):  # type: ignore[misc]
+    """A BentoML service whose ASGI application stands behind another one."""
+
+    front: Callable[[App], App]
+
+    def to_asgi(self, is_main: bool = True) -> Any:
+        inner = super().to_asgi(is_main)
+        return type(self).front(inner) if is_main else inner
 
 
 def access_line(scope: Any, route: str, status: int, seconds: float) -> None:

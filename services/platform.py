@@ -15,7 +15,7 @@ from db.records import Records
 from db.registry import Registry
 from db.session import connect, ping
 from ekiben.settings import Settings
-from services.carried import publish_carried
+from services.bento_models import publish_carried
 from services.local_runner import LocalRunner
 from services.model_index import ModelIndex
 from services.recording import Recorder

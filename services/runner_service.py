@@ -25,8 +25,8 @@ from models.images import MAX_BYTES
 from services import metrics
 from services.errors import log, status_of
 from services.frames import decode_ask, decode_key, encode_answer, encode_refusal, encode_states
-from services.front import App, FrontedService, or_caller_left
-from services.hosting import HOSTING
+from services.front import or_caller_left
+from services.hosting import HOSTING, App, FrontedService
 from services.local_runner import LocalRunner
 from services.model_index import ModelIndex
 from services.remote_runner import DEADLINE_HEADER

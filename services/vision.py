@@ -13,14 +13,13 @@ from ekiben.errors import BadInput, Overloaded
 from models.asks import RENDERS, Answer, Ask
 from models.classifier import check_top_k
 from models.images import decode, sniff
-from services import metrics
+from services import defaults, metrics
 from services.model_index import ModelIndex, Served
 from services.recording import Record, Recorder, RecordIds
 from services.runner import Answered, Runner
 from services.wire import area, score, timing
 
 LOCAL = "local"
-DEFAULT_MODEL = {"classify": "efficientnet_b0", "segment": "deeplabv3_resnet50"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +70,7 @@ class Vision:
         owner: str = LOCAL,
     ) -> Outcome:
         """The ``top_k`` best classes, 5 or all where there are fewer (see wire.ClassifyBody)."""
-        served = await self._index.resolve(owner, model or DEFAULT_MODEL["classify"], version, "classify")
+        served = await self._index.resolve(owner, model or defaults.CLASSIFY, version, "classify")
         if top_k is None:
             top_k = min(5, served.classes)
         check_top_k(top_k, served.classes)
@@ -102,7 +101,7 @@ class Vision:
         """The classes that occur (see wire.SegmentBody); ``render`` asks for that picture's bytes besides."""
         if render is not None and render not in RENDERS:
             raise BadInput(f"render is {render!r}; it is one of {', '.join(RENDERS)}")
-        served = await self._index.resolve(owner, model or DEFAULT_MODEL["segment"], version, "segment")
+        served = await self._index.resolve(owner, model or defaults.SEGMENT, version, "segment")
         renders = RENDERS if store else ((render,) if render else ())
         answered, record = await self._infer(source, served, Ask(b"", renders=renders), store, owner)
         areas = [area(row) for row in answered.answer.areas]

@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ekiben.errors import BadInput
+from services import defaults
 
 NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 
@@ -21,14 +22,14 @@ class InferenceOptions(BaseModel):
 
 
 class ClassifyOptions(InferenceOptions):
-    model: str = Field(default="efficientnet_b0", pattern=NAME, description="A model that classifies.")
+    model: str = Field(default=defaults.CLASSIFY, pattern=NAME, description="A model that classifies.")
     top_k: int | None = Field(
         default=None, ge=1, description="How many classes to answer. 5, or all where there are fewer."
     )
 
 
 class SegmentOptions(InferenceOptions):
-    model: str = Field(default="deeplabv3_resnet50", pattern=NAME, description="A model that segments.")
+    model: str = Field(default=defaults.SEGMENT, pattern=NAME, description="A model that segments.")
     render: Literal["mask", "color", "overlay"] | None = Field(
         default=None, description="With Accept: image/png, which picture to answer (mask by default)."
     )

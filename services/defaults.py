@@ -1,0 +1,6 @@
+"""The models that are meant when a request names none."""
+
+from __future__ import annotations
+
+CLASSIFY = "efficientnet_b0"
+SEGMENT = "deeplabv3_resnet50"
