@@ -1,6 +1,6 @@
 # Two commands on a fresh machine: make serve, make test. The rest is for those who work on Ekiben.
 PYTHON ?= python3
-PORT ?= 3000
+PORT ?= $(or $(EKIBEN_PORT),3000)
 SERVE := .venv/.installed
 TORCH := .venv-torch/.installed
 BENCH := .venv-bench/.installed

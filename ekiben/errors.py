@@ -7,6 +7,7 @@
      |    |-- BadImage       not an image, truncated, zero-size
      |    |-- UnsupportedImage   an image, in a format or pixel type that is not read
      |    |-- TooLarge       more bytes or pixels than the limit
+     |    |-- TooSlow        the body did not arrive in time
      |    `-- BadModelFile   an ONNX file that cannot become a model
      |-- NotFound            no such model, image, prediction, artifact
      |-- Conflict            the state of a thing forbids it
@@ -49,6 +50,10 @@ class UnsupportedImage(BadInput):
 
 class TooLarge(BadInput):
     code = "too_large"
+
+
+class TooSlow(BadInput):
+    code = "upload_timeout"
 
 
 class BadModelFile(BadInput):
@@ -97,6 +102,7 @@ REFUSALS: dict[str, type[Refusal]] = {
         BadImage,
         UnsupportedImage,
         TooLarge,
+        TooSlow,
         BadModelFile,
         NotFound,
         Conflict,

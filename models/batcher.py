@@ -165,20 +165,21 @@ class Batcher:
                 _refuse_dead(item)
             if items:
                 started = time.monotonic()
+                prepared = 0
                 try:
-                    run_batch(lane.work, items, started)
+                    prepared = run_batch(lane.work, items, started)
                 except BaseException:  # a slot must survive anything; each item has been answered by run_batch
                     log.exception("a batch failed outside its items")
                 took = time.monotonic() - started
             with self._changed:
                 lane.running -= 1
-                if items:
+                if items and prepared == len(items):
                     lane.sizer.observe(len(items), took)
                 if lane.queue:
                     self._changed.notify()
-            if items and self._observe is not None:
+            if items and prepared and self._observe is not None:
                 try:
-                    self._observe(lane.key, len(items), took)
+                    self._observe(lane.key, prepared, took)
                 except Exception:
                     log.exception("a run could not be observed")
 
@@ -205,8 +206,11 @@ class Batcher:
         return None
 
 
-def run_batch(work: Work[P, R], items: Sequence[Item[P, R]], started: float) -> None:
-    """Prepare, run and finish; answer every item once, each with its own result or its own error."""
+def run_batch(work: Work[P, R], items: Sequence[Item[P, R]], started: float) -> int:
+    """Prepare, run and finish; answer every item once, each with its own result or its own error.
+
+    Gives back how many could be prepared: only a batch of which all could says what its size costs.
+    """
     groups: dict[tuple[Any, ...], list[tuple[Item[P, R], NDArray[np.generic], Any]]] = {}
     for item in items:
         if item.left:
@@ -220,6 +224,7 @@ def run_batch(work: Work[P, R], items: Sequence[Item[P, R]], started: float) -> 
         groups.setdefault((tensor.shape, tensor.dtype), []).append((item, tensor, prepared))
     for group in groups.values():
         _run_group(work, group, started)
+    return sum(len(group) for group in groups.values())
 
 
 def _run_group(work: Work[P, R], group: list[tuple[Item[P, R], NDArray[np.generic], Any]], started: float) -> None:

@@ -71,7 +71,7 @@ class Engine:
         open_model: Callable[[ModelKey], Loaded],
         estimate: Callable[[ModelKey], int],
         budget_bytes: int,
-        on_close: Callable[[ModelKey], None] | None = None,
+        on_close: Callable[[Loaded], None] | None = None,
     ) -> None:
         self.budget_bytes = budget_bytes
         self._open = open_model
@@ -259,6 +259,6 @@ class Engine:
 
     def _close(self, loaded: Loaded) -> None:
         if self._on_close is not None:
-            self._on_close(loaded.key)
+            self._on_close(loaded)
         loaded.session.close()
         give_back()

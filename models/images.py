@@ -15,6 +15,9 @@ from models.results import PictureFacts
 
 MAX_BYTES: Final = 50 * 1024 * 1024
 MAX_PIXELS: Final = 64_000_000
+# A progressive JPEG repeats work over all its pixels in each scan, and 95 bytes are enough for one: real files have
+# about ten, and a thumbnail or two inside them.
+MAX_SCANS: Final = 128
 
 _READ = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 # Pillow opens a JPEG that carries several frames (many phones write them) as MPO; the first frame is the picture.
@@ -104,6 +107,9 @@ def decode(data: bytes) -> Picture:
     Raises TooLarge, UnsupportedImage, BadImage (not an image, truncated, zero-size).
     """
     mime_type = sniff(data)
+    # Inside compressed data 0xff is always followed by 0x00 or a restart marker, so this counts start-of-scan markers.
+    if mime_type == "image/jpeg" and data.count(b"\xff\xda") > MAX_SCANS:
+        raise BadImage(f"the JPEG has more than {MAX_SCANS} scans")
     # Pillow's readers raise whatever their parsers run into (OSError, SyntaxError, ValueError, struct.error,
     # zlib.error, KeyError, ...). All of it is input; nothing of ours runs inside.
     try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import signal
 import socket
@@ -16,78 +18,98 @@ from ekiben.settings import Settings
 
 GATEWAY, RUNNER = "services.gateway:Gateway", "services.runner_service:Runner"
 _READY_S = 120.0
-_DRAIN_S = 30
+_PR_SET_PDEATHSIG = 1
+
+
+class _Stop(Exception):
+    """A signal asked this process to end."""
 
 
 def main() -> int:
-    """Start the runner (split topology) and the gateway, wait; the exit status of the gateway."""
+    """Start the runner (split topology) and the gateway, wait; 0 after a signal, else what ended first."""
     settings = Settings.from_environ()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, _ask_to_stop)
     if not _is_free(settings.host, settings.port):
         print(
             f"port {settings.port} on {settings.host} is taken; choose another: make serve PORT=3100", file=sys.stderr
         )
         return 1
-    # In a process of its own: this one stays, and should stay small.
-    if subprocess.run([sys.executable, "-m", "services.preflight"], check=False).returncode != 0:
-        return 1
-    environ = {"BENTOML_HOME": str(settings.home.absolute() / "bentoml"), "BENTOML_DO_NOT_TRACK": "True", **os.environ}
     processes: list[subprocess.Popen[bytes]] = []
     try:
-        if settings.topology == "split" and not settings.runner_url:
-            port = _free_port()
-            environ["EKIBEN_RUNNER_URL"] = f"http://127.0.0.1:{port}"
-            # One BENTOML_HOME per server: a second server on the same one wipes the first one's metrics.
-            home = {"BENTOML_HOME": environ["BENTOML_HOME"] + "-runner"}
-            processes.append(_serve(RUNNER, "127.0.0.1", port, {**environ, **home}))
-            if not _wait_ready(f"http://127.0.0.1:{port}/readyz", processes[0]):
-                print("the runner did not become ready; its log is above", file=sys.stderr)
-                return 1
-        gateway = _serve(GATEWAY, settings.host, settings.port, environ)
-        processes.append(gateway)
-        signal.signal(signal.SIGTERM, _interrupt)
-        # A server on every address is asked on the nearest one.
-        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)
-        address = f"http://{host}:{settings.port}"
-        if not _wait_ready(f"{address}/readyz", gateway):
-            print("the gateway did not become ready; its log is above", file=sys.stderr)
+        # In a process of its own: this one stays, and should stay small.
+        if subprocess.run([sys.executable, "-m", "services.preflight"], check=False).returncode != 0:
             return 1
-        print(f"Ekiben serves on {address} (API at {address}/docs)", file=sys.stderr, flush=True)
-        return gateway.wait()
-    except KeyboardInterrupt:
+        return _serve_until_one_ends(settings, processes)
+    except _Stop:
         return 0
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        # The gateway first: its requests in flight still need the runner.
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        # The gateway first: its requests in flight still need the runner. They have their deadline to end, and some.
         for process in reversed(processes):
-            _stop(process)
+            _stop(process, settings.timeout_s + 10)
 
 
-def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+def _serve_until_one_ends(settings: Settings, processes: list[subprocess.Popen[bytes]]) -> int:
+    environ = {"BENTOML_HOME": str(settings.home.absolute() / "bentoml"), "BENTOML_DO_NOT_TRACK": "True", **os.environ}
+    if settings.topology == "split" and not settings.runner_url:
+        port = _free_port()
+        environ["EKIBEN_RUNNER_URL"] = f"http://127.0.0.1:{port}"
+        # One BENTOML_HOME per server: a second server on the same one wipes the first one's metrics.
+        home = {"BENTOML_HOME": environ["BENTOML_HOME"] + "-runner"}
+        processes.append(_serve(RUNNER, "127.0.0.1", port, {**environ, **home}))
+        if not _wait_ready(f"http://127.0.0.1:{port}/readyz", processes[0]):
+            print("the runner did not become ready; its log is above", file=sys.stderr)
+            return 1
+    gateway = _serve(GATEWAY, settings.host, settings.port, environ)
+    processes.append(gateway)
+    # A server on every address is asked on the nearest one.
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)
+    address = f"http://{host}:{settings.port}"
+    if not _wait_ready(f"{address}/readyz", gateway):
+        print("the gateway did not become ready; its log is above", file=sys.stderr)
+        return 1
+    print(f"Ekiben serves on {address} (API at {address}/docs)", file=sys.stderr, flush=True)
+    while all(process.poll() is None for process in processes):
+        time.sleep(0.5)
+    return next(process.returncode for process in processes if process.returncode is not None)
+
+
+def _ask_to_stop(_signal: int, _frame: FrameType | None) -> None:
+    raise _Stop
 
 
 def _serve(service: str, host: str, port: int, environ: dict[str, str]) -> subprocess.Popen[bytes]:
     os.makedirs(environ["BENTOML_HOME"], exist_ok=True)
     command = [sys.executable, "-m", "bentoml", "serve", service, "--host", host, "--port", str(port)]
     # A session of its own: Ctrl-C reaches only this process, which then stops the others in order.
-    return subprocess.Popen(command, env=environ, start_new_session=True)
+    return subprocess.Popen(command, env=environ, start_new_session=True, preexec_fn=_end_with_parent)
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def _end_with_parent() -> None:
+    """In the child: get SIGTERM when this launcher is killed, so that nothing is left on the port."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _stop(process: subprocess.Popen[bytes], seconds: float) -> None:
     if process.poll() is None:
         process.terminate()
         try:
-            process.wait(_DRAIN_S)
+            process.wait(seconds)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
 
 
 def _wait_ready(url: str, process: subprocess.Popen[bytes]) -> bool:
+    # Never through a proxy: the address is on this machine.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     end = time.monotonic() + _READY_S
     while time.monotonic() < end and process.poll() is None:
         try:
-            with urllib.request.urlopen(url, timeout=2) as answer:
+            with opener.open(url, timeout=5) as answer:
                 if answer.status == 200:
                     return True
         except (urllib.error.URLError, OSError):

@@ -62,9 +62,12 @@ def carried_folder(bento: Any) -> Path | None:
 
 
 def publish_carried(folder: Path, registry: Registry, store: BlobStore) -> None:
-    """Publish each artifact folder; one that is active already under the same digest is left as it is."""
+    """Publish each artifact folder, once: a restart must not put it in place of a version that came later."""
+    known = {each.model.name: {row.digest for row in each.versions} for each in registry.models()}
     for artifact in sorted(path for path in folder.iterdir() if (path / ONNX).is_file()):
         manifest = read_manifest(artifact)
+        if manifest.digest in known.get(artifact.name, set()):
+            continue
         present = {name: facts for name, facts in manifest.files.items() if (artifact / name).is_file()}
         verify(artifact, manifest.model_copy(update={"files": present}))
         row = publish_folder(

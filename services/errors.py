@@ -20,6 +20,7 @@ from ekiben.errors import (
     Refusal,
     Temporary,
     TooLarge,
+    TooSlow,
     Unavailable,
     UnsupportedImage,
 )
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 # The first row whose class fits wins, so subclasses stand before their parents.
 STATUS: tuple[tuple[type[Refusal], int], ...] = (
     (TooLarge, 413),
+    (TooSlow, 408),
     (UnsupportedImage, 415),
     (BadInput, 400),
     (NotFound, 404),

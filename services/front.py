@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from ekiben.errors import CallerLeft, Overloaded
+from ekiben.errors import BadInput, CallerLeft, Overloaded
 from ekiben.ids import new_id
 from ekiben.logs import request_id
 from services import metrics
@@ -18,8 +18,17 @@ from services.hosting import App, Receive, Scope, Send
 _GIVEN_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 
+SCHEMA = "/schema.json"
+
+
+class _Schema:
+    path = SCHEMA
+
+
 class Front:
-    """Gives a request its id, counts it, and hands it on: Bento endpoints to ``bento``, all else to ``app``.
+    """Gives a request its id, counts it, and hands it to ``app``; only BentoML's own /schema.json goes to ``bento``.
+
+    A HEAD request is answered as the GET without its body.
 
     ``max_body_bytes`` bounds the bodies of all open requests together: what is refused later must not fill the memory
     first.
@@ -32,13 +41,11 @@ class Front:
         self,
         bento: App,
         app: App,
-        bento_routes: frozenset[str],
         access: Callable[..., None] | None,
         max_body_bytes: int = 1 << 40,
     ) -> None:
         self._bento = bento
         self._app = app
-        self._bento_routes = bento_routes
         self._access = access
         self._max_body_bytes = max_body_bytes
         self._body_bytes = 0
@@ -52,6 +59,9 @@ class Front:
         token = request_id.set(ident)
         status = 0
         complete = False
+        head = scope["method"] == "HEAD"
+        if head:
+            scope = {**scope, "method": "GET"}
 
         async def send_with_id(message: MutableMapping[str, Any]) -> None:
             nonlocal status, complete
@@ -60,6 +70,8 @@ class Front:
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", ident.encode())]
             else:
                 complete = not message.get("more_body", False)
+                if head:
+                    message = {**message, "body": b""}
             await send(message)
 
         held = 0
@@ -77,7 +89,12 @@ class Front:
 
         metrics.in_progress.inc()
         try:
-            app = self._bento if scope["path"] in self._bento_routes else self._app
+            if "\0" in scope["path"]:
+                raise BadInput("the path holds a NUL character")
+            app = self._app
+            if scope["path"] == SCHEMA:
+                app = self._bento
+                scope["route"] = _Schema
             await app(scope, receive_counted, send_with_id)
         except asyncio.CancelledError:
             status = status or 499
@@ -92,7 +109,7 @@ class Front:
             metrics.in_progress.dec()
             seconds = time.perf_counter() - started
             route = _route(scope)
-            _requests(scope["method"], route, status).inc()
+            _requests("HEAD" if head else scope["method"], route, status).inc()
             _seconds(route).observe(seconds)
             if self._access is not None:
                 self._access(scope, route, status, seconds)

@@ -1,13 +1,13 @@
 """The gateway: the BentoML service that hosts Ekiben's HTTP application. ``bentoml serve services.gateway:Gateway``.
 
 BentoML imports this module in its supervising process too, which never answers a request; so what a worker needs is
-imported when a worker starts (in ``front``, ``open`` and the endpoints).
+imported when a worker starts (in ``front``, ``open`` and the endpoints). Over HTTP the endpoints are answered by
+services/routes/bento.py, for the reasons given there.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,7 +23,7 @@ from services.hosting import HOSTING, App, FrontedService, access_line
 
 if TYPE_CHECKING:
     from services.platform import Platform
-    from services.vision import Outcome, Source
+    from services.vision import Source
 
 SETTINGS = Settings.from_environ()
 
@@ -32,12 +32,11 @@ class GatewayService(FrontedService):
     @staticmethod
     def front(inner: App) -> App:
         from services.app import APP
-        from services.bento_door import BENTO_ROUTES, BentoDoor
         from services.front import Front
 
         access = access_line if SETTINGS.access_log else None
         # What waits for a slot is a quarter of what may be held: the rest is being sent, computed or stored.
-        return Front(BentoDoor(inner), APP, BENTO_ROUTES, access, max_body_bytes=4 * SETTINGS.queue_mb * 1_000_000)
+        return Front(inner, APP, access, max_body_bytes=4 * SETTINGS.queue_mb * 1_000_000)
 
 
 @bentoml.service(name="ekiben", service_class=GatewayService, workers=SETTINGS.gateways, **HOSTING)
@@ -70,35 +69,28 @@ class Gateway:
         self,
         image: Annotated[Path, ContentType("image/*")],
         model: str = defaults.CLASSIFY,
+        version: Annotated[int, Field(ge=1)] | None = None,
         top_k: Annotated[int, Field(ge=1)] | None = None,
         store: bool = True,
     ) -> dict[str, Any]:
         """The best classes of a picture; the same answer as POST /v1/classify."""
-        return await _answer(self.platform.vision.classify(_source(image), model=model, top_k=top_k, store=store))
+        vision = self.platform.vision
+        return (await vision.classify(_source(image), model=model, version=version, top_k=top_k, store=store)).body
 
     @bentoml.api(route="/segment")
     async def segment(
         self,
         image: Annotated[Path, ContentType("image/*")],
         model: str = defaults.SEGMENT,
+        version: Annotated[int, Field(ge=1)] | None = None,
         store: bool = True,
     ) -> dict[str, Any]:
         """The class of every pixel; the same answer as POST /v1/segment."""
-        return await _answer(self.platform.vision.segment(_source(image), model=model, store=store))
+        vision = self.platform.vision
+        return (await vision.segment(_source(image), model=model, version=version, store=store)).body
 
 
 def _source(image: Path) -> Source:
-    from services.bento_door import filename
     from services.vision import Source
 
-    return Source(image.read_bytes(), filename.get())
-
-
-async def _answer(asked: Awaitable[Outcome]) -> dict[str, Any]:
-    from services.errors import response_for
-
-    try:
-        return (await asked).body
-    except Exception as error:
-        # BentoML would word it as a list, or as a plain 500; a response is passed through as it is.
-        return response_for(error)  # type: ignore[return-value]
+    return Source(image.read_bytes(), image.name)

@@ -104,9 +104,14 @@ class LocalRunner:
         """Refresh the gauges that no request moves."""
         gauges.queue_bytes.set(self.batcher.waiting_bytes)
         gauges.model_budget_bytes.set(self.engine.budget_bytes)
-        for state in self.engine.states():
-            gauges.model_memory_bytes.labels(state.key.name).set(state.memory_bytes)
-            gauges.queue_depth.labels(state.key.name).set(self.batcher.depth(state.key))
+        memory: Counter[str] = Counter()
+        depth: Counter[str] = Counter()
+        for state in self.engine.states():  # versions of one model are one label
+            memory[state.key.name] += state.memory_bytes
+            depth[state.key.name] += self.batcher.depth(state.key)
+        for name in memory:
+            gauges.model_memory_bytes.labels(name).set(memory[name])
+            gauges.queue_depth.labels(name).set(depth[name])
 
     async def _lease_after_load(self, key: ModelKey, deadline: float) -> Loaded:
         loop = asyncio.get_running_loop()
@@ -137,9 +142,12 @@ class LocalRunner:
     def _open(self, key: ModelKey) -> Loaded:
         return load_artifact(key, self._locate(key), self._options)
 
-    def _closed(self, key: ModelKey) -> None:
-        self._lanes.pop(key, None)
-        self.batcher.close_lane(key)
+    def _closed(self, loaded: Loaded) -> None:
+        # The model may have been loaded again meanwhile: its new lane is not ours to close.
+        known = self._lanes.get(loaded.key)
+        if known is not None and known[0] is loaded:
+            self._lanes.pop(loaded.key, None)
+            self.batcher.close_lane(loaded.key)
 
     def _ran(self, key: Any, count: int, _seconds: float) -> None:
         self._counts[key, "batches"] += 1

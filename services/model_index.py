@@ -55,6 +55,11 @@ class ModelIndex:
             raise BadInput(f"model {name} is there to {served.task}, not to {task}")
         return served
 
+    @property
+    def revision(self) -> int:
+        """The registry's revision as of the last refresh."""
+        return self._revision
+
     def refresh(self) -> bool:
         """Take over the registry's present state; False when it has not changed. Blocks on the database."""
         revision = self.registry.revision()

@@ -16,6 +16,7 @@ from db.registry import Registry
 from db.session import connect, ping
 from ekiben.settings import Settings
 from services.bento_models import publish_carried
+from services.health import Health
 from services.local_runner import LocalRunner
 from services.model_index import ModelIndex
 from services.recording import Recorder
@@ -41,6 +42,7 @@ class Platform:
     runner: Runner
     vision: Vision
     watch: Watch
+    health: Health
 
     @classmethod
     async def start(cls, settings: Settings, carried: Path | None = None) -> Platform:
@@ -61,19 +63,17 @@ class Platform:
         watch = Watch(index, local, settings.preloaded)
         await watch.start()
         vision = Vision(index, runner, records, recorder, settings.timeout_s)
-        return cls(settings, database, store, registry, records, recorder, index, runner, vision, watch)
-
-    async def check_database(self) -> None:
-        await asyncio.to_thread(ping, self.database)
-
-    async def check_store(self) -> None:
-        await asyncio.to_thread(self.store.check)
+        health = Health(
+            {"database": lambda: ping(database), "store": store.check}, {"runner": runner.check, "pinned": watch.check}
+        )
+        return cls(settings, database, store, registry, records, recorder, index, runner, vision, watch, health)
 
     async def stop(self) -> None:
         """Answer what is under way, write what waits, close."""
+        self.health.close()
         await self.watch.stop()
         await self.runner.close()
-        self.recorder.close()
+        await self.recorder.close()
         await asyncio.to_thread(self.records.close)
         self.store.close()
         self.database.dispose()

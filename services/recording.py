@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import hashlib
 import logging
+import math
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -22,6 +24,7 @@ from models.results import PictureFacts
 log = logging.getLogger(__name__)
 
 _PNG = "image/png"
+UNDO_PATIENCE_S = 0.5
 
 
 @dataclass(slots=True)
@@ -40,12 +43,14 @@ class Record:
     """What one request leaves behind: begun when its image is here, finished when its answer is.
 
     ``image_id`` is that of an image that is stored already; ``upload`` an image that came with the request.
+    ``deadline``: of the request, in ``time.monotonic()`` seconds.
     """
 
     owner: str
     image_id: str | None = None
     upload: StoredBytes | None = None
     filename: str | None = None
+    deadline: float = math.inf
     created_at: datetime = field(default_factory=now)
 
 
@@ -65,6 +70,7 @@ class Recorder:
         self.records = records
         self.store = store
         self._threads = ThreadPoolExecutor(store.parallel, thread_name_prefix="store")
+        self._undoing: set[asyncio.Task[None]] = set()
 
     def begin(self, data: bytes, mime_type: str, filename: str | None, owner: str) -> Record:
         """Start storing an image that came with a request; overlaps the inference."""
@@ -100,7 +106,7 @@ class Recorder:
                 rows.append((Artifact, {**self._common(record), **own}))
             saving = asyncio.wrap_future(self.records.save(rows))
         except BaseException:
-            await asyncio.shield(self._undo(record, list(files.values())))
+            await self._undo(record, list(files.values()))
             raise
         try:
             # The caller may leave while the commit is under way; whether it happened decides what becomes of the files.
@@ -108,7 +114,7 @@ class Recorder:
         except BaseException:
             await asyncio.wait([saving])
             if saving.cancelled() or saving.exception() is not None:
-                await asyncio.shield(self._undo(record, list(files.values())))
+                await self._undo(record, list(files.values()))
             raise
         return RecordIds(image_id, prediction_id, {kind: stored.id for kind, stored in files.items()})
 
@@ -131,8 +137,10 @@ class Recorder:
 
         await asyncio.get_running_loop().run_in_executor(self._threads, remove)
 
-    def close(self) -> None:
-        self._threads.shutdown(wait=True)
+    async def close(self) -> None:
+        if self._undoing:
+            await asyncio.wait(self._undoing, timeout=10)
+        await asyncio.to_thread(self._threads.shutdown)
 
     def _put(self, area: Any, data: bytes, mime_type: str) -> StoredBytes:
         ident = new_id()
@@ -142,7 +150,8 @@ class Recorder:
             self.store.put(key, data, mime_type)
             return hashlib.sha256(data).hexdigest()
 
-        done = asyncio.get_running_loop().run_in_executor(self._threads, put)
+        context = contextvars.copy_context()  # the request's id goes into the log lines of the store
+        done = asyncio.get_running_loop().run_in_executor(self._threads, context.run, put)
         # Its error is raised where it is awaited; a request that fails earlier must not log it a second time.
         done.add_done_callback(lambda future: future.cancelled() or future.exception())
         return StoredBytes(ident, key, mime_type, len(data), done)
@@ -151,7 +160,7 @@ class Recorder:
         return {"owner": record.owner, "created_at": record.created_at}
 
     async def _stored(self, stored: StoredBytes) -> dict[str, Any]:
-        sha256 = await stored.done
+        sha256 = await asyncio.shield(stored.done)
         return {"storage_key": stored.key, "mime_type": stored.mime_type, "bytes": stored.size, "sha256": sha256}
 
     async def _image(self, record: Record, upload: StoredBytes, picture: PictureFacts, kept: bool) -> dict[str, Any]:
@@ -165,8 +174,15 @@ class Recorder:
         return {**self._common(record), **own, **await self._stored(upload)}
 
     async def _undo(self, record: Record, files: list[StoredBytes]) -> None:
+        """Remove what was stored; a store that is slow is waited for in the background, not by the caller."""
         stored = [*files, *([record.upload] if record.upload else [])]
-        for one in stored:
-            await asyncio.wait([one.done])
-        if stored:
-            await self.delete([one.key for one in stored])
+        if not stored:
+            return
+        task = asyncio.create_task(self._remove(stored))
+        self._undoing.add(task)
+        task.add_done_callback(self._undoing.discard)
+        await asyncio.wait({task}, timeout=UNDO_PATIENCE_S)
+
+    async def _remove(self, stored: list[StoredBytes]) -> None:
+        await asyncio.wait([one.done for one in stored])
+        await self.delete([one.key for one in stored])

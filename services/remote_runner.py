@@ -8,7 +8,8 @@ import time
 import aiohttp
 import orjson
 
-from ekiben.errors import DeadlineExceeded, Unavailable
+from ekiben.errors import DeadlineExceeded, Temporary, Unavailable
+from ekiben.logs import request_id
 from models.asks import Ask
 from models.engine import ModelKey, ModelState
 from services.frames import decode_answer, decode_refusal, decode_states, encode_ask, encode_key
@@ -49,7 +50,7 @@ class RemoteRunner:
     async def metrics_text(self) -> bytes:
         try:
             return await self._post("/metrics", b"", 5.0)
-        except Unavailable:
+        except Temporary:
             return b""
 
     async def check(self) -> None:
@@ -64,11 +65,15 @@ class RemoteRunner:
             # A kept connection is dropped here before the runner (5 s) would drop it: a request must never meet a
             # connection that is being closed on the other side.
             connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=3.0)
-            self._session = aiohttp.ClientSession(connector=connector, auto_decompress=False)
+            self._session = aiohttp.ClientSession(
+                connector=connector, auto_decompress=False, timeout=aiohttp.ClientTimeout(total=None)
+            )
         headers = {DEADLINE_HEADER: f"{timeout_s:.3f}", "content-type": "application/octet-stream"}
+        if ident := request_id.get():
+            headers["x-request-id"] = ident
         try:
             async with asyncio.timeout(timeout_s):
-                async with self._session.post(self._url + path, data=body, headers=headers, timeout=None) as response:
+                async with self._session.post(self._url + path, data=body, headers=headers) as response:
                     answer = await response.read()
         except TimeoutError:
             raise DeadlineExceeded("the request took longer than its deadline", retry_after_s=1) from None

@@ -39,6 +39,7 @@ _BYTES = "application/octet-stream"
 
 def _refusing(handler: Callable[[Request, LocalRunner], Awaitable[bytes]]) -> Callable[[Request], Awaitable[Response]]:
     async def answer(request: Request) -> Response:
+        logs.request_id.set(request.headers.get("x-request-id", ""))
         try:
             return Response(await handler(request, request.app.state.runner), media_type=_BYTES)
         except Refusal as error:

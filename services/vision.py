@@ -9,7 +9,7 @@ from typing import Any
 
 from db.records import Records
 from db.tables import Image
-from ekiben.errors import BadInput, Overloaded
+from ekiben.errors import BadInput, DeadlineExceeded, Overloaded
 from models.asks import RENDERS, Answer, Ask
 from models.classifier import check_top_k
 from models.images import decode, sniff
@@ -148,11 +148,12 @@ class Vision:
                 mime_type = sniff(data)
                 if store:
                     record = self._recorder.begin(data, mime_type, source.filename, owner)
+                    record.deadline = deadline
             elif source.image_id is not None:
                 image = await asyncio.to_thread(self._records.image, owner, source.image_id)
                 data = await self._recorder.read(image.storage_key)
                 if store:
-                    record = Record(owner, image_id=image.id)
+                    record = Record(owner, image_id=image.id, deadline=deadline)
             else:
                 raise BadInput("send an image: a multipart field 'file', the raw bytes as body, or image_id")
             ask = Ask(data, ask.top_k, ask.renders)
@@ -162,7 +163,7 @@ class Vision:
             return answered, record
         except BaseException:
             if record is not None:
-                await asyncio.shield(self._recorder.abandon(record))
+                await self._recorder.abandon(record)
             raise
         finally:
             self._open -= 1
@@ -192,7 +193,11 @@ class Vision:
             "inference_ms": spent.inference_ms,
             "batch_size": spent.batch_size,
         }
-        ids = await self._recorder.finish(record, answer.picture, answer.renders, columns)
+        try:
+            async with asyncio.timeout(max(record.deadline - time.monotonic(), 0.05)):
+                ids = await self._recorder.finish(record, answer.picture, answer.renders, columns)
+        except TimeoutError:
+            raise DeadlineExceeded("the answer could not be stored before the deadline", retry_after_s=1) from None
         metrics.stored.inc()
         return ids
 

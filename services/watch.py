@@ -13,7 +13,7 @@ from typing import Any
 
 from db.listing import Listed
 from db.replicas import Holding
-from ekiben.errors import Refusal
+from ekiben.errors import Refusal, Unavailable
 from ekiben.ids import new_id
 from models.engine import ModelKey, ModelState
 from services.local_runner import LocalRunner
@@ -36,6 +36,7 @@ class Watch:
         self._reported: list[ModelState] | None = None
         self._reported_at = 0.0
         self._seen: dict[tuple[str, str], tuple[str, datetime]] = {}
+        self._followed = -1
         self._quiet = False
         self._task: asyncio.Task[None] | None = None
         self._loads: set[asyncio.Task[None]] = set()
@@ -44,14 +45,29 @@ class Watch:
         """Read the registry and warm the pinned models, then keep following. Raises if the first read fails."""
         await asyncio.to_thread(self._index.refresh)
         if self._runner is not None:
-            for name in self._pinned:
-                listed = next((m for m in self._index.listed() if m.model.name == name), None)
-                if listed is None or listed.active is None:
-                    log.warning("model to preload is not there", extra={"model": name})
-                    continue
-                await self._load(_key(listed), pin=True)
+            there = {m.model.name for m in self._index.listed() if m.active is not None}
+            for name in set(self._pinned) - there:
+                log.warning("model to preload is not there", extra={"model": name})
+            for listed in self._index.listed():
+                if listed.active is not None and (
+                    listed.model.name in self._pinned or listed.model.desired == "loaded"
+                ):
+                    await self._load(_key(listed), pin=True)
             self._follow()
         self._task = asyncio.create_task(self._run())
+
+    async def check(self) -> None:
+        """Unavailable while a pinned model that is there is not warm in this process."""
+        if self._runner is None:
+            return
+        ready = {s.key for s in self._runner.engine.states() if s.state == "ready"}
+        cold = [
+            m.model.name
+            for m in self._index.listed()
+            if m.active is not None and m.model.name in self._pinned and _key(m) not in ready
+        ]
+        if cold:
+            raise Unavailable(f"not loaded: {', '.join(sorted(cold))}")
 
     async def stop(self) -> None:
         if self._task is not None:
@@ -66,7 +82,9 @@ class Watch:
         while True:
             await asyncio.sleep(POLL_S)
             try:
-                if await asyncio.to_thread(self._index.refresh) and self._runner is not None:
+                await asyncio.to_thread(self._index.refresh)
+                # Requests refresh the index too: what has been followed is this watch's own to know.
+                if self._index.revision != self._followed and self._runner is not None:
                     self._follow()
                 if self._runner is not None:
                     self._runner.observe_gauges()
@@ -84,6 +102,7 @@ class Watch:
         runner = self._runner
         if runner is None:
             return
+        self._followed = self._index.revision
         held = {s.key: s for s in runner.engine.states()}
         wanted = {_key(m): m for m in self._index.listed() if m.active is not None}
         for key, listed in wanted.items():
@@ -97,9 +116,13 @@ class Watch:
                     self._spawn(self._unload([k for k in (key, *others) if k in held]))
                 continue
             pin = listed.model.desired == "loaded" or key.name in self._pinned
+            for other in others:
+                runner.engine.unpin(other)  # else a budget that holds one version would never let the next one in
             absent = key not in held or held[key].state in ("unloaded", "failed")
             if absent and (pin or others):
                 self._spawn(self._replace(key, others, pin))
+            elif others:
+                self._spawn(self._unload(others))
         known = {ModelKey(r.owner, r.name, r.version) for m in self._index.listed() for r in m.versions}
         for key in held:
             if key.owner == "local" and key not in known:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,8 +118,6 @@ def stop(server: Server, seconds: float = 40.0) -> None:
             server.process.wait(seconds)
         except subprocess.TimeoutExpired:
             for pid in pids:
-                try:
+                with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
             raise AssertionError(f"the server did not stop:\n{server.logs()[-4000:]}") from None

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Awaitable, Callable
 
 from fastapi import APIRouter, Request
 from starlette.responses import PlainTextResponse, Response
 
 from ekiben import __version__
-from ekiben.errors import Refusal
 from services import metrics
 from services.platform import Platform
 from services.wire import HealthBody, json_response
 
 router = APIRouter(tags=["health"])
-log = logging.getLogger(__name__)
-
-_PATIENCE_S = 5.0
 
 
 @router.get("/livez", summary="The process answers", response_class=PlainTextResponse)
@@ -56,28 +50,11 @@ async def show_metrics(request: Request) -> Response:
 
 async def _verdict(request: Request, *, with_models: bool) -> Response:
     platform: Platform = request.app.state.platform
-    names = ("database", "store", "runner")
-    checks = (platform.check_database, platform.check_store, platform.runner.check)
-    verdicts = await asyncio.gather(*(_check(name, check) for name, check in zip(names, checks, strict=True)))
-    parts = dict(zip(names, verdicts, strict=True))
+    parts = dict(await platform.health.parts())
     ok = all(part["ok"] for part in parts.values())
     if with_models:
         parts["models"] = _models(platform)
     return json_response({"ok": ok, "version": __version__, "parts": parts}, 200 if ok else 503)
-
-
-async def _check(name: str, check: Callable[[], Awaitable[None]]) -> dict[str, object]:
-    try:
-        async with asyncio.timeout(_PATIENCE_S):
-            await check()
-    except TimeoutError:
-        return {"ok": False, "detail": f"no answer within {_PATIENCE_S:.0f} s"}
-    except Refusal as error:
-        return {"ok": False, "detail": error.message}
-    except Exception:
-        log.exception("health check of %s", name)
-        return {"ok": False, "detail": "internal error; the log has it"}
-    return {"ok": True, "detail": "ok"}
 
 
 def _models(platform: Platform) -> dict[str, object]:

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from db.listing import Listed
 from db.tables import ModelReplica
-from ekiben.errors import BadInput, NotFound, Unavailable
+from ekiben.errors import BadInput, NotFound, Temporary
 from models.engine import ModelKey, ModelState
 from services.importing import MAX_MODEL_BYTES, UploadOptions, import_upload
 from services.platform import Platform
@@ -22,7 +22,7 @@ from services.wire import ModelBody, PageBody, json_response
 
 router = APIRouter(tags=["models"])
 
-# A file may be half a gigabyte, and reading it runs a child process: one at a time.
+# Checking a file runs a child process that may take gigabytes: one at a time.
 _ONE_IMPORT = asyncio.Semaphore(1)
 _NO_COUNTS = {"predictions": 0, "batches": 0, "loads": 0, "waiting": 0, "batch_size": 1}
 
@@ -46,22 +46,18 @@ async def show(request: Request, name: str) -> Response:
     status_code=201,
     response_model=None,
     responses={201: {"model": ModelBody}},
-    openapi_extra=openapi(UploadOptions, file_description="The .onnx file."),
+    openapi_extra=openapi(UploadOptions, file_description="The .onnx file.", raw=("application/octet-stream",)),
 )
 async def bring(request: Request) -> Response:
     platform: Platform = request.app.state.platform
-    async with _ONE_IMPORT:
-        return await _bring(request, platform)
-
-
-async def _bring(request: Request, platform: Platform) -> Response:
     upload = await read_upload(request, limit=MAX_MODEL_BYTES, text_files=frozenset({"labels", "palette"}))
     if upload.data is None:
         raise BadInput("send the .onnx file as multipart field 'file'")
     options = parse(UploadOptions, request.query_params, upload.fields)
-    row = await asyncio.to_thread(
-        import_upload, platform.registry, platform.store, upload.data, upload.filename, options
-    )
+    async with _ONE_IMPORT:
+        row = await asyncio.to_thread(
+            import_upload, platform.registry, platform.store, upload.data, upload.filename, options
+        )
     await asyncio.to_thread(platform.index.refresh)
     return json_response(await _one(platform, row.name), 201, {"Location": f"/v1/models/{row.name}"})
 
@@ -115,7 +111,7 @@ async def _bodies(platform: Platform, listed: Sequence[Listed]) -> list[dict[str
     held: dict[ModelKey, ModelState] | None
     try:
         held = {state.key: state for state in await platform.runner.states()}
-    except Unavailable:
+    except Temporary:
         held = None
     return [await _body(platform, row, replicas, held) for row in listed]
 

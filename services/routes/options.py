@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.datastructures import QueryParams
 
 from ekiben.errors import BadInput
 from services import defaults
@@ -38,31 +39,45 @@ class SegmentOptions(InferenceOptions):
 OptionsT = TypeVar("OptionsT", bound=BaseModel)
 
 
-def parse(kind: type[OptionsT], query: Mapping[str, str], fields: Mapping[str, str] | None = None) -> OptionsT:
+def parse(kind: type[OptionsT], query: QueryParams, fields: Mapping[str, str] | None = None) -> OptionsT:
     """Options from query and form fields together. BadInput names what is wrong, unknown or given twice."""
-    given: dict[str, Any] = dict(query)
-    for name, value in (fields or {}).items():
-        if name in given and given[name] != value:
-            raise BadInput(f"{name} is given twice: {given[name]!r} in the query, {value!r} in the form")
-        given[name] = value
+    given: dict[str, Any] = {}
+    for name, value in (*query.multi_items(), *(fields or {}).items()):
+        if given.setdefault(name, value) != value or query.getlist(name)[1:]:
+            raise BadInput(f"{_short(name)} is given twice")
+        if "\0" in value or "\0" in name:
+            raise BadInput(f"{_short(name)} holds a NUL character")
     try:
         return kind.model_validate(given)
     except ValidationError as error:
-        raise BadInput("; ".join(_sentence(e, kind) for e in error.errors())) from None
+        raise BadInput("; ".join(_sentence(e, kind) for e in error.errors()[:5])) from None
 
 
 def _sentence(error: Any, kind: type[BaseModel]) -> str:
-    name = ".".join(map(str, error["loc"]))
+    name = _short(".".join(map(str, error["loc"])))
+    if error["type"] == "missing":
+        return f"{name} is missing"
     if error["type"] == "extra_forbidden":
         return f"there is no option {name}; there are {', '.join(kind.model_fields)}"
-    message: str = error["msg"]
-    return f"{name}: {message[0].lower()}{message[1:]}, not {error['input']!r}"
+    message: str = error["msg"].removeprefix("Value error, ")
+    of = f", not {_short(repr(error['input']))}" if name else ""
+    return f"{name}: {message[:1].lower()}{message[1:400]}{of}" if name else message[:400]
 
 
-def openapi(kind: type[BaseModel], *, file_description: str = "The image.") -> dict[str, Any]:
-    """What FastAPI cannot see for itself: the options as query parameters, the two ways to send an image."""
+def _short(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def openapi(
+    kind: type[BaseModel],
+    *,
+    file_field: str = "file",
+    file_description: str = "The image.",
+    raw: tuple[str, ...] = ("image/jpeg", "image/png", "image/webp", "image/bmp", "image/tiff"),
+) -> dict[str, Any]:
+    """What FastAPI cannot see for itself: the options as query parameters, the ways to send a file."""
     schema = kind.model_json_schema()
-    properties: dict[str, Any] = schema.get("properties", {})
+    properties: dict[str, Any] = {name: _as_text(facts) for name, facts in schema.get("properties", {}).items()}
     parameters = [
         {
             "name": name,
@@ -74,8 +89,16 @@ def openapi(kind: type[BaseModel], *, file_description: str = "The image.") -> d
         for name, facts in properties.items()
     ]
     binary = {"type": "string", "format": "binary", "description": file_description}
-    form = {"type": "object", "properties": {"file": binary, **properties}}
+    form = {"type": "object", "properties": {file_field: binary, **properties}}
     content = {"multipart/form-data": {"schema": form}}
-    for mime_type in ("image/jpeg", "image/png", "image/webp", "image/bmp", "image/tiff"):
+    for mime_type in raw:
         content[mime_type] = {"schema": {"type": "string", "format": "binary"}}
     return {"parameters": parameters, "requestBody": {"required": False, "content": content}}
+
+
+def _as_text(facts: dict[str, Any]) -> dict[str, Any]:
+    """A field that is a list is sent as one text, its parts separated by commas, spaces or lines."""
+    kinds = [facts, *facts.get("anyOf", [])]
+    if any(each.get("type") == "array" for each in kinds):
+        return {"type": "string", "description": facts.get("description", "")}
+    return facts

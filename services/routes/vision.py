@@ -75,7 +75,9 @@ async def segment(request: Request) -> Response:
 def _wants_png(accept: str) -> bool:
     """True where image/png stands before application/json in the Accept header (and */* means JSON)."""
     for part in accept.split(","):
-        kind = part.split(";")[0].strip()
+        kind, *parameters = (piece.strip() for piece in part.split(";"))
+        if any(parameter in ("q=0", "q=0.0") for parameter in parameters):
+            continue
         if kind == "image/png":
             return True
         if kind in ("application/json", "*/*"):

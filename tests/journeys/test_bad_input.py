@@ -47,6 +47,7 @@ BODIES: dict[str, tuple[bytes, int, str, str]] = {
     "SVG": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", 415, "unsupported_image", "SVG"),
     "65 megapixels": (png_that_says(8_125, 8_001), 413, "too_large", "64000000"),
     "a decompression bomb": (png_that_says(60_000, 60_000), 413, "too_large", "pixels"),
+    "a JPEG of 4,000 scans": (JPEG[:-2] + b"\xff\xda" * 4000 + JPEG[-2:], 400, "bad_image", "scans"),
     "51 MB": (b"\xff\xd8\xff" + bytes(51 * 1024 * 1024), 413, "too_large", "52428800"),
 }
 
@@ -151,6 +152,27 @@ def test_options_as_form_fields(toy_server: Server) -> None:
         assert answer.status_code == 200, answer.text
         assert [p["class_name"] for p in answer.json()["predictions"]] == ["red", "dark"]
         assert answer.json()["id"] is None
+
+
+def test_head_and_nul(toy_server: Server) -> None:
+    with toy_server.client() as client:
+        for path in ("/livez", "/readyz", "/v1/images", "/v1/models/colours"):
+            answer = client.head(path)
+            assert answer.status_code == 200, path
+            assert answer.content == b""
+        check_error(client.get("/v1/images/%00"), 400, "bad_request", "NUL")
+        check_error(client.post("/v1/classify?model=%00", content=PNG), 400, "bad_request", "NUL")
+
+
+def test_a_form_without_a_file(toy_server: Server) -> None:
+    """curl -d image_id=...: the fields of an urlencoded body are options like the others."""
+    with toy_server.client() as client:
+        image = client.post("/v1/images", content=PNG).json()
+        answer = client.post("/v1/classify", data={"model": "colours", "image_id": image["id"]})
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["image"]["id"] == image["id"]
+        curl = {"content-type": "application/x-www-form-urlencoded"}  # what --data-binary sends
+        assert client.post("/v1/classify?model=colours", content=PNG, headers=curl).status_code == 200
 
 
 def test_request_ids(toy_server: Server) -> None:

@@ -12,10 +12,20 @@ import bentoml
 import httpx
 import pytest
 
+from db.blobs import BlobStore, open_store
+from db.registry import Registry
+from db.session import connect
+from ekiben.settings import Settings
+from services.bento_models import publish_carried
 from tests import toys
 from tests.serving import ROOT, Server, environ, free_port, serving, wait_ready
 
 RED = toys.encoded(toys.solid((200, 10, 10), 48, 36))
+
+
+def registry_of(home: Path) -> tuple[Registry, BlobStore]:
+    settings = Settings.from_environ({"EKIBEN_HOME": str(home)})
+    return Registry(connect(settings.resolved_database_url)), open_store(settings.resolved_store_url, "", "")
 
 
 @pytest.fixture
@@ -62,6 +72,15 @@ def test_a_url_in_place_of_a_file_is_refused(toy_server: Server) -> None:
         assert "multipart" in error(client.post("/segment", content=url))
         pickled = client.post("/classify", content=b"x", headers={"content-type": "application/vnd.bentoml+pickle"})
         assert "multipart" in error(pickled)
+        # Headers that two parsers read differently: BentoML's would take the body for an address.
+        for disposition in ("name=\"image\"; filename*=utf-8''x.png", 'name="zzz"; name="image"'):
+            body = f"--x\r\nContent-Disposition: form-data; {disposition}\r\n\r\n{url}\r\n--x--\r\n"
+            kind = {"content-type": "multipart/form-data; boundary=x"}
+            answer = client.post("/classify?model=colours", content=body, headers=kind)
+            assert answer.status_code == 400, answer.text
+        assert "no option frob" in error(client.post("/classify", files={"image": ("x.png", RED)}, data={"frob": "1"}))
+        wrong = client.post("/classify", files={"image": ("x.png", RED)}, data={"model": "colours", "version": "9"})
+        assert wrong.status_code == 404
         assert "no 'image'" in error(client.post("/classify", files={"other": (None, "x")}))
         metrics = client.get("/metrics").text
     assert not asked
@@ -113,6 +132,10 @@ def test_a_built_bento_serves_the_same_answers(toy_home: Path, red: Path, tmp_pa
             assert {m["name"] for m in client.get("/v1/models").json()["items"]} == {"colours", "areas"}
             assert client.post("/v1/classify?model=colours", content=RED).json()["predictions"] == expected
             assert client.post("/v1/segment?model=areas", content=RED).status_code == 200
+        # What the Bento carries is published once: a later start does not bring it back over a newer version.
+        for _ in range(2):
+            publish_carried(next((second / "models" / "ekiben-models").glob("*/")), *registry_of(home))
+        assert [row.version for row in registry_of(home)[0].versions("colours")] == [1]
     finally:
         process.terminate()
         process.wait(40)

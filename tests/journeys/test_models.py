@@ -161,3 +161,52 @@ def test_metrics_name_models_and_batches(toy_server: Server) -> None:
     ):
         assert f"# HELP {family}" in text.replace("_total ", " ") or f"# HELP {family}" in text, family
     assert 'ekiben_batch_size_count{model="colours"}' in text
+
+
+def test_a_loaded_model_follows_its_versions(toy_home: Path, toy_artifacts: dict[str, Path]) -> None:
+    """Kept loaded, the next version is loaded and kept too, and the old one goes, however the news came in."""
+    onnx = (toy_artifacts["colours"] / "model.onnx").read_bytes()
+    with serving(toy_home) as server, server.client() as client:
+        client.post("/v1/models/colours/load")
+        fields = {"name": "colours", "task": "classify", "labels": "\n".join(toys.CLASSES)}
+        made = client.post("/v1/models", data=fields, files={"file": ("x.onnx", onnx)})
+        assert made.json()["version"] == 2
+        client.post("/v1/classify?model=nobody", content=RED)  # a look-up refreshes this process's copy too
+        held = lambda: {(r["version"], r["state"]) for r in model(client, "colours")["replicas"]}  # noqa: E731
+        until(lambda: (2, "ready") in held() and (1, "ready") not in held())
+
+
+def test_a_new_version_fits_where_only_one_does(tmp_path: Path) -> None:
+    home = tmp_path / "var"
+    toys.classifier(tmp_path / "big", ballast_bytes=50_000_000)
+    publish(home, "big", tmp_path / "big")
+    with serving(home, EKIBEN_MODEL_MEMORY_MB="90", EKIBEN_PRELOAD="big") as server, server.client() as client:
+        assert client.post("/v1/classify?model=big&store=false", content=RED).json()["model"]["version"] == 1
+        publish(home, "big", tmp_path / "big")
+
+        def served() -> bool:
+            answer = client.post("/v1/classify?model=big&store=false", content=RED)
+            return answer.status_code == 200 and answer.json()["model"]["version"] == 2
+
+        until(served, 20)
+
+
+def test_ready_means_that_preloaded_models_are_warm(tmp_path: Path) -> None:
+    home = tmp_path / "var"
+    toys.classifier(tmp_path / "big", ballast_bytes=50_000_000)
+    publish(home, "big", tmp_path / "big")
+    with (
+        serving(home, wait=False, EKIBEN_MODEL_MEMORY_MB="20", EKIBEN_PRELOAD="big") as server,
+        server.client() as client,
+    ):
+
+        def verdict() -> Any:
+            try:
+                return client.get("/readyz")
+            except httpx.TransportError:
+                return None
+
+        until(lambda: verdict() is not None, 30)
+        answer = verdict()
+        assert answer.status_code == 503
+        assert "big" in answer.json()["parts"]["pinned"]["detail"]

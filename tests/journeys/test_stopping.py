@@ -100,3 +100,17 @@ def test_the_deadline_of_a_request(toy_home: Path) -> None:
         assert late.json()["error"]["code"] == "deadline_exceeded"
         assert client.get("/v1/predictions").json()["total"] == 0
         assert not list((toy_home / "blobs").rglob("*.jpg"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGKILL])
+def test_nothing_is_left_on_the_port(toy_home: Path, number: signal.Signals) -> None:
+    """The terminal is closed, or the launcher is killed: what it started ends too."""
+    with serving(toy_home, EKIBEN_TOPOLOGY="split") as server:
+        below = [pid for pid in server.pids() if pid != server.process.pid]
+        assert len(below) >= 4
+        server.process.send_signal(number)
+        server.process.wait(40)
+        end = time.monotonic() + 20
+        while any(Path(f"/proc/{pid}").exists() for pid in below) and time.monotonic() < end:
+            time.sleep(0.1)
+        assert [pid for pid in below if Path(f"/proc/{pid}").exists()] == []

@@ -32,7 +32,10 @@ class Shelf:
         self.slow = threading.Event()
         self.slow.set()
         self.engine = Engine(
-            self.open, lambda k: self.size(k.name), budget_mb * MEGABYTE, lambda k: self.closed.append(k.name)
+            self.open,
+            lambda k: self.size(k.name),
+            budget_mb * MEGABYTE,
+            lambda loaded: self.closed.append(loaded.key.name),
         )
 
     def size(self, name: str) -> int:

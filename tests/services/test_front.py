@@ -7,6 +7,7 @@ from collections.abc import MutableMapping
 from typing import Any
 
 import pytest
+from starlette.datastructures import QueryParams
 
 from ekiben.errors import BadInput, CallerLeft
 from services.front import Front, or_caller_left
@@ -68,7 +69,7 @@ def request(app: Any) -> list[MutableMapping[str, Any]]:
         return {"type": "http.request", "body": b""}
 
     scope = {"type": "http", "method": "GET", "path": "/x", "headers": []}
-    asyncio.run(Front(app, app, frozenset(), None)(scope, receive, send))
+    asyncio.run(Front(app, app, None)(scope, receive, send))
     return sent
 
 
@@ -101,14 +102,19 @@ def test_families_of_another_process_stand_once() -> None:
 
 
 def test_options() -> None:
-    assert parse(ClassifyOptions, {"model": "m", "top_k": "3"}, {"store": "false"}).store is False
-    assert parse(ClassifyOptions, {"model": "m"}, {"model": "m"}).model == "m"
-    with pytest.raises(BadInput, match="given twice"):
-        parse(ClassifyOptions, {"model": "m"}, {"model": "n"})
-    with pytest.raises(BadInput, match="no option frobnicate"):
-        parse(ClassifyOptions, {"frobnicate": "1"})
-    with pytest.raises(BadInput, match="version"):
-        parse(ClassifyOptions, {"version": "-1"})
+    assert parse(ClassifyOptions, QueryParams("model=m&top_k=3"), {"store": "false"}).store is False
+    assert parse(ClassifyOptions, QueryParams("model=m"), {"model": "m"}).model == "m"
+    for query, form, words in (
+        ("model=m", {"model": "n"}, "given twice"),
+        ("model=m&model=m", {}, "given twice"),
+        ("frobnicate=1", {}, "no option frobnicate"),
+        ("version=-1", {}, "version"),
+        ("model=%00", {}, "NUL"),
+        ("model=" + "x" * 5000, {}, "model"),
+    ):
+        with pytest.raises(BadInput, match=words) as caught:
+            parse(ClassifyOptions, QueryParams(query), form)
+        assert len(caught.value.message) < 600  # what was sent is not echoed whole
 
 
 def test_the_bodies_of_all_open_requests_are_bounded() -> None:
@@ -122,7 +128,7 @@ def test_the_bodies_of_all_open_requests_are_bounded() -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b""})
 
-    front = Front(reads, reads, frozenset(), None, max_body_bytes=10)
+    front = Front(reads, reads, None, max_body_bytes=10)
 
     async def ask(path: str, size: int) -> int:
         sent: list[MutableMapping[str, Any]] = []

@@ -1,0 +1,74 @@
+"""POST /classify and /segment: the Bento endpoints, as BentoML's clients send them (a form with the file ``image``).
+
+BentoML's own handlers would fetch an address that stands in place of the file, have no limit on a body, word errors as
+lists and go on computing for callers who left. So the requests of its clients are answered here; the gateway's
+``@bentoml.api`` methods are what /schema.json describes and what a program in the same process calls.
+"""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from ekiben.errors import BadInput
+from services.front import or_caller_left
+from services.platform import Platform
+from services.routes.options import ClassifyOptions, SegmentOptions, openapi, parse
+from services.upload import Upload, read_upload
+from services.vision import Source
+from services.wire import ClassifyBody, SegmentBody, json_response
+
+router = APIRouter(tags=["bento"])
+
+_FIELD = "image"
+
+
+@router.post(
+    "/classify",
+    summary="Bento endpoint: as /v1/classify",
+    response_model=None,
+    responses={200: {"model": ClassifyBody}},
+    openapi_extra=openapi(ClassifyOptions, file_field=_FIELD, raw=()),
+)
+async def classify(request: Request) -> Response:
+    platform: Platform = request.app.state.platform
+    upload = await _form(request)
+    options = parse(ClassifyOptions, request.query_params, upload.fields)
+    asked = platform.vision.classify(
+        Source(upload.data, upload.filename),
+        model=options.model,
+        version=options.version,
+        top_k=options.top_k,
+        store=options.store,
+    )
+    return json_response((await or_caller_left(request.receive, asked)).body)
+
+
+@router.post(
+    "/segment",
+    summary="Bento endpoint: as /v1/segment",
+    response_model=None,
+    responses={200: {"model": SegmentBody}},
+    openapi_extra=openapi(SegmentOptions, file_field=_FIELD, raw=()),
+)
+async def segment(request: Request) -> Response:
+    platform: Platform = request.app.state.platform
+    upload = await _form(request)
+    options = parse(SegmentOptions, request.query_params, upload.fields)
+    asked = platform.vision.segment(
+        Source(upload.data, upload.filename), model=options.model, version=options.version, store=options.store
+    )
+    return json_response((await or_caller_left(request.receive, asked)).body)
+
+
+async def _form(request: Request) -> Upload:
+    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+        raise BadInput(f"send a multipart form with the picture as file '{_FIELD}'")
+    upload = await read_upload(request, file_field=_FIELD)
+    if upload.data is None:
+        raise BadInput(f"the form has no '{_FIELD}'")
+    if not upload.is_file:
+        raise BadInput(f"'{_FIELD}' must be a file, not text or an address")
+    # BentoML's client sends a parameter that was not given as JSON's null.
+    upload.fields = {name: text.strip('"') for name, text in upload.fields.items() if text != "null"}
+    return upload
