@@ -25,8 +25,9 @@ def publish_folder(
 ) -> ModelVersion:
     """The new version of ``name`` that holds every file of ``folder``.
 
-    ``manifest`` is that of the folder as JSON-ready values; ``digest`` identifies it. A failure leaves neither row
-    nor blob. With ``reuse`` an active version of the same digest is given back instead.
+    ``manifest`` is that of the folder as JSON-ready values; ``digest`` identifies it. A failure leaves neither row nor
+    blob; only where the database is lost during the commit the blobs stay, because the row may be there. With
+    ``reuse`` an active version of the same digest is given back instead.
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file())
 

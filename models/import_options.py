@@ -99,7 +99,7 @@ def _none_if_blank(value: Any) -> Any:
 
 
 _Side = Annotated[int, Field(ge=8, le=MAX_SIDE)]
-_Label = Annotated[str, Field(min_length=1, max_length=1000)]
+_Label = Annotated[str, Field(min_length=1, max_length=1000, pattern=r"^[^\x00]*$")]  # PostgreSQL takes no NUL
 _Byte = Annotated[int, Field(ge=0, le=255)]
 
 
