@@ -155,11 +155,18 @@ class Engine:
                     )
 
     def unload(self, key: ModelKey) -> bool:
-        """Take a model out of memory; requests that hold a lease finish first. False when it was not loaded."""
+        """Take a model out of memory; requests that hold a lease finish first. False when it was not loaded.
+
+        Blocks while it is being loaded: otherwise it would be ready right after it was unloaded.
+        """
         with self._lock:
             entry = self._entries.get(key)
             if entry is None:
                 return False
+            loading = entry.state == "loading"
+        if loading:
+            entry.settled.wait()
+        with self._lock:
             entry.pinned = False
             if entry.loaded is None:
                 if entry.state == "failed":

@@ -126,7 +126,7 @@ class Watch:
         known = {ModelKey(r.owner, r.name, r.version) for m in self._index.listed() for r in m.versions}
         for key in held:
             if key.owner == "local" and key not in known:
-                runner.engine.forget(key)
+                self._spawn(asyncio.to_thread(runner.engine.forget, key))
 
     async def _replace(self, key: ModelKey, others: list[ModelKey], pin: bool) -> None:
         if await self._load(key, pin=pin):

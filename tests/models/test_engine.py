@@ -82,6 +82,20 @@ def test_unload_takes_the_pin_too(shelf: Shelf) -> None:
     assert not shelf.state("b").pinned and shelf.state("b").state == "unloaded"
 
 
+def test_unload_during_a_load_wins(shelf: Shelf) -> None:
+    shelf.slow.clear()
+    with ThreadPoolExecutor(2) as pool:
+        loading = pool.submit(shelf.engine.load, key("a"), pin=True)
+        wait_for(lambda: shelf.opened == ["a"])
+        unloading = pool.submit(shelf.engine.unload, key("a"))
+        time.sleep(0.05)
+        assert not unloading.done()
+        shelf.slow.set()
+        loading.result(20)
+        assert unloading.result(20) is True
+    assert shelf.ready() == [] and shelf.closed == ["a"]
+
+
 def test_a_model_in_use_is_not_evicted(shelf: Shelf) -> None:
     with shelf.engine.using(key("a")) as a, shelf.engine.using(key("b")):
         shelf.use("c", "d")
