@@ -21,12 +21,18 @@ def test_resident_bytes_are_the_kernel_s() -> None:
 
 
 def test_resident_bytes_follow_what_is_touched() -> None:
-    before = resident_bytes()
-    block = np.ones(64 * MEGABYTE, np.uint8)
-    grown = resident_bytes() - before
+    grown = left = 0
+    for _ in range(3):  # what earlier tests left may be given back in between, by their threads
+        give_back()
+        before = resident_bytes()
+        block = np.ones(64 * MEGABYTE, np.uint8)
+        grown = resident_bytes() - before
+        del block
+        left = resident_bytes() - before
+        if 60 * MEGABYTE < grown < 80 * MEGABYTE and left < 20 * MEGABYTE:
+            break
     assert 60 * MEGABYTE < grown < 80 * MEGABYTE
-    del block
-    assert resident_bytes() - before < 20 * MEGABYTE
+    assert left < 20 * MEGABYTE
 
 
 def test_freed_memory_goes_back_even_below_something_that_stays() -> None:
