@@ -76,6 +76,11 @@ class Records:
         with reading(self._engine) as session:
             return _one(session, Artifact, owner, id)
 
+    def image_of(self, owner: str, prediction_id: str) -> Image:
+        """The image that a prediction is about."""
+        with reading(self._engine) as session:
+            return _one(session, Image, owner, _one(session, Prediction, owner, prediction_id).image_id)
+
     def artifacts_of(self, owner: str, prediction_id: str) -> list[Artifact]:
         """In the order in which they were made; empty too when there is no such prediction."""
         chosen = select(Artifact).where(Artifact.owner == owner, Artifact.prediction_id == prediction_id)

@@ -29,13 +29,14 @@ class Settings(BaseModel):
     s3_access_key: str = Field(default="", description="Access key of the S3 store.")
     s3_secret_key: str = Field(default="", repr=False, description="Secret key of the S3 store.")
     model_memory_mb: int = Field(default=4096, ge=16, description="Memory budget of loaded models, per process.")
-    cache_mb: int = Field(default=512, ge=0, description="Reserved: memory for cached embeddings; nothing uses it yet.")
+    cache_mb: int = Field(default=512, ge=0, description="Memory for embeddings of pictures, per process; 10 MB each.")
     queue_mb: int = Field(
         default=256,
         ge=1,
         description="Images that may wait, per process; more is refused with 503. All open requests: four times.",
     )
     timeout_s: float = Field(default=30.0, gt=0, description="Deadline of one request.")
+    auto_timeout_s: float = Field(default=300.0, gt=0, description="Deadline of a request for automatic masks.")
     preload: str = Field(default="", description="Models to load at start and keep (pinned): names, comma-separated.")
     device: Device = Field(default="auto", description="auto: CUDA where ONNX Runtime offers it, else CPU.")
     threads: int = Field(default=0, ge=0, description="Inference threads per process. 0: one per core.")

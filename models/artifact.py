@@ -13,10 +13,14 @@ from ekiben.errors import BadModelFile
 MANIFEST = "manifest.json"
 ONNX = "model.onnx"
 TORCHSCRIPT = "model.torchscript.pt"
+ENCODER, MASK_PROMPT, DECODER = "encoder.onnx", "mask_prompt.onnx", "decoder.onnx"
+"""The graphs of a Segment Anything artifact; what each takes and gives is said in models/sam_graphs.py."""
 
 MAX_MASK_CLASSES = 256
 
-Task = Literal["classify", "segment"]
+Task = Literal["classify", "segment", "masks"]
+FamilyName = Literal["classifier", "segmenter", "sam"]
+TASK_OF: dict[FamilyName, Task] = {"classifier": "classify", "segmenter": "segment", "sam": "masks"}
 Layout = Literal["NCHW", "NHWC"]
 Color = Literal["RGB", "BGR"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
@@ -54,6 +58,8 @@ class Preprocess(_Frozen):
     pixels, as torchvision's Resize does); ``center_crop``: then keep a central square of this side.
     ``crop_share``: instead, keep a central square of this share of the shorter side, in whole pixels (side and
     corner rounded down), and resize it to the input.
+    ``longer_side``: instead, resize so that the longer side has this many pixels (both sides rounded half up), then
+    pad with zeros at the right and the bottom, after the normalisation, up to the input.
     None of them: resize the whole picture to the input's height and width.
     ``mean`` and ``std`` are of pixels scaled to 0-1, in the order of ``GraphInput.color``.
     """
@@ -61,6 +67,7 @@ class Preprocess(_Frozen):
     shorter_side: int | None = Field(default=None, ge=1)
     center_crop: int | None = Field(default=None, ge=1)
     crop_share: float | None = Field(default=None, gt=0, le=1)
+    longer_side: int | None = Field(default=None, ge=1)
     interpolation: Interpolation = "bilinear"
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
@@ -69,6 +76,8 @@ class Preprocess(_Frozen):
     def _one_geometry(self) -> Preprocess:
         if self.crop_share is not None and (self.shorter_side or self.center_crop):
             raise ValueError("crop_share excludes shorter_side and center_crop")
+        if self.longer_side is not None and (self.shorter_side or self.center_crop or self.crop_share):
+            raise ValueError("longer_side excludes shorter_side, center_crop and crop_share")
         if self.center_crop is not None and self.shorter_side is None:
             raise ValueError("center_crop needs shorter_side")
         if min(self.std) <= 0:
@@ -88,6 +97,22 @@ class Parity(_Frozen):
     torchscript_max_abs: float | None = None
     tolerance: float
     inputs: str = Field(description="What was fed: batch sizes, shapes and the seed or the pictures.")
+    cases: dict[str, float] = Field(
+        default_factory=dict, description="The same by case, where a model has several graphs or kinds of input."
+    )
+
+
+class Agreement(_Frozen):
+    """How a lighter precision agrees with the one it was made from: IoU of their masks.
+
+    ``proven`` is false where the weights are random: how those react to rounding says nothing of trained ones.
+    """
+
+    reference: str = Field(description="What it was compared with: the precision, and the artifact's digest.")
+    mask_iou_mean: float
+    mask_iou_min: float
+    proven: bool
+    inputs: str = Field(description="The pictures and prompts.")
 
 
 class Weights(_Frozen):
@@ -105,13 +130,13 @@ class Manifest(_Frozen):
     """Everything a family needs to know of its network; sizes, means and labels are never constants in code."""
 
     format: Literal[1] = 1
-    family: Literal["classifier", "segmenter"]
+    family: FamilyName
     task: Task
     architecture: str = ""
     input: GraphInput
-    output: GraphOutput
+    output: GraphOutput | None = Field(default=None, description="None where a family has graphs of its own (sam).")
     preprocess: Preprocess
-    labels: tuple[str, ...] = Field(min_length=1)
+    labels: tuple[str, ...] = ()
     palette: tuple[tuple[int, int, int], ...] = ()
     weights: Weights
     licence: str = "unknown"
@@ -119,18 +144,39 @@ class Manifest(_Frozen):
     precision: Literal["float32", "float16", "int8", "bfloat16"] = "float32"
     opset: int
     parity: Parity | None = None
+    agreement: Agreement | None = None
     files: dict[str, FileFacts] = Field(default_factory=dict)
     metrics: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _consistent(self) -> Manifest:
-        if {"classifier": "classify", "segmenter": "segment"}[self.family] != self.task:
+        if TASK_OF[self.family] != self.task:
             raise ValueError(f"a {self.family} does not {self.task}")
+        if self.family == "sam":
+            if self.labels or self.output is not None:
+                raise ValueError("a sam has neither labels nor the output of a single graph")
+            return self
+        if not self.labels:
+            raise ValueError(f"labels are missing: a {self.family} has at least one")
+        if self.output is None:
+            raise ValueError(f"a {self.family} says which output is read")
         if self.task == "segment" and len(self.palette) != len(self.labels):
             raise ValueError(f"{len(self.labels)} labels but {len(self.palette)} palette colours")
         if self.task == "segment" and len(self.labels) > MAX_MASK_CLASSES:
             raise ValueError(f"{len(self.labels)} labels, but a mask has one byte a pixel: {MAX_MASK_CLASSES} at most")
         return self
+
+    @property
+    def only_output(self) -> GraphOutput:
+        """The output of a family with a single graph. ValueError for another."""
+        if self.output is None:
+            raise ValueError(f"a {self.family} has no single output")
+        return self.output
+
+    @property
+    def graph_bytes(self) -> int:
+        """Bytes of the ONNX files."""
+        return sum(facts.bytes for name, facts in self.files.items() if not name.endswith(".pt"))
 
     @property
     def digest(self) -> str:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from models.auto_options import AutoOptions
+from models.mask_results import AutoMask, PromptMask
+from models.prompts import Prompt
 from models.results import ClassArea, ClassScore, PictureFacts
 
 RENDERS = ("mask", "color", "overlay")
@@ -28,3 +31,44 @@ class Answer:
     scores: tuple[ClassScore, ...] = ()
     areas: tuple[ClassArea, ...] = ()
     renders: Mapping[str, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class MaskAsk:
+    """Masks for ``prompts``; for the whole picture's box where there are none. ``multimask``: three masks per prompt,
+    for the whole, a part and a part of that, else one. ``keep_logits``: give back what a next prompt can refine."""
+
+    image: bytes
+    prompts: tuple[Prompt, ...] = ()
+    multimask: bool = True
+    keep_logits: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AutoAsk:
+    image: bytes
+    options: AutoOptions
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingUse:
+    """``cached``: the picture's embedding was there. ``encode_ms``: what making it took, now or then."""
+
+    cached: bool
+    encode_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class MaskAnswer:
+    """``results``: the masks of each prompt, in order."""
+
+    picture: PictureFacts
+    embedding: EmbeddingUse
+    results: tuple[tuple[PromptMask, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AutoAnswer:
+    picture: PictureFacts
+    embedding: EmbeddingUse
+    masks: tuple[AutoMask, ...]

@@ -7,18 +7,16 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
-
-import numpy as np
-from numpy.typing import NDArray
 
 from ekiben.errors import CallerLeft, DeadlineExceeded, Overloaded, Refusal, Unavailable
 from models.batch_size import BatchSizer
 from models.results import Timing
 
 P = TypeVar("P")
+Q = TypeVar("Q")
 R = TypeVar("R")
 P_contra = TypeVar("P_contra", contravariant=True)
 R_co = TypeVar("R_co", covariant=True)
@@ -26,19 +24,19 @@ R_co = TypeVar("R_co", covariant=True)
 log = logging.getLogger(__name__)
 
 
-class Work(Protocol[P_contra, R_co]):
+class Work(Protocol[P_contra, Q, R_co]):
     """What a lane does with its items. All three run on a slot's thread."""
 
-    def prepare(self, payload: P_contra) -> tuple[NDArray[np.generic], Any]:
-        """The tensor of one item (no batch axis) and whatever ``finish`` needs."""
+    def prepare(self, payload: P_contra) -> tuple[Hashable, Q]:
+        """What the run takes of one item; items with equal keys may share a run."""
         ...
 
-    def run(self, batch: NDArray[np.generic]) -> NDArray[Any]:
-        """The outputs of a batch [N, ...], first axis N."""
+    def run(self, prepared: Sequence[Q]) -> Collection[Any]:
+        """The outputs of a batch, one per item."""
         ...
 
-    def finish(self, output: NDArray[Any], prepared: Any, payload: P_contra) -> R_co:
-        """The answer of one item from its row."""
+    def finish(self, output: Any, prepared: Q, payload: P_contra) -> R_co:
+        """The answer of one item from its output."""
         ...
 
 
@@ -63,7 +61,7 @@ class Lane(Generic[P, R]):
     """The queue of one model. ``slots``: runs at once; ``max_batch``: what the graph takes."""
 
     key: Hashable
-    work: Work[P, R]
+    work: Work[P, Any, R]
     slots: int
     sizer: BatchSizer
     queue: deque[Item[P, R]] = field(default_factory=deque)
@@ -99,7 +97,7 @@ class Batcher:
             thread.start()
 
     def open_lane(
-        self, key: Hashable, work: Work[P, R], *, slots: int | None = None, max_batch: int = 64
+        self, key: Hashable, work: Work[P, Any, R], *, slots: int | None = None, max_batch: int = 64
     ) -> Lane[P, R]:
         """The lane of ``key``, made with ``work`` if it is new."""
         with self._changed:
@@ -206,32 +204,31 @@ class Batcher:
         return None
 
 
-def run_batch(work: Work[P, R], items: Sequence[Item[P, R]], started: float) -> int:
+def run_batch(work: Work[P, Q, R], items: Sequence[Item[P, R]], started: float) -> int:
     """Prepare, run and finish; answer every item once, each with its own result or its own error.
 
     Gives back how many could be prepared: only a batch of which all could says what its size costs.
     """
-    groups: dict[tuple[Any, ...], list[tuple[Item[P, R], NDArray[np.generic], Any]]] = {}
+    groups: dict[Hashable, list[tuple[Item[P, R], Q]]] = {}
     for item in items:
         if item.left:
             _refuse_dead(item)
             continue
         try:
-            tensor, prepared = work.prepare(item.payload)
+            key, prepared = work.prepare(item.payload)
         except BaseException as error:
             _answer(item, None, None, error)
             continue
-        groups.setdefault((tensor.shape, tensor.dtype), []).append((item, tensor, prepared))
+        groups.setdefault(key, []).append((item, prepared))
     for group in groups.values():
         _run_group(work, group, started)
     return sum(len(group) for group in groups.values())
 
 
-def _run_group(work: Work[P, R], group: list[tuple[Item[P, R], NDArray[np.generic], Any]], started: float) -> None:
+def _run_group(work: Work[P, Q, R], group: list[tuple[Item[P, R], Q]], started: float) -> None:
     begin = time.perf_counter()
     try:
-        batch = group[0][1][None] if len(group) == 1 else np.stack([tensor for _, tensor, _ in group])
-        outputs = work.run(batch)
+        outputs = work.run([prepared for _, prepared in group])
         if len(outputs) != len(group):
             raise RuntimeError(f"the network gave {len(outputs)} rows for a batch of {len(group)}")
     except BaseException as error:
@@ -242,7 +239,7 @@ def _run_group(work: Work[P, R], group: list[tuple[Item[P, R], NDArray[np.generi
                 _run_group(work, [member], started)
         return
     inference_ms = (time.perf_counter() - begin) * 1e3
-    for (item, _, prepared), output in zip(group, outputs, strict=True):
+    for (item, prepared), output in zip(group, outputs, strict=True):
         timing = Timing((started - item.submitted) * 1e3, inference_ms, len(group))
         try:
             result = work.finish(output, prepared, item.payload)

@@ -23,7 +23,7 @@ class Classifier:
     def __init__(self, manifest: Manifest) -> None:
         self._preprocess = Preprocessor(manifest)
         self._labels = manifest.labels
-        self._activation = manifest.output.activation
+        self._activation = manifest.only_output.activation
 
     def preprocess(self, picture: Picture) -> NDArray[np.generic]:
         return self._preprocess(picture.rgb)

@@ -8,26 +8,20 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Generic, Literal, TypeVar
 
 from ekiben.errors import Refusal, Unavailable
-from models.loader import Loaded
 from models.memory import give_back
+from models.resident import ModelKey, Resident
 
 log = logging.getLogger(__name__)
+
+__all__ = ["Engine", "ModelKey", "ModelState", "State"]
 
 State = Literal["unloaded", "loading", "ready", "failed"]
 
 
-class ModelKey(NamedTuple):
-    """One version of one owner's model."""
-
-    owner: str
-    name: str
-    version: int
-
-    def __str__(self) -> str:
-        return f"{self.name} version {self.version}"
+M = TypeVar("M", bound=Resident)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +37,11 @@ class ModelState:
 
 
 @dataclass(slots=True, eq=False)
-class _Entry:
+class _Entry(Generic[M]):
     key: ModelKey
     state: State = "unloaded"
     reason: str = ""
-    loaded: Loaded | None = None
+    loaded: M | None = None
     pinned: bool = False
     users: int = 0
     loads: int = 0
@@ -56,7 +50,7 @@ class _Entry:
     settled: threading.Event = field(default_factory=threading.Event)
 
 
-class Engine:
+class Engine(Generic[M]):
     """Loads on demand, once however many ask; evicts the least recently used when the budget is short.
 
     A model in use (``lease``) or pinned is never evicted. ``open_model`` reads the artifact and gives a warm model;
@@ -68,16 +62,16 @@ class Engine:
 
     def __init__(
         self,
-        open_model: Callable[[ModelKey], Loaded],
+        open_model: Callable[[ModelKey], M],
         estimate: Callable[[ModelKey], int],
         budget_bytes: int,
-        on_close: Callable[[Loaded], None] | None = None,
+        on_close: Callable[[M], None] | None = None,
     ) -> None:
         self.budget_bytes = budget_bytes
         self._open = open_model
         self._estimate = estimate
         self._on_close = on_close
-        self._entries: dict[ModelKey, _Entry] = {}
+        self._entries: dict[ModelKey, _Entry[M]] = {}
         self._lock = threading.RLock()
         self._loading = threading.Lock()  # one load at a time: their memory is measured, their peaks do not add up
 
@@ -94,7 +88,7 @@ class Engine:
                 for e in self._entries.values()
             ]
 
-    def try_lease(self, key: ModelKey) -> Loaded | None:
+    def try_lease(self, key: ModelKey) -> M | None:
         """A lease on a model that is ready, else None; never blocks. Give it back with ``release``."""
         with self._lock:
             entry = self._entries.get(key)
@@ -104,14 +98,22 @@ class Engine:
             entry.last_used = time.monotonic()
             return entry.loaded
 
-    def lease(self, key: ModelKey) -> Loaded:
+    def lease(self, key: ModelKey) -> M:
         """A lease on a model, loading it first if need be. Blocks; raises the refusal that the load ended in."""
         while True:
             if (loaded := self.try_lease(key)) is not None:
                 return loaded
             self.load(key)
 
-    def release(self, loaded: Loaded) -> None:
+    def share(self, loaded: M) -> None:
+        """One more lease on a model of which the caller holds one."""
+        with self._lock:
+            if loaded.detached:
+                loaded.users_left += 1
+            elif (entry := self._entries.get(loaded.key)) is not None:
+                entry.users += 1
+
+    def release(self, loaded: M) -> None:
         """Give a lease back. The last lease of an unloaded model closes it."""
         with self._lock:
             loaded.users_left -= 1 if loaded.detached else 0
@@ -123,7 +125,7 @@ class Engine:
             self._close(loaded)
 
     @contextmanager
-    def using(self, key: ModelKey) -> Iterator[Loaded]:
+    def using(self, key: ModelKey) -> Iterator[M]:
         """``lease`` and ``release`` around a block."""
         loaded = self.lease(key)
         try:
@@ -192,7 +194,7 @@ class Engine:
         for key in list(self._entries):
             self.unload(key)
 
-    def _load(self, entry: _Entry) -> None:
+    def _load(self, entry: _Entry[M]) -> None:
         try:
             with self._loading:
                 self._make_room(self._estimate(entry.key), entry.key)
@@ -229,7 +231,7 @@ class Engine:
 
         Where they cannot fit at all nobody is evicted in vain: Unavailable, if ``refuse``.
         """
-        closing: list[Loaded] = []
+        closing: list[M] = []
         with self._lock:
             held = [(e, e.loaded) for e in self._entries.values() if e.loaded is not None]
             idle = [(e, model) for e, model in held if e.users == 0 and not e.pinned and e.key != for_key]
@@ -255,7 +257,7 @@ class Engine:
         for loaded in closing:
             self._close(loaded)
 
-    def _detach(self, entry: _Entry) -> Loaded | None:
+    def _detach(self, entry: _Entry[M]) -> M | None:
         """Under the lock: the entry becomes unloaded; its model is given back if nobody uses it."""
         loaded = entry.loaded
         if loaded is None:
@@ -264,8 +266,8 @@ class Engine:
         entry.loaded, entry.state, entry.users = None, "unloaded", 0
         return loaded if loaded.users_left == 0 else None
 
-    def _close(self, loaded: Loaded) -> None:
+    def _close(self, loaded: M) -> None:
         if self._on_close is not None:
             self._on_close(loaded)
-        loaded.session.close()
+        loaded.close()
         give_back()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from ekiben.errors import BadInput
-from models.artifact import Activation, Color, Interpolation, Layout, Task
+from models.artifact import Activation, Color, Interpolation, Layout
 
 MAX_LABELS = 100_000
 MAX_SIDE = 8192
@@ -113,7 +113,7 @@ class ImportOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    task: Task
+    task: Literal["classify", "segment"]
     labels: Annotated[
         tuple[_Label, ...],
         BeforeValidator(lambda value: parse_labels(value) if isinstance(value, str) else value),

@@ -1,11 +1,11 @@
-"""From an artifact folder to a warm model: session, family, threads and measured memory."""
+"""From an artifact folder to a warm model: sessions, family, threads and measured memory."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,44 +16,49 @@ from models.artifact import ONNX, Manifest, read_manifest
 from models.catalog import FAMILIES
 from models.family import Family
 from models.images import Picture
-from models.memory import resident_bytes
+from models.memory import believable_bytes, resident_bytes
+from models.resident import ModelKey, Resident
 from models.runtime import RuntimeOptions, Session, cores, open_session
-
-if TYPE_CHECKING:
-    from models.engine import ModelKey
+from models.sam_loader import load_sam
 
 # One run of this long on one thread: from here on all cores work on one picture (lower latency) instead of each on
 # its own (higher throughput). 150 ms separates EfficientNet-B0 (8 ms) from DeepLabV3-ResNet50 (3 s) with room.
 HEAVY_RUN_S = 0.15
 
 
-@dataclass(slots=True, eq=False)
-class Loaded:
-    """A model in memory. ``slots``: runs at once that suit it. The engine keeps the last two fields."""
+@dataclass(slots=True, eq=False, kw_only=True)
+class Loaded(Resident):
+    """A model of one graph: a family around a session."""
 
-    key: ModelKey
-    manifest: Manifest
     family: Family
     session: Session
-    slots: int
-    memory_bytes: int
-    warmup_s: float
-    detached: bool = False
-    users_left: int = 0
 
     def run(self, batch: NDArray[np.generic]) -> NDArray[np.floating[Any]]:
         return self.session.run(batch)
 
+    def close(self) -> None:
+        self.session.close()
+
 
 def estimate_bytes(folder: Path) -> int:
-    """Bytes a model will take, before it is loaded: 1.3 times its graph file, as measured on the shipped networks.
+    """Bytes a model will take, before it is loaded: 1.3 times its graph files, as measured on the shipped networks.
 
-    BadModelFile when there is no such file.
+    BadModelFile when there are none.
     """
     try:
-        return int(1.3 * (folder / ONNX).stat().st_size)
+        sizes = [path.stat().st_size for path in folder.iterdir() if ".onnx" in path.suffixes]
     except OSError as error:
-        raise BadModelFile(f"{folder / ONNX} cannot be read: {error.strerror}") from None
+        raise BadModelFile(f"{folder} cannot be read: {error.strerror}") from None
+    if not sizes:
+        raise BadModelFile(f"{folder / ONNX} cannot be read: No such file or directory")
+    return int(1.3 * sum(sizes))
+
+
+def load_model(key: ModelKey, folder: Path, options: RuntimeOptions) -> Resident:
+    """A model of any family, warm. BadModelFile when it does not load or run."""
+    if read_manifest(folder).family == "sam":
+        return load_sam(key, folder, options)
+    return load_artifact(key, folder, options)
 
 
 def load_artifact(key: ModelKey, folder: Path, options: RuntimeOptions) -> Loaded:
@@ -72,10 +77,16 @@ def load_artifact(key: ModelKey, folder: Path, options: RuntimeOptions) -> Loade
         slots = 1
     elif session.device == "cuda":
         slots = 2  # one batch runs while the next is prepared
-    file_bytes = sum(facts.bytes for name, facts in manifest.files.items() if not name.endswith(".pt"))
-    # Other threads allocate meanwhile: the growth is believed between once and four times the file.
-    measured = min(max(resident_bytes() - before, file_bytes), 4 * file_bytes + 64_000_000)
-    return Loaded(key, manifest, family, session, slots, measured, took)
+    measured = believable_bytes(resident_bytes() - before, manifest.graph_bytes)
+    return Loaded(
+        key=key,
+        manifest=manifest,
+        family=family,
+        session=session,
+        slots=slots,
+        memory_bytes=measured,
+        warmup_s=took,
+    )
 
 
 def _warm_up(session: Session, family: Family, manifest: Manifest) -> float:

@@ -8,6 +8,7 @@ from PIL import Image
 
 from ekiben.errors import TooLarge
 from models.artifact import Manifest
+from models.grids import longest_side_shape
 
 # Where the longer side follows the picture's, so does the memory of the run: at most this many squares.
 MAX_ASPECT = 16
@@ -48,7 +49,15 @@ class Preprocessor:
         tensor = np.empty(pixels.shape, np.float32)
         np.subtract(pixels, self._offset, out=tensor)
         np.multiply(tensor, self._scale, out=tensor)
+        if self._steps.longer_side is not None:
+            tensor = self._padded(tensor)
         return tensor.astype(self._dtype, copy=False)
+
+    def _padded(self, tensor: NDArray[np.float32]) -> NDArray[np.float32]:
+        width, height = self._fixed_size()
+        if not self._channels_first:
+            raise ValueError("longer_side needs a graph that takes NCHW")
+        return np.pad(tensor, ((0, 0), (0, height - tensor.shape[1]), (0, width - tensor.shape[2])))
 
     def resize(self, rgb: Image.Image) -> Image.Image:
         """The picture at the graph's size. TooLarge for a strip, where its length would set that size."""
@@ -59,6 +68,9 @@ class Preprocessor:
             left, top = (width - side) // 2, (height - side) // 2
             # Cropped first: what lies outside the square does not bleed into its edge.
             return rgb.crop((left, top, left + side, top + side)).resize(self._fixed_size(), self._filter)
+        if steps.longer_side is not None:
+            rows, columns = longest_side_shape(height, width, steps.longer_side)
+            return rgb if rgb.size == (columns, rows) else rgb.resize((columns, rows), self._filter)
         if steps.shorter_side is None:
             return rgb if rgb.size == self._fixed_size() else rgb.resize(self._fixed_size(), self._filter)
         # torchvision.transforms.functional.resize with one number: the longer side is truncated to an integer.

@@ -55,30 +55,9 @@ class OnnxSession:
     """ONNX Runtime behind the seam."""
 
     def __init__(self, folder: Path, manifest: Manifest, options: RuntimeOptions) -> None:
-        import onnxruntime as ort
-
-        self.device = _pick_device(options.device, ort.get_available_providers())
-        providers = (
-            ["CUDAExecutionProvider", "CPUExecutionProvider"] if self.device == "cuda" else ["CPUExecutionProvider"]
-        )
-        settings = ort.SessionOptions()
-        settings.intra_op_num_threads = options.threads
-        settings.inter_op_num_threads = 1
-        settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-        settings.log_severity_level = 3
-        # Spinning threads take a core from decoding and from the event loop while they wait for work.
-        settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        try:
-            self._session = ort.InferenceSession(str(folder / ONNX), settings, providers=providers)
-        except Exception as error:  # ONNX Runtime's own exception types share no base but Exception
-            raise BadModelFile(f"ONNX Runtime cannot load {folder / ONNX}: {_first_line(error)}") from error
-        if self.device == "cuda" and "CUDAExecutionProvider" not in self._session.get_providers():
-            # ONNX Runtime takes the CPU by itself where the driver or a library of CUDA is missing.
-            if options.device == "cuda":
-                raise Unavailable("EKIBEN_DEVICE=cuda, but CUDA does not start here (is its driver installed?)")
-            self.device = "cpu"
+        self._session, self.device = open_graph(folder / ONNX, options, options.threads)
         self._input = manifest.input.name
-        self._outputs = [manifest.output.name]
+        self._outputs = [manifest.only_output.name]
         self.max_batch = manifest.input.batch
         self._fixed = manifest.input.batch
 
@@ -97,6 +76,38 @@ class OnnxSession:
 
     def close(self) -> None:
         del self._session
+
+
+def open_graph(path: Path, options: RuntimeOptions, threads: int, *, arena: bool = True) -> tuple[Any, str]:
+    """An ONNX Runtime session on one file, and the device it runs on (cpu or cuda).
+
+    ``arena`` False: memory of a run goes back to the system at its end, for a graph that needs much and runs seldom.
+    BadModelFile when the graph does not load.
+    """
+    import onnxruntime as ort
+
+    device = _pick_device(options.device, ort.get_available_providers())
+    cpu = "CPUExecutionProvider"
+    settings = ort.SessionOptions()
+    settings.intra_op_num_threads = threads
+    settings.inter_op_num_threads = 1
+    settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    settings.log_severity_level = 3
+    # Spinning threads take a core from decoding and from the event loop while they wait for work.
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    settings.enable_cpu_mem_arena = arena
+    try:
+        session = ort.InferenceSession(
+            str(path), settings, providers=["CUDAExecutionProvider", cpu] if device == "cuda" else [cpu]
+        )
+    except Exception as error:  # ONNX Runtime's own exception types share no base but Exception
+        raise BadModelFile(f"ONNX Runtime cannot load {path}: {_first_line(error)}") from error
+    if device == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
+        # ONNX Runtime takes the CPU by itself where the driver or a library of CUDA is missing.
+        if options.device == "cuda":
+            raise Unavailable("EKIBEN_DEVICE=cuda, but CUDA does not start here (is its driver installed?)")
+        device = "cpu"
+    return session, device
 
 
 def _torchscript(folder: Path, manifest: Manifest, options: RuntimeOptions) -> Session:

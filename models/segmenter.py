@@ -31,8 +31,8 @@ class Segmenter:
         self._preprocess = Preprocessor(manifest)
         self._labels = manifest.labels
         self._palette = np.array(manifest.palette, dtype=np.uint8)
-        self._sigmoid = manifest.output.activation == "sigmoid"
-        self._channels_last = manifest.output.layout == "NHWC"
+        self._sigmoid = manifest.only_output.activation == "sigmoid"
+        self._channels_last = manifest.only_output.layout == "NHWC"
 
     def preprocess(self, picture: Picture) -> NDArray[np.generic]:
         return self._preprocess(picture.rgb)

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import orjson
+from numpy.typing import NDArray
 
 from ekiben.errors import REFUSALS, Refusal, Temporary, Unavailable
-from models.asks import Answer, Ask
+from models.asks import Answer, Ask, AutoAnswer, AutoAsk, EmbeddingUse, MaskAnswer, MaskAsk
+from models.auto_options import AutoOptions
 from models.engine import ModelKey, ModelState
+from models.mask_results import AutoMask, PromptMask
+from models.prompts import Prompt
 from models.results import ClassArea, ClassScore, PictureFacts, Timing
+from models.rle import Rle
+from models.sam_graphs import SIDE
 from services.runner import Answered
 
 _LENGTH = struct.Struct("<I")
@@ -78,6 +86,108 @@ def decode_answer(data: bytes) -> Answered:
         dict(zip(header["renders"], parts, strict=True)),
     )
     return Answered(answer, Timing(**header["timing"]))
+
+
+def encode_mask_ask(key: ModelKey, ask: MaskAsk) -> bytes:
+    prompts, masks = [], []
+    for prompt in ask.prompts:
+        prompts.append({"points": prompt.points, "box": prompt.box, "masked": prompt.mask_input is not None})
+        if prompt.mask_input is not None:
+            masks.append(np.ascontiguousarray(prompt.mask_input, np.float32).tobytes())
+    header = {"key": list(key), "prompts": prompts, "multimask": ask.multimask, "keep_logits": ask.keep_logits}
+    return frame(header, ask.image, *masks)
+
+
+def decode_mask_ask(data: bytes) -> tuple[ModelKey, MaskAsk]:
+    header, (image, *masks) = unframe(data)
+    logits = iter(masks)
+    prompts = tuple(
+        Prompt(
+            tuple((x, y, label) for x, y, label in row["points"]),
+            tuple(row["box"]) if row["box"] is not None else None,
+            _logits(next(logits)) if row["masked"] else None,
+        )
+        for row in header["prompts"]
+    )
+    return ModelKey(*header["key"]), MaskAsk(image, prompts, header["multimask"], header["keep_logits"])
+
+
+def encode_mask_answer(answer: MaskAnswer, timing: Timing) -> bytes:
+    masks = [mask for row in answer.results for mask in row]
+    header = {
+        "picture": asdict(answer.picture),
+        "embedding": asdict(answer.embedding),
+        "timing": asdict(timing),
+        "prompts": [len(row) for row in answer.results],
+        "masks": [
+            [mask.predicted_iou, mask.stability_score, len(mask.rle.counts), mask.logits is not None] for mask in masks
+        ],
+    }
+    logits = [mask.logits.tobytes() for mask in masks if mask.logits is not None]
+    return frame(header, _counts(mask.rle for mask in masks), *logits)
+
+
+def decode_mask_answer(data: bytes) -> tuple[MaskAnswer, Timing]:
+    header, (counts, *parts) = unframe(data)
+    picture = PictureFacts(**header["picture"])
+    logits = iter(parts)
+    rles = _rles(counts, [row[2] for row in header["masks"]], picture)
+    masks = iter(
+        [
+            PromptMask(rle, iou, stability, _logits(next(logits)) if with_logits else None)
+            for rle, (iou, stability, _, with_logits) in zip(rles, header["masks"], strict=True)
+        ]
+    )
+    results = tuple(tuple(next(masks) for _ in range(count)) for count in header["prompts"])
+    return MaskAnswer(picture, EmbeddingUse(**header["embedding"]), results), Timing(**header["timing"])
+
+
+def encode_auto_ask(key: ModelKey, ask: AutoAsk) -> bytes:
+    return frame({"key": list(key), "options": ask.options.parameters}, ask.image)
+
+
+def decode_auto_ask(data: bytes) -> tuple[ModelKey, AutoAsk]:
+    header, (image,) = unframe(data)
+    return ModelKey(*header["key"]), AutoAsk(image, AutoOptions(**header["options"]))
+
+
+def encode_auto_answer(answer: AutoAnswer, timing: Timing) -> bytes:
+    header = {
+        "picture": asdict(answer.picture),
+        "embedding": asdict(answer.embedding),
+        "timing": asdict(timing),
+        "masks": [
+            [mask.predicted_iou, mask.stability_score, mask.point, mask.crop_box, len(mask.rle.counts)]
+            for mask in answer.masks
+        ],
+    }
+    return frame(header, _counts(mask.rle for mask in answer.masks))
+
+
+def decode_auto_answer(data: bytes) -> tuple[AutoAnswer, Timing]:
+    header, (counts,) = unframe(data)
+    picture = PictureFacts(**header["picture"])
+    rles = _rles(counts, [row[4] for row in header["masks"]], picture)
+    masks = tuple(
+        AutoMask(rle, iou, stability, tuple(point), tuple(crop))
+        for rle, (iou, stability, point, crop, _) in zip(rles, header["masks"], strict=True)
+    )
+    return AutoAnswer(picture, EmbeddingUse(**header["embedding"]), masks), Timing(**header["timing"])
+
+
+def _counts(rles: Iterable[Rle]) -> bytes:
+    """The runs of all masks, one after the other, uint32 little-endian."""
+    return b"".join(rle.counts.astype("<u4").tobytes() for rle in rles)
+
+
+def _rles(data: bytes, lengths: list[int], picture: PictureFacts) -> list[Rle]:
+    ends = np.cumsum(lengths, dtype=np.int64)
+    pieces = np.split(np.frombuffer(data, "<u4").astype(np.uint32), ends[:-1]) if lengths else []
+    return [Rle(picture.height, picture.width, piece) for piece in pieces]
+
+
+def _logits(data: bytes) -> NDArray[np.float32]:
+    return np.frombuffer(data, "<f4").astype(np.float32).reshape(SIDE, SIDE)
 
 
 def encode_refusal(error: Refusal) -> bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import bentoml
 from bentoml.validators import ContentType
@@ -23,7 +23,7 @@ from services.hosting import HOSTING, App, FrontedService, access_line
 
 if TYPE_CHECKING:
     from services.platform import Platform
-    from services.vision import Source
+    from services.requests import Source
 
 SETTINGS = Settings.from_environ()
 
@@ -41,7 +41,7 @@ class GatewayService(FrontedService):
 
 @bentoml.service(name="ekiben", service_class=GatewayService, workers=SETTINGS.gateways, **HOSTING)
 class Gateway:
-    """Classify and segment pictures; the HTTP API under /v1 is this service's own application (see /docs)."""
+    """Classify and segment pictures, mask what is pointed at. The HTTP API under /v1 is its own (see /docs)."""
 
     carried = CarriedModels()
     platform: Platform
@@ -89,8 +89,60 @@ class Gateway:
         vision = self.platform.vision
         return (await vision.segment(_source(image), model=model, version=version, store=store)).body
 
+    @bentoml.api(route="/masks")
+    async def masks(
+        self,
+        image: Annotated[Path, ContentType("image/*")],
+        prompts: list[dict[str, Any]] | None = None,
+        model: str = defaults.MASKS,
+        version: Annotated[int, Field(ge=1)] | None = None,
+        multimask: bool = True,
+        format: Literal["rle", "coco", "polygons", "geojson", "png"] = "rle",
+        store: bool = True,
+    ) -> dict[str, Any]:
+        """Masks of points and boxes; the same answer as POST /v1/masks."""
+        return await self.platform.masks.prompted(
+            _source(image), prompts, model=model, version=version, multimask=multimask, format=format, store=store
+        )
+
+    @bentoml.api(route="/auto_masks")
+    async def auto_masks(
+        self,
+        image: Annotated[Path, ContentType("image/*")],
+        preset: Literal["fast", "full", "dense"] = "full",
+        model: str = defaults.MASKS,
+        version: Annotated[int, Field(ge=1)] | None = None,
+        format: Literal["rle", "coco", "polygons", "geojson", "png"] = "rle",
+        store: bool = True,
+    ) -> dict[str, Any]:
+        """Masks of everything; as POST /v1/masks/auto, which takes every option of the generator besides."""
+        from models.auto_options import AutoOptions
+
+        options = AutoOptions(preset=preset)
+        return await self.platform.masks.automatic(
+            _source(image), options, model=model, version=version, format=format, store=store
+        )
+
+    @bentoml.api(route="/cutouts")
+    async def cutouts(
+        self,
+        image: Annotated[Path, ContentType("image/*")],
+        prompts: list[dict[str, Any]] | None = None,
+        preset: Literal["fast", "full", "dense"] = "full",
+        model: str = defaults.MASKS,
+        version: Annotated[int, Field(ge=1)] | None = None,
+        store: bool = True,
+    ) -> dict[str, Any]:
+        """Objects with a transparent background; as POST /v1/cutouts, which takes more options."""
+        from models.auto_options import AutoOptions
+
+        body, _ = await self.platform.masks.cutouts(
+            _source(image), prompts, AutoOptions(preset=preset), model=model, version=version, store=store
+        )
+        return body
+
 
 def _source(image: Path) -> Source:
-    from services.vision import Source
+    from services.requests import Source
 
     return Source(image.read_bytes(), image.name)

@@ -6,21 +6,26 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from ekiben.errors import DeadlineExceeded, Unavailable
+from ekiben.errors import BadInput, Unavailable
 from ekiben.settings import Settings
-from models.asks import Answer, Ask
-from models.batcher import Batcher, Item, Lane
+from models.asks import Answer, Ask, AutoAnswer, AutoAsk, MaskAnswer, MaskAsk
+from models.batcher import Batcher, Lane
+from models.embeddings import EmbeddingCache
 from models.engine import Engine, ModelKey, ModelState
-from models.loader import Loaded, estimate_bytes, load_artifact
+from models.loader import Loaded, estimate_bytes, load_model
+from models.resident import Resident
 from models.results import Timing
 from models.runtime import RuntimeOptions, cores
+from models.sam_loader import Sam
 from models.work import VisionWork
 from services import runner_metrics as gauges
+from services.lanes import Lanes
+from services.local_sam import LocalSam
 from services.runner import Answered
 
 
@@ -30,45 +35,34 @@ class LocalRunner:
     def __init__(self, settings: Settings, locate: Callable[[ModelKey], Path]) -> None:
         self._locate = locate
         self._options = RuntimeOptions(settings.device, settings.threads, settings.runtime)
-        self.engine = Engine(
+        self.engine: Engine[Resident] = Engine(
             self._open, lambda key: estimate_bytes(locate(key)), settings.model_memory_mb * 1_000_000, self._closed
         )
         self.batcher = Batcher(settings.threads or cores(), settings.queue_mb * 1_000_000, self._ran)
+        self.lanes = Lanes(self.batcher, self.engine)
+        self.sam = LocalSam(
+            self.lanes, self.engine.share, EmbeddingCache(settings.cache_mb * 1_000_000, gauges.saw_embedding)
+        )
         self._lanes: dict[ModelKey, tuple[Loaded, Lane[Ask, Answer]]] = {}
         self._loads = ThreadPoolExecutor(4, thread_name_prefix="load")
         self._counts: Counter[tuple[ModelKey, str]] = Counter()
 
     async def infer(self, key: ModelKey, ask: Ask, deadline: float) -> Answered:
-        loop = asyncio.get_running_loop()
-        loaded = self.engine.try_lease(key)
-        if loaded is None:
-            loaded = await self._lease_after_load(key, deadline)
-        lane = self._lane(key, loaded)
-        future: asyncio.Future[Answered] = loop.create_future()
-
-        def answer(result: Answer | None, timing: Timing | None, error: BaseException | None) -> None:
-            # On a slot's thread, exactly once: the lease ends with the computation, not with the caller's patience.
+        loaded = await self._lease(key, deadline)
+        if not isinstance(loaded, Loaded):
             self.engine.release(loaded)
-            with contextlib.suppress(RuntimeError):  # the loop is closed: the server stopped without this caller
-                loop.call_soon_threadsafe(_settle, future, result, timing, error)
-
-        item: Item[Ask, Answer] = Item(ask, len(ask.image), deadline, answer)
-        try:
-            self.batcher.submit(lane, item)
-        except BaseException:
-            self.engine.release(loaded)
-            raise
-        try:
-            async with asyncio.timeout_at(loop.time() + deadline - time.monotonic()):
-                answered = await future
-        except TimeoutError:
-            item.leave()
-            raise DeadlineExceeded("the request took longer than its deadline", retry_after_s=1) from None
-        except asyncio.CancelledError:
-            item.leave()
-            raise
+            raise BadInput(f"{key} answers prompts, not {type(ask).__name__}")
+        answer, timing = await self.lanes.ask(self._lane(key, loaded), loaded, ask, len(ask.image), deadline)
         self._counts[key, "predictions"] += 1
-        return answered
+        return Answered(answer, timing)
+
+    async def masks(self, key: ModelKey, ask: MaskAsk, deadline: float) -> tuple[MaskAnswer, Timing]:
+        async with self._sam(key, deadline) as sam:
+            return await self.sam.masks(sam, ask, deadline)
+
+    async def auto_masks(self, key: ModelKey, ask: AutoAsk, deadline: float) -> tuple[AutoAnswer, Timing]:
+        async with self._sam(key, deadline) as sam:
+            return await self.sam.auto_masks(sam, ask, deadline)
 
     async def load(self, key: ModelKey, *, pin: bool = False) -> None:
         await asyncio.get_running_loop().run_in_executor(self._loads, lambda: self.engine.load(key, pin=pin))
@@ -82,9 +76,9 @@ class LocalRunner:
     async def counters(self, key: ModelKey) -> dict[str, int]:
         return {
             "predictions": self._counts[key, "predictions"],
-            "batches": self._counts[key, "batches"],
+            "batches": self._counts[key, "batches"] + self.sam.counts[key, "batches"],
             "loads": next((s.loads for s in self.engine.states() if s.key == key), 0),
-            "waiting": self.batcher.depth(key),
+            "waiting": self._depth(key),
             "batch_size": self.batcher.batch_size(key),
         }
 
@@ -108,12 +102,29 @@ class LocalRunner:
         depth: Counter[str] = Counter()
         for state in self.engine.states():  # versions of one model are one label
             memory[state.key.name] += state.memory_bytes
-            depth[state.key.name] += self.batcher.depth(state.key)
+            depth[state.key.name] += self._depth(state.key)
         for name in memory:
             gauges.model_memory_bytes.labels(name).set(memory[name])
             gauges.queue_depth.labels(name).set(depth[name])
 
-    async def _lease_after_load(self, key: ModelKey, deadline: float) -> Loaded:
+    def _depth(self, key: ModelKey) -> int:
+        return self.batcher.depth(key) + self.sam.depth(key)
+
+    @contextlib.asynccontextmanager
+    async def _sam(self, key: ModelKey, deadline: float) -> AsyncIterator[Sam]:
+        loaded = await self._lease(key, deadline)
+        try:
+            if not isinstance(loaded, Sam):
+                raise BadInput(f"{key} does not answer prompts")
+            yield loaded
+            self._counts[key, "predictions"] += 1
+        finally:
+            self.engine.release(loaded)
+
+    async def _lease(self, key: ModelKey, deadline: float) -> Resident:
+        return self.engine.try_lease(key) or await self._lease_after_load(key, deadline)
+
+    async def _lease_after_load(self, key: ModelKey, deadline: float) -> Resident:
         loop = asyncio.get_running_loop()
         leasing = loop.run_in_executor(self._loads, self.engine.lease, key)
         try:
@@ -126,7 +137,7 @@ class LocalRunner:
             leasing.add_done_callback(self._give_back)
             raise
 
-    def _give_back(self, leasing: asyncio.Future[Loaded]) -> None:
+    def _give_back(self, leasing: asyncio.Future[Resident]) -> None:
         if not leasing.cancelled() and leasing.exception() is None:
             self.engine.release(leasing.result())
 
@@ -139,10 +150,13 @@ class LocalRunner:
         self._lanes[key] = (loaded, lane)
         return lane
 
-    def _open(self, key: ModelKey) -> Loaded:
-        return load_artifact(key, self._locate(key), self._options)
+    def _open(self, key: ModelKey) -> Resident:
+        return load_model(key, self._locate(key), self._options)
 
-    def _closed(self, loaded: Loaded) -> None:
+    def _closed(self, loaded: Resident) -> None:
+        if isinstance(loaded, Sam):
+            self.sam.close_lanes(loaded)
+            return
         # The model may have been loaded again meanwhile: its new lane is not ours to close.
         known = self._lanes.get(loaded.key)
         if known is not None and known[0] is loaded:
@@ -150,16 +164,6 @@ class LocalRunner:
             self.batcher.close_lane(loaded.key)
 
     def _ran(self, key: Any, count: int, _seconds: float) -> None:
-        self._counts[key, "batches"] += 1
-        gauges.batch_size.labels(key.name).observe(count)
-
-
-def _settle(
-    future: asyncio.Future[Answered], result: Answer | None, timing: Timing | None, error: BaseException | None
-) -> None:
-    if future.done():
-        return
-    if error is not None:
-        future.set_exception(error)
-    elif result is not None and timing is not None:
-        future.set_result(Answered(result, timing))
+        if isinstance(key, ModelKey):  # Segment Anything's lanes count for themselves
+            self._counts[key, "batches"] += 1
+            gauges.batch_size.labels(key.name).observe(count)

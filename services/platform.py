@@ -18,9 +18,11 @@ from ekiben.settings import Settings
 from services.bento_models import publish_carried
 from services.health import Health
 from services.local_runner import LocalRunner
+from services.masks import Masks
 from services.model_index import ModelIndex
 from services.recording import Recorder
 from services.remote_runner import RemoteRunner
+from services.requests import Requests
 from services.runner import Runner
 from services.vision import Vision
 from services.watch import Watch
@@ -41,6 +43,7 @@ class Platform:
     index: ModelIndex
     runner: Runner
     vision: Vision
+    masks: Masks
     watch: Watch
     health: Health
 
@@ -62,11 +65,13 @@ class Platform:
         runner: Runner = local if local is not None else RemoteRunner(settings.runner_url)
         watch = Watch(index, local, settings.preloaded)
         await watch.start()
-        vision = Vision(index, runner, records, recorder, settings.timeout_s)
+        requests = Requests(records, recorder)
+        vision = Vision(index, runner, requests, settings.timeout_s)
+        masks = Masks(index, runner, requests, settings.timeout_s, settings.auto_timeout_s)
         health = Health(
             {"database": lambda: ping(database), "store": store.check}, {"runner": runner.check, "pinned": watch.check}
         )
-        return cls(settings, database, store, registry, records, recorder, index, runner, vision, watch, health)
+        return cls(settings, database, store, registry, records, recorder, index, runner, vision, masks, watch, health)
 
     async def stop(self) -> None:
         """Answer what is under way, write what waits, close."""

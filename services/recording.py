@@ -7,7 +7,7 @@ import contextvars
 import hashlib
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -24,6 +24,8 @@ from models.results import PictureFacts
 log = logging.getLogger(__name__)
 
 _PNG = "image/png"
+NPY = "application/x-npy"
+_EXTENSIONS = {**EXTENSIONS, NPY: "npy"}
 UNDO_PATIENCE_S = 0.5
 
 
@@ -55,8 +57,18 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True)
+class NewFile:
+    """A file that an answer made. Its ``id`` is chosen here, so that the answer's JSON can name it."""
+
+    kind: str
+    data: bytes
+    mime_type: str = _PNG
+    id: str = field(default_factory=new_id)
+
+
+@dataclass(frozen=True, slots=True)
 class RecordIds:
-    """Of what was recorded; ``artifacts`` by kind. None and empty for a request that keeps nothing."""
+    """Of what was recorded; ``artifacts`` by kind, where a kind stands once. None and empty where nothing is kept."""
 
     image: str | None = None
     prediction: str | None = None
@@ -81,7 +93,7 @@ class Recorder:
         self,
         record: Record,
         picture: PictureFacts,
-        renders: Mapping[str, bytes],
+        made: Sequence[NewFile],
         prediction: dict[str, Any] | None,
         *,
         kept: bool = False,
@@ -90,7 +102,7 @@ class Recorder:
 
         On any failure nothing stays, neither row nor file.
         """
-        files = {kind: self._put("artifacts", data, _PNG) for kind, data in renders.items()}
+        files = [self._put("artifacts", file.data, file.mime_type, file.id) for file in made]
         prediction_id = new_id() if prediction is not None else None
         try:
             rows: list[Values] = []
@@ -101,12 +113,12 @@ class Recorder:
             if prediction is not None:
                 own = {"id": prediction_id, "image_id": image_id, "status": "succeeded", "finished_at": now()}
                 rows.append((Prediction, {**self._common(record), **own, **prediction}))
-            for kind, stored in files.items():
-                own = {"id": stored.id, "prediction_id": prediction_id, "kind": kind, **await self._stored(stored)}
+            for file, stored in zip(made, files, strict=True):
+                own = {"id": file.id, "prediction_id": prediction_id, "kind": file.kind, **await self._stored(stored)}
                 rows.append((Artifact, {**self._common(record), **own}))
             saving = asyncio.wrap_future(self.records.save(rows))
         except BaseException:
-            await self._undo(record, list(files.values()))
+            await self._undo(record, files)
             raise
         try:
             # The caller may leave while the commit is under way; whether it happened decides what becomes of the files.
@@ -114,9 +126,9 @@ class Recorder:
         except BaseException:
             await asyncio.wait([saving])
             if saving.cancelled() or saving.exception() is not None:
-                await self._undo(record, list(files.values()))
+                await self._undo(record, files)
             raise
-        return RecordIds(image_id, prediction_id, {kind: stored.id for kind, stored in files.items()})
+        return RecordIds(image_id, prediction_id, {file.kind: file.id for file in made})
 
     async def abandon(self, record: Record) -> None:
         """The request failed: remove what was stored for it."""
@@ -142,9 +154,9 @@ class Recorder:
             await asyncio.wait(self._undoing, timeout=10)
         await asyncio.to_thread(self._threads.shutdown)
 
-    def _put(self, area: Any, data: bytes, mime_type: str) -> StoredBytes:
-        ident = new_id()
-        key = new_key(area, ident, EXTENSIONS[mime_type], datetime.now(UTC))
+    def _put(self, area: Any, data: bytes, mime_type: str, ident: str | None = None) -> StoredBytes:
+        ident = ident or new_id()
+        key = new_key(area, ident, _EXTENSIONS[mime_type], datetime.now(UTC))
 
         def put() -> str:
             self.store.put(key, data, mime_type)

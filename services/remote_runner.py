@@ -10,9 +10,20 @@ import orjson
 
 from ekiben.errors import DeadlineExceeded, Temporary, Unavailable
 from ekiben.logs import request_id
-from models.asks import Ask
+from models.asks import Ask, AutoAnswer, AutoAsk, MaskAnswer, MaskAsk
 from models.engine import ModelKey, ModelState
-from services.frames import decode_answer, decode_refusal, decode_states, encode_ask, encode_key
+from models.results import Timing
+from services.frames import (
+    decode_answer,
+    decode_auto_answer,
+    decode_mask_answer,
+    decode_refusal,
+    decode_states,
+    encode_ask,
+    encode_auto_ask,
+    encode_key,
+    encode_mask_ask,
+)
 from services.runner import Answered
 
 DEADLINE_HEADER = "x-ekiben-deadline-s"
@@ -33,6 +44,14 @@ class RemoteRunner:
         left = deadline - time.monotonic()
         body = await self._post("/infer", encode_ask(key, ask), max(left, 0.001))
         return decode_answer(body)
+
+    async def masks(self, key: ModelKey, ask: MaskAsk, deadline: float) -> tuple[MaskAnswer, Timing]:
+        left = deadline - time.monotonic()
+        return decode_mask_answer(await self._post("/masks", encode_mask_ask(key, ask), max(left, 0.001)))
+
+    async def auto_masks(self, key: ModelKey, ask: AutoAsk, deadline: float) -> tuple[AutoAnswer, Timing]:
+        left = deadline - time.monotonic()
+        return decode_auto_answer(await self._post("/auto_masks", encode_auto_ask(key, ask), max(left, 0.001)))
 
     async def load(self, key: ModelKey, *, pin: bool = False) -> None:
         await self._post(f"/load?pin={int(pin)}", encode_key(key), 600.0)

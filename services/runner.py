@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
-from models.asks import Answer, Ask
+from models.asks import Answer, Ask, AutoAnswer, AutoAsk, MaskAnswer, MaskAsk
 from models.engine import ModelKey, ModelState
 from models.results import Timing
 
@@ -19,6 +19,14 @@ class Runner(Protocol):
 
     async def infer(self, key: ModelKey, ask: Ask, deadline: float) -> Answered:
         """The answer; ``deadline`` is in ``time.monotonic()`` seconds. Cancelling the call cancels the computation."""
+        ...
+
+    async def masks(self, key: ModelKey, ask: MaskAsk, deadline: float) -> tuple[MaskAnswer, Timing]:
+        """Masks of prompts, by a Segment Anything model."""
+        ...
+
+    async def auto_masks(self, key: ModelKey, ask: AutoAsk, deadline: float) -> tuple[AutoAnswer, Timing]:
+        """Masks of everything."""
         ...
 
     async def load(self, key: ModelKey, *, pin: bool = False) -> None:

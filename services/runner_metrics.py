@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prometheus_client import Gauge, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 
 _SIZES = (1, 2, 4, 8, 16, 32, 64)
 
@@ -15,3 +15,17 @@ model_memory_bytes = Gauge(
 model_budget_bytes = Gauge(
     "ekiben_model_memory_budget_bytes", "Memory budget of loaded models.", multiprocess_mode="livesum"
 )
+embedding_lookups = Counter(
+    "ekiben_embedding_lookups_total", "Look-ups of a picture's embedding: held (hit) or to be made (miss).", ["outcome"]
+)
+embedding_bytes = Gauge("ekiben_embedding_bytes", "Bytes of the embeddings held.", multiprocess_mode="livesum")
+decoded_pictures = Counter("ekiben_decoded_pictures_total", "Pictures decoded in order to be encoded.", ["model"])
+encoder_runs = Counter("ekiben_encoder_runs_total", "Runs of an image encoder.", ["model"])
+decoder_prompts = Counter("ekiben_decoder_prompts_total", "Prompts that a mask decoder answered.", ["model"])
+
+
+def saw_embedding(hit: bool | None, used_bytes: int) -> None:
+    """A look-up (None: none, something came or went) and the bytes held now."""
+    if hit is not None:
+        embedding_lookups.labels("hit" if hit else "miss").inc()
+    embedding_bytes.set(used_bytes)

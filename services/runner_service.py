@@ -22,9 +22,21 @@ from ekiben import logs
 from ekiben.errors import Refusal, Unavailable
 from ekiben.settings import Settings
 from models.images import MAX_BYTES
+from models.prompts import MAX_PROMPTS
+from models.sam_graphs import MASK_BYTES
 from services import metrics
 from services.errors import log, status_of
-from services.frames import decode_ask, decode_key, encode_answer, encode_refusal, encode_states
+from services.frames import (
+    decode_ask,
+    decode_auto_ask,
+    decode_key,
+    decode_mask_ask,
+    encode_answer,
+    encode_auto_answer,
+    encode_mask_answer,
+    encode_refusal,
+    encode_states,
+)
 from services.front import or_caller_left
 from services.hosting import HOSTING, App, FrontedService
 from services.local_runner import LocalRunner
@@ -52,9 +64,28 @@ def _refusing(handler: Callable[[Request, LocalRunner], Awaitable[bytes]]) -> Ca
 
 
 async def _infer(request: Request, runner: LocalRunner) -> bytes:
-    deadline = time.monotonic() + float(request.headers.get(DEADLINE_HEADER, SETTINGS.timeout_s))
+    deadline = _deadline(request, SETTINGS.timeout_s)
     key, ask = decode_ask(await read_body(request, MAX_BYTES, FORM_OVERHEAD))
     return encode_answer(await or_caller_left(request.receive, runner.infer(key, ask, deadline)))
+
+
+async def _masks(request: Request, runner: LocalRunner) -> bytes:
+    # Each mask that a prompt starts from is 256 KB.
+    key, ask = decode_mask_ask(await read_body(request, MAX_BYTES + MAX_PROMPTS * MASK_BYTES, FORM_OVERHEAD))
+    return encode_mask_answer(
+        *await or_caller_left(request.receive, runner.masks(key, ask, _deadline(request, SETTINGS.timeout_s)))
+    )
+
+
+async def _auto_masks(request: Request, runner: LocalRunner) -> bytes:
+    key, ask = decode_auto_ask(await read_body(request, MAX_BYTES, FORM_OVERHEAD))
+    return encode_auto_answer(
+        *await or_caller_left(request.receive, runner.auto_masks(key, ask, _deadline(request, SETTINGS.auto_timeout_s)))
+    )
+
+
+def _deadline(request: Request, otherwise: float) -> float:
+    return time.monotonic() + float(request.headers.get(DEADLINE_HEADER, otherwise))
 
 
 async def _load(request: Request, runner: LocalRunner) -> bytes:
@@ -86,6 +117,8 @@ async def _ready(_: Request) -> Response:
 APP = Starlette(
     routes=[
         Route("/infer", _refusing(_infer), methods=["POST"]),
+        Route("/masks", _refusing(_masks), methods=["POST"]),
+        Route("/auto_masks", _refusing(_auto_masks), methods=["POST"]),
         Route("/load", _refusing(_load), methods=["POST"]),
         Route("/unload", _refusing(_unload), methods=["POST"]),
         Route("/states", _refusing(_states), methods=["POST"]),

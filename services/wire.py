@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field
@@ -11,6 +11,8 @@ from starlette.responses import Response
 from models.results import ClassArea, ClassScore, Timing
 
 T = TypeVar("T")
+
+Operation = Literal["classify", "segment", "masks", "auto_masks", "cutouts"]
 
 _ID = "01984f6e-5b7a-7c3e-9d1f-2a64c0f3b8aa"
 
@@ -91,6 +93,105 @@ class SegmentBody(_Body):
     timing: TimingBody
 
 
+class EmbeddingBody(_Body):
+    """What was made of the picture before the prompts: the dear part, done once per picture."""
+
+    cached: bool = Field(description="It was there: neither was the picture decoded nor did the encoder run.")
+    encode_ms: float = Field(description="What making it took, now or then.", examples=[3900.0])
+
+
+_RLE = {"size": [534, 800], "counts": [128034, 12, 522, 14, 298618]}
+
+Segmentation = Annotated[
+    Any,
+    Field(
+        description="By format. rle: size [height, width] and counts, column by column, from zeros on; coco: "
+        "the same as COCO's compressed text; polygons: parts with outer ring and holes, on pixel edges; geojson: a "
+        "MultiPolygon or Polygon; png: URL of a picture of 0 and 255 (a data: URL when nothing is stored).",
+        examples=[_RLE],
+    ),
+]
+_BBOX = Field(description="x, y, width, height; width is the last column minus the first, as in the reference.")
+
+
+class MaskFacts(_Body):
+    segmentation: Segmentation
+    predicted_iou: float = Field(description="The network's own guess of its IoU; may exceed 1.", examples=[0.98])
+    stability_score: float | None = Field(
+        description="IoU of the mask at logits shifted by 1 up and down; null for an empty one.", examples=[0.97]
+    )
+    area: int = Field(description="Pixels.", examples=[18422])
+    bbox: tuple[int, int, int, int] = _BBOX
+
+
+class PromptMaskBody(MaskFacts):
+    id: str | None = Field(description="For mask_input of a next prompt. null when it was not stored.", examples=[_ID])
+
+
+class PromptResult(_Body):
+    prompt: int = Field(description="Number of the prompt in the request, from 0.", examples=[0])
+    masks: list[PromptMaskBody]
+
+
+class MasksBody(_Body):
+    """The masks of each prompt: three (whole, part, part of a part) or one, in the reference's order."""
+
+    id: str | None = Field(description="The prediction's id; None when nothing was stored.", examples=[_ID])
+    model: ModelRef
+    image: ImageRef
+    results: list[PromptResult]
+    embedding: EmbeddingBody
+    timing: TimingBody
+
+
+class AutoMaskBody(MaskFacts):
+    point_coords: list[tuple[float, float]] = Field(description="The grid point it answers: x, y.")
+    crop_box: tuple[int, int, int, int] = Field(description="x, y, width, height of the crop it was found in.")
+
+
+class AutoArtifacts(_Body):
+    """URLs: every mask in a colour of its own; the same over the photo."""
+
+    color: str = Field(examples=[f"/v1/artifacts/{_ID}"])
+    overlay: str = Field(examples=[f"/v1/artifacts/{_ID}"])
+
+
+class AutoMasksBody(_Body):
+    """The masks of everything, the largest first. They may lie in each other: wholes and their parts."""
+
+    id: str | None = Field(description="The prediction's id; None when nothing was stored.", examples=[_ID])
+    model: ModelRef
+    image: ImageRef
+    masks: list[AutoMaskBody]
+    parameters: dict[str, Any] = Field(description="As they were used, presets and defaults filled in.")
+    artifacts: AutoArtifacts | None = Field(description="None when nothing was stored.")
+    embedding: EmbeddingBody
+    timing: TimingBody
+
+
+class CutoutBody(_Body):
+    id: str | None = Field(description="The artifact's id; None when nothing was stored.", examples=[_ID])
+    url: str | None = Field(examples=[f"/v1/artifacts/{_ID}"])
+    prompt: int | None = Field(description="Number of the prompt; null for an automatic mask.", examples=[0])
+    bbox: tuple[int, int, int, int] = Field(description="x, y, width, height of the cut-out in the picture.")
+    width: int = Field(examples=[212])
+    height: int = Field(examples=[190])
+    area: int = Field(description="Pixels of the object.", examples=[18422])
+    predicted_iou: float = Field(examples=[0.98])
+    stability_score: float | None = Field(examples=[0.97])
+
+
+class CutoutsBody(_Body):
+    """Objects as RGBA PNGs: the order of the prompts, or the largest automatic mask first."""
+
+    id: str | None = Field(description="The prediction's id; None when nothing was stored.", examples=[_ID])
+    model: ModelRef
+    image: ImageRef
+    cutouts: list[CutoutBody]
+    embedding: EmbeddingBody
+    timing: TimingBody
+
+
 class ImageBody(_Body):
     id: str = Field(examples=[_ID])
     filename: str | None = Field(examples=["bird.png"])
@@ -114,13 +215,15 @@ class ArtifactBody(_Body):
 
 class PredictionBody(_Body):
     id: str = Field(examples=[_ID])
-    task: Literal["classify", "segment"]
+    task: Operation
     status: Literal["succeeded", "failed"]
     model: ModelRef
     image: ImageRef
     job_id: str | None
     parameters: dict[str, Any] = Field(examples=[{"top_k": 3}])
-    result: dict[str, Any] = Field(description="predictions or classes, as they were answered.")
+    result: dict[str, Any] = Field(
+        description="predictions, classes, results, masks or cutouts, as they were answered."
+    )
     top_class: str | None = Field(examples=["junco"])
     top_confidence: float | None = Field(examples=[0.97])
     timing: TimingBody
@@ -159,7 +262,7 @@ class VersionBody(_Body):
 
 class ModelBody(_Body):
     name: str = Field(examples=["efficientnet_b0"])
-    task: Literal["classify", "segment"] | None
+    task: Literal["classify", "segment", "masks"] | None
     version: int | None = Field(description="The active version.")
     state: Literal["ready", "unloaded", "loading", "unavailable"]
     reason: str | None = Field(description="Why it is unavailable.")

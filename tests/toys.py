@@ -45,7 +45,12 @@ MATRIX = np.array([[0.0, 4.0, -1.0, -1.0], [0.0, -1.0, 4.0, -1.0], [0.0, -1.0, -
 BIAS = np.array([0.5, 0.0, 0.0, 0.0], np.float32)
 STEEPNESS = 10.0
 
-_TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "uint8": TensorProto.UINT8}
+_TYPES = {
+    "float32": TensorProto.FLOAT,
+    "float16": TensorProto.FLOAT16,
+    "uint8": TensorProto.UINT8,
+    "int64": TensorProto.INT64,
+}
 _GATHER_ROW = 64
 
 
@@ -87,7 +92,7 @@ def classifier(
     without changing the answer.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    graph = _Graph()
+    graph = Graph()
     pixels = graph.floats("input", dtype, layout)
     pooled = graph.node("ReduceMean", pixels, axes=[2, 3], keepdims=0)
     rows = MATRIX if color == "RGB" else MATRIX[::-1].copy()
@@ -95,7 +100,8 @@ def classifier(
     if ballast_bytes:
         logits = graph.node("Add", logits, graph.ballast(pooled, ballast_bytes))
     graph.finish(logits, activation)
-    graph.save(folder / ONNX, dtype, _dims(layout, batch, side), [batch or "batch", len(CLASSES)])
+    answers: list[int | str] = [batch or "batch", len(CLASSES)]
+    graph.save(folder / ONNX, [value("input", _dims(layout, batch, side), dtype)], [value("output", answers)])
     return write_manifest(
         folder,
         Manifest(
@@ -129,7 +135,7 @@ def segmenter(
     With "sigmoid" there is no channel for the background. The output is smaller than the input by ``stride``.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    graph = _Graph()
+    graph = Graph()
     pixels = graph.floats("input", dtype, layout)
     if stride > 1:
         pixels = graph.node("AveragePool", pixels, kernel_shape=[stride, stride], strides=[stride, stride])
@@ -145,7 +151,7 @@ def segmenter(
     graph.finish(scores, "logits")
     small = None if side is None else side // stride
     names = _dims(layout, batch, small, channels=len(mix), prefix="out_")
-    graph.save(folder / ONNX, dtype, _dims(layout, batch, side), names)
+    graph.save(folder / ONNX, [value("input", _dims(layout, batch, side), dtype)], [value("output", names)])
     return write_manifest(
         folder,
         Manifest(
@@ -166,8 +172,8 @@ TOYS: dict[str, Callable[..., Manifest]] = {"classifier": classifier, "segmenter
 """Family -> function that writes a toy artifact of it into a folder."""
 
 
-class _Graph:
-    """Nodes and constants of a graph in the making; ``output`` is the name of its one output."""
+class Graph:
+    """Nodes and constants of a graph in the making."""
 
     def __init__(self) -> None:
         self._nodes: list[onnx.NodeProto] = []
@@ -211,17 +217,16 @@ class _Graph:
         else:
             self.node("Softmax", scores, output="output", axis=1)
 
-    def save(self, path: Path, dtype: Dtype, input_dims: list[int | str], output_dims: list[int | str]) -> None:
-        graph = helper.make_graph(
-            self._nodes,
-            "toy",
-            [helper.make_tensor_value_info("input", _TYPES[dtype], input_dims)],
-            [helper.make_tensor_value_info("output", TensorProto.FLOAT, output_dims)],
-            self._constants,
-        )
+    def save(self, path: Path, inputs: list[onnx.ValueInfoProto], outputs: list[onnx.ValueInfoProto]) -> None:
+        graph = helper.make_graph(self._nodes, "toy", inputs, outputs, self._constants)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
         onnx.checker.check_model(model, full_check=True)
         onnx.save(model, path)
+
+
+def value(name: str, dims: list[int | str], dtype: Dtype | Literal["int64"] = "float32") -> onnx.ValueInfoProto:
+    """An input or output of a graph."""
+    return helper.make_tensor_value_info(name, _TYPES[dtype], dims)
 
 
 def _dims(

@@ -13,10 +13,19 @@ from starlette.responses import Response
 from ekiben.errors import BadInput
 from services.front import or_caller_left
 from services.platform import Platform
-from services.routes.options import ClassifyOptions, SegmentOptions, openapi, parse
+from services.requests import Source
+from services.routes.options import (
+    AutoMasksOptions,
+    ClassifyOptions,
+    CutoutsOptions,
+    MasksOptions,
+    SegmentOptions,
+    openapi,
+    parse,
+    read_json,
+)
 from services.upload import Upload, read_upload
-from services.vision import Source
-from services.wire import ClassifyBody, SegmentBody, json_response
+from services.wire import AutoMasksBody, ClassifyBody, CutoutsBody, MasksBody, SegmentBody, json_response
 
 router = APIRouter(tags=["bento"])
 
@@ -61,7 +70,80 @@ async def segment(request: Request) -> Response:
     return json_response((await or_caller_left(request.receive, asked)).body)
 
 
-async def _form(request: Request) -> Upload:
+@router.post(
+    "/masks",
+    summary="Bento endpoint: as /v1/masks",
+    response_model=None,
+    responses={200: {"model": MasksBody}},
+    openapi_extra=openapi(MasksOptions, file_field=_FIELD, raw=()),
+)
+async def masks(request: Request) -> Response:
+    platform: Platform = request.app.state.platform
+    upload = await _form(request, texts=("prompts",))
+    options = parse(MasksOptions, request.query_params, upload.fields)
+    asked = platform.masks.prompted(
+        Source(upload.data, upload.filename),
+        read_json("prompts", options.prompts),
+        model=options.model,
+        version=options.version,
+        multimask=options.multimask,
+        format=options.format,
+        store=options.store,
+    )
+    return json_response(await or_caller_left(request.receive, asked))
+
+
+@router.post(
+    "/auto_masks",
+    summary="Bento endpoint: as /v1/masks/auto",
+    response_model=None,
+    responses={200: {"model": AutoMasksBody}},
+    openapi_extra=openapi(AutoMasksOptions, file_field=_FIELD, raw=()),
+)
+async def auto_masks(request: Request) -> Response:
+    platform: Platform = request.app.state.platform
+    upload = await _form(request)
+    options = parse(AutoMasksOptions, request.query_params, upload.fields)
+    asked = platform.masks.automatic(
+        Source(upload.data, upload.filename),
+        options.auto,
+        model=options.model,
+        version=options.version,
+        format=options.format,
+        store=options.store,
+    )
+    return json_response(await or_caller_left(request.receive, asked))
+
+
+@router.post(
+    "/cutouts",
+    summary="Bento endpoint: as /v1/cutouts",
+    response_model=None,
+    responses={200: {"model": CutoutsBody}},
+    openapi_extra=openapi(CutoutsOptions, file_field=_FIELD, raw=()),
+)
+async def cutouts(request: Request) -> Response:
+    platform: Platform = request.app.state.platform
+    upload = await _form(request, texts=("prompts",))
+    options = parse(CutoutsOptions, request.query_params, upload.fields)
+    asked = platform.masks.cutouts(
+        Source(upload.data, upload.filename),
+        read_json("prompts", options.prompts),
+        options.auto,
+        style=options.style,
+        min_pixels=options.min_pixels,
+        limit=options.limit,
+        multimask=options.multimask,
+        model=options.model,
+        version=options.version,
+        store=options.store,
+    )
+    body, _ = await or_caller_left(request.receive, asked)
+    return json_response(body)
+
+
+async def _form(request: Request, texts: tuple[str, ...] = ()) -> Upload:
+    """``texts``: fields that hold JSON."""
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
         raise BadInput(f"send a multipart form with the picture as file '{_FIELD}'")
     upload = await read_upload(request, file_field=_FIELD)
@@ -70,5 +152,7 @@ async def _form(request: Request) -> Upload:
     if not upload.is_file:
         raise BadInput(f"'{_FIELD}' must be a file, not text or an address")
     # BentoML's client sends a parameter that was not given as JSON's null.
-    upload.fields = {name: text.strip('"') for name, text in upload.fields.items() if text != "null"}
+    upload.fields = {
+        name: text if name in texts else text.strip('"') for name, text in upload.fields.items() if text != "null"
+    }
     return upload

@@ -10,11 +10,12 @@ from starlette.responses import Response
 
 from db.tables import Image
 from services.platform import Platform
+from services.requests import Source
 from services.routes.files import file_response
 from services.routes.options import openapi
 from services.routes.paging import Limit, Page
 from services.upload import read_upload
-from services.vision import LOCAL, Source
+from services.vision import LOCAL
 from services.wire import ImageBody, PageBody, json_response
 
 router = APIRouter(tags=["images"])

@@ -141,7 +141,7 @@ async def _body(
         "licence": manifest.get("licence"),
         "source": manifest.get("source"),
         "precision": manifest.get("precision"),
-        "classes": len(manifest["labels"]) if manifest else None,
+        "classes": len(manifest["labels"]) or None if manifest else None,
         "counters": counters,
         "replicas": [
             {

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
+import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import QueryParams
 
 from ekiben.errors import BadInput
+from models.auto_options import AutoOptions
+from models.cutouts import CutStyle
 from services import defaults
+from services.mask_formats import Format
 
 NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 
@@ -34,6 +38,62 @@ class SegmentOptions(InferenceOptions):
     render: Literal["mask", "color", "overlay"] | None = Field(
         default=None, description="With Accept: image/png, which picture to answer (mask by default)."
     )
+
+
+PROMPTS = (
+    'JSON: a list of prompts, each {"points": [[x, y, label], ...], "box": [x0, y0, x1, y1], "mask_input": id}, with '
+    "one of these at least; label 1 is foreground, 0 background; pixels of the picture as the user sees it."
+)
+
+
+class MasksOptions(InferenceOptions):
+    model: str = Field(default=defaults.MASKS, pattern=NAME, description="A Segment Anything model.")
+    prompts: str | None = Field(default=None, description=PROMPTS + " Without any: the whole picture's box.")
+    multimask: bool = Field(
+        default=True, description="Three masks per prompt (whole, part, part of a part); false: one."
+    )
+    format: Format = Field(default="rle", description="What segmentation holds.")
+    logits: bool = Field(
+        default=True, description="false: do not keep the logits that mask_input refines (256 KB a mask); id is null."
+    )
+
+
+class AutoMasksOptions(InferenceOptions, AutoOptions):
+    model: str = Field(default=defaults.MASKS, pattern=NAME, description="A Segment Anything model.")
+    format: Format = Field(default="rle", description="What segmentation holds.")
+
+    @property
+    def auto(self) -> AutoOptions:
+        return AutoOptions(**{name: getattr(self, name) for name in AutoOptions.model_fields})
+
+
+class CutoutsOptions(InferenceOptions, AutoOptions):
+    model: str = Field(default=defaults.MASKS, pattern=NAME, description="A Segment Anything model.")
+    prompts: str | None = Field(default=None, description=PROMPTS + " Without any: the automatic masks.")
+    multimask: bool = Field(default=False, description="true: of three masks per prompt cut the best.")
+    min_pixels: int = Field(default=0, ge=0, description="Smaller objects are left out.")
+    padding_px: int = Field(default=0, ge=0, le=10_000, description="Transparent pixels around the object's box.")
+    feather_px: float = Field(default=0, ge=0, le=100, description="Softness of the edge; 0 is hard.")
+    frame: Literal["box", "full"] = Field(default="box", description="Crop to the object, or keep the whole frame.")
+    limit: int = Field(default=100, ge=1, le=1000, description="At most so many, the largest first.")
+
+    @property
+    def auto(self) -> AutoOptions:
+        return AutoOptions(**{name: getattr(self, name) for name in AutoOptions.model_fields})
+
+    @property
+    def style(self) -> CutStyle:
+        return CutStyle(self.frame, self.padding_px, self.feather_px)
+
+
+def read_json(name: str, text: str | None) -> Any:
+    """The value of an option that is JSON; None where it was not given. BadInput for what is no JSON."""
+    if text is None:
+        return None
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise BadInput(f"{name} is not JSON: {error.msg} at character {error.pos}") from None
 
 
 OptionsT = TypeVar("OptionsT", bound=BaseModel)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
@@ -14,7 +14,7 @@ from ekiben.errors import NotFound
 from services.platform import Platform
 from services.routes.paging import Limit, Page
 from services.vision import LOCAL
-from services.wire import PageBody, PredictionBody, json_response
+from services.wire import Operation, PageBody, PredictionBody, json_response
 
 router = APIRouter(tags=["predictions"])
 
@@ -27,7 +27,7 @@ router = APIRouter(tags=["predictions"])
 )
 async def find(
     request: Request,
-    task: Annotated[Literal["classify", "segment"] | None, Query(description="Only of this task.")] = None,
+    task: Annotated[Operation | None, Query(description="Only of this task.")] = None,
     model: Annotated[str | None, Query(description="Only of this model.")] = None,
     page: Page = 1,
     limit: Limit = 50,

@@ -7,9 +7,10 @@ from starlette.responses import Response
 
 from services.front import or_caller_left
 from services.platform import Platform
+from services.requests import Source
+from services.routes.accept import prefers
 from services.routes.options import ClassifyOptions, SegmentOptions, openapi, parse
 from services.upload import read_upload
-from services.vision import Source
 from services.wire import ClassifyBody, SegmentBody, json_response
 
 router = APIRouter(tags=["vision"])
@@ -53,7 +54,7 @@ async def segment(request: Request) -> Response:
     upload = await read_upload(request)
     options = parse(SegmentOptions, request.query_params, upload.fields)
     render = options.render
-    picture = _wants_png(request.headers.get("accept", ""))
+    picture = prefers(request.headers.get("accept", ""), "image/png")
     if picture and render is None:
         render = "mask"
     outcome = await or_caller_left(
@@ -70,16 +71,3 @@ async def segment(request: Request) -> Response:
         headers = {"X-Prediction-ID": outcome.body["id"]} if outcome.body["id"] else None
         return Response(outcome.renders[render], headers=headers, media_type="image/png")
     return json_response(outcome.body)
-
-
-def _wants_png(accept: str) -> bool:
-    """True where image/png stands before application/json in the Accept header (and */* means JSON)."""
-    for part in accept.split(","):
-        kind, *parameters = (piece.strip() for piece in part.split(";"))
-        if any(parameter in ("q=0", "q=0.0") for parameter in parameters):
-            continue
-        if kind == "image/png":
-            return True
-        if kind in ("application/json", "*/*"):
-            return False
-    return False

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from ekiben.errors import BadImage
 from models.batcher import Batcher, Item, Lane
@@ -40,17 +38,17 @@ class Kitchen:
     entered: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def prepare(self, payload: Order) -> tuple[NDArray[np.generic], str]:
+    def prepare(self, payload: Order) -> tuple[Hashable, tuple[int, str]]:
         with self.lock:
             self.prepared.append(payload.number)
         if payload.trouble == "prepare":
             raise BadImage(f"picture {payload.number} is broken")
-        return np.full(payload.shape, payload.number, np.int64), f"prepared {payload.number}"
+        return payload.shape, (payload.number, f"prepared {payload.number}")
 
-    def run(self, batch: NDArray[np.generic]) -> NDArray[Any]:
-        numbers = batch.reshape(len(batch), -1)[:, 0]
+    def run(self, batch: Sequence[tuple[int, str]]) -> list[int]:
+        numbers = [number for number, _ in batch]
         with self.lock:
-            self.batches.append([int(n) for n in numbers])
+            self.batches.append(numbers)
             self.running += 1
             self.most_running = max(self.most_running, self.running)
         self.entered.release()
@@ -60,15 +58,15 @@ class Kitchen:
                 time.sleep(self.fixed_s + self.each_s * len(batch))
             if POISON in numbers:
                 raise FloatingPointError("poison")
-            return numbers * 2
+            return [2 * number for number in numbers]
         finally:
             with self.lock:
                 self.running -= 1
 
-    def finish(self, output: NDArray[Any], prepared: str, payload: Order) -> tuple[int, str]:
+    def finish(self, output: int, prepared: tuple[int, str], payload: Order) -> tuple[int, str]:
         if payload.trouble == "finish":
             raise ZeroDivisionError(f"answer {payload.number}")
-        return int(output), prepared
+        return output, prepared[1]
 
 
 def open_kitchen(fixed_s: float = 0.0, each_s: float = 0.0) -> Kitchen:

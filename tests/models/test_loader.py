@@ -124,10 +124,9 @@ def test_work_decodes_runs_and_reads(tmp_path: Path) -> None:
     toys.classifier(tmp_path)
     work = VisionWork(load_artifact(KEY, tmp_path, CPU))
     asks = [Ask(toys.encoded(toys.solid(color, 50, 40)), top_k=2) for color in ((0, 0, 255), (0, 255, 0))]
-    prepared = [work.prepare(ask) for ask in asks]
-    outputs = work.run(np.stack([tensor for tensor, _ in prepared]))
-    answers = [
-        work.finish(output, picture, ask) for output, (_, picture), ask in zip(outputs, prepared, asks, strict=True)
-    ]
+    keys, prepared = zip(*(work.prepare(ask) for ask in asks), strict=True)
+    assert len(set(keys)) == 1
+    outputs = work.run(prepared)
+    answers = [work.finish(output, one, ask) for output, one, ask in zip(outputs, prepared, asks, strict=True)]
     assert [[s.class_name for s in a.scores] for a in answers] == [["blue", "dark"], ["green", "dark"]]
     assert [(a.picture.width, a.picture.height, a.picture.mime_type) for a in answers] == [(50, 40, "image/png")] * 2

@@ -15,7 +15,7 @@ from db.migrate import migrate
 from db.records import Records
 from db.session import connect
 from models.results import PictureFacts
-from services.recording import Recorder
+from services.recording import NewFile, Recorder
 
 FACTS = PictureFacts(4, 3, "image/png")
 COLUMNS = {
@@ -74,7 +74,7 @@ def test_a_caller_who_leaves_leaves_all_or_nothing(records: Records, tmp_path: P
 
         async def request() -> None:
             record = recorder.begin(b"picture", "image/png", None, "local")
-            await recorder.finish(record, FACTS, {"mask": b"mask"}, COLUMNS)
+            await recorder.finish(record, FACTS, [NewFile("mask", b"mask")], COLUMNS)
 
         task = asyncio.create_task(request())
         await asyncio.sleep(after_s)

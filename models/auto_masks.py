@@ -1,0 +1,140 @@
+"""Automatic masks: a grid of points, each answered, and what is left after the filters.
+
+The steps and their order are those of ``SamAutomaticMaskGenerator``; what is different is when they happen. Masks
+that the predicted IoU rules out are never made, the others are enlarged one at a time and only around the object, and
+kept as runs: no full-size logits of many masks exist at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.auto_options import AutoOptions
+from models.grids import crop_boxes, layer_grids, near_crop_edge
+from models.mask_results import AutoMask
+from models.nms import nms
+from models.prompts import FOREGROUND, PADDING
+from models.regions import remove_small_regions
+from models.rle import Rle, encode_window
+from models.sam_graphs import Decoded, Floats
+from models.upsampling import Upsampler
+
+Crop = tuple[int, int, int, int]
+"""x0, y0, x1, y1 in the picture; x1 and y1 are exclusive."""
+
+Points = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A mask that passed both thresholds. ``rle``, ``box`` (inclusive x0, y0, x1, y1) and ``point`` are in the frame
+    of its crop until ``merge``."""
+
+    rle: Rle
+    box: tuple[int, int, int, int]
+    iou: float
+    stability: float | None
+    point: tuple[float, float]
+
+
+def plan(height: int, width: int, options: AutoOptions) -> list[tuple[Crop, Points]]:
+    """The crops to look at, the whole picture first, each with its points [N, 2] in pixels of the crop."""
+    grids = layer_grids(options.points_per_side, options.crop_n_layers, options.crop_n_points_downscale_factor)
+    crops = []
+    for box, layer in crop_boxes(height, width, options.crop_n_layers, options.crop_overlap_ratio):
+        x0, y0, x1, y1 = box
+        crops.append(((x0, y0, x1, y1), grids[layer] * np.array([[x1 - x0, y1 - y0]])))
+    return crops
+
+
+def grid_tokens(points: Points, scaled: Points) -> tuple[Floats, Floats]:
+    """One foreground point per prompt and the padding that follows it: coordinates [B, 2, 2], labels [B, 2]."""
+    coords = np.zeros((len(points), 2, 2), np.float32)
+    coords[:, 0] = scaled
+    return coords, np.tile(np.array([FOREGROUND, PADDING], np.float32), (len(points), 1))
+
+
+def candidates(
+    decoded: Decoded, points: Points, crop: Crop, frame: tuple[int, int], upsampler: Upsampler, options: AutoOptions
+) -> list[Candidate]:
+    """The masks of one chunk of points that pass, in the order of points and mask tokens.
+
+    ``frame``: height and width of the picture.
+    """
+    found: list[Candidate] = []
+    for logits, prompt in zip(decoded.logits, decoded.kept, strict=True):
+        for token in (1, 2, 3):
+            iou = float(decoded.iou[prompt, token])
+            if options.pred_iou_thresh > 0 and not iou > options.pred_iou_thresh:
+                continue
+            window = upsampler.window(logits[token], offset=options.stability_score_offset)
+            stability = window.stability
+            if options.stability_score_thresh > 0 and not (stability or 0.0) >= options.stability_score_thresh:
+                continue
+            rle = encode_window(window.mask, window.top, window.left, upsampler.height, upsampler.width)
+            x, y = points[prompt]
+            found.append(Candidate(rle, rle.box_xyxy, iou, stability, (float(x), float(y))))
+    if not found:
+        return []
+    boxes = np.array([one.box for one in found], np.float32)
+    height, width = frame
+    cut = near_crop_edge(boxes, crop, (width, height))
+    return [one for one, near in zip(found, cut, strict=True) if not near]
+
+
+def best_of_crop(
+    found: Sequence[Candidate], crop: Crop, frame: tuple[int, int], options: AutoOptions
+) -> list[AutoMask]:
+    """What is left of one crop's candidates, best predicted IoU first, in the picture's frame."""
+    if not found:
+        return []
+    boxes = np.array([one.box for one in found], np.float32)
+    scores = np.array([one.iou for one in found], np.float32)
+    x0, y0, x1, y1 = crop
+    return [
+        AutoMask(
+            rle=found[i].rle.shifted(y0, x0, *frame),
+            predicted_iou=found[i].iou,
+            stability_score=found[i].stability,
+            point=(found[i].point[0] + x0, found[i].point[1] + y0),
+            crop_box=(x0, y0, x1 - x0, y1 - y0),
+        )
+        for i in nms(boxes, scores, options.box_nms_thresh)
+    ]
+
+
+def merge(crops: Iterable[Sequence[AutoMask]], options: AutoOptions) -> list[AutoMask]:
+    """All crops' masks as one list, the largest first: doubles between crops go, smaller crops win."""
+    lists = list(crops)
+    masks = [mask for one in lists for mask in one]
+    if len(lists) > 1 and masks:
+        areas = np.array([mask.crop_box[2] * mask.crop_box[3] for mask in masks], np.float32)
+        masks = [masks[i] for i in nms(_boxes(masks), np.float32(1.0) / areas, options.crop_nms_thresh)]
+    if options.min_mask_region_area > 0 and masks:
+        masks = _without_small_regions(masks, options)
+    return sorted(masks, key=lambda mask: -mask.rle.area)
+
+
+def _without_small_regions(masks: list[AutoMask], options: AutoOptions) -> list[AutoMask]:
+    """Holes are filled, then islands removed; masks that became alike are dropped, untouched ones preferred.
+
+    As in the reference, predicted IoU and stability stay those of before.
+    """
+    cleaned: list[AutoMask] = []
+    scores: list[float] = []
+    for mask in masks:
+        filled, holes = remove_small_regions(mask.rle, options.min_mask_region_area, "holes")
+        rle, islands = remove_small_regions(filled, options.min_mask_region_area, "islands")
+        changed = holes or islands
+        cleaned.append(replace(mask, rle=rle) if changed else mask)
+        scores.append(0.0 if changed else 1.0)
+    threshold = max(options.box_nms_thresh, options.crop_nms_thresh)
+    return [cleaned[i] for i in nms(_boxes(cleaned), np.array(scores, np.float32), threshold)]
+
+
+def _boxes(masks: Sequence[AutoMask]) -> NDArray[np.float32]:
+    return np.array([mask.rle.box_xyxy for mask in masks], np.float32)

@@ -1,0 +1,86 @@
+"""From a Segment Anything artifact to a warm model."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ekiben.errors import BadModelFile
+from models.artifact import Manifest, read_manifest
+from models.memory import believable_bytes, resident_bytes
+from models.preprocess import Preprocessor
+from models.prompts import FOREGROUND, PADDING
+from models.resident import ModelKey, Resident
+from models.runtime import RuntimeOptions, cores
+from models.sam_graphs import FEATURES, SIDE, SamGraphs
+
+ACTIVATIONS_PER_PROMPT = 24_000_000
+"""Bytes that one prompt of a decoder run needs for a while, as measured; bounds how many run at once."""
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Sam(Resident):
+    """Segment Anything in memory. ``slots``: encoder runs at once; the decoder's are as many as there are threads."""
+
+    graphs: SamGraphs
+    preprocess: Preprocessor
+    threads: int
+
+    def close(self) -> None:
+        self.graphs.close()
+
+    @property
+    def encode_batch(self) -> int:
+        """Pictures per encoder run."""
+        return 4 if self.graphs.device == "cuda" else 1
+
+    @property
+    def chunk(self) -> int:
+        """Prompts per decoder run. On a CPU more do not run faster, they only take more memory."""
+        return 64 if self.graphs.device == "cuda" else 4
+
+
+def load_sam(key: ModelKey, folder: Path, options: RuntimeOptions) -> Sam:
+    """Open the three graphs and run the decoder once. BadModelFile when they do not load or run.
+
+    The encoder is not run: it takes seconds, and most of its memory is needed only then.
+    """
+    if options.runtime != "onnx":
+        raise BadModelFile(f"{key} has ONNX graphs only; serve it with EKIBEN_RUNTIME=onnx")
+    manifest = read_manifest(folder)
+    threads = options.threads or cores()
+    before = resident_bytes()
+    graphs = SamGraphs(folder, options, threads)
+    took = _warm_up(graphs, manifest)
+    return Sam(
+        key=key,
+        manifest=manifest,
+        slots=1,
+        memory_bytes=believable_bytes(resident_bytes() - before, manifest.graph_bytes),
+        warmup_s=took,
+        graphs=graphs,
+        preprocess=Preprocessor(manifest),
+        threads=threads,
+    )
+
+
+def _warm_up(graphs: SamGraphs, manifest: Manifest) -> float:
+    """Seconds of one click's decoder run, on features of zeros."""
+    try:
+        features = graphs.blank()
+        point = np.full((1, 2, 2), 512, np.float32), np.array([[FOREGROUND, PADDING]], np.float32)
+        graphs.decode(features, *point)
+        started = time.perf_counter()
+        decoded = graphs.decode(features, *point)
+        took = time.perf_counter() - started
+    except Exception as error:  # ONNX Runtime's own exceptions share no base
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise BadModelFile(f"the graphs do not run as those of {manifest.architecture or 'a sam'}: {reason}") from error
+    if decoded.iou.shape != (1, 4) or decoded.logits.shape != (1, 4, SIDE, SIDE):
+        raise BadModelFile(
+            f"the decoder gives {decoded.iou.shape} and {decoded.logits.shape}; {len(FEATURES)} features"
+        )
+    return took

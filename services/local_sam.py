@@ -1,0 +1,227 @@
+"""Segment Anything in this process: which runs an answer needs, and in what order."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from PIL import Image
+
+from ekiben.errors import DeadlineExceeded
+from models.asks import AutoAnswer, AutoAsk, EmbeddingUse, MaskAnswer, MaskAsk
+from models.auto_masks import Candidate, Crop, Points, best_of_crop, merge, plan
+from models.auto_options import AutoOptions
+from models.batcher import Lane
+from models.embeddings import Embedding, EmbeddingCache, FileKey, file_hash
+from models.images import decode
+from models.mask_results import AutoMask, PromptMask
+from models.prompts import Prompt, check_prompts, whole_picture
+from models.resident import ModelKey
+from models.results import Timing
+from models.sam_graphs import Features
+from models.sam_loader import Sam
+from models.sam_work import DecodeCall, DecodeWork, EncodeCall, EncodeWork, GridCall, GridWork
+from models.upsampling import Upsampler
+from services import runner_metrics as gauges
+from services.flights import Flights
+from services.lanes import Lanes
+
+P = TypeVar("P")
+T = TypeVar("T")
+
+_HASH_IN_THREAD = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class _SamLanes:
+    """Of one loaded model. Grids wait apart from prompts, so that a click never waits behind a whole grid."""
+
+    sam: Sam
+    encode: Lane[EncodeCall, tuple[Embedding, bool]]
+    decode: Lane[DecodeCall, list[tuple[PromptMask, ...]]]
+    grid: Lane[GridCall, list[Candidate]]
+
+
+class LocalSam:
+    """Answers mask asks with the lanes of this process and one cache of embeddings."""
+
+    def __init__(self, lanes: Lanes, share: Callable[[Sam], None], cache: EmbeddingCache) -> None:
+        self._lanes = lanes
+        self._share = share
+        self.cache = cache
+        self._flights: Flights[tuple[Embedding, bool, Timing]] = Flights()
+        self._open: dict[ModelKey, _SamLanes] = {}
+        self.counts: Counter[tuple[ModelKey, str]] = Counter()
+
+    async def masks(self, sam: Sam, ask: MaskAsk, deadline: float) -> tuple[MaskAnswer, Timing]:
+        """The masks of every prompt. The caller holds a lease on ``sam`` meanwhile."""
+        lanes = self._lanes_of(sam)
+        embedding, cached, spent = await self._embedding(lanes, ask.image, deadline)
+        facts = embedding.facts
+        check_prompts(ask.prompts, facts.width, facts.height)
+        prompts = ask.prompts or (whole_picture(facts.width, facts.height),)
+        upsampler = Upsampler(facts.height, facts.width)
+        step = sam.chunk
+        parts = [prompts[first : first + step] for first in range(0, len(prompts), step)]
+
+        async def answer(part: Sequence[Prompt]) -> tuple[list[tuple[PromptMask, ...]], Timing]:
+            call = DecodeCall(embedding, part, upsampler, ask.multimask, ask.keep_logits, wide=len(parts) > 1)
+            return await self._ask(lanes.decode, sam, call, 0, deadline)
+
+        answers = await side_by_side(answer, parts, sam.threads + 1)
+        results = tuple(row for rows, _ in answers for row in rows)
+        timing = _together(spent, [timing for _, timing in answers], len(prompts))
+        return MaskAnswer(facts, EmbeddingUse(cached, embedding.encode_ms), results), timing
+
+    async def auto_masks(self, sam: Sam, ask: AutoAsk, deadline: float) -> tuple[AutoAnswer, Timing]:
+        """The masks of everything. Nothing more is computed once the call is cancelled or late."""
+        started = time.perf_counter()
+        lanes = self._lanes_of(sam)
+        embedding, cached, spent = await self._embedding(lanes, ask.image, deadline)
+        facts = embedding.facts
+        frame = facts.height, facts.width
+        crops = plan(*frame, ask.options)
+        rgb = (await asyncio.to_thread(decode, ask.image)).rgb if len(crops) > 1 else None
+        kept: list[list[AutoMask]] = []
+        for number, (crop, points) in enumerate(crops):
+            features = embedding.features
+            if number and rgb is not None:
+                features = await self._crop_features(lanes, rgb, crop, deadline)
+            found = await self._grid(lanes, features, crop, points, frame, ask.options, deadline)
+            kept.append(await asyncio.to_thread(best_of_crop, found, crop, frame, ask.options))
+        masks = await asyncio.to_thread(merge, kept, ask.options)
+        if time.monotonic() > deadline:
+            raise DeadlineExceeded("the automatic masks took longer than their deadline", retry_after_s=1)
+        points_asked = sum(len(points) for _, points in crops)
+        timing = Timing(spent.queue_ms, (time.perf_counter() - started) * 1e3 - spent.queue_ms, points_asked)
+        return AutoAnswer(facts, EmbeddingUse(cached, embedding.encode_ms), tuple(masks)), timing
+
+    def close_lanes(self, sam: Sam) -> None:
+        """The model goes: so do its lanes and what it made."""
+        known = self._open.get(sam.key)
+        if known is not None and known.sam is sam:
+            del self._open[sam.key]
+            for lane in (known.encode, known.decode, known.grid):
+                self._lanes.batcher.close_lane(lane.key)
+            self.cache.drop(sam.key)
+
+    def depth(self, key: ModelKey) -> int:
+        """Items of this model that wait."""
+        known = self._open.get(key)
+        return 0 if known is None else sum(len(lane.queue) for lane in (known.encode, known.decode, known.grid))
+
+    async def _grid(
+        self,
+        lanes: _SamLanes,
+        features: Features,
+        crop: Crop,
+        points: Points,
+        frame: tuple[int, int],
+        options: AutoOptions,
+        deadline: float,
+    ) -> list[Candidate]:
+        """The candidates of one crop, in the order of its points. As many chunks are queued as can run, and one."""
+        upsampler = Upsampler(crop[3] - crop[1], crop[2] - crop[0])
+        step = min(options.points_per_batch, lanes.sam.chunk)
+        calls = [
+            GridCall(features, points[first : first + step], crop, frame, upsampler, options)
+            for first in range(0, len(points), step)
+        ]
+
+        async def answer(call: GridCall) -> tuple[list[Candidate], Timing]:
+            return await self._ask(lanes.grid, lanes.sam, call, 0, deadline)
+
+        answers = await side_by_side(answer, calls, lanes.sam.threads + 1)
+        return [one for found, _ in answers for one in found]
+
+    async def _crop_features(self, lanes: _SamLanes, rgb: Image.Image, crop: Crop, deadline: float) -> Features:
+        pixels = await asyncio.to_thread(rgb.crop, crop)
+        (embedding, _), _ = await self._ask(lanes.encode, lanes.sam, EncodeCall(crop=pixels), 0, deadline)
+        return embedding.features
+
+    async def _embedding(self, lanes: _SamLanes, image: bytes, deadline: float) -> tuple[Embedding, bool, Timing]:
+        """The embedding of a file, whether it was there, and what this request waited for it."""
+        if len(image) < _HASH_IN_THREAD:
+            sha256 = file_hash(image)
+        else:
+            sha256 = await asyncio.to_thread(file_hash, image)
+        key = FileKey(lanes.sam.key.owner, lanes.sam.key, sha256)
+        found = self.cache.by_file(key)
+        if found is not None:
+            return found, True, Timing(0.0, 0.0, 1)
+
+        async def encode() -> tuple[Embedding, bool, Timing]:
+            call = EncodeCall(image, key)
+            (embedding, held), timing = await self._ask(lanes.encode, lanes.sam, call, len(image), deadline)
+            return embedding, held, timing
+
+        while True:
+            mine = not self._flights.get(key)
+            loop = asyncio.get_running_loop()
+            try:
+                async with asyncio.timeout_at(loop.time() + deadline - time.monotonic()):
+                    return await self._flights.join(key, encode)
+            except TimeoutError:
+                raise DeadlineExceeded("the request took longer than its deadline", retry_after_s=1) from None
+            except DeadlineExceeded:
+                if mine or time.monotonic() > deadline:
+                    raise  # else it was the deadline of the one who began: begin anew
+
+    async def _ask(self, lane: Lane[Any, T], sam: Sam, call: Any, size: int, deadline: float) -> tuple[T, Timing]:
+        self._share(sam)
+        return await self._lanes.ask(lane, sam, call, size, deadline)
+
+    def _lanes_of(self, sam: Sam) -> _SamLanes:
+        known = self._open.get(sam.key)
+        if known is not None and known.sam is sam:
+            return known
+        name = sam.key.name
+        batcher = self._lanes.batcher
+
+        def encoded() -> None:
+            gauges.encoder_runs.labels(name).inc()
+            self.counts[sam.key, "batches"] += 1
+
+        def decoded(prompts: int) -> None:
+            gauges.decoder_prompts.labels(name).inc(prompts)
+
+        encode = EncodeWork(sam, self.cache, gauges.decoded_pictures.labels(name).inc, encoded)
+        lanes = _SamLanes(
+            sam,
+            batcher.open_lane((sam.key, "encode"), encode, slots=sam.slots, max_batch=sam.encode_batch),
+            batcher.open_lane((sam.key, "decode"), DecodeWork(sam, decoded), max_batch=1),
+            batcher.open_lane((sam.key, "grid"), GridWork(sam, decoded), max_batch=1),
+        )
+        self._open[sam.key] = lanes
+        return lanes
+
+
+def _together(encoding: Timing, decoding: Sequence[Timing], prompts: int) -> Timing:
+    """Wait and runs of one answer: ``inference_ms`` adds its own runs up, ``batch_size`` is its prompts."""
+    return Timing(
+        encoding.queue_ms + max(timing.queue_ms for timing in decoding),
+        encoding.inference_ms + sum(timing.inference_ms for timing in decoding),
+        prompts,
+    )
+
+
+async def side_by_side(ask: Callable[[P], Coroutine[Any, Any, T]], calls: Sequence[P], at_once: int) -> list[T]:
+    """The answers to ``calls`` in order, ``at_once`` under way. The first error, or a cancellation, ends the others."""
+    results: dict[int, T] = {}
+    waiting = iter(enumerate(calls))
+
+    async def worker() -> None:
+        for number, call in waiting:
+            results[number] = await ask(call)
+
+    workers = [asyncio.create_task(worker()) for _ in range(min(at_once, len(calls)))]
+    try:
+        await asyncio.gather(*workers)
+    finally:
+        for task in workers:
+            task.cancel()
+    return [results[number] for number in range(len(calls))]

@@ -1,0 +1,136 @@
+"""Requests: what every operation does around its inference - the picture's bytes, the bounds, the record."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from db.records import Records
+from ekiben.errors import BadInput, DeadlineExceeded, Overloaded
+from models.images import sniff
+from models.results import PictureFacts, Timing
+from services import metrics
+from services.model_index import Served
+from services.recording import NewFile, Record, Recorder, RecordIds
+
+A = TypeVar("A")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The picture of a request: its bytes, or the id of a stored image."""
+
+    data: bytes | None = None
+    filename: str | None = None
+    image_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """An answer's picture and what is to become of it. ``record`` is None where nothing is stored."""
+
+    data: bytes
+    record: Record | None
+    deadline: float
+
+
+class Requests:
+    """Opens and closes the requests of one process."""
+
+    def __init__(self, records: Records, recorder: Recorder, max_open: int = 4096) -> None:
+        self.records = records
+        self.recorder = recorder
+        self._max_open = max_open
+        self._open = 0
+
+    async def infer(
+        self,
+        source: Source,
+        served: Served,
+        infer: Callable[[bytes, float], Awaitable[tuple[A, Timing]]],
+        *,
+        store: bool,
+        owner: str,
+        timeout_s: float,
+    ) -> tuple[A, Timing, Asked]:
+        """The answer of ``infer(image bytes, deadline)``; storing the image overlaps it.
+
+        When it fails, or the caller leaves, nothing stays stored.
+        """
+        deadline = time.monotonic() + timeout_s
+        if self._open >= self._max_open:
+            raise Overloaded(f"{self._open} requests are open", retry_after_s=1)
+        self._open += 1
+        record: Record | None = None
+        try:
+            data, record = await self._begin(source, store, owner, deadline)
+            answer, timing = await infer(data, deadline)
+            metrics.queue_seconds.labels(served.key.name).observe(timing.queue_ms / 1e3)
+            metrics.inference_seconds.labels(served.key.name).observe(timing.inference_ms / 1e3)
+            return answer, timing, Asked(data, record, deadline)
+        except BaseException:
+            if record is not None:
+                await self.recorder.abandon(record)
+            raise
+        finally:
+            self._open -= 1
+
+    async def record(
+        self,
+        asked: Asked,
+        served: Served,
+        picture: PictureFacts,
+        timing: Timing,
+        *,
+        parameters: dict[str, Any],
+        result: dict[str, Any],
+        task: str | None = None,
+        files: Sequence[NewFile] = (),
+        top: tuple[str | None, float | None] = (None, None),
+    ) -> RecordIds:
+        """Commit row and files before the deadline, or leave nothing. No ids where nothing is to be stored."""
+        if asked.record is None:
+            return RecordIds()
+        columns = {
+            "task": task or served.task,
+            "model_name": served.key.name,
+            "model_version": served.key.version,
+            "parameters": parameters,
+            "result": result,
+            "top_class": top[0],
+            "top_confidence": top[1],
+            "queue_ms": timing.queue_ms,
+            "inference_ms": timing.inference_ms,
+            "batch_size": timing.batch_size,
+        }
+        try:
+            async with asyncio.timeout(max(asked.deadline - time.monotonic(), 0.05)):
+                ids = await self.recorder.finish(asked.record, picture, files, columns)
+        except TimeoutError:
+            raise DeadlineExceeded("the answer could not be stored before the deadline", retry_after_s=1) from None
+        metrics.stored.inc()
+        return ids
+
+    async def abandon(self, asked: Asked) -> None:
+        """What follows the inference failed: nothing stays stored."""
+        if asked.record is not None:
+            await self.recorder.abandon(asked.record)
+
+    async def _begin(self, source: Source, store: bool, owner: str, deadline: float) -> tuple[bytes, Record | None]:
+        if source.data is not None:
+            if source.image_id is not None:
+                raise BadInput("send a file or image_id, not both")
+            mime_type = sniff(source.data)
+            if not store:
+                return source.data, None
+            record = self.recorder.begin(source.data, mime_type, source.filename, owner)
+            record.deadline = deadline
+            return source.data, record
+        if source.image_id is None:
+            raise BadInput("send an image: a multipart field 'file', the raw bytes as body, or image_id")
+        image = await asyncio.to_thread(self.records.image, owner, source.image_id)
+        data = await self.recorder.read(image.storage_key)
+        return data, Record(owner, image_id=image.id, deadline=deadline) if store else None

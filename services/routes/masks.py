@@ -1,0 +1,113 @@
+"""POST /v1/masks, /v1/masks/auto and /v1/cutouts."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import zipfile
+from collections.abc import Sequence
+
+import orjson
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from services.front import or_caller_left
+from services.masks import CutOut
+from services.platform import Platform
+from services.requests import Source
+from services.routes.accept import prefers
+from services.routes.options import AutoMasksOptions, CutoutsOptions, MasksOptions, openapi, parse, read_json
+from services.upload import read_upload
+from services.wire import AutoMasksBody, CutoutsBody, MasksBody, json_response
+
+router = APIRouter(tags=["masks"])
+
+ZIP = "application/zip"
+
+
+@router.post(
+    "/v1/masks",
+    summary="Segment Anything: masks of points and boxes",
+    response_model=None,
+    responses={200: {"model": MasksBody}},
+    openapi_extra=openapi(MasksOptions),
+)
+async def masks(request: Request) -> Response:
+    platform: Platform = request.app.state.platform
+    upload = await read_upload(request)
+    options = parse(MasksOptions, request.query_params, upload.fields)
+    asked = platform.masks.prompted(
+        Source(upload.data, upload.filename, options.image_id),
+        read_json("prompts", options.prompts),
+        model=options.model,
+        version=options.version,
+        multimask=options.multimask,
+        format=options.format,
+        logits=options.logits,
+        store=options.store,
+    )
+    return json_response(await or_caller_left(request.receive, asked))
+
+
+@router.post(
+    "/v1/masks/auto",
+    summary="Segment Anything: masks of everything in the picture",
+    response_model=None,
+    responses={200: {"model": AutoMasksBody}},
+    openapi_extra=openapi(AutoMasksOptions),
+)
+async def auto_masks(request: Request) -> Response:
+    platform: Platform = request.app.state.platform
+    upload = await read_upload(request)
+    options = parse(AutoMasksOptions, request.query_params, upload.fields)
+    asked = platform.masks.automatic(
+        Source(upload.data, upload.filename, options.image_id),
+        options.auto,
+        model=options.model,
+        version=options.version,
+        format=options.format,
+        store=options.store,
+    )
+    return json_response(await or_caller_left(request.receive, asked))
+
+
+@router.post(
+    "/v1/cutouts",
+    summary="Segment Anything: objects with a transparent background",
+    response_model=None,
+    responses={200: {"model": CutoutsBody, "content": {ZIP: {"schema": {"type": "string", "format": "binary"}}}}},
+    openapi_extra=openapi(CutoutsOptions),
+)
+async def cutouts(request: Request) -> Response:
+    platform: Platform = request.app.state.platform
+    upload = await read_upload(request)
+    options = parse(CutoutsOptions, request.query_params, upload.fields)
+    asked = platform.masks.cutouts(
+        Source(upload.data, upload.filename, options.image_id),
+        read_json("prompts", options.prompts),
+        options.auto,
+        style=options.style,
+        min_pixels=options.min_pixels,
+        limit=options.limit,
+        multimask=options.multimask,
+        model=options.model,
+        version=options.version,
+        store=options.store,
+    )
+    body, cuts = await or_caller_left(request.receive, asked)
+    if not prefers(request.headers.get("accept", ""), ZIP):
+        return json_response(body)
+    headers = {"Content-Disposition": 'attachment; filename="cutouts.zip"'}
+    if body["id"]:
+        headers["X-Prediction-ID"] = body["id"]
+    return Response(await asyncio.to_thread(_archive, body, cuts), headers=headers, media_type=ZIP)
+
+
+def _archive(body: object, cuts: Sequence[CutOut]) -> bytes:
+    """A ZIP of ``cutout-000.png`` and so on, in the answer's order, and the answer itself as ``cutouts.json``."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
+        for number, one in enumerate(cuts):
+            archive.writestr(f"cutout-{number:03d}.png", one.png)
+        archive.writestr("cutouts.json", orjson.dumps(body, option=orjson.OPT_INDENT_2))
+    return out.getvalue()
