@@ -31,6 +31,7 @@ exit status: 0 done, 1 refused (one line on stderr says why), 2 wrong usage, 3 t
 examples:
   python -m export efficientnet_b0
   python -m export deeplabv3_resnet50 --checkpoint mine.pth --labels labels.txt --name roads
+  python -m export sam_vit_b --precision int8 --agreement-photos photos
   python -m export import model.onnx --name mobilenet --task classify --labels labels.txt \\
       --mean 0.502 --std 0.502 --crop 0.875 --output probabilities
 """
@@ -84,11 +85,20 @@ def _add_export(parser: argparse.ArgumentParser, row: Row) -> None:
     )
     parser.add_argument("--seed", type=int, help="of --weights random; default 0")
     parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="weights of your own: a state_dict")
-    parser.add_argument(
-        "--labels", type=Path, metavar="FILE", help=f"one name per line; default: {len(row.labels)} names"
-    )
+    if row.family == "sam":
+        parser.add_argument("--precision", choices=["float32", "int8"], default="float32", help="of the encoder")
+        parser.add_argument(
+            "--agreement-photos",
+            type=Path,
+            metavar="FOLDER",
+            help="pictures on which the masks of int8 are compared with those of float32; default: seeded ones",
+        )
+    else:
+        parser.add_argument(
+            "--labels", type=Path, metavar="FILE", help=f"one name per line; default: {len(row.labels)} names"
+        )
     _add_destination(parser, row.name)
-    parser.set_defaults(run=_export)
+    parser.set_defaults(run=_export_sam if row.family == "sam" else _export)
 
 
 def _add_import(parser: argparse.ArgumentParser) -> None:
@@ -126,8 +136,8 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_destination(parser: argparse.ArgumentParser, name: str | None) -> None:
-    default = f"; default: {name}" if name else ""
-    parser.add_argument("--name", default=name, help=f"name to publish as{default}")
+    default = f"; default: {name}, and the precision where it is not float32" if name else ""
+    parser.add_argument("--name", help=f"name to publish as{default}")
     parser.add_argument("--out", type=Path, metavar="DIR", help="only write the artifact folder; publish nothing")
 
 
@@ -136,8 +146,9 @@ def _export(given: argparse.Namespace) -> None:
         from export import recipe
         from export.writer import write_artifact
     except ImportError as error:
-        raise Refusal(f"exporting needs {error.name}, which this Python lacks: pip install 'ekiben[export]'") from None
+        raise _lacking(error) from None
     row, settings = ZOO[given.command], Settings.from_environ()
+    given.name = given.name or row.name
     labels = read_labels(given.labels) if given.labels else None
     if given.checkpoint is not None:
         made = recipe.checkpoint(row, given.checkpoint, labels)
@@ -146,6 +157,30 @@ def _export(given: argparse.Namespace) -> None:
     else:
         made = recipe.published(row, _obtain(row, settings, None if given.out else given.name), labels)
     _finish(given, settings, lambda folder: write_artifact(made, folder))
+
+
+def _export_sam(given: argparse.Namespace) -> None:
+    try:
+        from export import sam
+        from export.sam_artifact import write_artifact
+    except ImportError as error:
+        raise _lacking(error) from None
+    row, settings = ZOO[given.command], Settings.from_environ()
+    given.name = given.name or (row.name if given.precision == "float32" else f"{row.name}_{given.precision}")
+    photos = given.agreement_photos
+    if photos is not None and not photos.is_dir():
+        raise Refusal(f"{photos} is no folder of pictures")
+    if given.checkpoint is not None:
+        made = sam.checkpoint(row, given.checkpoint)
+    elif given.weights == "random":
+        made = sam.random(row, given.seed or 0)
+    else:
+        made = sam.published(row, _obtain(row, settings, None if given.out else given.name))
+    _finish(given, settings, lambda folder: write_artifact(made, folder, precision=given.precision, photos=photos))
+
+
+def _lacking(error: ImportError) -> Refusal:
+    return Refusal(f"exporting needs {error.name}, which this Python lacks: pip install 'ekiben[export]'")
 
 
 def _fetch(given: argparse.Namespace) -> None:
@@ -237,6 +272,10 @@ def _say(name: str, version: str, manifest: Manifest, folder: str) -> None:
         parity = f"onnx {manifest.parity.onnx_max_abs:.1e}"
         if manifest.parity.torchscript_max_abs is not None:
             parity += f", torchscript {manifest.parity.torchscript_max_abs:.1e}"
+    if manifest.agreement is not None:
+        agreement = manifest.agreement
+        parity += f"; {manifest.precision} agrees with {agreement.reference}: mask IoU {agreement.mask_iou_mean:.3f}"
+        parity += f" (least {agreement.mask_iou_min:.3f}{'' if agreement.proven else ', unproven: random weights'})"
     print(f"{name} {version}; parity: {parity}; weights: {manifest.weights}; folder: {folder}")
 
 
@@ -247,7 +286,8 @@ def _registry(settings: Settings) -> Registry:
 
 def _list(given: argparse.Namespace) -> None:
     for row in ZOO.values():
-        print(f"{row.name}\t{row.task}\t{len(row.labels)} classes\t{row.megabytes} MB\t{row.source}")
+        classes = f"{len(row.labels)} classes" if row.labels else "any object"
+        print(f"{row.name}\t{row.task}\t{classes}\t{row.megabytes} MB\t{row.source}")
 
 
 if __name__ == "__main__":

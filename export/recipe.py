@@ -40,7 +40,7 @@ def published(row: Row, file: Path, labels: tuple[str, ...] | None = None) -> Re
     """The network with its published weights, read from ``file``. ``labels`` may rename the classes."""
     labels = _labels_for(row, labels, len(row.labels))
     network = BUILDERS[row.family](row.architecture, len(labels))
-    _load(network, _read(file), file)
+    load_state(network, read_checkpoint(file), file)
     return Recipe(row, network, labels, Weights(kind="published", detail=row.file, sha256=sha256_of(file)))
 
 
@@ -58,13 +58,13 @@ def checkpoint(row: Row, file: Path, labels: tuple[str, ...] | None = None) -> R
 
     A head with another number of classes than the row's needs ``labels``. BadInput says what does not fit.
     """
-    state = _read(file)
+    state = read_checkpoint(file)
     head = (classifier.HEADS | segmenter.HEADS)[row.architecture]
     if head not in state:
         raise BadInput(f"{file} is no checkpoint of {row.architecture}: it has no {head}")
     labels = _labels_for(row, labels, len(state[head]))
     network = BUILDERS[row.family](row.architecture, len(labels))
-    _load(network, state, file)
+    load_state(network, state, file)
     return Recipe(row, network, labels, Weights(kind="checkpoint", detail=file.name, sha256=sha256_of(file)))
 
 
@@ -91,7 +91,7 @@ def _labels_for(row: Row, labels: tuple[str, ...] | None, classes: int) -> tuple
     return labels
 
 
-def _read(file: Path) -> dict[str, Tensor]:
+def read_checkpoint(file: Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint. BadInput when it is none; no code in the file is run."""
     try:
         loaded: Any = torch.load(file, map_location="cpu", weights_only=True)
@@ -109,7 +109,8 @@ def _read(file: Path) -> dict[str, Tensor]:
     return {str(name).removeprefix("module."): value for name, value in loaded.items()}
 
 
-def _load(network: nn.Module, state: dict[str, Tensor], file: Path) -> None:
+def load_state(network: nn.Module, state: dict[str, Tensor], file: Path) -> None:
+    """Put the tensors of ``file`` into the network. BadInput says what is missing, unexpected or of another shape."""
     state = {name: value for name, value in state.items() if not name.startswith(TRAINING_ONLY)}
     wanted = network.state_dict()
     problems = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,8 @@ def measure_parity(
             pixels = pictures(batch, height, width, seed=SEED)
             expected = network(pixels).numpy()
             for file, run in exports.items():
-                worst[file] = max(worst[file], _difference(file, run, pixels, expected))
+                fed = f"{file} on pictures of shape {list(pixels.shape)}"
+                worst[file] = max(worst[file], difference(fed, partial(run, pixels), expected))
                 if not worst[file] <= tolerance:
                     raise ParityError(
                         f"{file} differs from torch by {worst[file]:.3g} on a batch of {batch} x {height} x {width}; "
@@ -70,16 +72,17 @@ def measure_parity(
     )
 
 
-def _difference(
-    file: str, run: Callable[[Tensor], NDArray[Any]], pixels: Tensor, expected: NDArray[np.floating[Any]]
-) -> float:
-    """Infinity where either side has a value that is no finite number: max() would lose a NaN."""
+def difference(case: str, run: Callable[[], NDArray[Any]], expected: NDArray[np.floating[Any]]) -> float:
+    """The largest absolute difference of what ``run`` gives; ParityError where it fails or gives another shape.
+
+    Infinity where either side has a value that is no finite number: max() would lose a NaN.
+    """
     try:
-        got = run(pixels)
+        got = run()
     except Exception as error:  # ONNX Runtime's and TorchScript's own exception types share no base but Exception
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ParityError(f"{file} fails on pictures of shape {list(pixels.shape)}: {reason[:200]}") from None
+        raise ParityError(f"{case} fails: {reason[:200]}") from None
     if got.shape != expected.shape:
-        raise ParityError(f"{file} gives {list(got.shape)} where torch gives {list(expected.shape)}")
+        raise ParityError(f"{case} gives {list(got.shape)} where torch gives {list(expected.shape)}")
     worst = float(np.abs(got - expected).max())
     return worst if math.isfinite(worst) else math.inf

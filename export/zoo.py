@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from models.artifact import Preprocess, Task
+from models.artifact import FamilyName, Preprocess, Task
 from models.import_options import read_labels
 
 _LABELS = Path(__file__).parent / "labels"
@@ -16,13 +15,14 @@ _LABELS = Path(__file__).parent / "labels"
 class Row:
     """A network with published weights: where they lie, and what they expect of pixels.
 
-    ``height`` and ``width`` are the graph's input; None is dynamic. ``sha256_prefix`` is the end of the published
-    file's name, which torch hub checks the same way. ``metrics`` are the publisher's own numbers, in percent.
+    ``height`` and ``width`` are the graph's input; None is dynamic. ``sha256_prefix`` is the whole checksum, or the
+    part of it that ends the published file's name, which torch hub checks the same way. ``label_file`` is empty
+    where a network has no classes. ``metrics`` are the publisher's own numbers, in percent.
     """
 
     name: str
     task: Task
-    family: Literal["classifier", "segmenter"]
+    family: FamilyName
     architecture: str
     url: str
     sha256_prefix: str
@@ -42,13 +42,35 @@ class Row:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """One name per output channel, in order."""
-        return read_labels(_LABELS / self.label_file)
+        """One name per output channel, in order; none where there are no classes."""
+        return read_labels(_LABELS / self.label_file) if self.label_file else ()
 
 
 # torchvision's licence is BSD-3-Clause and its README adds that weights may carry terms of the data they saw;
 # no separate licence is published for either file.
 _LICENCE = "BSD-3-Clause (torchvision); the terms of the training data may apply: "
+
+
+def _sam(architecture: str, file: str, sha256: str, megabytes: int) -> Row:
+    return Row(
+        name=f"sam_{architecture}",
+        task="masks",
+        family="sam",
+        architecture=architecture,
+        url=f"https://dl.fbaipublicfiles.com/segment_anything/{file}",
+        sha256_prefix=sha256,
+        megabytes=megabytes,
+        licence="Apache-2.0",
+        source=f"segment-anything {architecture}, trained on SA-1B (arXiv:2304.02643)",
+        preprocess=Preprocess(
+            longer_side=1024, interpolation="bilinear", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
+        ),
+        height=1024,
+        width=1024,
+        label_file="",
+        metrics={},
+    )
+
 
 ZOO: dict[str, Row] = {
     "efficientnet_b0": Row(
@@ -93,5 +115,16 @@ ZOO: dict[str, Row] = {
         width=None,
         label_file="voc.txt",
         metrics={"coco2017_voc_miou": 66.4, "coco2017_voc_pixel_accuracy": 92.4},
+    ),
+    # The publisher gives no checksums. These are in the table of the package micro_sam (micro_sam/util.py of
+    # computational-cell-analytics/micro-sam). The six digits in the files' names are of no SHA-256.
+    "sam_vit_b": _sam(
+        "vit_b", "sam_vit_b_01ec64.pth", "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912", 375
+    ),
+    "sam_vit_l": _sam(
+        "vit_l", "sam_vit_l_0b3195.pth", "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622", 1250
+    ),
+    "sam_vit_h": _sam(
+        "vit_h", "sam_vit_h_4b8939.pth", "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e", 2565
     ),
 }

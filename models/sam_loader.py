@@ -17,10 +17,6 @@ from models.resident import ModelKey, Resident
 from models.runtime import RuntimeOptions, cores
 from models.sam_graphs import FEATURES, SIDE, SamGraphs
 
-ACTIVATIONS_PER_PROMPT = 24_000_000
-"""Bytes that one prompt of a decoder run needs for a while, as measured; bounds how many run at once."""
-
-
 @dataclass(slots=True, eq=False, kw_only=True)
 class Sam(Resident):
     """Segment Anything in memory. ``slots``: encoder runs at once; the decoder's are as many as there are threads."""
@@ -38,8 +34,13 @@ class Sam(Resident):
         return 4 if self.graphs.device == "cuda" else 1
 
     @property
-    def chunk(self) -> int:
-        """Prompts per decoder run. On a CPU more do not run faster, they only take more memory."""
+    def prompts_per_run(self) -> int:
+        """Prompts of a request that share a decoder run; each takes 12 MB meanwhile."""
+        return 64 if self.graphs.device == "cuda" else 16
+
+    @property
+    def points_per_run(self) -> int:
+        """Points of a grid per decoder run. On a CPU more are not faster, and others wait for them."""
         return 64 if self.graphs.device == "cuda" else 4
 
 

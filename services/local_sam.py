@@ -65,7 +65,7 @@ class LocalSam:
         check_prompts(ask.prompts, facts.width, facts.height)
         prompts = ask.prompts or (whole_picture(facts.width, facts.height),)
         upsampler = Upsampler(facts.height, facts.width)
-        step = sam.chunk
+        step = sam.prompts_per_run
         parts = [prompts[first : first + step] for first in range(0, len(prompts), step)]
 
         async def answer(part: Sequence[Prompt]) -> tuple[list[tuple[PromptMask, ...]], Timing]:
@@ -126,7 +126,7 @@ class LocalSam:
     ) -> list[Candidate]:
         """The candidates of one crop, in the order of its points. As many chunks are queued as can run, and one."""
         upsampler = Upsampler(crop[3] - crop[1], crop[2] - crop[0])
-        step = min(options.points_per_batch, lanes.sam.chunk)
+        step = min(options.points_per_batch, lanes.sam.points_per_run)
         calls = [
             GridCall(features, points[first : first + step], crop, frame, upsampler, options)
             for first in range(0, len(points), step)

@@ -207,7 +207,7 @@ def _bilinear(values: Floats, length: int, axis: int) -> Floats:
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """One mask: where it is, and what is said of it. ``logits``: of the picture's size."""
+    """One mask. ``logits``: at the picture's size; the mask is where they are above 0."""
 
     logits: Floats
     predicted_iou: float
@@ -215,18 +215,6 @@ class Expected:
     @property
     def mask(self) -> NDArray[np.bool_]:
         return self.logits > 0
-
-    @property
-    def stability_score(self) -> float:
-        return float((self.logits > 1).sum() / (self.logits > -1).sum())
-
-    @property
-    def bbox(self) -> list[int]:
-        """x, y, width, height, where the width is the last column minus the first."""
-        rows, columns = np.nonzero(self.mask)
-        if not len(rows):
-            return [0, 0, 0, 0]
-        return [int(v) for v in (columns.min(), rows.min(), np.ptp(columns), np.ptp(rows))]
 
 
 def expected_masks(

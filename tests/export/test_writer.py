@@ -154,7 +154,7 @@ def test_a_baked_batch_is_refused(efficientnet: Recipe, efficientnet_folder: Pat
     fixed.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
     onnx.save(fixed, tmp_path / "fixed.onnx")
     script = efficientnet_folder / "model.torchscript.pt"
-    with pytest.raises(ParityError, match=r"^model.onnx fails on pictures of shape \[3, 3, 224, 224\]: "):
+    with pytest.raises(ParityError, match=r"^model.onnx on pictures of shape \[3, 3, 224, 224\] fails: "):
         measure_parity(efficientnet.network, tmp_path / "fixed.onnx", script, ONE_AND_THREE)
 
 
