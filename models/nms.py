@@ -22,7 +22,7 @@ def nms(boxes: NDArray[Any], scores: NDArray[Any], iou_threshold: float) -> NDAr
     alive = np.ones(len(order), np.bool_)
     # torchvision compares in float64: above 0.1 is also the float32 next to it, which is a little more than 0.1.
     threshold = np.float32(iou_threshold)
-    if threshold > iou_threshold:
+    if float(threshold) > iou_threshold:
         threshold = np.nextafter(threshold, np.float32(-np.inf))
     for i in range(len(order)):
         if not alive[i]:

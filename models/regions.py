@@ -12,7 +12,7 @@ from models.rle import Rle, from_edges
 Runs = NDArray[np.int64]
 
 
-def remove_small_regions(rle: Rle, min_area: int, mode: Literal["holes", "islands"]) -> tuple[Rle, bool]:
+def remove_small_regions(rle: Rle, min_area: float, mode: Literal["holes", "islands"]) -> tuple[Rle, bool]:
     """The mask without its holes, or islands, of fewer than ``min_area`` pixels, and whether it changed.
 
     As the reference's (``utils/amg.py::remove_small_regions``): regions are 8-connected, holes are regions of what is
