@@ -98,11 +98,19 @@ class Gateway:
         version: Annotated[int, Field(ge=1)] | None = None,
         multimask: bool = True,
         format: Literal["rle", "coco", "polygons", "geojson", "png"] = "rle",
+        logits: bool = True,
         store: bool = True,
     ) -> dict[str, Any]:
         """Masks of points and boxes; the same answer as POST /v1/masks."""
         return await self.platform.masks.prompted(
-            _source(image), prompts, model=model, version=version, multimask=multimask, format=format, store=store
+            _source(image),
+            prompts,
+            model=model,
+            version=version,
+            multimask=multimask,
+            format=format,
+            logits=logits,
+            store=store,
         )
 
     @bentoml.api(route="/auto_masks")

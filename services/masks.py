@@ -156,7 +156,7 @@ class Masks:
         store: bool = True,
         owner: str = LOCAL,
     ) -> tuple[dict[str, Any], list[CutOut]]:
-        """Objects of the prompts, else of the automatic masks, the largest first (see wire.CutoutsBody).
+        """Objects of the prompts in their order, else of the automatic masks, the largest first (wire.CutoutsBody).
 
         With ``multimask`` the mask of a prompt with the best predicted IoU is cut.
         """

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
@@ -17,7 +18,6 @@ from db.session import connect, ping
 from ekiben.settings import Settings
 from services.bento_models import publish_carried
 from services.health import Health
-from services.local_runner import LocalRunner
 from services.masks import Masks
 from services.model_index import ModelIndex
 from services.recording import Recorder
@@ -26,6 +26,9 @@ from services.requests import Requests
 from services.runner import Runner
 from services.vision import Vision
 from services.watch import Watch
+
+if TYPE_CHECKING:
+    from services.local_runner import LocalRunner
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +64,12 @@ class Platform:
         records = Records(database)
         recorder = Recorder(records, store)
         index = ModelIndex(registry, store, settings.home.absolute() / "models")
-        local = None if settings.topology == "split" else LocalRunner(settings, index.locate)
+        local: LocalRunner | None = None
+        if settings.topology == "embedded":
+            # Imported here: in the split topology a runner's metrics are those of its own process alone.
+            from services.local_runner import LocalRunner
+
+            local = LocalRunner(settings, index.locate)
         runner: Runner = local if local is not None else RemoteRunner(settings.runner_url)
         watch = Watch(index, local, settings.preloaded)
         await watch.start()

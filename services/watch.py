@@ -9,15 +9,17 @@ import socket
 import time
 from collections.abc import Coroutine
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from db.listing import Listed
 from db.replicas import Holding
 from ekiben.errors import Refusal, Unavailable
 from ekiben.ids import new_id
 from models.engine import ModelKey, ModelState
-from services.local_runner import LocalRunner
 from services.model_index import ModelIndex
+
+if TYPE_CHECKING:
+    from services.local_runner import LocalRunner
 
 log = logging.getLogger(__name__)
 

@@ -105,9 +105,9 @@ _RLE = {"size": [534, 800], "counts": [128034, 12, 522, 14, 298618]}
 Segmentation = Annotated[
     Any,
     Field(
-        description="By format. rle: size [height, width] and counts, column by column, from zeros on; coco: "
-        "the same as COCO's compressed text; polygons: parts with outer ring and holes, on pixel edges; geojson: a "
-        "MultiPolygon or Polygon; png: URL of a picture of 0 and 255 (a data: URL when nothing is stored).",
+        description="By format. rle: size [height, width] and counts, column by column; coco: the same as "
+        "COCO's compressed text; polygons: parts with outer ring and holes, flat lists x0, y0, x1, ... on pixel edges; "
+        "geojson: a MultiPolygon or Polygon; png: URL of a 1-bit picture (a data: URL when nothing is stored).",
         examples=[_RLE],
     ),
 ]

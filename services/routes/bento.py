@@ -88,6 +88,7 @@ async def masks(request: Request) -> Response:
         version=options.version,
         multimask=options.multimask,
         format=options.format,
+        logits=options.logits,
         store=options.store,
     )
     return json_response(await or_caller_left(request.receive, asked))
