@@ -124,6 +124,9 @@ def test_a_refusal_is_one_line_and_status_1(
         ["import", "model.onnx"],
         ["efficientnet_b0", "--weights", "some"],
         ["efficientnet_b0", "--seed", "1"],
+        ["efficientnet_b0", "--precision", "int8"],
+        ["sam_vit_b", "--labels", "labels.txt"],
+        ["sam_vit_b", "--precision", "int4"],
         ["efficientnet_b0", "--weights", "random", "--checkpoint", "x.pth"],
     ],
 )
@@ -135,7 +138,7 @@ def test_wrong_usage_is_status_2(arguments: list[str], capsys: pytest.CaptureFix
 
 
 def test_help_and_list(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in (["--help"], ["import", "--help"], ["efficientnet_b0", "--help"]):
+    for arguments in (["--help"], ["import", "--help"], ["efficientnet_b0", "--help"], ["sam_vit_b", "--help"]):
         with pytest.raises(SystemExit) as ended:
             main(arguments)
         assert ended.value.code == 0
@@ -145,6 +148,9 @@ def test_help_and_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert [line.split("\t")[:3] for line in lines] == [
         ["efficientnet_b0", "classify", "1000 classes"],
         ["deeplabv3_resnet50", "segment", "21 classes"],
+        ["sam_vit_b", "masks", "any object"],
+        ["sam_vit_l", "masks", "any object"],
+        ["sam_vit_h", "masks", "any object"],
     ]
 
 
@@ -234,3 +240,39 @@ def test_a_checkpoint_of_ones_own_is_published_under_its_own_name(
     manifest = read_manifest(home / "blobs" / "models" / "pets" / "1")
     assert (manifest.labels, str(manifest.weights)) == (("cat", "dog"), "checkpoint (mine.pth)")
     assert (manifest.licence, manifest.metrics) == ("unknown", {})
+
+
+def test_a_sam_is_published_under_the_name_of_its_precision(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("torch")
+    from export import sam, sam_artifact
+    from models.artifact import Manifest, Weights, write_manifest
+
+    def random(row: zoo.Row, seed: int) -> sam.SamRecipe:
+        return sam.SamRecipe(row, None, Weights(kind="random", detail=f"seed {seed}"))
+
+    def write(recipe: sam.SamRecipe, folder: Path, *, precision: str, photos: Path | None) -> Manifest:
+        folder.mkdir()
+        (folder / "encoder.onnx").write_bytes(f"{precision} {photos}".encode())
+        row = recipe.row
+        manifest = Manifest(
+            family=row.family,
+            task=row.task,
+            input={"name": "pixels"},
+            preprocess=row.preprocess,
+            weights=recipe.weights,
+            opset=17,
+        )
+        return write_manifest(folder, manifest)
+
+    monkeypatch.setattr(sam, "random", random)
+    monkeypatch.setattr(sam_artifact, "write_artifact", write)
+    assert main(["sam_vit_b", "--weights", "random", "--seed", "3"]) == 0
+    assert capsys.readouterr().out.startswith("sam_vit_b version 1; ")
+    assert main(["sam_vit_b", "--weights", "random", "--precision", "int8", "--agreement-photos", str(home)]) == 0
+    assert capsys.readouterr().out.startswith("sam_vit_b_int8 version 1; ")
+    assert registry().resolve("sam_vit_b_int8").task == "masks"
+    assert str(registry().resolve("sam_vit_b").lineage["weights"]["detail"]) == "seed 3"
+    assert main(["sam_vit_b", "--weights", "random", "--agreement-photos", str(home / "none")]) == 1
+    assert capsys.readouterr().err == f"export: {home / 'none'} is no folder of pictures\n"

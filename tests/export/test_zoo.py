@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from export.zoo import ZOO
-from models.catalog import FAMILIES
+from models.artifact import TASK_OF
 
 ENTRIES = {
     "efficientnet_b0": "EfficientNet_B0_Weights.IMAGENET1K_V1",
@@ -17,7 +17,7 @@ ENTRIES = {
 }
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", ENTRIES)
 def test_every_fact_is_torchvisions(name: str) -> None:
     pytest.importorskip("torch")
     from export.torchvision_ops import declare_missing
@@ -48,7 +48,19 @@ def test_every_fact_is_torchvisions(name: str) -> None:
 def test_a_row_is_called_as_its_key_and_has_a_family(name: str) -> None:
     row = ZOO[name]
     assert row.name == name
-    assert row.family in FAMILIES
+    assert row.task == TASK_OF[row.family]
+
+
+@pytest.mark.parametrize("name", [name for name, row in ZOO.items() if row.family == "sam"])
+def test_a_sams_facts_are_whole(name: str) -> None:
+    row = ZOO[name]
+    assert row.url.endswith(f"/{row.file}")
+    assert row.file.startswith(f"{name}_")
+    assert len(bytes.fromhex(row.sha256_prefix)) == 32
+    assert (row.labels, row.height, row.width, row.preprocess.longer_side) == ((), 1024, 1024, 1024)
+    # The package's own numbers are of pixels from 0 to 255.
+    assert [255 * mean for mean in row.preprocess.mean] == pytest.approx([123.675, 116.28, 103.53])
+    assert [255 * std for std in row.preprocess.std] == pytest.approx([58.395, 57.12, 57.375])
 
 
 def test_the_command_line_and_the_zoo_need_no_torch() -> None:
