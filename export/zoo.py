@@ -116,8 +116,8 @@ ZOO: dict[str, Row] = {
         label_file="voc.txt",
         metrics={"coco2017_voc_miou": 66.4, "coco2017_voc_pixel_accuracy": 92.4},
     ),
-    # The publisher gives no checksums. These are in the table of the package micro_sam (micro_sam/util.py of
-    # computational-cell-analytics/micro-sam). The six digits in the files' names are of no SHA-256.
+    # The publisher gives no SHA-256 (the six digits in the files' names begin their MD5). These are the sums that
+    # independent projects check, an earlier micro_sam (micro_sam/util.py) among them.
     "sam_vit_b": _sam(
         "vit_b", "sam_vit_b_01ec64.pth", "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912", 375
     ),
