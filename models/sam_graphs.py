@@ -85,7 +85,10 @@ class SamGraphs:
     def encode(self, pixels: Floats) -> list[Features]:
         """One Features per picture of ``pixels`` [N, 3, 1024, 1024], normalised and padded."""
         outputs = self.encoder.run(list(FEATURES), {"pixels": pixels})
-        return [Features(tuple(array[row : row + 1] for array in outputs)) for row in range(len(pixels))]
+        if len(pixels) == 1:
+            return [Features(tuple(outputs))]
+        # Copies: a view would keep the whole batch in memory for as long as one of its pictures is held.
+        return [Features(tuple(array[row : row + 1].copy() for array in outputs)) for row in range(len(pixels))]
 
     def mask_features(self, features: Features, mask_input: Floats) -> Features:
         """The features under each mask prompt: ``mask_input`` [M, 256, 256] are logits of earlier answers."""
