@@ -98,6 +98,7 @@ def save(model: onnx.ModelProto, path: Path, one_file_bytes: int = ONE_FILE_BYTE
         path.unlink(missing_ok=True)
         location = f"{path.name}.data"
         onnx.save(model, path, save_as_external_data=True, location=location, all_tensors_to_one_file=True)
+        path.with_name(location).chmod(path.stat().st_mode)  # onnx makes it readable by its owner alone
     else:
         onnx.save(model, path)
     onnx.checker.check_model(str(path))

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from ekiben.errors import BadInput
 from models.auto_options import AutoOptions
 from models.grids import crop_boxes, layer_grids, near_crop_edge
 from models.mask_results import AutoMask
@@ -47,6 +48,8 @@ def plan(height: int, width: int, options: AutoOptions) -> list[tuple[Crop, Poin
     crops = []
     for box, layer in crop_boxes(height, width, options.crop_n_layers, options.crop_overlap_ratio):
         x0, y0, x1, y1 = box
+        if not (x0 < x1 and y0 < y1):
+            raise BadInput(f"a picture of {width} x {height} is too small for {options.crop_n_layers} layers of crops")
         crops.append(((x0, y0, x1, y1), grids[layer] * np.array([[x1 - x0, y1 - y0]])))
     return crops
 
@@ -69,7 +72,7 @@ def candidates(
     for logits, prompt in zip(decoded.logits, decoded.kept, strict=True):
         for token in (1, 2, 3):
             iou = float(decoded.iou[prompt, token])
-            if options.pred_iou_thresh > 0 and not iou > options.pred_iou_thresh:
+            if options.pred_iou_thresh > 0 and not decoded.iou[prompt, token] > np.float32(options.pred_iou_thresh):
                 continue
             window = upsampler.window(logits[token], offset=options.stability_score_offset)
             stability = window.stability

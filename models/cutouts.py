@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -41,9 +42,16 @@ def cut(rgb: Image.Image, rle: Rle, style: CutStyle) -> Image.Image:
     """
     box = place(rle, style)
     x0, y0, x1, y1 = box
-    alpha = Image.fromarray((rle.decode()[y0:y1, x0:x1] * np.uint8(255)).astype(np.uint8))
+    mask = Image.fromarray(rle.decode().view(np.uint8) * np.uint8(255))
     if style.feather_px > 0:
-        alpha = alpha.filter(ImageFilter.GaussianBlur(style.feather_px))
+        # The blur sees beyond the box (3 deviations, as far as Pillow's reaches): its border is no part of the edge.
+        reach = math.ceil(3 * style.feather_px) + 3
+        left, top = max(0, x0 - reach), max(0, y0 - reach)
+        near = mask.crop((left, top, min(rle.width, x1 + reach), min(rle.height, y1 + reach)))
+        soft = near.filter(ImageFilter.GaussianBlur(style.feather_px))
+        alpha = soft.crop((x0 - left, y0 - top, x1 - left, y1 - top))
+    else:
+        alpha = mask.crop(box)
     colour = rgb.crop(box)
     inside = alpha.point(lambda level: 255 if level else 0)
     result = Image.composite(colour, Image.new("RGB", colour.size), inside)

@@ -24,12 +24,12 @@ def colours(count: int) -> NDArray[np.uint8]:
     return np.round(np.array(rows) * 255).astype(np.uint8)
 
 
-def paint(masks: Sequence[Rle], height: int, width: int) -> NDArray[np.uint16]:
-    """uint16 [height, width]: 1 + the index of the mask that is on top, 0 where there is none.
+def paint(masks: Sequence[Rle], height: int, width: int) -> NDArray[np.uint32]:
+    """uint32 [height, width]: 1 + the index of the mask that is on top, 0 where there is none.
 
     Later masks lie over earlier ones: with the largest first, parts are seen on their wholes.
     """
-    flat = np.zeros(height * width, np.uint16)  # column by column, as runs are
+    flat = np.zeros(height * width, np.uint32)  # column by column, as runs are
     for number, rle in enumerate(masks, 1):
         ends = np.cumsum(rle.counts, dtype=np.int64)
         for start, end in zip(ends[0::2].tolist(), ends[1::2].tolist(), strict=False):
@@ -37,12 +37,12 @@ def paint(masks: Sequence[Rle], height: int, width: int) -> NDArray[np.uint16]:
     return flat.reshape(width, height).T
 
 
-def color_picture(painted: NDArray[np.uint16], count: int) -> Image.Image:
+def color_picture(painted: NDArray[np.uint32], count: int) -> Image.Image:
     """RGB, black where there is no mask."""
     return Image.fromarray(colours(count)[painted])
 
 
-def overlay_picture(painted: NDArray[np.uint16], count: int, rgb: Image.Image, opacity: float = 0.5) -> Image.Image:
+def overlay_picture(painted: NDArray[np.uint32], count: int, rgb: Image.Image, opacity: float = 0.5) -> Image.Image:
     """The photo, tinted where there are masks, with a light line where one ends."""
     tinted = Image.blend(rgb, color_picture(painted, count), opacity)
     result = Image.composite(tinted, rgb, Image.fromarray(((painted > 0) * np.uint8(255)).astype(np.uint8)))

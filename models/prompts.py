@@ -68,7 +68,9 @@ def _read_prompt(number: int, given: Any) -> tuple[Prompt, str | None]:
     if box is not None and (not isinstance(box, list) or len(box) != 4 or not all(_finite(value) for value in box)):
         raise BadInput(f"prompt {number}: a box is [x0, y0, x1, y1], four numbers")
     ident = given.get("mask_input")
-    if ident is not None and not isinstance(ident, str):
+    if ident is not None and not (
+        isinstance(ident, str) and len(ident) <= 64 and ident.isascii() and ident.isprintable()
+    ):
         raise BadInput(f"prompt {number}: mask_input is the id of a mask of an earlier answer")
     if not read and box is None and ident is None:
         raise BadInput(f"prompt {number} is empty: it needs points, a box or mask_input")

@@ -74,6 +74,9 @@ class SamGraphs:
         missing = {"pixels"} - {i.name for i in self.encoder.get_inputs()}
         missing |= {*FEATURES, "embedding"} - {o.name for o in self.encoder.get_outputs()}
         missing |= {*FEATURES, "point_coords", "point_labels", "min_iou"} - {i.name for i in self.decoder.get_inputs()}
+        missing |= {"tokens", "mask_input"} - {i.name for i in self.mask_prompt.get_inputs()}
+        missing |= {f"masked_{name}" for name in FEATURES} - {o.name for o in self.mask_prompt.get_outputs()}
+        missing |= {"iou", "kept", "logits"} - {o.name for o in self.decoder.get_outputs()}
         if missing:
             raise BadModelFile(f"the graphs in {folder} lack {', '.join(sorted(missing))}")
 
@@ -87,7 +90,7 @@ class SamGraphs:
         outputs = self.encoder.run(list(FEATURES), {"pixels": pixels})
         if len(pixels) == 1:
             return [Features(tuple(outputs))]
-        # Copies: a view would keep the whole batch in memory for as long as one of its pictures is held.
+        # Copies: a row that is kept must not keep its whole batch.
         return [Features(tuple(array[row : row + 1].copy() for array in outputs)) for row in range(len(pixels))]
 
     def mask_features(self, features: Features, mask_input: Floats) -> Features:

@@ -17,6 +17,7 @@ from models.resident import ModelKey, Resident
 from models.runtime import RuntimeOptions, cores
 from models.sam_graphs import FEATURES, SIDE, SamGraphs
 
+
 @dataclass(slots=True, eq=False, kw_only=True)
 class Sam(Resident):
     """Segment Anything in memory. ``slots``: encoder runs at once; the decoder's are as many as there are threads."""

@@ -30,6 +30,9 @@ class Lanes:
         DeadlineExceeded once ``deadline`` (``time.monotonic()`` seconds) has passed; the item is not computed then,
         nor when the call is cancelled.
         """
+        if time.monotonic() > deadline:
+            self._engine.release(loaded)
+            raise DeadlineExceeded("the request took longer than its deadline", retry_after_s=1)
         loop = asyncio.get_running_loop()
         future: asyncio.Future[tuple[R, Timing]] = loop.create_future()
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
-from ekiben.errors import DeadlineExceeded
+from ekiben.errors import DeadlineExceeded, Overloaded
 from models.asks import AutoAnswer, AutoAsk, EmbeddingUse, MaskAnswer, MaskAsk
 from models.auto_masks import Candidate, Crop, Points, best_of_crop, merge, plan
 from models.auto_options import AutoOptions
@@ -65,7 +65,8 @@ class LocalSam:
         check_prompts(ask.prompts, facts.width, facts.height)
         prompts = ask.prompts or (whole_picture(facts.width, facts.height),)
         upsampler = Upsampler(facts.height, facts.width)
-        step = sam.prompts_per_run
+        # Features of mask prompts are copies of their own: fewer at a time.
+        step = sam.prompts_per_run // (1 if all(prompt.mask_input is None for prompt in prompts) else 4)
         parts = [prompts[first : first + step] for first in range(0, len(prompts), step)]
 
         async def answer(part: Sequence[Prompt]) -> tuple[list[tuple[PromptMask, ...]], Timing]:
@@ -133,7 +134,10 @@ class LocalSam:
         ]
 
         async def answer(call: GridCall) -> tuple[list[Candidate], Timing]:
-            return await self._ask(lanes.grid, lanes.sam, call, 0, deadline)
+            try:
+                return await self._ask(lanes.grid, lanes.sam, call, 0, deadline)
+            except Overloaded:  # what waits before this chunk would take it past the deadline: the grid is late
+                raise DeadlineExceeded("the automatic masks took longer than their deadline", retry_after_s=1) from None
 
         answers = await side_by_side(answer, calls, lanes.sam.threads + 1)
         return [one for found, _ in answers for one in found]

@@ -75,7 +75,9 @@ class CutoutsOptions(InferenceOptions, AutoOptions):
     padding_px: int = Field(default=0, ge=0, le=10_000, description="Transparent pixels around the object's box.")
     feather_px: float = Field(default=0, ge=0, le=100, description="Softness of the edge; 0 is hard.")
     frame: Literal["box", "full"] = Field(default="box", description="Crop to the object, or keep the whole frame.")
-    limit: int = Field(default=100, ge=1, le=1000, description="At most so many, the largest first.")
+    limit: int = Field(
+        default=100, ge=1, le=1000, description="At most so many: the first prompts, or the largest masks."
+    )
 
     @property
     def auto(self) -> AutoOptions:

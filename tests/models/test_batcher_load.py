@@ -9,13 +9,10 @@ import random
 import statistics
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
-import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from ekiben.errors import CallerLeft, DeadlineExceeded, Overloaded, Refusal
 from models.batcher import Batcher, Item, Lane
@@ -134,8 +131,8 @@ def test_two_flooded_lanes_take_turns() -> None:
     order: list[int] = []
 
     class Recording(Kitchen):
-        def run(self, batch: NDArray[np.generic]) -> NDArray[Any]:
-            order.append(int(batch[0, 0]))
+        def run(self, batch: Sequence[tuple[int, str]]) -> list[int]:
+            order.append(batch[0][0])
             return super().run(batch)
 
     work = Recording()

@@ -123,6 +123,61 @@ def test_unloaded_while_in_use_it_closes_after_the_last_lease(shelf: Shelf) -> N
     assert shelf.engine.unload(key("a")) and shelf.closed == ["a", "a"]
 
 
+def test_a_shared_lease_is_one_more(shelf: Shelf) -> None:
+    first = shelf.engine.lease(key("a"))
+    for _ in range(3):
+        shelf.engine.share(first)
+    shelf.engine.release(first)
+    shelf.use("b", "c", "d")
+    assert "a" in shelf.ready() and shelf.closed == ["b"]  # three are left
+    for _ in range(3):
+        assert shelf.closed.count("a") == 0
+        shelf.engine.release(first)
+    assert shelf.closed == ["b"]  # idle, not gone
+    shelf.use("e")
+    assert shelf.closed == ["b", "a"]
+
+
+def test_a_lease_is_shared_after_the_unload_too(shelf: Shelf) -> None:
+    first = shelf.engine.lease(key("a"))
+    shelf.engine.share(first)
+    assert shelf.engine.unload(key("a"))
+    shelf.engine.share(first)
+    assert first.users_left == 3
+    shelf.use("a")  # a new one, whose leases are its own
+    second = shelf.engine.lease(key("a"))
+    assert second is not first
+    for left in (2, 1):
+        shelf.engine.release(first)
+        assert first.users_left == left and shelf.closed == []
+    assert first.run(BATCH).shape == (1, 4)
+    shelf.engine.release(first)
+    assert shelf.closed == ["a"]
+    shelf.engine.share(second)
+    shelf.engine.release(second)
+    assert shelf.engine.unload(key("a")) and shelf.closed == ["a"]
+    shelf.engine.release(second)
+    assert shelf.closed == ["a", "a"]
+
+
+def test_sharing_from_many_threads_loses_no_lease(shelf: Shelf) -> None:
+    first = shelf.engine.lease(key("a"))
+
+    def borrow(_: int) -> None:
+        for _ in range(200):
+            shelf.engine.share(first)
+            shelf.engine.release(first)
+
+    with ThreadPoolExecutor(8) as pool:
+        borrowers = [pool.submit(borrow, n) for n in range(8)]
+        assert shelf.engine.unload(key("a"))
+        for borrower in borrowers:
+            borrower.result(20)
+    assert (first.users_left, shelf.closed) == (1, [])
+    shelf.engine.release(first)
+    assert shelf.closed == ["a"]
+
+
 def test_a_forgotten_model_is_not_listed(shelf: Shelf) -> None:
     shelf.use("a", "b")
     shelf.engine.forget(key("a"))

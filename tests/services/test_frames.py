@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from ekiben.errors import REFUSALS, Overloaded, Refusal, Temporary, Unavailable
-from models.asks import Answer, Ask
+from models.asks import Answer, Ask, AutoAnswer, AutoAsk, EmbeddingUse, MaskAnswer, MaskAsk
+from models.auto_options import AutoOptions
 from models.engine import ModelKey, ModelState
+from models.mask_results import AutoMask, PromptMask
+from models.prompts import Prompt
 from models.results import ClassArea, ClassScore, PictureFacts, Timing
+from models.rle import Rle, encode
 from services import frames
 from services.runner import Answered
 
@@ -32,6 +38,128 @@ def test_answers(one: bytes, two: bytes, confidence: float) -> None:
     )
     answered = Answered(answer, Timing(0.5, 7.25, 4))
     assert frames.decode_answer(frames.encode_answer(answered)) == answered
+
+
+SAM = ModelKey("ann", "sam_vit_b", 2)
+FACTS = PictureFacts(9, 7, "image/webp")
+SPENT = Timing(0.5, 7.25, 4)
+USE = EmbeddingUse(True, 4321.5)
+
+_coordinates = st.floats(allow_nan=False, allow_infinity=False)
+_prompts = st.builds(
+    Prompt,
+    st.lists(st.tuples(_coordinates, _coordinates, st.integers(0, 1)), max_size=3).map(tuple),
+    st.none() | st.tuples(_coordinates, _coordinates, _coordinates, _coordinates),
+    st.none() | st.integers(0, 2**32 - 1),  # a seed; see with_mask
+)
+
+
+def logits(seed: int) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).normal(0, 20, (256, 256)).astype(np.float32)
+
+
+def with_mask(prompt: Prompt) -> Prompt:
+    seed = prompt.mask_input
+    return Prompt(prompt.points, prompt.box, logits(int(seed)) if seed is not None else None)
+
+
+def alike(one: NDArray[np.float32] | None, two: NDArray[np.float32] | None) -> bool:
+    if one is None or two is None:
+        return one is two
+    return one.dtype == two.dtype == np.float32 and one.shape == (256, 256) and np.array_equal(one, two, equal_nan=True)
+
+
+def random_rle(seed: int) -> Rle:
+    random = np.random.default_rng(seed)
+    return encode(random.random((FACTS.height, FACTS.width)) < random.choice([0.0, 0.2, 0.8, 1.0]))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.binary(max_size=500), st.lists(_prompts, max_size=5), st.booleans(), st.booleans())
+def test_mask_asks(image: bytes, prompts: list[Prompt], multimask: bool, keep_logits: bool) -> None:
+    ask = MaskAsk(image, tuple(with_mask(prompt) for prompt in prompts), multimask, keep_logits)
+    key, back = frames.decode_mask_ask(frames.encode_mask_ask(SAM, ask))
+    assert key == SAM and type(key) is ModelKey
+    assert (back.image, back.multimask, back.keep_logits) == (image, multimask, keep_logits)
+    assert [(p.points, p.box) for p in back.prompts] == [(p.points, p.box) for p in ask.prompts]
+    assert len(back.prompts) == len(ask.prompts)
+    assert all(alike(a.mask_input, b.mask_input) for a, b in zip(back.prompts, ask.prompts, strict=True))
+    assert all(type(label) is int for prompt in back.prompts for _, _, label in prompt.points)
+
+
+def test_a_mask_input_in_another_order_of_memory() -> None:
+    turned = np.asfortranarray(logits(1))
+    doubled = logits(2).repeat(2, axis=1)[:, ::2]
+    wide = logits(3).astype(np.float64)
+    prompts = tuple(Prompt(mask_input=one) for one in (turned, doubled, wide))  # type: ignore[arg-type]
+    _, back = frames.decode_mask_ask(frames.encode_mask_ask(SAM, MaskAsk(b"", prompts)))
+    for number, prompt in enumerate(back.prompts, 1):
+        assert alike(prompt.mask_input, logits(number))
+
+
+_masks = st.tuples(st.integers(0, 2**32 - 1), st.floats(-10, 10), st.none() | st.floats(0, 1), st.booleans())
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.lists(_masks, max_size=3), max_size=4))
+def test_mask_answers(rows: list[list[tuple[int, float, float | None, bool]]]) -> None:
+    results = tuple(
+        tuple(
+            PromptMask(random_rle(seed), iou, stability, logits(seed) if kept else None)
+            for seed, iou, stability, kept in row
+        )
+        for row in rows
+    )
+    answer, timing = frames.decode_mask_answer(frames.encode_mask_answer(MaskAnswer(FACTS, USE, results), SPENT))
+    assert (answer.picture, answer.embedding, timing) == (FACTS, USE, SPENT)
+    assert [len(row) for row in answer.results] == [len(row) for row in results]
+    for one, two in zip(sum(answer.results, ()), sum(results, ()), strict=True):
+        assert one.rle == two.rle and one.rle.counts.dtype == np.uint32
+        assert np.array_equal(one.rle.decode(), two.rle.decode())
+        assert (one.predicted_iou, one.stability_score) == (two.predicted_iou, two.stability_score)
+        assert alike(one.logits, two.logits)
+
+
+def test_logits_that_are_no_rows_of_their_own() -> None:
+    cut = np.stack([logits(1), logits(2)], axis=-1)[..., 1]
+    row = (PromptMask(random_rle(1), 0.5, None, cut), PromptMask(random_rle(2), 0.5, 1.0, None))
+    answer, _ = frames.decode_mask_answer(frames.encode_mask_answer(MaskAnswer(FACTS, USE, (row,)), SPENT))
+    assert alike(answer.results[0][0].logits, logits(2)) and answer.results[0][1].logits is None
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        AutoOptions(),
+        AutoOptions(preset="dense"),
+        AutoOptions(points_per_side=3, crop_n_layers=1, pred_iou_thresh=0.1, stability_score_offset=0.3),
+    ],
+    ids=str,
+)
+def test_auto_asks(options: AutoOptions) -> None:
+    key, back = frames.decode_auto_ask(frames.encode_auto_ask(SAM, AutoAsk(b"picture", options)))
+    assert (key, back.image, back.options.parameters) == (SAM, b"picture", options.parameters)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 2**32 - 1), st.floats(-10, 10), st.none() | st.floats(0, 1)), max_size=5))
+def test_auto_answers(rows: list[tuple[int, float, float | None]]) -> None:
+    masks = tuple(
+        AutoMask(random_rle(seed), iou, stability, (seed / 7, iou), (0, 1, seed % 9, 7))
+        for seed, iou, stability in rows
+    )
+    given = AutoAnswer(FACTS, USE, masks)
+    assert frames.decode_auto_answer(frames.encode_auto_answer(given, SPENT)) == (given, SPENT)
+
+
+def test_a_large_answer_is_not_much_larger_than_its_runs() -> None:
+    rle = encode(np.random.default_rng(0).random((400, 300)) < 0.5)
+    facts = PictureFacts(300, 400, "image/png")
+    mask = AutoMask(rle, 0.9, 0.9, (1.0, 2.0), (0, 0, 300, 400))
+    data = frames.encode_auto_answer(AutoAnswer(facts, USE, (mask,) * 20), SPENT)
+    assert 20 * rle.counts.nbytes < len(data) < 20 * rle.counts.nbytes + 2500
+    answer, _ = frames.decode_auto_answer(data)
+    assert answer.masks == (mask,) * 20
 
 
 def test_states() -> None:
