@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import sqlalchemy as sa
+from sqlalchemy.orm import defer
+from sqlalchemy.orm.attributes import set_committed_value
+from sqlalchemy.sql.base import ExecutableOption
 from sqlmodel import Session, SQLModel, col, func, select
 
 from db.session import reading, writing
@@ -16,6 +19,8 @@ from db.writer import Values, Writer
 from ekiben.errors import Conflict, NotFound
 
 MAX_PAGE = 1000
+BULKY = ("masks", "auto_masks", "cutouts")
+"""Tasks whose results are not in lists."""
 _KEYS_PER_QUERY = 500  # SQLite takes 32,766 parameters; plans get slow long before
 
 T = TypeVar("T", bound=Owned)
@@ -64,13 +69,20 @@ class Records:
     def predictions(
         self, owner: str, task: str | None = None, model: str | None = None, page: int = 1, limit: int = 50
     ) -> Page[Prediction]:
-        """Newest first."""
+        """Newest first. ``result`` is None for tasks of which one alone may have megabytes (BULKY)."""
         conditions = [col(Prediction.owner) == owner]
         if task is not None:
             conditions.append(col(Prediction.task) == task)
         if model is not None:
             conditions.append(col(Prediction.model_name) == model)
-        return self._page(Prediction, conditions, page, limit)
+        found = self._page(Prediction, conditions, page, limit, defer(Prediction.result))  # type: ignore[arg-type]
+        small = [row.id for row in found.items if row.task not in BULKY]
+        with reading(self._engine) as session:
+            chosen_results = select(Prediction.id, Prediction.result).where(col(Prediction.id).in_(small))
+            results = dict(session.exec(chosen_results).all())
+        for row in found.items:
+            set_committed_value(row, "result", results.get(row.id))
+        return found
 
     def artifact(self, owner: str, id: str) -> Artifact:
         with reading(self._engine) as session:
@@ -78,8 +90,15 @@ class Records:
 
     def image_of(self, owner: str, prediction_id: str) -> Image:
         """The image that a prediction is about."""
+        chosen = (
+            select(Image)
+            .join(Prediction, col(Prediction.image_id) == col(Image.id))
+            .where(Prediction.id == prediction_id, Prediction.owner == owner)
+        )
         with reading(self._engine) as session:
-            return _one(session, Image, owner, _one(session, Prediction, owner, prediction_id).image_id)
+            if (image := session.exec(chosen).first()) is None:
+                raise NotFound(f"there is no prediction {prediction_id}")
+            return image
 
     def artifacts_of(self, owner: str, prediction_id: str) -> list[Artifact]:
         """In the order in which they were made; empty too when there is no such prediction."""
@@ -145,10 +164,18 @@ class Records:
         with reading(self._engine) as session:
             return _known(session, list(keys))
 
-    def _page(self, table: type[T], conditions: list[sa.ColumnElement[bool]], page: int, limit: int) -> Page[T]:
+    def _page(
+        self,
+        table: type[T],
+        conditions: list[sa.ColumnElement[bool]],
+        page: int,
+        limit: int,
+        *options: ExecutableOption,
+    ) -> Page[T]:
         page, limit = max(page, 1), min(max(limit, 1), MAX_PAGE)
         newest = (col(table.created_at).desc(), col(table.id).desc())
         chosen = select(table).where(*conditions).order_by(*newest).offset((page - 1) * limit).limit(limit)
+        chosen = chosen.options(*options)
         with reading(self._engine) as session:
             total = session.exec(select(func.count()).select_from(table).where(*conditions)).one()
             return Page(session.exec(chosen).all(), total, page, limit)

@@ -56,7 +56,9 @@ def _lighten(staging: Path, manifest: Manifest, photos: Path | None, weights: We
     """Put the 8-bit encoder in the place of the float32 one; how they agree."""
     lighter = staging / "lighter.onnx"
     quantize(staging / ENCODER, lighter)
-    agreement = measure_agreement(staging, lighter, manifest, photos, proven=weights.kind != "random")
+    agreement = measure_agreement(
+        staging, lighter, manifest, photos, proven=weights.kind != "random" and photos is not None
+    )
     model = onnx.load(lighter)
     for part in (*staging.glob(f"{ENCODER}*"), *staging.glob(f"{lighter.name}*")):
         part.unlink()

@@ -7,7 +7,7 @@ kept as runs: no full-size logits of many masks exist at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -110,19 +110,24 @@ def best_of_crop(
     ]
 
 
-def merge(crops: Iterable[Sequence[AutoMask]], options: AutoOptions) -> list[AutoMask]:
-    """All crops' masks as one list, the largest first: doubles between crops go, smaller crops win."""
+def merge(
+    crops: Iterable[Sequence[AutoMask]], options: AutoOptions, check: Callable[[], None] = lambda: None
+) -> list[AutoMask]:
+    """All crops' masks as one list, the largest first: doubles between crops go, smaller crops win.
+
+    ``check`` is called before each mask whose regions are looked at, and may raise.
+    """
     lists = list(crops)
     masks = [mask for one in lists for mask in one]
     if len(lists) > 1 and masks:
         areas = np.array([mask.crop_box[2] * mask.crop_box[3] for mask in masks], np.float32)
         masks = [masks[i] for i in nms(_boxes(masks), np.float32(1.0) / areas, options.crop_nms_thresh)]
     if options.min_mask_region_area > 0 and masks:
-        masks = _without_small_regions(masks, options)
+        masks = _without_small_regions(masks, options, check)
     return sorted(masks, key=lambda mask: -mask.rle.area)
 
 
-def _without_small_regions(masks: list[AutoMask], options: AutoOptions) -> list[AutoMask]:
+def _without_small_regions(masks: list[AutoMask], options: AutoOptions, check: Callable[[], None]) -> list[AutoMask]:
     """Holes are filled, then islands removed; masks that became alike are dropped, untouched ones preferred.
 
     As in the reference, predicted IoU and stability stay those of before.
@@ -130,6 +135,7 @@ def _without_small_regions(masks: list[AutoMask], options: AutoOptions) -> list[
     cleaned: list[AutoMask] = []
     scores: list[float] = []
     for mask in masks:
+        check()
         filled, holes = remove_small_regions(mask.rle, options.min_mask_region_area, "holes")
         rle, islands = remove_small_regions(filled, options.min_mask_region_area, "islands")
         changed = holes or islands

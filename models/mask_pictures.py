@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,9 @@ from PIL import Image
 
 from models.rle import Rle
 
+Painted = NDArray[np.unsignedinteger[Any]]
+
+_BAND_PIXELS = 1 << 21
 _GOLDEN = (
     0.618033988749895  # steps of the golden ratio around the hue circle: neighbours differ, however many there are
 )
@@ -24,30 +28,50 @@ def colours(count: int) -> NDArray[np.uint8]:
     return np.round(np.array(rows) * 255).astype(np.uint8)
 
 
-def paint(masks: Sequence[Rle], height: int, width: int) -> NDArray[np.uint32]:
-    """uint32 [height, width]: 1 + the index of the mask that is on top, 0 where there is none.
+def paint(masks: Sequence[Rle], height: int, width: int, check: Callable[[], None] = lambda: None) -> Painted:
+    """[height, width]: 1 + the index of the mask that is on top, 0 where there is none.
 
-    Later masks lie over earlier ones: with the largest first, parts are seen on their wholes.
+    Later masks lie over earlier ones: with the largest first, parts are seen on their wholes. ``check`` is called
+    before each mask and may raise.
     """
-    flat = np.zeros(height * width, np.uint32)  # column by column, as runs are
+    flat: Painted = np.zeros(
+        height * width, np.uint16 if len(masks) < 1 << 16 else np.uint32
+    )  # column by column, as runs are
     for number, rle in enumerate(masks, 1):
-        ends = np.cumsum(rle.counts, dtype=np.int64)
-        for start, end in zip(ends[0::2].tolist(), ends[1::2].tolist(), strict=False):
+        check()
+        starts, ends = rle.runs()
+        for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
             flat[start:end] = number
-    return flat.reshape(width, height).T
+    painted: Painted = flat.reshape(width, height).T
+    return painted
 
 
-def color_picture(painted: NDArray[np.uint32], count: int) -> Image.Image:
+def color_picture(painted: Painted, count: int) -> Image.Image:
     """RGB, black where there is no mask."""
-    return Image.fromarray(colours(count)[painted])
-
-
-def overlay_picture(painted: NDArray[np.uint32], count: int, rgb: Image.Image, opacity: float = 0.5) -> Image.Image:
-    """The photo, tinted where there are masks, with a light line where one ends."""
-    tinted = Image.blend(rgb, color_picture(painted, count), opacity)
-    result = Image.composite(tinted, rgb, Image.fromarray(((painted > 0) * np.uint8(255)).astype(np.uint8)))
-    line = np.zeros(painted.shape, np.bool_)
-    line[:, 1:] |= painted[:, 1:] != painted[:, :-1]
-    line[1:] |= painted[1:] != painted[:-1]
-    result.paste((255, 255, 255), mask=Image.fromarray((line * np.uint8(190)).astype(np.uint8)))
+    palette = colours(count)
+    result = Image.new("RGB", painted.shape[::-1])
+    for top, band in _bands(painted):
+        result.paste(Image.fromarray(palette[band]), (0, top))
     return result
+
+
+def overlay_picture(painted: Painted, color: Image.Image, rgb: Image.Image, opacity: float = 0.5) -> Image.Image:
+    """The photo, tinted with the ``color`` picture where there are masks, with a light line where one begins."""
+    result = rgb.copy()
+    for top, band in _bands(painted):
+        box = (0, top, rgb.width, top + len(band))
+        tinted = Image.blend(rgb.crop(box), color.crop(box), opacity)
+        result.paste(tinted, box, Image.fromarray((band > 0) * np.uint8(255)))
+        line = np.zeros(band.shape, np.bool_)
+        line[:, 1:] |= band[:, 1:] != band[:, :-1]
+        above = painted[max(top - 1, 0) : top + len(band) - 1] if top else band[:-1]
+        line[0 if top else 1 :] |= band[0 if top else 1 :] != above
+        result.paste((255, 255, 255), box, Image.fromarray(line * np.uint8(190)))
+    return result
+
+
+def _bands(painted: Painted) -> Iterator[tuple[int, Painted]]:
+    """Rows of a few megapixels at a time, each with the number of its first row."""
+    rows = max(1, _BAND_PIXELS // painted.shape[1])
+    for top in range(0, len(painted), rows):
+        yield top, np.ascontiguousarray(painted[top : top + rows])

@@ -26,6 +26,11 @@ def believable_bytes(grown: int, file_bytes: int) -> int:
 def give_back() -> None:
     """Return freed memory to the system: glibc keeps the pages of a closed session otherwise."""
     gc.collect()
+    trim()
+
+
+def trim() -> None:
+    """Return the heap's free pages to the system, without looking for garbage first."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):  # musl has no malloc_trim and needs none
             ctypes.CDLL("libc.so.6").malloc_trim(0)

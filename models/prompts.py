@@ -18,6 +18,8 @@ MAX_PROMPTS = 1000
 MAX_POINTS = 100
 """Of one prompt. The decoder's memory grows with their number."""
 
+MAX_POINTS_IN_ALL = 20_000
+
 BACKGROUND, FOREGROUND, BOX_START, BOX_END, PADDING, ABSENT = 0.0, 1.0, 2.0, 3.0, -1.0, -2.0
 """Labels of the decoder's points. PADDING is the reference's: it follows the points of a prompt without a box. ABSENT
 fills the rows of shorter prompts in a batch and takes part in nothing."""
@@ -46,6 +48,8 @@ def read_prompts(given: Any) -> tuple[list[Prompt], list[str | None]]:
     if len(given) > MAX_PROMPTS:
         raise BadInput(f"there are {len(given)} prompts; at most {MAX_PROMPTS} are taken at once")
     pairs = [_read_prompt(number, one) for number, one in enumerate(given)]
+    if sum(len(prompt.points) for prompt, _ in pairs) > MAX_POINTS_IN_ALL:
+        raise BadInput(f"the prompts have more than {MAX_POINTS_IN_ALL} points in all")
     return [prompt for prompt, _ in pairs], [ident for _, ident in pairs]
 
 

@@ -20,7 +20,7 @@ from models.sam_graphs import FEATURES, SIDE, SamGraphs
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Sam(Resident):
-    """Segment Anything in memory. ``slots``: encoder runs at once; the decoder's are as many as there are threads."""
+    """Segment Anything in memory. ``slots``: encoder runs at once."""
 
     graphs: SamGraphs
     preprocess: Preprocessor
@@ -33,6 +33,11 @@ class Sam(Resident):
     def encode_batch(self) -> int:
         """Pictures per encoder run."""
         return 4 if self.graphs.device == "cuda" else 1
+
+    @property
+    def decode_slots(self) -> int | None:
+        """Decoder runs at once; None: as many as there are threads."""
+        return 2 if self.graphs.device == "cuda" else None
 
     @property
     def prompts_per_run(self) -> int:

@@ -56,8 +56,7 @@ class Upsampler:
 
     def window(self, logits: Floats, *, offset: float = 1.0, threshold: float = 0.0) -> Window:
         """The mask where ``logits`` [256, 256], enlarged, are above ``threshold``, and its stability."""
-        low, high = threshold - offset, threshold + offset
-        reached = logits > min(low, threshold)
+        reached = logits > min(threshold - offset, threshold)
         rows, columns = np.flatnonzero(reached.any(axis=1)), np.flatnonzero(reached.any(axis=0))
         if not rows.size:
             return _NOTHING
@@ -74,13 +73,18 @@ class Upsampler:
             last = min(first + step, bottom)
             band = self._rows.apply(across, first, last)
             np.greater(band, threshold, out=mask[first - top : last - top])
-            inner += int(np.count_nonzero(band > high))
-            outer += int(np.count_nonzero(band > low))
+            counts = stability_counts(band, threshold, offset)
+            inner, outer = inner + counts[0], outer + counts[1]
         return Window(mask, top, left, inner / outer if outer else None)
 
     def _enlarge(self, logits: Floats, top: int, bottom: int, left: int, right: int) -> Floats:
         across = np.ascontiguousarray(self._columns.apply(np.ascontiguousarray(logits.T), left, right).T)
         return self._rows.apply(across, top, bottom)
+
+
+def stability_counts(logits: Floats, threshold: float = 0.0, offset: float = 1.0) -> tuple[int, int]:
+    """Logits above ``threshold + offset``, and above ``threshold - offset``: stability is their quotient."""
+    return int(np.count_nonzero(logits > threshold + offset)), int(np.count_nonzero(logits > threshold - offset))
 
 
 class _Axis:

@@ -187,7 +187,7 @@ def _rles(data: bytes, lengths: list[int], picture: PictureFacts) -> list[Rle]:
 
 
 def _logits(data: bytes) -> NDArray[np.float32]:
-    return np.frombuffer(data, "<f4").astype(np.float32).reshape(SIDE, SIDE)
+    return np.frombuffer(data, "<f4").reshape(SIDE, SIDE)
 
 
 def encode_refusal(error: Refusal) -> bytes:

@@ -119,7 +119,12 @@ class LocalRunner:
             yield loaded
             self._counts[key, "predictions"] += 1
         finally:
-            self.engine.release(loaded)
+            if (
+                loaded.detached
+            ):  # perhaps the last lease: closing a model frees gigabytes, which is no work for the loop
+                asyncio.get_running_loop().run_in_executor(self._loads, self.engine.release, loaded)
+            else:
+                self.engine.release(loaded)
 
     async def _lease(self, key: ModelKey, deadline: float) -> Resident:
         return self.engine.try_lease(key) or await self._lease_after_load(key, deadline)

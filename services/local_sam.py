@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from PIL import Image
 
-from ekiben.errors import DeadlineExceeded, Overloaded
+from ekiben.errors import DeadlineExceeded, Overloaded, TooLarge
 from models.asks import AutoAnswer, AutoAsk, EmbeddingUse, MaskAnswer, MaskAsk
 from models.auto_masks import Candidate, Crop, Points, best_of_crop, merge, plan
 from models.auto_options import AutoOptions
@@ -22,11 +22,13 @@ from models.mask_results import AutoMask, PromptMask
 from models.prompts import Prompt, check_prompts, whole_picture
 from models.resident import ModelKey
 from models.results import Timing
+from models.rle import Rle
 from models.sam_graphs import Features
 from models.sam_loader import Sam
 from models.sam_work import DecodeCall, DecodeWork, EncodeCall, EncodeWork, GridCall, GridWork
 from models.upsampling import Upsampler
 from services import runner_metrics as gauges
+from services.drawing import draw
 from services.flights import Flights
 from services.lanes import Lanes
 
@@ -69,9 +71,15 @@ class LocalSam:
         step = sam.prompts_per_run // (1 if all(prompt.mask_input is None for prompt in prompts) else 4)
         parts = [prompts[first : first + step] for first in range(0, len(prompts), step)]
 
+        runs = RunBound()
+
         async def answer(part: Sequence[Prompt]) -> tuple[list[tuple[PromptMask, ...]], Timing]:
             call = DecodeCall(embedding, part, upsampler, ask.multimask, ask.keep_logits, wide=len(parts) > 1)
-            return await self._ask(lanes.decode, sam, call, 0, deadline)
+            answered: tuple[list[tuple[PromptMask, ...]], Timing] = await self._ask(
+                lanes.decode, sam, call, 0, deadline
+            )
+            runs.add(mask.rle for row in answered[0] for mask in row)
+            return answered
 
         answers = await side_by_side(answer, parts, sam.threads + 1)
         results = tuple(row for rows, _ in answers for row in rows)
@@ -94,9 +102,7 @@ class LocalSam:
                 features = await self._crop_features(lanes, rgb, crop, deadline)
             found = await self._grid(lanes, features, crop, points, frame, ask.options, deadline)
             kept.append(await asyncio.to_thread(best_of_crop, found, crop, frame, ask.options))
-        masks = await asyncio.to_thread(merge, kept, ask.options)
-        if time.monotonic() > deadline:
-            raise DeadlineExceeded("the automatic masks took longer than their deadline", retry_after_s=1)
+        masks = await draw(deadline, lambda check: merge(kept, ask.options, check))
         points_asked = sum(len(points) for _, points in crops)
         timing = Timing(spent.queue_ms, (time.perf_counter() - started) * 1e3 - spent.queue_ms, points_asked)
         return AutoAnswer(facts, EmbeddingUse(cached, embedding.encode_ms), tuple(masks)), timing
@@ -133,9 +139,13 @@ class LocalSam:
             for first in range(0, len(points), step)
         ]
 
+        runs = RunBound()
+
         async def answer(call: GridCall) -> tuple[list[Candidate], Timing]:
             try:
-                return await self._ask(lanes.grid, lanes.sam, call, 0, deadline)
+                answered: tuple[list[Candidate], Timing] = await self._ask(lanes.grid, lanes.sam, call, 0, deadline)
+                runs.add(one.rle for one in answered[0])
+                return answered
             except Overloaded:  # what waits before this chunk would take it past the deadline: the grid is late
                 raise DeadlineExceeded("the automatic masks took longer than their deadline", retry_after_s=1) from None
 
@@ -197,11 +207,28 @@ class LocalSam:
         lanes = _SamLanes(
             sam,
             batcher.open_lane((sam.key, "encode"), encode, slots=sam.slots, max_batch=sam.encode_batch),
-            batcher.open_lane((sam.key, "decode"), DecodeWork(sam, decoded), max_batch=1),
-            batcher.open_lane((sam.key, "grid"), GridWork(sam, decoded), max_batch=1),
+            batcher.open_lane((sam.key, "decode"), DecodeWork(sam, decoded), slots=sam.decode_slots, max_batch=1),
+            batcher.open_lane((sam.key, "grid"), GridWork(sam, decoded), slots=sam.decode_slots, max_batch=1),
         )
         self._open[sam.key] = lanes
         return lanes
+
+
+class RunBound:
+    """Counts the runs of an answer's masks. Noise has a million, and an answer is JSON of them all."""
+
+    MAX_RUNS = 4_000_000
+
+    def __init__(self) -> None:
+        self._runs = 0
+
+    def add(self, masks: Iterable[Rle]) -> None:
+        """TooLarge once the bound is passed."""
+        self._runs += sum(len(mask.counts) for mask in masks)
+        if self._runs > self.MAX_RUNS:
+            raise TooLarge(
+                f"the masks have more than {self.MAX_RUNS} runs of pixels; ask for fewer prompts, or be stricter"
+            )
 
 
 def _together(encoding: Timing, decoding: Sequence[Timing], prompts: int) -> Timing:
@@ -228,4 +255,5 @@ async def side_by_side(ask: Callable[[P], Coroutine[Any, Any, T]], calls: Sequen
     finally:
         for task in workers:
             task.cancel()
+        await asyncio.gather(*workers, return_exceptions=True)
     return [results[number] for number in range(len(calls))]

@@ -4,44 +4,38 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from ekiben.errors import BadInput, NotFound, TooLarge
+from ekiben.errors import BadInput, NotFound
 from models.asks import AutoAnswer, AutoAsk, EmbeddingUse, MaskAnswer, MaskAsk
 from models.auto_options import AutoOptions
-from models.cutouts import CutStyle, cut, place
-from models.images import decode, encode_png
-from models.mask_pictures import color_picture, overlay_picture, paint
+from models.cutouts import CutStyle
 from models.mask_results import AutoMask, PromptMask
-from models.prompts import read_prompts
+from models.prompts import Prompt, read_prompts
 from models.results import PictureFacts, Timing
 from models.sam_graphs import SIDE, Floats
-from services import defaults
-from services.mask_formats import Format, segmentation
+from services import defaults, mask_bodies
+from services.drawing import Check, draw
+from services.mask_formats import Format
 from services.model_index import ModelIndex, Served
-from services.recording import NPY, NewFile
+from services.recording import NewFile
 from services.requests import Asked, Requests, Source
 from services.runner import Runner
 from services.vision import LOCAL, head
 from services.wire import timing
 
-MAX_CUT_PIXELS = 512_000_000
-"""Of all cut-outs of one answer."""
+MAX_MASK_INPUTS = 64
+"""Different earlier masks that one request may start from, 256 KB each."""
+
+MAX_KEPT_LOGITS = 256
+"""Masks of one answer whose logits are kept, 256 KB each; the masks of a larger answer have no id to refine from."""
 
 _INLINE_RUNS = 20_000
-"""Runs that are put into JSON on the event loop: about a millisecond. More go to a thread."""
-
-
-@dataclass(frozen=True, slots=True)
-class CutOut:
-    """One object's PNG. ``body``: what the answer says of it."""
-
-    body: dict[str, Any]
-    png: bytes
+_INLINE_PROMPTS = 100
+"""What takes about a millisecond on the event loop. More goes to a thread."""
 
 
 class Masks:
@@ -69,17 +63,19 @@ class Masks:
         store: bool = True,
         owner: str = LOCAL,
     ) -> dict[str, Any]:
-        """Masks of ``prompts`` (parsed JSON), of the whole picture's box without any (see wire.MasksBody)."""
+        """Masks of ``prompts`` (parsed JSON), of the whole picture's box without any (see mask_wire.MasksBody)."""
         served = await self._index.resolve(owner, model or defaults.MASKS, version, "masks")
-        ask = MaskAsk(b"", (), multimask, keep_logits=store and logits)
+        ask = MaskAsk(b"", (), multimask, keep_logits=_keeps_logits(prompts, multimask) and store and logits)
         answer, spent, asked = await self._ask(source, served, prompts, ask, store, owner)
+        files: list[NewFile] = []
+        runs = sum(len(mask.rle.counts) for row in answer.results for mask in row)
         try:
-            files: list[NewFile] = []
-            runs = sum(len(mask.rle.counts) for row in answer.results for mask in row)
             if runs < _INLINE_RUNS and format in ("rle", "coco"):
-                results = self._results(answer, format, files, store)
+                results = mask_bodies.results(answer, format, files, store=store)
             else:
-                results = await asyncio.to_thread(self._results, answer, format, files, store)
+                results = await draw(
+                    asked.deadline, lambda check: mask_bodies.results(answer, format, files, store=store, check=check)
+                )
         except BaseException:
             await self._requests.abandon(asked)
             raise
@@ -112,12 +108,17 @@ class Masks:
         store: bool = True,
         owner: str = LOCAL,
     ) -> dict[str, Any]:
-        """Masks of everything, the largest first (see wire.AutoMasksBody)."""
+        """Masks of everything, the largest first (see mask_wire.AutoMasksBody)."""
         served = await self._index.resolve(owner, model or defaults.MASKS, version, "masks")
         answer, spent, asked = await self._ask_auto(source, served, options, store, owner)
+        files: list[NewFile] = []
+
+        def bodies(check: Check) -> tuple[list[dict[str, Any]], list[NewFile]]:
+            masks = mask_bodies.auto_masks(answer, format, files, check, store=store)
+            return masks, mask_bodies.auto_pictures(answer, asked.data, check) if store else []
+
         try:
-            files: list[NewFile] = []
-            masks, pictures = await asyncio.to_thread(self._auto_masks, answer, format, files, asked, store)
+            masks, pictures = await draw(asked.deadline, bodies)
         except BaseException:
             await self._requests.abandon(asked)
             raise
@@ -155,8 +156,8 @@ class Masks:
         version: int | None = None,
         store: bool = True,
         owner: str = LOCAL,
-    ) -> tuple[dict[str, Any], list[CutOut]]:
-        """Objects of the prompts in their order, else of the automatic masks, the largest first (wire.CutoutsBody).
+    ) -> tuple[dict[str, Any], list[mask_bodies.CutOut]]:
+        """Objects of the prompts in their order, else of the automatic masks, the largest first.
 
         With ``multimask`` the mask of a prompt with the best predicted IoU is cut.
         """
@@ -164,7 +165,7 @@ class Masks:
         style = style or CutStyle()
         objects: list[tuple[int | None, PromptMask | AutoMask]]
         answer: MaskAnswer | AutoAnswer
-        if prompts is not None:
+        if prompts:
             ask = MaskAsk(b"", (), multimask)
             answer, spent, asked = await self._ask(source, served, prompts, ask, store, owner)
             best = (max(row, key=lambda mask: mask.predicted_iou) for row in answer.results)
@@ -174,14 +175,16 @@ class Masks:
             objects = [(None, mask) for mask in answer.masks]
         objects = [(prompt, mask) for prompt, mask in objects if mask.rle.area >= max(1, min_pixels)][:limit]
         try:
-            cuts, files = await asyncio.to_thread(_cut_all, asked.data, objects, style, store)
+            cuts, files = await draw(
+                asked.deadline, lambda check: mask_bodies.cut_all(asked.data, objects, style, check, store=store)
+            )
         except BaseException:
             await self._requests.abandon(asked)
             raise
         bodies = [one.body for one in cuts]
         parameters: dict[str, Any] = {"min_pixels": min_pixels, "limit": limit, "frame": style.frame}
         parameters |= {"padding_px": style.padding_px, "feather_px": style.feather_px}
-        if prompts is not None:
+        if prompts:
             parameters |= {"prompts": prompts, "multimask": multimask}
         else:
             parameters |= (options or AutoOptions()).parameters
@@ -207,14 +210,14 @@ class Masks:
     async def _ask(
         self, source: Source, served: Served, prompts: Any, ask: MaskAsk, store: bool, owner: str
     ) -> tuple[MaskAnswer, Timing, Asked]:
-        read, idents = read_prompts(prompts) if prompts is not None else ([], [])
-        sizes: dict[int, tuple[int, int]] = {}
-        for number, ident in enumerate(idents):
-            if ident is not None:
-                logits, sizes[number] = await self._earlier(number, ident, owner)
-                read[number] = replace(read[number], mask_input=logits)
+        read: list[Prompt] = []
+        idents: list[str | None] = []
+        if prompts is not None:
+            many = isinstance(prompts, list) and len(prompts) > _INLINE_PROMPTS
+            read, idents = await asyncio.to_thread(read_prompts, prompts) if many else read_prompts(prompts)
 
         async def infer(image: bytes, deadline: float) -> tuple[MaskAnswer, Timing]:
+            sizes = await self._fill_in(read, idents, owner)
             answer, spent = await self._runner.masks(
                 served.key, replace(ask, image=image, prompts=tuple(read)), deadline
             )
@@ -222,6 +225,20 @@ class Masks:
             return answer, spent
 
         return await self._requests.infer(source, served, infer, store=store, owner=owner, timeout_s=self._timeout_s)
+
+    async def _fill_in(self, prompts: list[Prompt], idents: list[str | None], owner: str) -> dict[int, tuple[int, int]]:
+        """Give the prompts their mask inputs; the size of the picture each is of, by number of the prompt."""
+        if len(set(idents)) > MAX_MASK_INPUTS:
+            raise BadInput(f"at most {MAX_MASK_INPUTS} different masks are refined at once")
+        known: dict[str, tuple[Floats, tuple[int, int]]] = {}
+        sizes: dict[int, tuple[int, int]] = {}
+        for number, ident in enumerate(idents):
+            if ident is not None:
+                if ident not in known:
+                    known[ident] = await self._earlier(number, ident, owner)
+                logits, sizes[number] = known[ident]
+                prompts[number] = replace(prompts[number], mask_input=logits)
+        return sizes
 
     async def _ask_auto(
         self, source: Source, served: Served, options: AutoOptions, store: bool, owner: str
@@ -250,76 +267,10 @@ class Masks:
         logits = np.load(io.BytesIO(data), allow_pickle=False).astype(np.float32)
         return logits.reshape(SIDE, SIDE), (image.width, image.height)
 
-    def _results(self, answer: MaskAnswer, format: Format, files: list[NewFile], store: bool) -> list[dict[str, Any]]:
-        results = []
-        for number, row in enumerate(answer.results):
-            masks = []
-            for mask in row:
-                ident = None
-                if mask.logits is not None:
-                    file = NewFile("logits", _npy(mask.logits), NPY)
-                    files.append(file)
-                    ident = file.id
-                masks.append({"id": ident, **_facts(mask, segmentation(mask.rle, format, files, store=store))})
-            results.append({"prompt": number, "masks": masks})
-        return results
 
-    def _auto_masks(
-        self, answer: AutoAnswer, format: Format, files: list[NewFile], asked: Asked, store: bool
-    ) -> tuple[list[dict[str, Any]], list[NewFile]]:
-        masks = []
-        for mask in answer.masks:
-            drawn = segmentation(mask.rle, format, files, store=store)
-            masks.append({**_facts(mask, drawn), "point_coords": [list(mask.point)], "crop_box": list(mask.crop_box)})
-        if not store:
-            return masks, []
-        picture = answer.picture
-        painted = paint([mask.rle for mask in answer.masks], picture.height, picture.width)
-        color = color_picture(painted, len(masks))
-        overlay = overlay_picture(painted, len(masks), decode(asked.data).rgb)
-        return masks, [NewFile("color", encode_png(color)), NewFile("overlay", encode_png(overlay))]
-
-
-def _facts(mask: PromptMask | AutoMask, drawn: Any) -> dict[str, Any]:
-    return {
-        "segmentation": drawn,
-        "predicted_iou": mask.predicted_iou,
-        "stability_score": mask.stability_score,
-        "area": mask.rle.area,
-        "bbox": list(mask.rle.bbox_xywh),
-    }
-
-
-def _cut_all(
-    data: bytes, objects: Sequence[tuple[int | None, PromptMask | AutoMask]], style: CutStyle, store: bool
-) -> tuple[list[CutOut], list[NewFile]]:
-    boxes = [place(mask.rle, style) for _, mask in objects]
-    if sum((x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in boxes) > MAX_CUT_PIXELS:
-        raise TooLarge(
-            f"{len(boxes)} cut-outs of this size have more than {MAX_CUT_PIXELS} pixels; ask for fewer (limit, "
-            "min_pixels) or for frame=box"
-        )
-    rgb = decode(data).rgb
-    cuts: list[CutOut] = []
-    files: list[NewFile] = []
-    for (prompt, mask), (x0, y0, x1, y1) in zip(objects, boxes, strict=True):
-        png = encode_png(cut(rgb, mask.rle, style))
-        file = NewFile("cutout", png)
-        body = {
-            "id": file.id if store else None,
-            "url": f"/v1/artifacts/{file.id}" if store else None,
-            "prompt": prompt,
-            "bbox": [x0, y0, x1 - x0, y1 - y0],
-            "width": x1 - x0,
-            "height": y1 - y0,
-            "area": mask.rle.area,
-            "predicted_iou": mask.predicted_iou,
-            "stability_score": mask.stability_score,
-        }
-        cuts.append(CutOut(body, png))
-        if store:
-            files.append(file)
-    return cuts, files
+def _keeps_logits(prompts: Any, multimask: bool) -> bool:
+    count = len(prompts) if isinstance(prompts, list) and prompts else 1
+    return count * (3 if multimask else 1) <= MAX_KEPT_LOGITS
 
 
 def _check_sizes(sizes: dict[int, tuple[int, int]], picture: PictureFacts) -> None:
@@ -333,9 +284,3 @@ def _check_sizes(sizes: dict[int, tuple[int, int]], picture: PictureFacts) -> No
 
 def _embedding(use: EmbeddingUse) -> dict[str, Any]:
     return {"cached": use.cached, "encode_ms": round(use.encode_ms, 3)}
-
-
-def _npy(logits: Floats) -> bytes:
-    out = io.BytesIO()
-    np.save(out, logits.astype("<f4"), allow_pickle=False)
-    return out.getvalue()

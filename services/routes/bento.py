@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from ekiben.errors import BadInput
 from services.front import or_caller_left
+from services.mask_wire import AutoMasksBody, CutoutsBody, MasksBody
 from services.platform import Platform
 from services.requests import Source
 from services.routes.options import (
@@ -25,7 +26,7 @@ from services.routes.options import (
     read_json,
 )
 from services.upload import Upload, read_upload
-from services.wire import AutoMasksBody, ClassifyBody, CutoutsBody, MasksBody, SegmentBody, json_response
+from services.wire import ClassifyBody, SegmentBody, json_response
 
 router = APIRouter(tags=["bento"])
 
@@ -83,7 +84,7 @@ async def masks(request: Request) -> Response:
     options = parse(MasksOptions, request.query_params, upload.fields)
     asked = platform.masks.prompted(
         Source(upload.data, upload.filename),
-        read_json("prompts", options.prompts),
+        await read_json("prompts", options.prompts),
         model=options.model,
         version=options.version,
         multimask=options.multimask,
@@ -129,7 +130,7 @@ async def cutouts(request: Request) -> Response:
     options = parse(CutoutsOptions, request.query_params, upload.fields)
     asked = platform.masks.cutouts(
         Source(upload.data, upload.filename),
-        read_json("prompts", options.prompts),
+        await read_json("prompts", options.prompts),
         options.auto,
         style=options.style,
         min_pixels=options.min_pixels,

@@ -12,13 +12,14 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from services.front import or_caller_left
-from services.masks import CutOut
+from services.mask_bodies import CutOut
+from services.mask_wire import AutoMasksBody, CutoutsBody, MasksBody
 from services.platform import Platform
 from services.requests import Source
 from services.routes.accept import prefers
 from services.routes.options import AutoMasksOptions, CutoutsOptions, MasksOptions, openapi, parse, read_json
 from services.upload import read_upload
-from services.wire import AutoMasksBody, CutoutsBody, MasksBody, json_response
+from services.wire import json_response
 
 router = APIRouter(tags=["masks"])
 
@@ -38,7 +39,7 @@ async def masks(request: Request) -> Response:
     options = parse(MasksOptions, request.query_params, upload.fields)
     asked = platform.masks.prompted(
         Source(upload.data, upload.filename, options.image_id),
-        read_json("prompts", options.prompts),
+        await read_json("prompts", options.prompts),
         model=options.model,
         version=options.version,
         multimask=options.multimask,
@@ -84,7 +85,7 @@ async def cutouts(request: Request) -> Response:
     options = parse(CutoutsOptions, request.query_params, upload.fields)
     asked = platform.masks.cutouts(
         Source(upload.data, upload.filename, options.image_id),
-        read_json("prompts", options.prompts),
+        await read_json("prompts", options.prompts),
         options.auto,
         style=options.style,
         min_pixels=options.min_pixels,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
@@ -9,7 +10,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import QueryParams
 
-from ekiben.errors import BadInput
+from ekiben.errors import BadInput, TooLarge
 from models.auto_options import AutoOptions
 from models.cutouts import CutStyle
 from services import defaults
@@ -71,7 +72,7 @@ class CutoutsOptions(InferenceOptions, AutoOptions):
     model: str = Field(default=defaults.MASKS, pattern=NAME, description="A Segment Anything model.")
     prompts: str | None = Field(default=None, description=PROMPTS + " Without any: the automatic masks.")
     multimask: bool = Field(default=False, description="true: of three masks per prompt cut the best.")
-    min_pixels: int = Field(default=0, ge=0, description="Smaller objects are left out.")
+    min_pixels: int = Field(default=0, ge=0, le=64_000_000, description="Smaller objects are left out.")
     padding_px: int = Field(default=0, ge=0, le=10_000, description="Transparent pixels around the object's box.")
     feather_px: float = Field(default=0, ge=0, le=100, description="Softness of the edge; 0 is hard.")
     frame: Literal["box", "full"] = Field(default="box", description="Crop to the object, or keep the whole frame.")
@@ -88,10 +89,19 @@ class CutoutsOptions(InferenceOptions, AutoOptions):
         return CutStyle(self.frame, self.padding_px, self.feather_px)
 
 
-def read_json(name: str, text: str | None) -> Any:
-    """The value of an option that is JSON; None where it was not given. BadInput for what is no JSON."""
+MAX_JSON = 4_000_000
+
+
+async def read_json(name: str, text: str | None) -> Any:
+    """The value of an option that is JSON; None where it was not given. BadInput for what is no JSON, TooLarge."""
     if text is None:
         return None
+    if len(text) > MAX_JSON:
+        raise TooLarge(f"{name} has {len(text)} characters; at most {MAX_JSON} are read")
+    return await asyncio.to_thread(_loads, name, text) if len(text) > 64_000 else _loads(name, text)
+
+
+def _loads(name: str, text: str) -> Any:
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError as error:

@@ -81,7 +81,7 @@ def body(row: Prediction, image: Image, artifacts: Sequence[Artifact]) -> dict[s
         "image": {"id": image.id, "width": image.width, "height": image.height},
         "job_id": row.job_id,
         "parameters": row.parameters,
-        "result": row.result or {},
+        "result": row.result,
         "top_class": row.top_class,
         "top_confidence": row.top_confidence,
         "timing": {"queue_ms": row.queue_ms, "inference_ms": row.inference_ms, "batch_size": row.batch_size},

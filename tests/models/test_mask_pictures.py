@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from models import mask_pictures
 from models.mask_pictures import color_picture, colours, overlay_picture, paint
 from models.rle import encode
 
@@ -24,7 +26,7 @@ def test_later_masks_lie_over_earlier_ones() -> None:
     for number, mask in enumerate(masks, 1):
         expected[mask] = number
     painted = paint([encode(mask) for mask in masks], HEIGHT, WIDTH)
-    assert painted.dtype == np.uint32 and np.array_equal(painted, expected)
+    assert painted.dtype == np.uint16 and np.array_equal(painted, expected)
 
 
 def test_random_masks() -> None:
@@ -52,6 +54,17 @@ def test_more_masks_than_a_byte_counts() -> None:
     assert picture[4, 3].tolist() == colours(300)[300].tolist() != picture[0, 0].tolist()
 
 
+def test_bands_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(1)
+    painted = paint([encode(random.random((HEIGHT, WIDTH)) < 0.3) for _ in range(3)], HEIGHT, WIDTH)
+    photo = Image.fromarray(random.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8))
+    color = color_picture(painted, 3)
+    whole = overlay_picture(painted, color, photo)
+    monkeypatch.setattr(mask_pictures, "_BAND_PIXELS", 3 * WIDTH)
+    assert color_picture(painted, 3).tobytes() == color.tobytes()
+    assert overlay_picture(painted, color, photo).tobytes() == whole.tobytes()
+
+
 def test_every_mask_has_a_colour_of_its_own() -> None:
     table = colours(200)
     assert table.shape == (201, 3) and table.dtype == np.uint8 and table[0].tolist() == [0, 0, 0]
@@ -74,7 +87,7 @@ def test_the_colour_picture() -> None:
 def test_the_overlay() -> None:
     photo = Image.new("RGB", (WIDTH, HEIGHT), (10, 100, 200))
     painted = paint([encode(mask_of(3, 3, 12, 10))], HEIGHT, WIDTH)
-    picture = np.asarray(overlay_picture(painted, 1, photo)).astype(int)
+    picture = np.asarray(overlay_picture(painted, color_picture(painted, 1), photo)).astype(int)
     tint = (np.array([10, 100, 200]) + colours(1)[1]) / 2
     line = (tint * (255 - 190) + 255 * 190) / 255
     assert np.abs(picture[4:10, 4:12] - tint).max() <= 1
@@ -91,6 +104,8 @@ def test_the_overlay() -> None:
 def test_an_overlay_of_nothing_is_the_photo() -> None:
     random = np.random.default_rng(1)
     photo = Image.fromarray(random.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8))
-    assert overlay_picture(paint([], HEIGHT, WIDTH), 0, photo).tobytes() == photo.tobytes()
-    clear = overlay_picture(paint([encode(mask_of(0, 0, WIDTH, HEIGHT))], HEIGHT, WIDTH), 1, photo, opacity=0.0)
+    nothing = paint([], HEIGHT, WIDTH)
+    assert overlay_picture(nothing, color_picture(nothing, 0), photo).tobytes() == photo.tobytes()
+    everything = paint([encode(mask_of(0, 0, WIDTH, HEIGHT))], HEIGHT, WIDTH)
+    clear = overlay_picture(everything, color_picture(everything, 1), photo, opacity=0.0)
     assert clear.tobytes() == photo.tobytes()

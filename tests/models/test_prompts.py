@@ -114,8 +114,12 @@ def test_prompts_are_a_list(given: Any) -> None:
 
 
 def test_as_many_as_are_taken_and_no_more() -> None:
-    prompts, idents = read_prompts([{"points": [POINT] * MAX_POINTS}] * MAX_PROMPTS)
-    assert len(prompts) == len(idents) == 1000 and len(prompts[-1].points) == 100
+    prompts, idents = read_prompts([{"points": [POINT] * 20}] * MAX_PROMPTS)
+    assert len(prompts) == len(idents) == 1000 and len(prompts[-1].points) == 20
+    prompts, _ = read_prompts([{"points": [POINT] * MAX_POINTS}] * 200)
+    assert sum(len(prompt.points) for prompt in prompts) == 20_000
+    with pytest.raises(BadInput, match="more than 20000 points in all"):
+        read_prompts([{"points": [POINT] * MAX_POINTS}] * 200 + [{"points": [POINT]}])
     with pytest.raises(BadInput, match="there are 1001 prompts; at most 1000"):
         read_prompts([{"points": [POINT]}] * (MAX_PROMPTS + 1))
 

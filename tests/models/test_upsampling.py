@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ from numpy.typing import NDArray
 
 from models.grids import longest_side_shape
 from models.rle import encode_window
-from models.upsampling import FRAME, Upsampler, Window
+from models.upsampling import FRAME, Upsampler, Window, stability_counts
 
 torch: Any = pytest.importorskip("torch")
 
@@ -237,3 +239,12 @@ def test_random_sizes_and_rectangles() -> None:
         window = upsampler.window(logits)
         assert np.array_equal(placed(window, height, width), full > 0), (height, width, top, left)
         assert window.stability == counted(full, 1.0)
+
+
+def test_the_golden_stability(shared_data: Path) -> None:
+    golden = json.loads((shared_data / "sam_golden" / "sam_amg_golden.json").read_text())
+    inner, outer = stability_counts(np.array(golden["stability_logits"], np.float32))
+    assert inner / outer == pytest.approx(golden["stability"][0], abs=1e-7)
+    assert stability_counts(np.full((4, 4), -5, np.float32)) == (0, 0)
+    assert np.isnan(golden["stability_all_neg"][0])  # 0 / 0, which a Window says as None
+    assert Upsampler(64, 64).window(np.full((256, 256), -5, np.float32)).stability is None

@@ -22,7 +22,7 @@ from models import engine
 from models.auto_options import AutoOptions
 from models.cutouts import CutStyle, cut
 from models.rle import encode, from_coco, from_uncompressed
-from services import masks as masks_module
+from services import mask_bodies as masks_module
 from services.platform import Platform
 from services.requests import Source
 from tests import toys_sam

@@ -1,0 +1,86 @@
+"""A peer without a server: a process that answers one line of JSON with another, and says what it took."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco
+
+Mask = NDArray[np.bool_]
+Scored = tuple[Mask, float]
+"""A mask [H, W] and its predicted IoU."""
+
+THREADS = 2
+
+
+class Peer(ABC):
+    """What a user of the peer would have written. Pictures are files; the one that was seen last is kept."""
+
+    picture: Path | None = None
+
+    @abstractmethod
+    def see(self, picture: Path) -> None:
+        """Read and encode a picture."""
+
+    @abstractmethod
+    def point(self, x: float, y: float) -> Scored:
+        """The one mask of a click."""
+
+    @abstractmethod
+    def boxes(self, boxes: list[list[float]]) -> list[Scored]:
+        """The one mask of each box (x0, y0, x1, y1)."""
+
+    @abstractmethod
+    def automatic(self, picture: Path, options: dict[str, Any]) -> list[dict[str, Any]]:
+        """Masks of everything; ``options`` and the records' keys are the generator's."""
+
+    def note(self) -> str:
+        """For the report."""
+        return ""
+
+
+def main(make: Any) -> None:
+    """Serve standard input. ``make(folder)`` gives the peer; a call's time ends with the mask as an array."""
+    peer: Peer = make(Path(sys.argv[1]))
+    _say({"note": peer.note()})
+    for line in sys.stdin:
+        asked = json.loads(line)
+        start = time.perf_counter()
+        answer, encoded = _answer(peer, asked)
+        seconds = time.perf_counter() - start
+        _say({"seconds": seconds, "encode_s": encoded, "masks": [_record(one) for one in answer]})
+
+
+def _answer(peer: Peer, asked: dict[str, Any]) -> tuple[list[Any], float]:
+    picture, start, encoded = Path(asked["picture"]), time.perf_counter(), 0.0
+    if asked["do"] == "automatic":
+        peer.picture = None
+        return peer.automatic(picture, asked["options"]), encoded
+    if peer.picture != picture:
+        peer.see(picture)
+        peer.picture = picture
+        encoded = time.perf_counter() - start
+    if asked["do"] == "point":
+        return [peer.point(*asked["point"])], encoded
+    return list(peer.boxes(asked["boxes"])), encoded
+
+
+def _record(one: Any) -> dict[str, Any]:
+    """What the bench compares, made when the clock has stopped: COCO run lengths and scores."""
+    if isinstance(one, dict):
+        mask, scores = one["segmentation"], {name: float(one[name]) for name in ("predicted_iou", "stability_score")}
+    else:
+        mask, scores = one[0], {"predicted_iou": float(one[1])}
+    encoded = coco.encode(np.asfortranarray(mask, np.uint8))
+    return {"segmentation": {**encoded, "counts": encoded["counts"].decode("ascii")}, **scores}
+
+
+def _say(answer: dict[str, Any]) -> None:
+    print(json.dumps(answer), flush=True)

@@ -1,0 +1,132 @@
+"""What an answer says of its masks, and the files that it makes of them. Runs on a drawing thread."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ekiben.errors import TooLarge
+from models.asks import AutoAnswer, MaskAnswer
+from models.cutouts import CutStyle, cut, place
+from models.images import decode, encode_png
+from models.mask_pictures import color_picture, overlay_picture, paint
+from models.mask_results import AutoMask, PromptMask
+from models.sam_graphs import Floats
+from services.drawing import Check
+from services.mask_formats import Format, segmentation
+from services.recording import NPY, NewFile
+
+MAX_CUT_PIXELS = 128_000_000
+"""Of all cut-outs of one answer; their PNGs are held until they are stored and sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class CutOut:
+    """One object's PNG. ``body``: what the answer says of it."""
+
+    body: dict[str, Any]
+    png: bytes
+
+
+def results(
+    answer: MaskAnswer, format: Format, files: list[NewFile], *, store: bool, check: Check = lambda: None
+) -> list[dict[str, Any]]:
+    """One entry per prompt; the masks' logits and PNGs are added to ``files``."""
+    entries = []
+    for number, row in enumerate(answer.results):
+        masks = []
+        for mask in row:
+            check()
+            ident = None
+            if mask.logits is not None:
+                file = NewFile("logits", _npy(mask.logits), NPY)
+                files.append(file)
+                ident = file.id
+            masks.append({"id": ident, **_facts(mask, segmentation(mask.rle, format, files, store=store))})
+        entries.append({"prompt": number, "masks": masks})
+    return entries
+
+
+def auto_masks(
+    answer: AutoAnswer, format: Format, files: list[NewFile], check: Check, *, store: bool
+) -> list[dict[str, Any]]:
+    """One entry per mask; their PNGs are added to ``files``."""
+    entries = []
+    for mask in answer.masks:
+        check()
+        drawn = segmentation(mask.rle, format, files, store=store)
+        entries.append({**_facts(mask, drawn), "point_coords": [list(mask.point)], "crop_box": list(mask.crop_box)})
+    return entries
+
+
+def auto_pictures(answer: AutoAnswer, image: bytes, check: Check) -> list[NewFile]:
+    """All masks in colours, alone and over the photo."""
+    masks = [mask.rle for mask in answer.masks]
+    painted = paint(masks, answer.picture.height, answer.picture.width, check)
+    color = color_picture(painted, len(masks))
+    files = [NewFile("color", encode_png(color))]
+    check()
+    overlay = overlay_picture(painted, color, decode(image).rgb)
+    return [*files, NewFile("overlay", encode_png(overlay))]
+
+
+def cut_all(
+    image: bytes,
+    objects: Sequence[tuple[int | None, PromptMask | AutoMask]],
+    style: CutStyle,
+    check: Check,
+    *,
+    store: bool,
+) -> tuple[list[CutOut], list[NewFile]]:
+    """The cut-outs in order, and the same as files where they are to be stored.
+
+    ``objects``: the number of the prompt, None for an automatic mask, and the mask. TooLarge for more than
+    MAX_CUT_PIXELS.
+    """
+    boxes = [place(mask.rle, style) for _, mask in objects]
+    if sum((x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in boxes) > MAX_CUT_PIXELS:
+        raise TooLarge(
+            f"{len(boxes)} cut-outs of this size have more than {MAX_CUT_PIXELS} pixels; ask for fewer (limit, "
+            "min_pixels) or for frame=box"
+        )
+    rgb = decode(image).rgb
+    cuts: list[CutOut] = []
+    files: list[NewFile] = []
+    for (prompt, mask), (x0, y0, x1, y1) in zip(objects, boxes, strict=True):
+        check()
+        file = NewFile("cutout", encode_png(cut(rgb, mask.rle, style)))
+        body = {
+            "id": file.id if store else None,
+            "url": f"/v1/artifacts/{file.id}" if store else None,
+            "prompt": prompt,
+            "bbox": [x0, y0, x1 - x0, y1 - y0],
+            "width": x1 - x0,
+            "height": y1 - y0,
+            "area": mask.rle.area,
+            "predicted_iou": mask.predicted_iou,
+            "stability_score": mask.stability_score,
+        }
+        cuts.append(CutOut(body, file.data))
+        if store:
+            files.append(file)
+    return cuts, files
+
+
+def _facts(mask: PromptMask | AutoMask, drawn: Any) -> dict[str, Any]:
+    return {
+        "segmentation": drawn,
+        "predicted_iou": mask.predicted_iou,
+        "stability_score": mask.stability_score,
+        "area": mask.rle.area,
+        "bbox": list(mask.rle.bbox_xywh),
+    }
+
+
+def _npy(logits: Floats) -> bytes:
+    out = io.BytesIO()
+    np.save(out, logits.astype("<f4", copy=False), allow_pickle=False)
+    return out.getvalue()
