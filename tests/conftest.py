@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from db.blobs import open_store
@@ -19,6 +20,12 @@ from ekiben.settings import Settings
 from models.artifact import read_manifest
 from tests import toys
 from tests.serving import ROOT, TOPOLOGIES, Server, environ, serving
+
+# How fast examples are made and run says more of the machine, and of what else it does, than of the code.
+hypothesis.settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any machine")
 
 SHARED = ROOT.parent / "shared" / "data"
 
