@@ -64,7 +64,7 @@ class Masks:
         owner: str = LOCAL,
     ) -> dict[str, Any]:
         """Masks of ``prompts`` (parsed JSON), of the whole picture's box without any (see mask_wire.MasksBody)."""
-        served = await self._index.resolve(owner, model or defaults.MASKS, version, "masks")
+        served = await self._served(owner, model or defaults.MASKS, version)
         ask = MaskAsk(b"", (), multimask, keep_logits=_keeps_logits(prompts, multimask) and store and logits)
         answer, spent, asked = await self._ask(source, served, prompts, ask, store, owner)
         files: list[NewFile] = []
@@ -109,7 +109,7 @@ class Masks:
         owner: str = LOCAL,
     ) -> dict[str, Any]:
         """Masks of everything, the largest first (see mask_wire.AutoMasksBody)."""
-        served = await self._index.resolve(owner, model or defaults.MASKS, version, "masks")
+        served = await self._served(owner, model or defaults.MASKS, version)
         answer, spent, asked = await self._ask_auto(source, served, options, store, owner)
         files: list[NewFile] = []
 
@@ -161,7 +161,7 @@ class Masks:
 
         With ``multimask`` the mask of a prompt with the best predicted IoU is cut.
         """
-        served = await self._index.resolve(owner, model or defaults.MASKS, version, "masks")
+        served = await self._served(owner, model or defaults.MASKS, version)
         style = style or CutStyle()
         objects: list[tuple[int | None, PromptMask | AutoMask]]
         answer: MaskAnswer | AutoAnswer
@@ -206,6 +206,14 @@ class Masks:
             "timing": timing(spent),
         }
         return body, cuts
+
+    async def _served(self, owner: str, model: str, version: int | None) -> Served:
+        try:
+            return await self._index.resolve(owner, model, version, "masks")
+        except NotFound as error:
+            if model == defaults.MASKS and version is None:  # `make serve` does not bring it
+                raise NotFound(f"{error.message}; `python -m export {model}` makes it") from None
+            raise
 
     async def _ask(
         self, source: Source, served: Served, prompts: Any, ask: MaskAsk, store: bool, owner: str

@@ -374,3 +374,13 @@ def test_cutouts_are_bounded_together(run: Callable[..., None], monkeypatch: pyt
         assert [Image.open(io.BytesIO(file.png)).size for file in files] == [SIZE] * 2
 
     run(main)
+
+
+def test_the_model_that_is_meant_says_how_it_is_made(run: Callable[..., None]) -> None:
+    async def main(platform: Platform) -> None:
+        with pytest.raises(NotFound, match=r"there is no model sam_vit_b; .*`python -m export sam_vit_b` makes it$"):
+            await platform.masks.prompted(SOURCE)
+        with pytest.raises(NotFound, match=r"^there is no model other; there is: sam_toy$"):
+            await platform.masks.prompted(SOURCE, model="other")
+
+    run(main)
