@@ -15,6 +15,7 @@ from services.front import or_caller_left
 from services.mask_wire import AutoMasksBody, CutoutsBody, MasksBody
 from services.platform import Platform
 from services.requests import Source
+from services.routes.masks import ask_auto_masks, ask_cutouts, ask_masks
 from services.routes.options import (
     AutoMasksOptions,
     ClassifyOptions,
@@ -23,7 +24,6 @@ from services.routes.options import (
     SegmentOptions,
     openapi,
     parse,
-    read_json,
 )
 from services.upload import Upload, read_upload
 from services.wire import ClassifyBody, SegmentBody, json_response
@@ -79,20 +79,7 @@ async def segment(request: Request) -> Response:
     openapi_extra=openapi(MasksOptions, file_field=_FIELD, raw=()),
 )
 async def masks(request: Request) -> Response:
-    platform: Platform = request.app.state.platform
-    upload = await _form(request, texts=("prompts",))
-    options = parse(MasksOptions, request.query_params, upload.fields)
-    asked = platform.masks.prompted(
-        Source(upload.data, upload.filename),
-        await read_json("prompts", options.prompts),
-        model=options.model,
-        version=options.version,
-        multimask=options.multimask,
-        format=options.format,
-        logits=options.logits,
-        store=options.store,
-    )
-    return json_response(await or_caller_left(request.receive, asked))
+    return await ask_masks(request, await _form(request, texts=("prompts",)))
 
 
 @router.post(
@@ -103,18 +90,7 @@ async def masks(request: Request) -> Response:
     openapi_extra=openapi(AutoMasksOptions, file_field=_FIELD, raw=()),
 )
 async def auto_masks(request: Request) -> Response:
-    platform: Platform = request.app.state.platform
-    upload = await _form(request)
-    options = parse(AutoMasksOptions, request.query_params, upload.fields)
-    asked = platform.masks.automatic(
-        Source(upload.data, upload.filename),
-        options.auto,
-        model=options.model,
-        version=options.version,
-        format=options.format,
-        store=options.store,
-    )
-    return json_response(await or_caller_left(request.receive, asked))
+    return await ask_auto_masks(request, await _form(request))
 
 
 @router.post(
@@ -125,22 +101,7 @@ async def auto_masks(request: Request) -> Response:
     openapi_extra=openapi(CutoutsOptions, file_field=_FIELD, raw=()),
 )
 async def cutouts(request: Request) -> Response:
-    platform: Platform = request.app.state.platform
-    upload = await _form(request, texts=("prompts",))
-    options = parse(CutoutsOptions, request.query_params, upload.fields)
-    asked = platform.masks.cutouts(
-        Source(upload.data, upload.filename),
-        await read_json("prompts", options.prompts),
-        options.auto,
-        style=options.style,
-        min_pixels=options.min_pixels,
-        limit=options.limit,
-        multimask=options.multimask,
-        model=options.model,
-        version=options.version,
-        store=options.store,
-    )
-    body, _ = await or_caller_left(request.receive, asked)
+    body, _ = await ask_cutouts(request, await _form(request, texts=("prompts",)))
     return json_response(body)
 
 

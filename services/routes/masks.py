@@ -6,6 +6,7 @@ import asyncio
 import io
 import zipfile
 from collections.abc import Sequence
+from typing import Any
 
 import orjson
 from fastapi import APIRouter, Request
@@ -18,7 +19,7 @@ from services.platform import Platform
 from services.requests import Source
 from services.routes.accept import prefers
 from services.routes.options import AutoMasksOptions, CutoutsOptions, MasksOptions, openapi, parse, read_json
-from services.upload import read_upload
+from services.upload import Upload, read_upload
 from services.wire import json_response
 
 router = APIRouter(tags=["masks"])
@@ -34,8 +35,40 @@ ZIP = "application/zip"
     openapi_extra=openapi(MasksOptions),
 )
 async def masks(request: Request) -> Response:
+    return await ask_masks(request, await read_upload(request))
+
+
+@router.post(
+    "/v1/masks/auto",
+    summary="Segment Anything: masks of everything in the picture",
+    response_model=None,
+    responses={200: {"model": AutoMasksBody}},
+    openapi_extra=openapi(AutoMasksOptions),
+)
+async def auto_masks(request: Request) -> Response:
+    return await ask_auto_masks(request, await read_upload(request))
+
+
+@router.post(
+    "/v1/cutouts",
+    summary="Segment Anything: objects with a transparent background",
+    response_model=None,
+    responses={200: {"model": CutoutsBody, "content": {ZIP: {"schema": {"type": "string", "format": "binary"}}}}},
+    openapi_extra=openapi(CutoutsOptions),
+)
+async def cutouts(request: Request) -> Response:
+    body, cuts = await ask_cutouts(request, await read_upload(request))
+    if not prefers(request.headers.get("accept", ""), ZIP):
+        return json_response(body)
+    headers = {"Content-Disposition": 'attachment; filename="cutouts.zip"'}
+    if body["id"]:
+        headers["X-Prediction-ID"] = body["id"]
+    return Response(await asyncio.to_thread(_archive, body, cuts), headers=headers, media_type=ZIP)
+
+
+async def ask_masks(request: Request, upload: Upload) -> Response:
+    """The answer to a request for prompted masks, whichever door it came through."""
     platform: Platform = request.app.state.platform
-    upload = await read_upload(request)
     options = parse(MasksOptions, request.query_params, upload.fields)
     asked = platform.masks.prompted(
         Source(upload.data, upload.filename, options.image_id),
@@ -50,16 +83,9 @@ async def masks(request: Request) -> Response:
     return json_response(await or_caller_left(request.receive, asked))
 
 
-@router.post(
-    "/v1/masks/auto",
-    summary="Segment Anything: masks of everything in the picture",
-    response_model=None,
-    responses={200: {"model": AutoMasksBody}},
-    openapi_extra=openapi(AutoMasksOptions),
-)
-async def auto_masks(request: Request) -> Response:
+async def ask_auto_masks(request: Request, upload: Upload) -> Response:
+    """Likewise for automatic masks."""
     platform: Platform = request.app.state.platform
-    upload = await read_upload(request)
     options = parse(AutoMasksOptions, request.query_params, upload.fields)
     asked = platform.masks.automatic(
         Source(upload.data, upload.filename, options.image_id),
@@ -72,16 +98,9 @@ async def auto_masks(request: Request) -> Response:
     return json_response(await or_caller_left(request.receive, asked))
 
 
-@router.post(
-    "/v1/cutouts",
-    summary="Segment Anything: objects with a transparent background",
-    response_model=None,
-    responses={200: {"model": CutoutsBody, "content": {ZIP: {"schema": {"type": "string", "format": "binary"}}}}},
-    openapi_extra=openapi(CutoutsOptions),
-)
-async def cutouts(request: Request) -> Response:
+async def ask_cutouts(request: Request, upload: Upload) -> tuple[dict[str, Any], list[CutOut]]:
+    """Likewise for cut-outs: what the answer says, and the PNGs."""
     platform: Platform = request.app.state.platform
-    upload = await read_upload(request)
     options = parse(CutoutsOptions, request.query_params, upload.fields)
     asked = platform.masks.cutouts(
         Source(upload.data, upload.filename, options.image_id),
@@ -95,13 +114,8 @@ async def cutouts(request: Request) -> Response:
         version=options.version,
         store=options.store,
     )
-    body, cuts = await or_caller_left(request.receive, asked)
-    if not prefers(request.headers.get("accept", ""), ZIP):
-        return json_response(body)
-    headers = {"Content-Disposition": 'attachment; filename="cutouts.zip"'}
-    if body["id"]:
-        headers["X-Prediction-ID"] = body["id"]
-    return Response(await asyncio.to_thread(_archive, body, cuts), headers=headers, media_type=ZIP)
+    answer: tuple[dict[str, Any], list[CutOut]] = await or_caller_left(request.receive, asked)
+    return answer
 
 
 def _archive(body: object, cuts: Sequence[CutOut]) -> bytes:
