@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Generic, TypeVar
 
 import sqlalchemy as sa
@@ -14,8 +15,8 @@ from sqlalchemy.sql.base import ExecutableOption
 from sqlmodel import Session, SQLModel, col, func, select
 
 from db.session import reading, writing
-from db.tables import Artifact, Image, ModelVersion, Owned, Prediction
-from db.writer import Values, Writer
+from db.tables import Artifact, Image, JobItem, ModelVersion, Owned, Prediction
+from db.writer import Then, Values, Writer
 from ekiben.errors import Conflict, NotFound
 
 MAX_PAGE = 1000
@@ -46,9 +47,9 @@ class Records:
         self._engine = engine
         self._writer = Writer(engine)
 
-    def save(self, rows: Sequence[SQLModel | Values]) -> Future[None]:
+    def save(self, rows: Sequence[SQLModel | Values], then: Then | None = None) -> Future[None]:
         """Store the rows of one unit, all or none, together with whatever else waits: see ``Writer.save``."""
-        return self._writer.save(rows)
+        return self._writer.save(rows, then)
 
     def close(self) -> None:
         """Store what waits, then stop."""
@@ -57,6 +58,15 @@ class Records:
     def image(self, owner: str, id: str) -> Image:
         with reading(self._engine) as session:
             return _one(session, Image, owner, id)
+
+    def image_ids(self, owner: str, ids: Sequence[str]) -> set[str]:
+        """Those of the ids that are images of this owner."""
+        found: set[str] = set()
+        with reading(self._engine) as session:
+            for start in range(0, len(ids), _KEYS_PER_QUERY):
+                some = ids[start : start + _KEYS_PER_QUERY]
+                found.update(session.exec(select(Image.id).where(col(Image.id).in_(some), Image.owner == owner)))
+        return found
 
     def images(self, owner: str, page: int = 1, limit: int = 50) -> Page[Image]:
         """Newest first."""
@@ -130,14 +140,14 @@ class Records:
         """
         with writing(self._engine) as session:
             image = _locked_image(session, _one(session, Prediction, owner, id).image_id)
-            keys = _remove_predictions(session, [col(Prediction.id) == id, col(Prediction.owner) == owner])
+            keys = remove_predictions(session, [col(Prediction.id) == id, col(Prediction.owner) == owner])
             if keys is None:  # somebody was faster, between the look and the lock
                 raise NotFound(f"there is no prediction {id}")
             if not image.kept and not _predictions_of(session, image.id):
                 session.delete(image)
                 session.flush()
                 keys.append(image.storage_key)
-            return _unreferenced(session, keys)
+            return unreferenced(session, keys)
 
     def delete_image(self, owner: str, id: str, cascade: bool = False) -> list[str]:
         """Remove an image; with ``cascade`` its predictions and their artifacts too. Gives the blob keys to delete.
@@ -151,10 +161,27 @@ class Records:
                 if not cascade:
                     plural = "prediction refers" if count == 1 else "predictions refer"
                     raise Conflict(f"{count} {plural} to this image: delete with cascade, or delete them first")
-                keys = _remove_predictions(session, [col(Prediction.image_id) == id]) or []
+                keys = remove_predictions(session, [col(Prediction.image_id) == id]) or []
             session.delete(image)
             session.flush()
-            return _unreferenced(session, [*keys, image.storage_key])
+            return unreferenced(session, [*keys, image.storage_key])
+
+    def remove_unused_images(self, before: datetime, limit: int = 200) -> list[str]:
+        """Remove images stored before then that are not kept for themselves, and that neither a prediction nor a job
+        that is not over needs. Gives the blob keys to delete; call it again until there are none.
+        """
+        predictions = select(Prediction.id).where(Prediction.image_id == Image.id)
+        waiting = select(JobItem.id).where(JobItem.image_id == Image.id, col(JobItem.state).in_(("queued", "running")))
+        with writing(self._engine) as session:
+            unused = (col(Image.created_at) < before, ~col(Image.kept), ~sa.exists(predictions), ~sa.exists(waiting))
+            chosen = select(Image).where(*unused).order_by(col(Image.id)).limit(limit).with_for_update()
+            images = list(session.exec(chosen))
+            for image in images:
+                # Somebody may have asked about it while its lock was waited for.
+                if not _predictions_of(session, image.id):
+                    session.delete(image)
+            session.flush()
+            return unreferenced(session, [image.storage_key for image in images])
 
     def known_keys(self, keys: Iterable[str]) -> set[str]:
         """Those of the blob keys that a row refers to; for files of a model the row is that of its version.
@@ -203,7 +230,7 @@ def _predictions_of(session: Session, image_id: str) -> int:
     return session.exec(select(func.count()).where(col(Prediction.image_id) == image_id)).one()
 
 
-def _remove_predictions(session: Session, conditions: list[sa.ColumnElement[bool]]) -> list[str] | None:
+def remove_predictions(session: Session, conditions: list[sa.ColumnElement[bool]]) -> list[str] | None:
     """Remove predictions with their artifacts and give the artifacts' blob keys; None when there was no prediction."""
     chosen = sa.select(col(Prediction.id)).where(*conditions)
     keys = list(session.exec(select(Artifact.storage_key).where(col(Artifact.prediction_id).in_(chosen))))
@@ -215,7 +242,7 @@ def _remove_predictions(session: Session, conditions: list[sa.ColumnElement[bool
     return keys if removed else None
 
 
-def _unreferenced(session: Session, keys: list[str]) -> list[str]:
+def unreferenced(session: Session, keys: list[str]) -> list[str]:
     known = _known(session, keys)
     return [key for key in dict.fromkeys(keys) if key not in known]
 
@@ -224,8 +251,10 @@ def _known(session: Session, keys: list[str]) -> set[str]:
     known: set[str] = set()
     for start in range(0, len(keys), _KEYS_PER_QUERY):
         some = keys[start : start + _KEYS_PER_QUERY]
-        for table in (Image, Artifact):
-            known.update(session.exec(select(table.storage_key).where(col(table.storage_key).in_(some))))
+        for table in (Image, Artifact, JobItem):
+            known.update(
+                key for key in session.exec(select(table.storage_key).where(col(table.storage_key).in_(some))) if key
+            )
         owners = {place: key for key in some for place in _model_places(key)}
         if owners:
             places = set(

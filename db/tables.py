@@ -73,6 +73,7 @@ class Prediction(Owned, table=True):
         sa.Index(None, "owner", "task", "created_at"),
         sa.Index(None, "owner", "model_name", "created_at"),
         sa.Index(None, "image_id"),
+        sa.Index(None, "job_id"),
     )
 
     job_id: str | None = Field(default=None, max_length=36)
@@ -96,7 +97,7 @@ class Artifact(Owned, table=True):
     """A file that an answer or a job made: a mask, an overlay, an archive."""
 
     __tablename__ = "artifacts"
-    __table_args__ = (sa.Index(None, "prediction_id"), sa.Index(None, "storage_key"))
+    __table_args__ = (sa.Index(None, "prediction_id"), sa.Index(None, "storage_key"), sa.Index(None, "job_id"))
 
     prediction_id: str | None = Field(default=None, foreign_key="predictions.id", ondelete="CASCADE", max_length=36)
     job_id: str | None = Field(default=None, max_length=36)
@@ -184,3 +185,124 @@ class RegistryRevision(Row, table=True):
 
     id: int = Field(default=1, primary_key=True)
     revision: int = Field(default=0, sa_type=sa.BigInteger)
+
+
+class Job(Owned, table=True):
+    """Work that outlives a request. db/job_states.py owns every change of ``state``.
+
+    ``kind`` request: one item, asked with ``Prefer: respond-async``; batch: many. ``succeeded`` and ``failed`` count
+    items. ``deaths``: workers that died with it since an item last ended. ``hands`` were given to the queue so far,
+    ``last_event`` events written: both only grow.
+    """
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        sa.CheckConstraint("state IN ('queued', 'running', 'succeeded', 'failed', 'cancelled')", name="state"),
+        sa.UniqueConstraint("owner", "idempotency_key"),
+        sa.Index(None, "owner", "created_at"),
+        sa.Index("ix_jobs_owner_state", "owner", "state", "created_at"),
+        sa.Index("ix_jobs_owner_kind", "owner", "kind", "created_at"),
+        sa.Index(None, "state", "finished_at"),
+        sa.Index(None, "webhook_at"),
+    )
+
+    kind: str
+    operation: str
+    state: str = "queued"
+    priority: int = 5
+    parameters: dict[str, Any] = Field(default_factory=dict, sa_type=JSON)
+    store: bool = True
+    total: int
+    succeeded: int = 0
+    failed: int = 0
+    progress: float = 0.0
+    attempts: int = 0
+    deaths: int = 0
+    hands: int = 0
+    last_event: int = 0
+    timeout_s: float
+    error: dict[str, Any] | None = Field(default=None, sa_type=JSON)
+    idempotency_key: str | None = None
+    fingerprint: str | None = Field(default=None, max_length=64)
+    webhook_url: str | None = None
+    webhook_state: str | None = None
+    webhook_tries: int = 0
+    webhook_at: datetime | None = Field(default=None, description="When it is due next; None: not now.")
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    updated_at: datetime = Field(default_factory=now)
+
+
+class JobItem(Owned, table=True):
+    """One picture of a job. Its id is that of the prediction it becomes, so that a repeat cannot be counted twice.
+
+    ``image_id`` is that of a stored image; else the picture lies under ``storage_key``. ``result``: the answer but for
+    what the prediction's row holds. ``deaths``: workers that died while they had it.
+    """
+
+    __tablename__ = "job_items"
+    __table_args__ = (
+        sa.CheckConstraint("state IN ('queued', 'running', 'succeeded', 'failed', 'cancelled')", name="state"),
+        sa.UniqueConstraint("job_id", "position"),
+        sa.Index("ix_job_items_next", "job_id", "state", "deaths", "position"),
+        sa.Index(
+            "ix_job_items_running",
+            "worker_id",
+            sqlite_where=sa.text("state = 'running'"),
+            postgresql_where=sa.text("state = 'running'"),
+        ),
+        sa.Index(None, "storage_key"),
+        sa.Index(None, "image_id"),
+    )
+
+    job_id: str = Field(foreign_key="jobs.id", ondelete="CASCADE", max_length=36)
+    position: int
+    state: str = "queued"
+    filename: str | None = None
+    image_id: str | None = Field(default=None, max_length=36)
+    storage_key: str | None = None
+    mime_type: str | None = None
+    bytes: int = Field(default=0, sa_type=sa.BigInteger)
+    sha256: str | None = Field(default=None, max_length=64)
+    worker_id: str | None = Field(default=None, max_length=36)
+    attempts: int = 0
+    deaths: int = 0
+    not_before: datetime | None = Field(default=None, description="A retry waits until then.")
+    result: dict[str, Any] | None = Field(default=None, sa_type=JSON)
+    error: dict[str, Any] | None = Field(default=None, sa_type=JSON)
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+
+
+class JobEvent(Row, table=True):
+    """What happened to a job, numbered from 1 without gaps."""
+
+    __tablename__ = "job_events"
+
+    job_id: str = Field(foreign_key="jobs.id", ondelete="CASCADE", primary_key=True, max_length=36)
+    number: int = Field(primary_key=True)
+    kind: str
+    data: dict[str, Any] = Field(default_factory=dict, sa_type=JSON)
+    created_at: datetime = Field(default_factory=now)
+
+
+class Worker(Row, table=True):
+    """A worker process that lives: it says so every few seconds, by the database's clock."""
+
+    __tablename__ = "workers"
+
+    id: str = Field(primary_key=True, max_length=36)
+    host: str
+    pid: int
+    started_at: datetime
+    seen_at: datetime
+    running: int = Field(default=0, description="Items that it has in hand.")
+
+
+class Chore(Row, table=True):
+    """Work that one process at a time does every so often: whoever moves ``due_at`` on has it."""
+
+    __tablename__ = "chores"
+
+    name: str = Field(primary_key=True)
+    due_at: datetime

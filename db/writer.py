@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, InvalidStateError
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import sqlalchemy as sa
 from sqlmodel import SQLModel
@@ -27,7 +27,20 @@ PATIENCE_S = 2.0  # a group that failed after this long is not tried again in pa
 Values = tuple[type[SQLModel], dict[str, Any]]
 """A row as its table and its columns by name, all of them: building a SQLModel object costs ten times as much."""
 
-_Unit = tuple[Sequence[SQLModel | Values], "Future[None]"]
+
+class Then(Protocol):
+    """What is done in the transaction of a unit, after its rows were inserted; a Refusal that it raises fails the unit.
+
+    Of several units, in the order of ``job_id``: each locks the row of its job.
+    """
+
+    @property
+    def job_id(self) -> str: ...
+
+    def __call__(self, db: sa.Connection) -> None: ...
+
+
+_Unit = tuple[Sequence[SQLModel | Values], "Future[None]", Then | None]
 
 
 class Writer:
@@ -43,7 +56,7 @@ class Writer:
         self._thread: threading.Thread | None = None
         self._closed = False
 
-    def save(self, rows: Sequence[SQLModel | Values]) -> Future[None]:
+    def save(self, rows: Sequence[SQLModel | Values], then: Then | None = None) -> Future[None]:
         """Done when the rows of this unit are safe on disk; does not block, so it may be called on an event loop.
 
         The rows must not be changed any more. A future that is cancelled before its turn is not stored. It fails with
@@ -56,7 +69,7 @@ class Writer:
                 raise Unavailable("the server is stopping")
             if len(self._waiting) >= MAX_BACKLOG:
                 raise Overloaded("too many records wait to be stored", retry_after_s=1)
-            self._waiting.append((rows, future))
+            self._waiting.append((rows, future, then))
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="records-writer", daemon=True)
                 self._thread.start()
@@ -114,7 +127,7 @@ class Writer:
     def _insert(self, units: list[_Unit]) -> None:
         # Core's executemany with plain dicts: the unit of work of an ORM session costs several times as much.
         values: dict[sa.Table, list[dict[str, Any]]] = {}
-        for rows, _ in units:
+        for rows, _, _ in units:
             for row in rows:
                 kind, given = row if isinstance(row, tuple) else (type(row), row.__dict__)
                 table = cast(sa.Table, kind.__table__)  # type: ignore[attr-defined]
@@ -123,6 +136,8 @@ class Writer:
             for table, statement in self._inserts.items():
                 if table in values:
                     connection.execute(statement, values[table])
+            for then in sorted((then for _, _, then in units if then is not None), key=lambda then: then.job_id):
+                then(connection)
 
     def _is_down(self, began_s: float) -> bool:
         if time.monotonic() - began_s > PATIENCE_S:
@@ -135,7 +150,7 @@ class Writer:
 
 
 def _settle(units: Sequence[_Unit], error: Exception | None) -> None:
-    for _, future in units:
+    for _, future, _ in units:
         # Somebody whom close() gave up on may be settled already.
         with contextlib.suppress(InvalidStateError):
             if error is None:

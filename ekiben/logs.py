@@ -42,7 +42,7 @@ def configure(level: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    for name in ("bentoml", "uvicorn", "uvicorn.error", "circus", "kantoku", "alembic"):
+    for name in ("bentoml", "uvicorn", "uvicorn.error", "circus", "kantoku", "alembic", "dbos"):
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.propagate = True
@@ -51,4 +51,5 @@ def configure(level: str) -> None:
     access.handlers.clear()
     access.propagate = False
     logging.getLogger("bentoml").setLevel(max(logging.WARNING, root.level))
-    logging.getLogger("alembic").setLevel(max(logging.WARNING, root.level))
+    for name in ("alembic", "dbos"):
+        logging.getLogger(name).setLevel(max(logging.WARNING, root.level))

@@ -48,12 +48,33 @@ class Settings(BaseModel):
         default="", description="split: address of a running runner. Empty: one is started beside the gateway."
     )
     gateways: int = Field(default=1, ge=1, le=64, description="Gateway processes that share the port.")
-    workers: int = Field(default=1, ge=0, le=64, description="Reserved: job worker processes; nothing uses it yet.")
+    workers: int = Field(
+        default=1,
+        ge=0,
+        le=64,
+        description="Worker processes for jobs beside the gateway. More: python -m services.worker.",
+    )
+    worker_nice: int = Field(
+        default=19, ge=0, le=19, description="Niceness of workers; 19: only what nobody else wants of the processor."
+    )
+    items_at_once: int = Field(
+        default=0,
+        ge=0,
+        le=1024,
+        description="Pictures a worker answers at once. 0: two more than cores; of automatic masks one per two cores.",
+    )
+    job_timeout_s: float = Field(
+        default=1800.0, gt=0, description="Time limit of a job from its start, unless it names its own."
+    )
+    batch_mb: int = Field(default=4096, ge=1, description="Upload of one batch at most.")
+    webhook_secret: str = Field(
+        default="", repr=False, description="Key that signs webhooks; whsec_... is base64. Empty: webhooks are refused."
+    )
     host: str = Field(default="127.0.0.1", description="Address to serve on.")
     port: int = Field(default=3000, ge=0, le=65535, description="Port to serve on; make serve PORT= sets it.")
     grpc_port: int = Field(default=3001, ge=0, le=65535, description="Reserved: gRPC port; nothing uses it yet.")
     keep_days: float = Field(
-        default=7, gt=0, description="Reserved: days that finished jobs are kept; nothing uses it yet."
+        default=7, gt=0, description="Days that finished jobs, what they made, and images nobody needs are kept."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least severe line to log."

@@ -15,6 +15,7 @@ import urllib.request
 from types import FrameType
 
 from ekiben.settings import Settings
+from services.supervisor import STOP_S
 
 GATEWAY, RUNNER = "services.gateway:Gateway", "services.runner_service:Runner"
 _READY_S = 120.0
@@ -46,9 +47,10 @@ def main() -> int:
     finally:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
-        # The gateway first: its requests in flight still need the runner. They have their deadline to end, and some.
+        # The gateway first: its requests in flight still need the runner. They have their deadline to end, and some;
+        # its workers have theirs.
         for process in reversed(processes):
-            _stop(process, settings.timeout_s + 10)
+            _stop(process, max(settings.timeout_s, STOP_S) + 10)
 
 
 def _serve_until_one_ends(settings: Settings, processes: list[subprocess.Popen[bytes]]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import threading
 import time
 from collections.abc import Callable
@@ -31,6 +32,7 @@ async def draw(deadline: float, work: Callable[[Check], T]) -> T:
             raise DeadlineExceeded("the masks could not be drawn before the deadline", retry_after_s=1)
 
     try:
-        return await asyncio.get_running_loop().run_in_executor(_THREADS, work, check)
+        context = contextvars.copy_context()  # the request's id, and the names of the files that are made
+        return await asyncio.get_running_loop().run_in_executor(_THREADS, context.run, work, check)
     finally:
         gone.set()

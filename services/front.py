@@ -19,6 +19,7 @@ _GIVEN_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 
 SCHEMA = "/schema.json"
+_RELEASE = "ekiben.release"
 
 
 class _Schema:
@@ -87,6 +88,12 @@ class Front:
                 self._body_bytes += size
             return message
 
+        def let_go(size: int) -> None:
+            nonlocal held
+            held -= size
+            self._body_bytes -= size
+
+        scope[_RELEASE] = let_go
         metrics.in_progress.inc()
         try:
             if "\0" in scope["path"]:
@@ -114,6 +121,13 @@ class Front:
             if self._access is not None:
                 self._access(scope, route, status, seconds)
             request_id.reset(token)
+
+
+def release(scope: Scope, size: int) -> None:
+    """So many bytes of a request's body are in memory no more, while the request goes on."""
+    let_go = scope.get(_RELEASE)
+    if let_go is not None:
+        let_go(size)
 
 
 async def or_caller_left(receive: Receive, work: Awaitable[Any]) -> Any:

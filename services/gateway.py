@@ -7,6 +7,7 @@ services/routes/bento.py, for the reasons given there.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -24,6 +25,7 @@ from services.hosting import HOSTING, App, FrontedService, access_line
 if TYPE_CHECKING:
     from services.platform import Platform
     from services.requests import Source
+    from services.supervisor import Supervisor
 
 SETTINGS = Settings.from_environ()
 
@@ -45,6 +47,7 @@ class Gateway:
 
     carried = CarriedModels()
     platform: Platform
+    supervisor: Supervisor | None = None
 
     def __init__(self) -> None:
         logs.configure(SETTINGS.log_level)
@@ -54,14 +57,23 @@ class Gateway:
         from services.app import APP
         from services.bento_models import carried_folder
         from services.platform import Platform
+        from services.stopping import when_asked
+        from services.supervisor import Supervisor
 
         bento = Gateway.bento  # type: ignore[attr-defined]
         self.platform = await Platform.start(SETTINGS, carried_folder(bento))
         APP.state.platform = self.platform
+        when_asked(self.platform.jobs.stopping.set)
+        if SETTINGS.workers:
+            self.supervisor = Supervisor(SETTINGS.home.absolute(), SETTINGS.workers)
+            self.supervisor.start()
+            when_asked(self.supervisor.ask_to_stop)
         logging.getLogger(__name__).info("ready", extra={"topology": SETTINGS.topology})
 
     @bentoml.on_shutdown
     async def close(self) -> None:
+        if self.supervisor is not None:
+            await asyncio.to_thread(self.supervisor.stop)
         await self.platform.stop()
 
     @bentoml.api(route="/classify")

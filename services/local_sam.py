@@ -31,11 +31,14 @@ from services import runner_metrics as gauges
 from services.drawing import draw
 from services.flights import Flights
 from services.lanes import Lanes
+from services.progress import advance
 
 P = TypeVar("P")
 T = TypeVar("T")
 
 _HASH_IN_THREAD = 1 << 20
+_ENCODED = 0.1
+"""How far automatic masks are when their picture is encoded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,14 +99,22 @@ class LocalSam:
         crops = plan(*frame, ask.options)
         rgb = (await asyncio.to_thread(decode, ask.image)).rgb if len(crops) > 1 else None
         kept: list[list[AutoMask]] = []
+        points_asked = sum(len(points) for _, points in crops)
+        points_done = 0
+        advance(_ENCODED)
+
+        def done(points: int) -> None:
+            nonlocal points_done
+            points_done += points
+            advance(_ENCODED + (1 - _ENCODED) * points_done / points_asked)
+
         for number, (crop, points) in enumerate(crops):
             features = embedding.features
             if number and rgb is not None:
                 features = await self._crop_features(lanes, rgb, crop, deadline)
-            found = await self._grid(lanes, features, crop, points, frame, ask.options, deadline)
+            found = await self._grid(lanes, features, crop, points, frame, ask.options, deadline, done)
             kept.append(await asyncio.to_thread(best_of_crop, found, crop, frame, ask.options))
         masks = await draw(deadline, lambda check: merge(kept, ask.options, check))
-        points_asked = sum(len(points) for _, points in crops)
         timing = Timing(spent.queue_ms, (time.perf_counter() - started) * 1e3 - spent.queue_ms, points_asked)
         return AutoAnswer(facts, EmbeddingUse(cached, embedding.encode_ms), tuple(masks)), timing
 
@@ -130,6 +141,7 @@ class LocalSam:
         frame: tuple[int, int],
         options: AutoOptions,
         deadline: float,
+        done: Callable[[int], None],
     ) -> list[Candidate]:
         """The candidates of one crop, in the order of its points. As many chunks are queued as can run, and one."""
         upsampler = Upsampler(crop[3] - crop[1], crop[2] - crop[0])
@@ -145,6 +157,7 @@ class LocalSam:
             try:
                 answered: tuple[list[Candidate], Timing] = await self._ask(lanes.grid, lanes.sam, call, 0, deadline)
                 runs.add(one.rle for one in answered[0])
+                done(len(call.points))
                 return answered
             except Overloaded:  # what waits before this chunk would take it past the deadline: the grid is late
                 raise DeadlineExceeded("the automatic masks took longer than their deadline", retry_after_s=1) from None

@@ -24,7 +24,7 @@ from services.model_index import ModelIndex, Served
 from services.recording import NewFile
 from services.requests import Asked, Requests, Source
 from services.runner import Runner
-from services.vision import LOCAL, head
+from services.vision import LOCAL, head, urls
 from services.wire import timing
 
 MAX_MASK_INPUTS = 64
@@ -64,7 +64,7 @@ class Masks:
         owner: str = LOCAL,
     ) -> dict[str, Any]:
         """Masks of ``prompts`` (parsed JSON), of the whole picture's box without any (see mask_wire.MasksBody)."""
-        served = await self._served(owner, model or defaults.MASKS, version)
+        served = await self.served(owner, model or defaults.MASKS, version)
         ask = MaskAsk(b"", (), multimask, keep_logits=_keeps_logits(prompts, multimask) and store and logits)
         answer, spent, asked = await self._ask(source, served, prompts, ask, store, owner)
         files: list[NewFile] = []
@@ -80,22 +80,22 @@ class Masks:
             await self._requests.abandon(asked)
             raise
         best = max((mask.predicted_iou for row in answer.results for mask in row), default=None)
-        ids = await self._requests.record(
+        return await self._requests.record(
             asked,
             served,
             answer.picture,
             spent,
+            lambda ids: {
+                **head(ids, served, answer.picture),
+                "results": results,
+                "embedding": _embedding(answer.embedding),
+                "timing": timing(spent),
+            },
             parameters={"prompts": prompts, "multimask": multimask, "format": format},
             result={"results": results},
             files=files,
             top=(None, best),
         )
-        return {
-            **head(ids, served, answer.picture),
-            "results": results,
-            "embedding": _embedding(answer.embedding),
-            "timing": timing(spent),
-        }
 
     async def automatic(
         self,
@@ -109,7 +109,7 @@ class Masks:
         owner: str = LOCAL,
     ) -> dict[str, Any]:
         """Masks of everything, the largest first (see mask_wire.AutoMasksBody)."""
-        served = await self._served(owner, model or defaults.MASKS, version)
+        served = await self.served(owner, model or defaults.MASKS, version)
         answer, spent, asked = await self._ask_auto(source, served, options, store, owner)
         files: list[NewFile] = []
 
@@ -122,25 +122,25 @@ class Masks:
         except BaseException:
             await self._requests.abandon(asked)
             raise
-        ids = await self._requests.record(
+        return await self._requests.record(
             asked,
             served,
             answer.picture,
             spent,
+            lambda ids: {
+                **head(ids, served, answer.picture),
+                "masks": masks,
+                "parameters": options.parameters,
+                "artifacts": urls({file.kind: file.id for file in pictures}) or None,
+                "embedding": _embedding(answer.embedding),
+                "timing": timing(spent),
+            },
             task="auto_masks",
             parameters={**options.parameters, "format": format},
             result={"masks": masks},
             files=[*files, *pictures],
             top=(None, max((mask.predicted_iou for mask in answer.masks), default=None)),
         )
-        return {
-            **head(ids, served, answer.picture),
-            "masks": masks,
-            "parameters": options.parameters,
-            "artifacts": {file.kind: f"/v1/artifacts/{file.id}" for file in pictures} or None,
-            "embedding": _embedding(answer.embedding),
-            "timing": timing(spent),
-        }
 
     async def cutouts(
         self,
@@ -161,7 +161,7 @@ class Masks:
 
         With ``multimask`` the mask of a prompt with the best predicted IoU is cut.
         """
-        served = await self._served(owner, model or defaults.MASKS, version)
+        served = await self.served(owner, model or defaults.MASKS, version)
         style = style or CutStyle()
         objects: list[tuple[int | None, PromptMask | AutoMask]]
         answer: MaskAnswer | AutoAnswer
@@ -188,26 +188,27 @@ class Masks:
             parameters |= {"prompts": prompts, "multimask": multimask}
         else:
             parameters |= (options or AutoOptions()).parameters
-        ids = await self._requests.record(
+        body = await self._requests.record(
             asked,
             served,
             answer.picture,
             spent,
+            lambda ids: {
+                **head(ids, served, answer.picture),
+                "cutouts": bodies,
+                "embedding": _embedding(answer.embedding),
+                "timing": timing(spent),
+            },
             task="cutouts",
             parameters=parameters,
             result={"cutouts": bodies},
             files=files,
             top=(None, max((mask.predicted_iou for _, mask in objects), default=None)),
         )
-        body = {
-            **head(ids, served, answer.picture),
-            "cutouts": bodies,
-            "embedding": _embedding(answer.embedding),
-            "timing": timing(spent),
-        }
         return body, cuts
 
-    async def _served(self, owner: str, model: str, version: int | None) -> Served:
+    async def served(self, owner: str, model: str, version: int | None) -> Served:
+        """The version meant. NotFound, Unavailable, BadInput as ``ModelIndex.resolve``."""
         try:
             return await self._index.resolve(owner, model, version, "masks")
         except NotFound as error:

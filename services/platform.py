@@ -11,13 +11,17 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 
 from db.blobs import BlobStore, open_store
+from db.jobs import JobRecords
 from db.migrate import migrate
 from db.records import Records
 from db.registry import Registry
 from db.session import connect, ping
+from db.workers import Workers
 from ekiben.settings import Settings
 from services.bento_models import publish_carried
 from services.health import Health
+from services.job_queue import JobQueue
+from services.jobs import Jobs
 from services.masks import Masks
 from services.model_index import ModelIndex
 from services.recording import Recorder
@@ -47,13 +51,20 @@ class Platform:
     runner: Runner
     vision: Vision
     masks: Masks
+    job_queue: JobQueue
+    jobs: Jobs
     watch: Watch
     health: Health
 
     @classmethod
-    async def start(cls, settings: Settings, carried: Path | None = None) -> Platform:
-        """Migrate, connect, warm the pinned models. ``carried``: artifact folders that the Bento brought along."""
+    async def start(cls, settings: Settings, carried: Path | None = None, *, eager: bool = True) -> Platform:
+        """Migrate, connect, warm the pinned models. ``carried``: artifact folders that the Bento brought along.
+
+        Not ``eager``: no model is loaded before somebody asks for it.
+        """
         await asyncio.to_thread(migrate, settings.resolved_database_url)
+        job_queue = JobQueue(settings.resolved_database_url)
+        await asyncio.to_thread(job_queue.migrate)
         database = connect(settings.resolved_database_url)
         store = await asyncio.to_thread(
             open_store, settings.resolved_store_url, settings.s3_access_key, settings.s3_secret_key
@@ -71,15 +82,31 @@ class Platform:
 
             local = LocalRunner(settings, index.locate)
         runner: Runner = local if local is not None else RemoteRunner(settings.runner_url)
-        watch = Watch(index, local, settings.preloaded)
+        watch = Watch(index, local, settings.preloaded, eager=eager)
         await watch.start()
         requests = Requests(records, recorder)
         vision = Vision(index, runner, requests, settings.timeout_s)
         masks = Masks(index, runner, requests, settings.timeout_s, settings.auto_timeout_s)
+        jobs = Jobs(settings, JobRecords(database), Workers(database), job_queue, recorder)
         health = Health(
             {"database": lambda: ping(database), "store": store.check}, {"runner": runner.check, "pinned": watch.check}
         )
-        return cls(settings, database, store, registry, records, recorder, index, runner, vision, masks, watch, health)
+        return cls(
+            settings=settings,
+            database=database,
+            store=store,
+            registry=registry,
+            records=records,
+            recorder=recorder,
+            index=index,
+            runner=runner,
+            vision=vision,
+            masks=masks,
+            job_queue=job_queue,
+            jobs=jobs,
+            watch=watch,
+            health=health,
+        )
 
     async def stop(self) -> None:
         """Answer what is under way, write what waits, close."""
@@ -88,5 +115,6 @@ class Platform:
         await self.runner.close()
         await self.recorder.close()
         await asyncio.to_thread(self.records.close)
+        await asyncio.to_thread(self.job_queue.close)
         self.store.close()
         self.database.dispose()

@@ -8,12 +8,14 @@ from db.blobs import open_store
 from db.migrate import NewerDatabase, migrate
 from ekiben.errors import Refusal
 from ekiben.settings import Settings
+from services.job_queue import JobQueue
 
 
 def preflight(settings: Settings) -> str | None:
     """None, or what is wrong: found here it is said once, and not by each process."""
     try:
         migrate(settings.resolved_database_url)
+        JobQueue(settings.resolved_database_url).migrate()
     except Refusal as error:
         return f"EKIBEN_DATABASE_URL: {error.message}"
     except NewerDatabase as error:

@@ -7,17 +7,19 @@ import contextvars
 import hashlib
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from db.blobs import BlobStore, new_key
+from db.job_states import ClaimedItem
 from db.records import Records
 from db.tables import Artifact, Image, Prediction, now
-from db.writer import Values
-from ekiben.ids import new_id
+from db.writer import Then, Values
+from ekiben.ids import derived_id, new_id
 from models.images import EXTENSIONS
 from models.results import PictureFacts
 
@@ -44,8 +46,8 @@ class StoredBytes:
 class Record:
     """What one request leaves behind: begun when its image is here, finished when its answer is.
 
-    ``image_id`` is that of an image that is stored already; ``upload`` an image that came with the request.
-    ``deadline``: of the request, in ``time.monotonic()`` seconds.
+    ``image_id`` is that of an image that is stored already; ``upload`` an image that came with the request, or with
+    the job ``job_id``. ``deadline``: of the request, in ``time.monotonic()`` seconds.
     """
 
     owner: str
@@ -54,6 +56,12 @@ class Record:
     filename: str | None = None
     deadline: float = math.inf
     created_at: datetime = field(default_factory=now)
+    prediction_id: str = field(default_factory=new_id)
+    job_id: str | None = None
+
+
+FILE_IDS: ContextVar[Callable[[], str]] = ContextVar("FILE_IDS", default=new_id)
+"""Ids of the files that are made from here on. A job's item sets it: repeated, it writes over what it wrote before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +71,7 @@ class NewFile:
     kind: str
     data: bytes
     mime_type: str = _PNG
-    id: str = field(default_factory=new_id)
+    id: str = field(default_factory=lambda: FILE_IDS.get()())
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +81,11 @@ class RecordIds:
     image: str | None = None
     prediction: str | None = None
     artifacts: Mapping[str, str] = field(default_factory=dict)
+
+
+def image_id_of(item_id: str) -> str:
+    """The id of the image that the picture of a job's item becomes."""
+    return derived_id(item_id, "image")
 
 
 class Recorder:
@@ -86,8 +99,37 @@ class Recorder:
 
     def begin(self, data: bytes, mime_type: str, filename: str | None, owner: str) -> Record:
         """Start storing an image that came with a request; overlaps the inference."""
-        stored = self._put("images", data, mime_type)
-        return Record(owner, upload=stored, filename=filename)
+        record = Record(owner, filename=filename)
+        record.upload = self._put("images", data, mime_type, new_id(), record.created_at)
+        return record
+
+    def begin_item(self, item: ClaimedItem, data: bytes, mime_type: str) -> Record:
+        """The same for a job's item whose picture, ``data``, is in the store since the job was submitted."""
+        if item.storage_key is None or item.sha256 is None:
+            raise ValueError(f"item {item.id} has no picture of its own")
+        done: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        done.set_result(item.sha256)
+        stored = StoredBytes(image_id_of(item.id), item.storage_key, mime_type, len(data), done)
+        record = Record(item.owner, upload=stored, filename=item.filename, created_at=item.created_at)
+        return self.of_item(record, item)
+
+    def of_item(self, record: Record, item: ClaimedItem) -> Record:
+        """``record``, as that of a job's item."""
+        record.prediction_id, record.job_id, record.created_at = item.id, item.job_id, item.created_at
+        return record
+
+    async def keep(self, item_id: str, data: bytes, mime_type: str, created_at: datetime) -> StoredBytes:
+        """Store the picture of a job's item."""
+        stored = self._put("images", data, mime_type, image_id_of(item_id), created_at)
+        await asyncio.shield(stored.done)
+        return stored
+
+    def ids(self, record: Record | None, made: Sequence[NewFile]) -> RecordIds:
+        """What ``finish`` will store ``record`` and ``made`` under."""
+        if record is None:
+            return RecordIds()
+        image_id = record.upload.id if record.upload is not None else record.image_id
+        return RecordIds(image_id, record.prediction_id, {file.kind: file.id for file in made})
 
     async def finish(
         self,
@@ -97,13 +139,14 @@ class Recorder:
         prediction: dict[str, Any] | None,
         *,
         kept: bool = False,
+        then: Then | None = None,
     ) -> RecordIds:
-        """Commit image, prediction (its columns) and artifacts in one transaction.
+        """Commit image, prediction (its columns) and artifacts in one transaction, in which ``then`` comes last.
 
-        On any failure nothing stays, neither row nor file.
+        On any failure nothing stays, neither row nor file; only the picture of a job's item stays the job's.
         """
-        files = [self._put("artifacts", file.data, file.mime_type, file.id) for file in made]
-        prediction_id = new_id() if prediction is not None else None
+        files = [self._put("artifacts", file.data, file.mime_type, file.id, record.created_at) for file in made]
+        prediction_id = record.prediction_id if prediction is not None else None
         try:
             rows: list[Values] = []
             image_id = record.image_id
@@ -112,11 +155,12 @@ class Recorder:
                 rows.append((Image, await self._image(record, record.upload, picture, kept)))
             if prediction is not None:
                 own = {"id": prediction_id, "image_id": image_id, "status": "succeeded", "finished_at": now()}
+                own["job_id"] = record.job_id
                 rows.append((Prediction, {**self._common(record), **own, **prediction}))
             for file, stored in zip(made, files, strict=True):
                 own = {"id": file.id, "prediction_id": prediction_id, "kind": file.kind, **await self._stored(stored)}
                 rows.append((Artifact, {**self._common(record), **own}))
-            saving = asyncio.wrap_future(self.records.save(rows))
+            saving = asyncio.wrap_future(self.records.save(rows, then))
         except BaseException:
             await self._undo(record, files)
             raise
@@ -154,9 +198,8 @@ class Recorder:
             await asyncio.wait(self._undoing, timeout=10)
         await asyncio.to_thread(self._threads.shutdown)
 
-    def _put(self, area: Any, data: bytes, mime_type: str, ident: str | None = None) -> StoredBytes:
-        ident = ident or new_id()
-        key = new_key(area, ident, _EXTENSIONS[mime_type], datetime.now(UTC))
+    def _put(self, area: Any, data: bytes, mime_type: str, ident: str, created_at: datetime) -> StoredBytes:
+        key = new_key(area, ident, _EXTENSIONS.get(mime_type, "bin"), created_at)
 
         def put() -> str:
             self.store.put(key, data, mime_type)
@@ -186,9 +229,12 @@ class Recorder:
         return {**self._common(record), **own, **await self._stored(upload)}
 
     async def _undo(self, record: Record, files: list[StoredBytes]) -> None:
-        """Remove what was stored; a store that is slow is waited for in the background, not by the caller."""
+        """Remove what was stored; a store that is slow is waited for in the background, not by the caller.
+
+        Not what a job's item stored: whoever repeats it writes under the same keys, and may have done so already.
+        """
         stored = [*files, *([record.upload] if record.upload else [])]
-        if not stored:
+        if not stored or record.job_id is not None:
             return
         task = asyncio.create_task(self._remove(stored))
         self._undoing.add(task)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from db.job_states import ClaimedItem, Settling
 from db.records import Records
-from ekiben.errors import BadInput, DeadlineExceeded, Overloaded
+from ekiben.errors import BadInput, DeadlineExceeded, NotFound, Overloaded
 from models.images import sniff
 from models.results import PictureFacts, Timing
 from services import metrics
@@ -21,11 +22,21 @@ A = TypeVar("A")
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The picture of a request: its bytes, or the id of a stored image."""
+    """The picture of a request: its bytes, or the id of a stored image; or the item of a job."""
 
     data: bytes | None = None
     filename: str | None = None
     image_id: str | None = None
+    item: JobItemSource | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JobItemSource:
+    """An item that a worker has in hand: it is answered as a request, and ended in the same transaction."""
+
+    item: ClaimedItem
+    worker_id: str
+    timeout_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +46,7 @@ class Asked:
     data: bytes
     record: Record | None
     deadline: float
+    item: JobItemSource | None = None
 
 
 class Requests:
@@ -60,7 +72,7 @@ class Requests:
 
         When it fails, or the caller leaves, nothing stays stored.
         """
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + (source.item.timeout_s if source.item is not None else timeout_s)
         if self._open >= self._max_open:
             raise Overloaded(f"{self._open} requests are open", retry_after_s=1)
         self._open += 1
@@ -70,7 +82,7 @@ class Requests:
             answer, timing = await infer(data, deadline)
             metrics.queue_seconds.labels(served.key.name).observe(timing.queue_ms / 1e3)
             metrics.inference_seconds.labels(served.key.name).observe(timing.inference_ms / 1e3)
-            return answer, timing, Asked(data, record, deadline)
+            return answer, timing, Asked(data, record, deadline, source.item)
         except BaseException:
             if record is not None:
                 await self.recorder.abandon(record)
@@ -84,16 +96,24 @@ class Requests:
         served: Served,
         picture: PictureFacts,
         timing: Timing,
+        body: Callable[[RecordIds], dict[str, Any]],
         *,
         parameters: dict[str, Any],
         result: dict[str, Any],
         task: str | None = None,
         files: Sequence[NewFile] = (),
         top: tuple[str | None, float | None] = (None, None),
-    ) -> RecordIds:
-        """Commit row and files before the deadline, or leave nothing. No ids where nothing is to be stored."""
-        if asked.record is None:
-            return RecordIds()
+    ) -> dict[str, Any]:
+        """The answer, ``body`` with the ids of what is stored, once that is committed.
+
+        Row and files are committed before the deadline, or nothing of them stays. ``result``: the part of the answer
+        that the row keeps.
+        """
+        ids = self.recorder.ids(asked.record, files)
+        answer = body(ids)
+        then = (
+            None if asked.item is None else _settling(asked.item, ids, answer, () if asked.record is None else result)
+        )
         columns = {
             "task": task or served.task,
             "model_name": served.key.name,
@@ -108,11 +128,15 @@ class Requests:
         }
         try:
             async with asyncio.timeout(max(asked.deadline - time.monotonic(), 0.05)):
-                ids = await self.recorder.finish(asked.record, picture, files, columns)
+                if asked.record is not None:
+                    await self.recorder.finish(asked.record, picture, files, columns, then=then)
+                elif then is not None:
+                    await asyncio.shield(asyncio.wrap_future(self.records.save([], then)))
         except TimeoutError:
             raise DeadlineExceeded("the answer could not be stored before the deadline", retry_after_s=1) from None
-        metrics.stored.inc()
-        return ids
+        if asked.record is not None:
+            metrics.stored.inc()
+        return answer
 
     async def abandon(self, asked: Asked) -> None:
         """What follows the inference failed: nothing stays stored."""
@@ -120,6 +144,8 @@ class Requests:
             await self.recorder.abandon(asked.record)
 
     async def _begin(self, source: Source, store: bool, owner: str, deadline: float) -> tuple[bytes, Record | None]:
+        if source.item is not None:
+            return await self._begin_item(source.item.item, store)
         if source.data is not None:
             if source.image_id is not None:
                 raise BadInput("send a file or image_id, not both")
@@ -134,3 +160,22 @@ class Requests:
         image = await asyncio.to_thread(self.records.image, owner, source.image_id)
         data = await self.recorder.read(image.storage_key)
         return data, Record(owner, image_id=image.id, deadline=deadline) if store else None
+
+    async def _begin_item(self, item: ClaimedItem, store: bool) -> tuple[bytes, Record | None]:
+        if item.image_id is not None:
+            image = await asyncio.to_thread(self.records.image, item.owner, item.image_id)
+            data = await self.recorder.read(image.storage_key)
+            return data, self.recorder.of_item(Record(item.owner, image_id=image.id), item) if store else None
+        if item.storage_key is None:
+            raise NotFound("the picture of this item is gone")
+        data = await self.recorder.read(item.storage_key)
+        mime_type = sniff(data)
+        return data, self.recorder.begin_item(item, data, mime_type) if store else None
+
+
+def _settling(source: JobItemSource, ids: RecordIds, answer: dict[str, Any], kept: Collection[str]) -> Settling:
+    """``kept``: what of the answer the prediction's row has."""
+    rest = {name: value for name, value in answer.items() if name not in kept}
+    item = source.item
+    image_id = ids.image if item.image_id is None else None
+    return Settling(item.job_id, item.id, source.worker_id, result=rest, image_id=image_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -56,16 +57,17 @@ class Vision:
         check_top_k(top_k, served.classes)
         answer, spent, asked = await self._infer(source, served, Ask(b"", top_k=top_k), store, owner)
         scores = [score(row) for row in answer.scores]
-        ids = await self._requests.record(
+        body = await self._requests.record(
             asked,
             served,
             answer.picture,
             spent,
+            lambda ids: {**head(ids, served, answer.picture), "predictions": scores, "timing": timing(spent)},
             parameters={"top_k": top_k},
             result={"predictions": scores},
             top=(scores[0]["class_name"], scores[0]["confidence"]),
         )
-        return Outcome({**head(ids, served, answer.picture), "predictions": scores, "timing": timing(spent)}, {})
+        return Outcome(body, {})
 
     async def segment(
         self,
@@ -84,22 +86,22 @@ class Vision:
         renders = RENDERS if store else ((render,) if render else ())
         answer, spent, asked = await self._infer(source, served, Ask(b"", renders=renders), store, owner)
         areas = [area(row) for row in answer.areas]
-        ids = await self._requests.record(
+        body = await self._requests.record(
             asked,
             served,
             answer.picture,
             spent,
+            lambda ids: {
+                **head(ids, served, answer.picture),
+                "classes": areas,
+                "artifacts": urls(ids.artifacts) if ids.artifacts else None,
+                "timing": timing(spent),
+            },
             files=[NewFile(kind, data) for kind, data in answer.renders.items()],
             parameters={},
             result={"classes": areas},
             top=(areas[0]["class_name"], areas[0]["share"]),
         )
-        body = {
-            **head(ids, served, answer.picture),
-            "classes": areas,
-            "artifacts": {kind: f"/v1/artifacts/{i}" for kind, i in ids.artifacts.items()} if ids.artifacts else None,
-            "timing": timing(spent),
-        }
         return Outcome(body, dict(answer.renders))
 
     async def keep_image(self, source: Source, *, owner: str = LOCAL) -> Image:
@@ -121,6 +123,11 @@ class Vision:
             return await self._runner.infer(served.key, replace(ask, image=image), deadline)
 
         return await self._requests.infer(source, served, infer, store=store, owner=owner, timeout_s=self._timeout_s)
+
+
+def urls(artifacts: Mapping[str, str]) -> dict[str, str]:
+    """Where the files of an answer are, by their kind."""
+    return {kind: f"/v1/artifacts/{ident}" for kind, ident in artifacts.items()}
 
 
 def head(ids: RecordIds, served: Served, picture: PictureFacts) -> dict[str, Any]:

@@ -28,13 +28,19 @@ HEARTBEAT_S = 5.0
 
 
 class Watch:
-    """Runs on the event loop of a process. ``runner`` None: the models live elsewhere, only the index is kept fresh."""
+    """Runs on the event loop of a process. ``runner`` None: the models live elsewhere, only the index is kept fresh.
 
-    def __init__(self, index: ModelIndex, runner: LocalRunner | None, pinned: tuple[str, ...]) -> None:
+    Not ``eager``: nothing is loaded because it is wanted loaded, as in a worker that has no job.
+    """
+
+    def __init__(
+        self, index: ModelIndex, runner: LocalRunner | None, pinned: tuple[str, ...], *, eager: bool = True
+    ) -> None:
         self.process_id = new_id()
         self._index = index
         self._runner = runner
         self._pinned = pinned
+        self._eager = eager
         self._reported: list[ModelState] | None = None
         self._reported_at = 0.0
         self._seen: dict[tuple[str, str], tuple[str, datetime]] = {}
@@ -46,7 +52,7 @@ class Watch:
     async def start(self) -> None:
         """Read the registry and warm the pinned models, then keep following. Raises if the first read fails."""
         await asyncio.to_thread(self._index.refresh)
-        if self._runner is not None:
+        if self._runner is not None and self._eager:
             there = {m.model.name for m in self._index.listed() if m.active is not None}
             for name in set(self._pinned) - there:
                 log.warning("model to preload is not there", extra={"model": name})
@@ -121,6 +127,7 @@ class Watch:
             for other in others:
                 runner.engine.unpin(other)  # else a budget that holds one version would never let the next one in
             absent = key not in held or held[key].state in ("unloaded", "failed")
+            pin = pin and self._eager
             if absent and (pin or others):
                 self._spawn(self._replace(key, others, pin))
             elif others:

@@ -67,10 +67,13 @@ def free_port() -> int:
 
 
 def environ(home: Path, **settings: str) -> dict[str, str]:
-    """The environment of a server: this one without any EKIBEN_ setting of it, then ``settings``."""
+    """The environment of a server: this one without any EKIBEN_ setting of it, then ``settings``.
+
+    No worker unless it is asked for: most tests have no job, and a worker takes a second to start.
+    """
     base = {k: v for k, v in os.environ.items() if not k.startswith("EKIBEN_") or k.startswith("EKIBEN_TEST_")}
     base.pop("BENTOML_HOME", None)
-    return {**base, "EKIBEN_HOME": str(home), **settings}
+    return {**base, "EKIBEN_HOME": str(home), "EKIBEN_WORKERS": "0", **settings}
 
 
 @contextmanager

@@ -13,18 +13,11 @@ from starlette.responses import Response
 from ekiben.errors import BadInput
 from services.front import or_caller_left
 from services.mask_wire import AutoMasksBody, CutoutsBody, MasksBody
+from services.options import AutoMasksOptions, ClassifyOptions, CutoutsOptions, MasksOptions, SegmentOptions
 from services.platform import Platform
 from services.requests import Source
 from services.routes.masks import ask_auto_masks, ask_cutouts, ask_masks
-from services.routes.options import (
-    AutoMasksOptions,
-    ClassifyOptions,
-    CutoutsOptions,
-    MasksOptions,
-    SegmentOptions,
-    openapi,
-    parse,
-)
+from services.routes.options import openapi, parse
 from services.upload import Upload, read_upload
 from services.wire import ClassifyBody, SegmentBody, json_response
 
@@ -101,7 +94,8 @@ async def auto_masks(request: Request) -> Response:
     openapi_extra=openapi(CutoutsOptions, file_field=_FIELD, raw=()),
 )
 async def cutouts(request: Request) -> Response:
-    body, _ = await ask_cutouts(request, await _form(request, texts=("prompts",)))
+    upload = await _form(request, texts=("prompts",))
+    body, _ = await ask_cutouts(request, upload, parse(CutoutsOptions, request.query_params, upload.fields))
     return json_response(body)
 
 

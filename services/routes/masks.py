@@ -13,12 +13,15 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from services.front import or_caller_left
+from services.job_wire import AcceptedBody
 from services.mask_bodies import CutOut
 from services.mask_wire import AutoMasksBody, CutoutsBody, MasksBody
+from services.options import AutoMasksOptions, CutoutsOptions, MasksOptions
 from services.platform import Platform
 from services.requests import Source
 from services.routes.accept import prefers
-from services.routes.options import AutoMasksOptions, CutoutsOptions, MasksOptions, openapi, parse, read_json
+from services.routes.options import openapi, read_json
+from services.routes.submitting import openapi_job, split, submit
 from services.upload import Upload, read_upload
 from services.wire import json_response
 
@@ -31,8 +34,8 @@ ZIP = "application/zip"
     "/v1/masks",
     summary="Segment Anything: masks of points and boxes",
     response_model=None,
-    responses={200: {"model": MasksBody}},
-    openapi_extra=openapi(MasksOptions),
+    responses={200: {"model": MasksBody}, 202: {"model": AcceptedBody}},
+    openapi_extra=openapi_job(openapi(MasksOptions)),
 )
 async def masks(request: Request) -> Response:
     return await ask_masks(request, await read_upload(request))
@@ -42,8 +45,8 @@ async def masks(request: Request) -> Response:
     "/v1/masks/auto",
     summary="Segment Anything: masks of everything in the picture",
     response_model=None,
-    responses={200: {"model": AutoMasksBody}},
-    openapi_extra=openapi(AutoMasksOptions),
+    responses={200: {"model": AutoMasksBody}, 202: {"model": AcceptedBody}},
+    openapi_extra=openapi_job(openapi(AutoMasksOptions)),
 )
 async def auto_masks(request: Request) -> Response:
     return await ask_auto_masks(request, await read_upload(request))
@@ -53,11 +56,18 @@ async def auto_masks(request: Request) -> Response:
     "/v1/cutouts",
     summary="Segment Anything: objects with a transparent background",
     response_model=None,
-    responses={200: {"model": CutoutsBody, "content": {ZIP: {"schema": {"type": "string", "format": "binary"}}}}},
-    openapi_extra=openapi(CutoutsOptions),
+    responses={
+        200: {"model": CutoutsBody, "content": {ZIP: {"schema": {"type": "string", "format": "binary"}}}},
+        202: {"model": AcceptedBody},
+    },
+    openapi_extra=openapi_job(openapi(CutoutsOptions)),
 )
 async def cutouts(request: Request) -> Response:
-    body, cuts = await ask_cutouts(request, await read_upload(request))
+    upload = await read_upload(request)
+    options, job = split(request, CutoutsOptions, upload.fields)
+    if job is not None:
+        return await submit(request, "cutouts", options, job, upload)
+    body, cuts = await ask_cutouts(request, upload, options)
     if not prefers(request.headers.get("accept", ""), ZIP):
         return json_response(body)
     headers = {"Content-Disposition": 'attachment; filename="cutouts.zip"'}
@@ -69,7 +79,9 @@ async def cutouts(request: Request) -> Response:
 async def ask_masks(request: Request, upload: Upload) -> Response:
     """The answer to a request for prompted masks, whichever door it came through."""
     platform: Platform = request.app.state.platform
-    options = parse(MasksOptions, request.query_params, upload.fields)
+    options, job = split(request, MasksOptions, upload.fields)
+    if job is not None:
+        return await submit(request, "masks", options, job, upload)
     asked = platform.masks.prompted(
         Source(upload.data, upload.filename, options.image_id),
         await read_json("prompts", options.prompts),
@@ -86,7 +98,9 @@ async def ask_masks(request: Request, upload: Upload) -> Response:
 async def ask_auto_masks(request: Request, upload: Upload) -> Response:
     """Likewise for automatic masks."""
     platform: Platform = request.app.state.platform
-    options = parse(AutoMasksOptions, request.query_params, upload.fields)
+    options, job = split(request, AutoMasksOptions, upload.fields)
+    if job is not None:
+        return await submit(request, "auto_masks", options, job, upload)
     asked = platform.masks.automatic(
         Source(upload.data, upload.filename, options.image_id),
         options.auto,
@@ -98,10 +112,9 @@ async def ask_auto_masks(request: Request, upload: Upload) -> Response:
     return json_response(await or_caller_left(request.receive, asked))
 
 
-async def ask_cutouts(request: Request, upload: Upload) -> tuple[dict[str, Any], list[CutOut]]:
+async def ask_cutouts(request: Request, upload: Upload, options: CutoutsOptions) -> tuple[dict[str, Any], list[CutOut]]:
     """Likewise for cut-outs: what the answer says, and the PNGs."""
     platform: Platform = request.app.state.platform
-    options = parse(CutoutsOptions, request.query_params, upload.fields)
     asked = platform.masks.cutouts(
         Source(upload.data, upload.filename, options.image_id),
         await read_json("prompts", options.prompts),

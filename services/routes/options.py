@@ -1,93 +1,17 @@
-"""Options of an inference request: query or form fields, one model for checking and for OpenAPI."""
+"""Options of a request: read from the query and the form fields, described for OpenAPI."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel
 from starlette.datastructures import QueryParams
 
 from ekiben.errors import BadInput, TooLarge
-from models.auto_options import AutoOptions
-from models.cutouts import CutStyle
-from services import defaults
-from services.mask_formats import Format
-
-NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
-
-
-class InferenceOptions(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    version: int | None = Field(default=None, ge=1, description="Version of the model; the active one by default.")
-    image_id: str | None = Field(default=None, description="A stored image instead of a file.")
-    store: bool = Field(default=True, description="false: neither row nor files are kept.")
-
-
-class ClassifyOptions(InferenceOptions):
-    model: str = Field(default=defaults.CLASSIFY, pattern=NAME, description="A model that classifies.")
-    top_k: int | None = Field(
-        default=None, ge=1, description="How many classes to answer. 5, or all where there are fewer."
-    )
-
-
-class SegmentOptions(InferenceOptions):
-    model: str = Field(default=defaults.SEGMENT, pattern=NAME, description="A model that segments.")
-    render: Literal["mask", "color", "overlay"] | None = Field(
-        default=None, description="With Accept: image/png, which picture to answer (mask by default)."
-    )
-
-
-PROMPTS = (
-    'JSON: a list of prompts, each {"points": [[x, y, label], ...], "box": [x0, y0, x1, y1], "mask_input": id}, with '
-    "one of these at least; label 1 is foreground, 0 background; pixels of the picture as the user sees it."
-)
-
-
-class MasksOptions(InferenceOptions):
-    model: str = Field(default=defaults.MASKS, pattern=NAME, description="A Segment Anything model.")
-    prompts: str | None = Field(default=None, description=PROMPTS + " Without any: the whole picture's box.")
-    multimask: bool = Field(
-        default=True, description="Three masks per prompt (whole, part, part of a part); false: one."
-    )
-    format: Format = Field(default="rle", description="What segmentation holds.")
-    logits: bool = Field(
-        default=True, description="false: do not keep the logits that mask_input refines (256 KB a mask); id is null."
-    )
-
-
-class AutoMasksOptions(InferenceOptions, AutoOptions):
-    model: str = Field(default=defaults.MASKS, pattern=NAME, description="A Segment Anything model.")
-    format: Format = Field(default="rle", description="What segmentation holds.")
-
-    @property
-    def auto(self) -> AutoOptions:
-        return AutoOptions(**{name: getattr(self, name) for name in AutoOptions.model_fields})
-
-
-class CutoutsOptions(InferenceOptions, AutoOptions):
-    model: str = Field(default=defaults.MASKS, pattern=NAME, description="A Segment Anything model.")
-    prompts: str | None = Field(default=None, description=PROMPTS + " Without any: the automatic masks.")
-    multimask: bool = Field(default=False, description="true: of three masks per prompt cut the best.")
-    min_pixels: int = Field(default=0, ge=0, le=64_000_000, description="Smaller objects are left out.")
-    padding_px: int = Field(default=0, ge=0, le=10_000, description="Transparent pixels around the object's box.")
-    feather_px: float = Field(default=0, ge=0, le=100, description="Softness of the edge; 0 is hard.")
-    frame: Literal["box", "full"] = Field(default="box", description="Crop to the object, or keep the whole frame.")
-    limit: int = Field(
-        default=100, ge=1, le=1000, description="At most so many: the first prompts, or the largest masks."
-    )
-
-    @property
-    def auto(self) -> AutoOptions:
-        return AutoOptions(**{name: getattr(self, name) for name in AutoOptions.model_fields})
-
-    @property
-    def style(self) -> CutStyle:
-        return CutStyle(self.frame, self.padding_px, self.feather_px)
-
+from services.options import OptionsT, check, short
 
 MAX_JSON = 4_000_000
 
@@ -108,36 +32,20 @@ def _loads(name: str, text: str) -> Any:
         raise BadInput(f"{name} is not JSON: {error.msg} at character {error.pos}") from None
 
 
-OptionsT = TypeVar("OptionsT", bound=BaseModel)
-
-
 def parse(kind: type[OptionsT], query: QueryParams, fields: Mapping[str, str] | None = None) -> OptionsT:
     """Options from query and form fields together. BadInput names what is wrong, unknown or given twice."""
+    return check(kind, gather(query, fields))
+
+
+def gather(query: QueryParams, fields: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """What was given, by name. BadInput for what was given twice."""
     given: dict[str, Any] = {}
     for name, value in (*query.multi_items(), *(fields or {}).items()):
         if given.setdefault(name, value) != value or query.getlist(name)[1:]:
-            raise BadInput(f"{_short(name)} is given twice")
+            raise BadInput(f"{short(name)} is given twice")
         if "\0" in value or "\0" in name:
-            raise BadInput(f"{_short(name)} holds a NUL character")
-    try:
-        return kind.model_validate(given)
-    except ValidationError as error:
-        raise BadInput("; ".join(_sentence(e, kind) for e in error.errors()[:5])) from None
-
-
-def _sentence(error: Any, kind: type[BaseModel]) -> str:
-    name = _short(".".join(map(str, error["loc"])))
-    if error["type"] == "missing":
-        return f"{name} is missing"
-    if error["type"] == "extra_forbidden":
-        return f"there is no option {name}; there are {', '.join(kind.model_fields)}"
-    message: str = error["msg"].removeprefix("Value error, ")
-    of = f", not {_short(repr(error['input']))}" if name else ""
-    return f"{name}: {message[:1].lower()}{message[1:400]}{of}" if name else message[:400]
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 80 else f"{text[:77]}..."
+            raise BadInput(f"{short(name)} holds a NUL character")
+    return given
 
 
 def openapi(

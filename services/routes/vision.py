@@ -6,10 +6,13 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from services.front import or_caller_left
+from services.job_wire import AcceptedBody
+from services.options import ClassifyOptions, SegmentOptions
 from services.platform import Platform
 from services.requests import Source
 from services.routes.accept import prefers
-from services.routes.options import ClassifyOptions, SegmentOptions, openapi, parse
+from services.routes.options import openapi
+from services.routes.submitting import openapi_job, split, submit
 from services.upload import read_upload
 from services.wire import ClassifyBody, SegmentBody, json_response
 
@@ -20,13 +23,15 @@ router = APIRouter(tags=["vision"])
     "/v1/classify",
     summary="The best classes of a picture",
     response_model=None,
-    responses={200: {"model": ClassifyBody}},
-    openapi_extra=openapi(ClassifyOptions),
+    responses={200: {"model": ClassifyBody}, 202: {"model": AcceptedBody}},
+    openapi_extra=openapi_job(openapi(ClassifyOptions)),
 )
 async def classify(request: Request) -> Response:
     platform: Platform = request.app.state.platform
     upload = await read_upload(request)
-    options = parse(ClassifyOptions, request.query_params, upload.fields)
+    options, job = split(request, ClassifyOptions, upload.fields)
+    if job is not None:
+        return await submit(request, "classify", options, job, upload)
     outcome = await or_caller_left(
         request.receive,
         platform.vision.classify(
@@ -45,14 +50,17 @@ async def classify(request: Request) -> Response:
     summary="The class of every pixel",
     response_model=None,
     responses={
-        200: {"model": SegmentBody, "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}
+        200: {"model": SegmentBody, "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}},
+        202: {"model": AcceptedBody},
     },
-    openapi_extra=openapi(SegmentOptions),
+    openapi_extra=openapi_job(openapi(SegmentOptions)),
 )
 async def segment(request: Request) -> Response:
     platform: Platform = request.app.state.platform
     upload = await read_upload(request)
-    options = parse(SegmentOptions, request.query_params, upload.fields)
+    options, job = split(request, SegmentOptions, upload.fields)
+    if job is not None:
+        return await submit(request, "segment", options, job, upload)
     render = options.render
     picture = prefers(request.headers.get("accept", ""), "image/png")
     if picture and render is None:

@@ -12,7 +12,8 @@ from starlette.datastructures import QueryParams
 from ekiben.errors import BadInput, CallerLeft
 from services.front import Front, or_caller_left
 from services.metrics import other_families
-from services.routes.options import ClassifyOptions, parse
+from services.options import ClassifyOptions
+from services.routes.options import parse
 
 
 def test_the_work_of_a_caller_who_left_is_cancelled() -> None:

@@ -1,0 +1,100 @@
+"""Clean-up: finished jobs past their time, pictures that nothing refers to, blobs that no row knows."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+
+from db.blobs import BlobStore
+from db.jobs import JobRecords
+from db.records import Records
+from db.tables import now
+from ekiben.errors import Conflict, NotFound, Refusal
+from services.job_queue import JobQueue
+
+log = logging.getLogger(__name__)
+
+ORPHAN_AGE = timedelta(days=1)
+"""A blob is written before its row; one so old without a row never gets one."""
+
+
+class CleanUp:
+    """Removes what is past ``keep``. A picture that was uploaded for itself stays until somebody deletes it."""
+
+    def __init__(self, records: Records, jobs: JobRecords, queue: JobQueue, store: BlobStore, keep: timedelta) -> None:
+        self._records = records
+        self._jobs = jobs
+        self._queue = queue
+        self._store = store
+        self._keep = keep
+
+    def run(self, stopping: Callable[[], bool] = lambda: False) -> dict[str, int]:
+        """How many jobs, images and blobs were removed."""
+        counts = {"jobs": 0, "images": 0, "blobs": 0}
+        before = now() - self._keep
+        for owner, job_id in self._jobs.over_since(before):
+            if stopping():
+                return counts
+            remove_job(self._jobs, self._queue, owner, job_id, self._delete)
+            counts["jobs"] += 1
+        while not stopping() and (keys := self._records.remove_unused_images(before)):
+            counts["images"] += len(keys)
+            self._delete(keys)
+        for keys in _chunks(self._old_blobs(), 500):
+            if stopping():
+                break
+            orphans = sorted(set(keys) - self._records.known_keys(keys))
+            counts["blobs"] += len(orphans)
+            self._delete(orphans)
+        if any(counts.values()):
+            log.info("cleaned up", extra=counts)
+        return counts
+
+    def _old_blobs(self) -> Iterator[str]:
+        """Blobs of images and artifacts by the time in their ids: stores need not tell when a blob was written."""
+        limit = now() - ORPHAN_AGE
+        for area in ("images/", "artifacts/"):
+            for key in self._store.list(area):
+                made = _made(key)
+                if made is not None and made < limit:
+                    yield key
+
+    def _delete(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            try:
+                self._store.delete(key)
+            except Refusal as error:
+                log.warning("blob not removed: %s", error, extra={"key": key})
+
+
+def remove_job(
+    jobs: JobRecords, queue: JobQueue, owner: str, job_id: str, delete: Callable[[list[str]], object]
+) -> None:
+    """Remove a job that is over, with all that it made: rows, files, entries of the queue. NotFound, Conflict."""
+    job = jobs.job(owner, job_id)
+    done = False
+    while not done:
+        keys, done = jobs.remove_some(owner, job_id)
+        delete(keys)
+    try:
+        queue.forget(job)
+    except (NotFound, Conflict):
+        log.exception("entries of the queue stay", extra={"job": job_id})
+
+
+def _made(key: str) -> datetime | None:
+    """When the id in a blob's key was made; None for a key without one."""
+    stem = key.rpartition("/")[2].partition(".")[0]
+    try:
+        ident = uuid.UUID(stem)
+    except ValueError:
+        return None
+    return datetime.fromtimestamp((ident.int >> 80) / 1000, UTC) if ident.version == 7 else None
+
+
+def _chunks(keys: Iterator[str], size: int) -> Iterator[list[str]]:
+    while some := list(islice(keys, size)):
+        yield some

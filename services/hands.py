@@ -1,0 +1,268 @@
+"""Hands: how a worker works on a job - claims some of its items, answers them, ends them, and makes room for others."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import partial
+from typing import Any, TypeVar
+
+from db.job_states import OVER, ClaimedItem, Settling
+from db.jobs import JobRecords
+from db.tables import Job, now
+from ekiben.errors import Conflict, Refusal, Temporary, Unavailable
+from ekiben.ids import derived_id
+from ekiben.logs import request_id
+from services import operations
+from services.gate import Gate
+from services.job_queue import JobQueue
+from services.operations import Core
+from services.progress import LISTENER
+from services.recording import FILE_IDS
+from services.requests import JobItemSource, Source
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+SLICE_S = 5.0
+"""A hand that worked so long goes back to the end of the queue: jobs of equal priority take turns."""
+
+MAX_TRIES = 6
+FIRST_RETRY_S = 1.0
+"""What may pass is tried so often; before the second try this long is waited, then twice as long each time."""
+
+WATCH_S = 0.5
+REPORT_S = 1.0
+GRACE_S = 60.0
+"""When a job's time is up none of its items begins; those in hand have so long to end."""
+
+AFTER_FAULT_S = 5.0
+_TIME_IS_UP = "timed_out"
+
+
+@dataclass(slots=True)
+class _InHand:
+    """A job that hands of this worker are at."""
+
+    hands: int = 0
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    ended: int = 0
+    share: float | None = None
+    reported: tuple[int, float | None] = (0, None)
+
+    @property
+    def news(self) -> bool:
+        return (self.ended, self.share) != self.reported
+
+
+class HandWork:
+    """Works on jobs, as many hands at once as the queue gives. Runs on one event loop."""
+
+    def __init__(
+        self, core: Core, jobs: JobRecords, queue: JobQueue, worker_id: str, *, places: int, heavy_places: int
+    ) -> None:
+        self._core = core
+        self._jobs = jobs
+        self._queue = queue
+        self._worker_id = worker_id
+        self._gate = Gate(places, heavy_places)
+        self._in_hand: dict[str, _InHand] = {}
+        self._hands: set[asyncio.Task[None]] = set()
+        self._stopping = False
+        self.last_busy = time.monotonic()
+
+    @property
+    def busy(self) -> int:
+        """Items in hand."""
+        return sum(len(each.tasks) for each in self._in_hand.values())
+
+    async def work(self, job_id: str) -> None:
+        """One hand: work on the job until it is done, others have the rest, or the time slice is over.
+
+        Whatever goes wrong, what was claimed waits again, and a hand is in the queue for it.
+        """
+        entry = self._in_hand.setdefault(job_id, _InHand())
+        entry.hands += 1
+        hand = asyncio.current_task()
+        if hand is not None:
+            self._hands.add(hand)
+            hand.add_done_callback(self._hands.discard)
+        try:
+            delay = await self._work(entry, job_id)
+        except Exception:
+            log.exception("a hand broke off", extra={"job": job_id})
+            delay = AFTER_FAULT_S
+        if delay is not None:
+            enqueue = partial(self._queue.enqueue, delay_s=delay)
+            await _patiently(lambda: asyncio.to_thread(self._jobs.add_hand, job_id, enqueue))
+        self.last_busy = time.monotonic()
+        entry.hands -= 1
+        if entry.hands == 0:
+            del self._in_hand[job_id]
+
+    async def watch(self) -> None:
+        """Drop what belongs to jobs that are over, and say how far the others are. Runs until it is cancelled."""
+        last_report = time.monotonic()
+        while True:
+            await asyncio.sleep(WATCH_S)
+            if not self._in_hand:
+                continue
+            self.last_busy = time.monotonic()
+            try:
+                await self._drop_ended()
+                if time.monotonic() - last_report >= REPORT_S:
+                    last_report = time.monotonic()
+                    await self._report()
+            except Refusal as error:
+                log.warning("jobs not watched: %s", error)
+            except Exception:
+                log.exception("jobs not watched")
+
+    async def stop(self, patience_s: float) -> None:
+        """Begin nothing more; let what is in hand end, then hand back the rest."""
+        self._stopping = True
+        tasks = [task for entry in self._in_hand.values() for task in entry.tasks]
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=patience_s)
+            for task in late:
+                task.cancel()
+        if self._hands:
+            await asyncio.wait(self._hands, timeout=5)
+
+    async def _work(self, entry: _InHand, job_id: str) -> float | None:
+        """None: this hand is done. Else after how many seconds another is to go on."""
+        slice_end = time.monotonic() + SLICE_S
+        while not self._stopping:
+            job, items, more_at = await asyncio.to_thread(self._jobs.claim, job_id, self._worker_id, _window)
+            if job is None or job.state in OVER:
+                return None
+            if not items and _seconds_left(job) <= 0:
+                return await self._time_is_up(job)
+            if not items:
+                return None if more_at is None else max(0.0, (more_at - now()).total_seconds())
+            await self._run(entry, job, items)
+            if time.monotonic() > slice_end:
+                break
+        return 0.0
+
+    async def _run(self, entry: _InHand, job: Job, items: list[ClaimedItem]) -> None:
+        tasks = [asyncio.create_task(self._item(entry, job, item), name=item.id) for item in items]
+        entry.tasks.update(tasks)
+        await asyncio.wait(tasks)
+        entry.tasks.difference_update(tasks)
+        for task in tasks:
+            if not task.cancelled() and task.exception() is not None:
+                log.error("an item could not be ended", exc_info=task.exception(), extra={"item": task.get_name()})
+        left = [item.id for item, task in zip(items, tasks, strict=True) if task.cancelled() or task.exception()]
+        if left:
+            await _patiently(lambda: asyncio.to_thread(self._jobs.give_back, self._worker_id, left))
+        if entry.news and not self._stopping:
+            await self._report()
+
+    async def _item(self, entry: _InHand, job: Job, item: ClaimedItem) -> None:
+        heavy = operations.OPERATIONS[job.operation].heavy
+        async with self._gate.pass_through(heavy=heavy, alone=item.deaths > 0):
+            if self._stopping:
+                raise asyncio.CancelledError
+            request_id.set(job.id)
+            numbers = itertools.count()
+            FILE_IDS.set(lambda: derived_id(item.id, f"file {next(numbers)}"))
+            LISTENER.set(partial(self._advanced, entry) if job.total == 1 else None)
+            source = Source(
+                filename=item.filename,
+                item=JobItemSource(item, self._worker_id, max(1.0, _seconds_left(job) + GRACE_S)),
+            )
+            try:
+                await operations.run(
+                    self._core, job.operation, job.parameters, source, store=job.store, owner=job.owner
+                )
+            except Conflict as error:
+                log.info("an item was lost: %s", error, extra={"item": item.id})
+            except Temporary as error:
+                await self._try_later(job, item, error)
+            except Refusal as error:
+                await self._fail(item, {"code": error.code, "message": error.message})
+            except Exception:
+                log.exception("internal error", extra={"item": item.id})
+                message = "internal error; the log has it under this job's id"
+                await self._fail(item, {"code": "internal_error", "message": message})
+            entry.ended += 1
+
+    async def _try_later(self, job: Job, item: ClaimedItem, error: Temporary) -> None:
+        """Once more after a while, twice as long each time; what has been tried MAX_TRIES times fails."""
+        if item.attempts >= MAX_TRIES or _seconds_left(job) <= 0:
+            code = _TIME_IS_UP if _seconds_left(job) <= 0 else error.code
+            await self._fail(item, {"code": code, "message": error.message})
+            return
+        wait_s = FIRST_RETRY_S * 2 ** (item.attempts - 1) * random.uniform(0.8, 1.2)
+        log.warning("an item is tried again: %s", error, extra={"item": item.id, "in_s": round(wait_s, 1)})
+        at = now() + timedelta(seconds=wait_s)
+        await _patiently(lambda: asyncio.to_thread(self._jobs.give_back, self._worker_id, [item.id], at))
+
+    async def _fail(self, item: ClaimedItem, error: dict[str, Any]) -> None:
+        settling = Settling(item.job_id, item.id, self._worker_id, error=error)
+
+        async def save() -> None:
+            await asyncio.wrap_future(self._core.records.save([], settling))
+
+        try:
+            await _patiently(save)
+        except Conflict:
+            log.info("an item was lost", extra={"item": item.id})
+
+    async def _time_is_up(self, job: Job) -> float | None:
+        """Fail the job, once nothing of it is in anybody's hand; Housekeeping does not wait for that for ever."""
+        if (await asyncio.to_thread(self._jobs.running, [job.id])).get(job.id):
+            return AFTER_FAULT_S
+        await asyncio.to_thread(self._jobs.fail, job.id, time_is_up(job))
+        return None
+
+    def _advanced(self, entry: _InHand, share: float) -> None:
+        entry.share = share
+
+    async def _drop_ended(self) -> None:
+        states = await asyncio.to_thread(self._jobs.states, list(self._in_hand))
+        for job_id, entry in list(self._in_hand.items()):
+            if states.get(job_id, "gone") in (*OVER, "gone"):
+                for task in list(entry.tasks):
+                    task.cancel()
+
+    async def _report(self) -> None:
+        news = {job_id: entry for job_id, entry in self._in_hand.items() if entry.news}
+        shares = {job_id: entry.share for job_id, entry in news.items()}
+        for entry in news.values():
+            entry.reported = (entry.ended, entry.share)
+        if shares:
+            await asyncio.to_thread(self._jobs.report, shares)
+
+
+def time_is_up(job: Job) -> dict[str, Any]:
+    """The error of a job that ran into its limit."""
+    return {"code": _TIME_IS_UP, "message": f"the job ran for more than {job.timeout_s:g} s"}
+
+
+def _window(job: Job) -> int:
+    return operations.OPERATIONS[job.operation].window
+
+
+def _seconds_left(job: Job) -> float:
+    if job.started_at is None:
+        return job.timeout_s
+    return (job.started_at + timedelta(seconds=job.timeout_s) - now()).total_seconds()
+
+
+async def _patiently(work: Callable[[], Awaitable[T]]) -> T:
+    """The result of ``work``; while the database is away it is tried again, for about a minute."""
+    for wait_s in (0.5, 1, 2, 4, 8, 16, 32):
+        try:
+            return await work()
+        except Unavailable:
+            await asyncio.sleep(wait_s)
+    return await work()

@@ -1,0 +1,149 @@
+"""Housekeeping: what workers do besides jobs - say that they live, take over from the dead, tidy up."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+
+from db.blobs import BlobStore
+from db.jobs import JobRecords
+from db.records import Records
+from db.tables import now
+from db.workers import Workers
+from ekiben.errors import Refusal
+from ekiben.settings import Settings
+from services.clean_up import CleanUp
+from services.hands import GRACE_S, time_is_up
+from services.job_queue import JobQueue
+from services.webhooks import Webhooks
+
+log = logging.getLogger(__name__)
+
+BEAT_S = 2.0
+DEAD_S = 8.0
+"""A worker not heard of for so long is dead."""
+
+SWEEP_S = 3.0
+STALLED_S = 30.0
+CLEAN_UP_S = 600.0
+WEBHOOK_S = 1.0
+_FORGET_DONE_S = 3600.0
+
+
+class Heartbeat:
+    """A thread that says every BEAT_S that this worker lives. ``buried``: called when others took it for dead."""
+
+    def __init__(
+        self, workers: Workers, worker_id: str, running: Callable[[], int], buried: Callable[[], object]
+    ) -> None:
+        self._workers = workers
+        self._worker_id = worker_id
+        self._running = running
+        self._buried = buried
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        self.steady_since = time.monotonic()
+        """Since then every beat was heard."""
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join(5)
+
+    def _run(self) -> None:
+        while not self._stop.wait(BEAT_S):
+            try:
+                alive = self._workers.beat(self._worker_id, self._running())
+            except Exception as error:
+                log.warning("not heard: %s", error)
+                self.steady_since = time.monotonic()
+                continue
+            if not alive:
+                log.error("others took this worker for dead, and its work over: it ends", extra={"id": self._worker_id})
+                self._buried()
+
+
+class Housekeeping:
+    """A thread that does the chores whose turn is this worker's."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        records: Records,
+        jobs: JobRecords,
+        workers: Workers,
+        queue: JobQueue,
+        store: BlobStore,
+        heartbeat: Heartbeat,
+    ) -> None:
+        self._jobs = jobs
+        self._workers = workers
+        self._queue = queue
+        self._heartbeat = heartbeat
+        self._webhooks = Webhooks(jobs, settings.webhook_secret)
+        self._clean_up = CleanUp(records, jobs, queue, store, timedelta(days=settings.keep_days))
+        self._chores: list[tuple[str, float, Callable[[], object]]] = [
+            ("sweep", SWEEP_S, self.sweep),
+            ("clean-up", CLEAN_UP_S, self.clean_up),
+        ]
+        self._stop = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._run, name="housekeeping", daemon=True),
+            threading.Thread(target=self._deliver, name="webhooks", daemon=True),
+        ]
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._webhooks.stop()
+        for thread in self._threads:
+            thread.join(5)
+
+    def sweep(self) -> None:
+        """Take over from dead workers; end jobs whose time is up; bring those on that nobody works on."""
+        if time.monotonic() - self._heartbeat.steady_since < DEAD_S:
+            return  # the database was away a moment ago: others could not be heard either
+        for worker_id, jobs in self._workers.bury_dead(DEAD_S).items():
+            log.warning("a worker died", extra={"worker": worker_id, "jobs": jobs})
+        alive = {worker.id for worker in self._workers.alive(DEAD_S)}
+        for job_id in self._queue.resume_orphans(alive):
+            log.warning("a job is taken over", extra={"job": job_id})
+        for job in self._workers.late(GRACE_S):
+            self._jobs.fail(job.id, time_is_up(job))
+        for job_id in self._workers.stalled(STALLED_S):
+            if not self._queue.has_hands(job_id):
+                log.warning("a job that nobody worked on goes on", extra={"job": job_id})
+                self._jobs.add_hand(job_id, self._queue.enqueue)
+
+    def clean_up(self) -> None:
+        """Remove what is past its time; see CleanUp."""
+        self._clean_up.run(self._stop.is_set)
+        self._queue.forget_done(time.time() - _FORGET_DONE_S)
+
+    def _run(self) -> None:
+        while not self._stop.wait(SWEEP_S):
+            for name, every_s, chore in self._chores:
+                try:
+                    if self._workers.take_turn(name, every_s):
+                        chore()
+                except Refusal as error:
+                    log.warning("%s: %s", name, error)
+                except Exception:
+                    log.exception("chore %s", name)
+
+    def _deliver(self) -> None:
+        while not self._stop.wait(WEBHOOK_S):
+            try:
+                self._webhooks.deliver_due(now())
+            except Refusal as error:
+                log.warning("webhooks: %s", error)
+            except Exception:
+                log.exception("webhooks")

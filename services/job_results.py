@@ -1,0 +1,103 @@
+"""All results of a job at once: as JSON lines, or as a ZIP with the files that were made. Written as they are read."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import re
+import zipfile
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import orjson
+
+from db.blobs import BlobStore
+from db.tables import Job, JobItem
+from ekiben.errors import NotFound
+from services.job_wire import item_body, job_body
+from services.jobs import Jobs
+
+_PAGE = 200
+_EXTENSIONS = {"image/png": "png", "application/x-npy": "npy", "application/zip": "zip"}
+
+
+def json_lines(jobs: Jobs, store: BlobStore, owner: str, job: Job) -> Iterator[bytes]:
+    """One line per item, in the order in which they were given. Blocks."""
+    for items in _pages(jobs, owner, job):
+        yield b"".join(_line(item, answer) for item, answer in items)
+
+
+def zip_archive(jobs: Jobs, store: BlobStore, owner: str, job: Job) -> Iterator[bytes]:
+    """``job.json``, ``results.jsonl``, and a folder ``00012-NAME/`` with the files of each item that made some."""
+    out = _Growing()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("job.json", orjson.dumps(job_body(job, 0), option=orjson.OPT_INDENT_2 | orjson.OPT_UTC_Z))
+        with archive.open("results.jsonl", "w", force_zip64=True) as lines:
+            for piece in json_lines(jobs, store, owner, job):
+                lines.write(piece)
+                yield out.taken()
+        for items in _pages(jobs, owner, job):
+            files = jobs.files(owner, [item for item, _ in items])
+            for item, _ in items:
+                seen: dict[str, int] = {}
+                for file in files.get(item.id, []):
+                    number = seen[file.kind] = seen.get(file.kind, -1) + 1
+                    name = f"{item.position:05d}-{_stem(item)}/{file.kind}{f'-{number:03d}' if number else ''}"
+                    try:
+                        data = store.get(file.storage_key)
+                    except NotFound:
+                        continue
+                    # Pictures are compressed already.
+                    ending = _EXTENSIONS.get(file.mime_type, "bin")
+                    archive.writestr(f"{name}.{ending}", data, zipfile.ZIP_STORED)
+                    yield out.taken()
+    yield out.taken()
+
+
+async def in_thread(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
+    """The pieces of a generator that blocks, made in threads; it is closed when nobody reads on."""
+    try:
+        while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
+            if piece:
+                yield piece
+    finally:
+        close = getattr(pieces, "close", None)
+        if close is not None:
+            await asyncio.shield(asyncio.to_thread(close))
+
+
+def _pages(jobs: Jobs, owner: str, job: Job) -> Iterator[list[tuple[JobItem, dict[str, Any] | None]]]:
+    page = 1
+    while True:
+        found, answers = jobs.read_items(owner, job.id, None, page, _PAGE)
+        yield [(item, answers.get(item.id)) for item in found.items]
+        if page * _PAGE >= found.total:
+            return
+        page += 1
+
+
+def _line(item: JobItem, answer: dict[str, Any] | None) -> bytes:
+    return orjson.dumps(item_body(item, answer), option=orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE)
+
+
+def _stem(item: JobItem) -> str:
+    name = (item.filename or item.image_id or item.id).rpartition(".")[0] or item.filename or item.id
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", name)[:80].strip(".") or "image"
+
+
+class _Growing(io.RawIOBase):
+    """A file that cannot seek; what was written to it is taken out in pieces."""
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._pieces.append(bytes(data))
+        return len(self._pieces[-1])
+
+    def taken(self) -> bytes:
+        taken, self._pieces = b"".join(self._pieces), []
+        return taken

@@ -1,0 +1,122 @@
+"""Prefer: respond-async: an inference request becomes a job, and is answered at once."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from fastapi import Request
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import Response
+
+from db.tables import Job
+from ekiben.errors import BadInput
+from services.jobs import Asking
+from services.options import InferenceOptions, OptionsT, check
+from services.platform import Platform
+from services.requests import Source
+from services.routes.options import gather
+from services.upload import Upload
+from services.wire import json_response
+
+_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+
+
+class JobOptions(BaseModel):
+    """Options that only work with ``Prefer: respond-async``, and with batches."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    priority: int = Field(default=5, ge=0, le=9, description="As a job: 9 goes first, 0 last.")
+    timeout_s: float | None = Field(
+        default=None, gt=0, le=30 * 86_400, description="As a job: its time limit. EKIBEN_JOB_TIMEOUT_S otherwise."
+    )
+    webhook: str | None = Field(default=None, description="As a job: address that is told when it is over.")
+
+    def asking(self, request: Request) -> Asking:
+        return Asking(self.priority, self.timeout_s, self.webhook, idempotency_key(request))
+
+
+def wants_job(request: Request) -> bool:
+    """Whether the caller asks for a job (RFC 7240)."""
+    preferences = ",".join(request.headers.getlist("prefer")).split(",")
+    return any(part.split(";")[0].strip().lower() == "respond-async" for part in preferences)
+
+
+def idempotency_key(request: Request) -> str | None:
+    """BadInput for one that is not 1 to 255 visible ASCII characters."""
+    key = request.headers.get("idempotency-key")
+    if key is not None and not _KEY.fullmatch(key):
+        raise BadInput("Idempotency-Key is 1 to 255 visible ASCII characters")
+    return key
+
+
+def split(request: Request, kind: type[OptionsT], fields: dict[str, str]) -> tuple[OptionsT, JobOptions | None]:
+    """The options of an operation, and those of its job if it is to be one."""
+    given = gather(request.query_params, fields)
+    if not wants_job(request):
+        if early := [name for name in JobOptions.model_fields if name in given]:
+            raise BadInput(f"{early[0]} is for jobs: send the header Prefer: respond-async")
+        return check(kind, given), None
+    own = {name: given.pop(name) for name in list(given) if name in JobOptions.model_fields}
+    return check(kind, given), check(JobOptions, own)
+
+
+async def submit(
+    request: Request, operation: str, options: InferenceOptions, own: JobOptions, upload: Upload
+) -> Response:
+    """202 with the job of one picture."""
+    platform: Platform = request.app.state.platform
+    source = Source(upload.data, upload.filename, options.image_id)
+    if source.data is not None and source.image_id is not None:
+        raise BadInput("send a file or image_id, not both")
+    if source.image_id is not None:
+        items = await platform.jobs.stored_items([source.image_id])
+    elif source.data is not None:
+        platform.jobs.check_picture(source.data)
+        items = [await platform.jobs.new_item(source.data, source.filename)]
+    else:
+        raise BadInput("send an image: a multipart field 'file', the raw bytes as body, or image_id")
+    job, created = await platform.jobs.submit(
+        platform, "request", operation, options, items, own.asking(request), store=options.store
+    )
+    return accepted(job, created, {"Preference-Applied": "respond-async"})
+
+
+def accepted(job: Job, created: bool, headers: dict[str, str] | None = None) -> Response:
+    """202: where to ask for the job. A job that was submitted before with the same key is said to be replayed."""
+    headers = {"Location": f"/v1/jobs/{job.id}", **(headers or {})}
+    if not created:
+        headers["Idempotency-Replayed"] = "true"
+    return json_response({"job_id": job.id}, 202, headers)
+
+
+def openapi_job(described: dict[str, Any]) -> dict[str, Any]:
+    """What a route's OpenAPI says besides when its request may become a job."""
+    header = {"in": "header", "required": False}
+    headers = [
+        {
+            **header,
+            "name": "Prefer",
+            "description": "respond-async: answer 202 with a job at once.",
+            "schema": {"type": "string"},
+        },
+        {
+            **header,
+            "name": "Idempotency-Key",
+            "description": "As a job: the same key again gives the first job, not a second one.",
+            "schema": {"type": "string", "maxLength": 255},
+        },
+    ]
+    properties = JobOptions.model_json_schema()["properties"]
+    queries = [
+        {
+            "in": "query",
+            "required": False,
+            "name": name,
+            "description": facts["description"],
+            "schema": {k: v for k, v in facts.items() if k not in ("description", "title")},
+        }
+        for name, facts in properties.items()
+    ]
+    return {**described, "parameters": [*described["parameters"], *queries, *headers]}

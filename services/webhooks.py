@@ -1,0 +1,128 @@
+"""Webhooks: telling an address of the caller's that a job is over, signed, and again until it listens.
+
+Headers and signature are those of Standard Webhooks (https://www.standardwebhooks.com): the HMAC-SHA256, under
+EKIBEN_WEBHOOK_SECRET, of ``id.timestamp.body``.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import logging
+import threading
+import time
+from datetime import datetime, timedelta
+from urllib.parse import urlsplit
+
+import orjson
+import urllib3
+
+from db.jobs import JobRecords
+from db.tables import Job
+from ekiben.errors import BadInput
+
+log = logging.getLogger(__name__)
+
+MAX_TRIES = 8
+FIRST_RETRY_S = 2.0
+"""Before the second try this long is waited, then three times as long each time: over an hour in all."""
+
+TIMEOUT_S = 10.0
+
+
+def check_url(url: str, secret: str) -> str:
+    """The address, if it can be one. BadInput."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or len(url) > 2000 or parts.username:
+        raise BadInput("webhook is an http:// or https:// address, without a user name")
+    if not secret:
+        raise BadInput("webhooks are off: the server has no EKIBEN_WEBHOOK_SECRET to sign them with")
+    return url
+
+
+def sign(secret: str, ident: str, timestamp: int, body: bytes) -> str:
+    """What ``webhook-signature`` says of a message: ``v1,`` and the base64 of its HMAC."""
+    digest = hmac.new(_key(secret), f"{ident}.{timestamp}.".encode() + body, hashlib.sha256).digest()
+    return "v1," + base64.b64encode(digest).decode()
+
+
+def message(job: Job) -> bytes:
+    """What is sent: the job's id, its state and its counts; the result is fetched."""
+    return orjson.dumps(
+        {
+            "type": f"job.{job.state}",
+            "timestamp": job.finished_at,
+            "data": {
+                "id": job.id,
+                "kind": job.kind,
+                "operation": job.operation,
+                "state": job.state,
+                "counts": {"total": job.total, "done": job.succeeded + job.failed, "failed": job.failed},
+                "error": job.error,
+                "url": f"/v1/jobs/{job.id}",
+            },
+        },
+        option=orjson.OPT_UTC_Z,
+    )
+
+
+class Webhooks:
+    """Delivers what is due. Addresses are asked directly: no proxy, no redirect."""
+
+    def __init__(self, jobs: JobRecords, secret: str) -> None:
+        self._jobs = jobs
+        self._secret = secret
+        self._stop = threading.Event()
+        self._http = urllib3.PoolManager(retries=False, timeout=urllib3.Timeout(TIMEOUT_S), maxsize=1)
+
+    def deliver_due(self, moment: datetime) -> None:
+        """Try every webhook whose time has come. One process tries each: it takes it off the list first."""
+        for job in self._jobs.due_webhooks(moment, timedelta(seconds=3 * TIMEOUT_S)):
+            if self._stop.is_set():
+                return
+            said = self.deliver(job)
+            tries = job.webhook_tries + 1
+            if said is None:
+                self._jobs.webhook_tried(job.id, "delivered", tries, None)
+            elif tries >= MAX_TRIES:
+                log.error("a webhook was given up", extra={"job": job.id, "said": said})
+                self._jobs.webhook_tried(job.id, "failed", tries, None)
+            else:
+                wait_s = FIRST_RETRY_S * 3 ** (tries - 1)
+                log.warning("a webhook is tried again", extra={"job": job.id, "said": said, "in_s": wait_s})
+                self._jobs.webhook_tried(job.id, "pending", tries, moment + timedelta(seconds=wait_s))
+
+    def deliver(self, job: Job) -> str | None:
+        """None when the address took it, else what it said."""
+        body, timestamp = message(job), int(time.time())
+        headers = {
+            "content-type": "application/json",
+            "user-agent": "ekiben",
+            "webhook-id": job.id,
+            "webhook-timestamp": str(timestamp),
+            "webhook-signature": sign(self._secret, job.id, timestamp, body),
+        }
+        try:
+            answer = self._http.request(
+                "POST", job.webhook_url or "", body=body, headers=headers, redirect=False, preload_content=False
+            )
+            try:
+                return None if 200 <= answer.status < 300 else f"status {answer.status}"
+            finally:
+                answer.close()
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            return f"{type(error).__name__}"
+
+    def stop(self) -> None:
+        self._stop.set()
+
+
+def _key(secret: str) -> bytes:
+    """A secret of the form ``whsec_BASE64`` is its bytes, as the libraries that check signatures take it."""
+    if secret.startswith("whsec_"):
+        try:
+            return base64.b64decode(secret.removeprefix("whsec_"), validate=True)
+        except ValueError:
+            pass
+    return secret.encode()

@@ -1,0 +1,139 @@
+"""``python -m services.worker``: a process that works on jobs, with an engine of its own. Any number of them."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+from db.jobs import JobRecords
+from db.workers import Workers
+from ekiben import logs
+from ekiben.errors import Refusal
+from ekiben.ids import new_id
+from ekiben.settings import Settings
+from models.runtime import cores
+from services.hands import HandWork
+from services.housekeeping import BEAT_S, Heartbeat, Housekeeping
+from services.job_queue import Hands
+from services.platform import Platform
+
+log = logging.getLogger(__name__)
+
+FINISH_S = 10.0
+"""After SIGTERM items in hand have so long to end; then they are handed back."""
+
+IDLE_S = 120.0
+"""After so long without a job the models leave the memory."""
+
+BURIED = 3
+"""Exit status of a worker that others had thought dead: it must not go on as if nothing had happened."""
+
+_SLOTS = {"request": 16, "batch": 4}
+"""Hands at once. More of them than items at once: the next items are there when a place is free."""
+
+
+def main() -> int:
+    """Work until SIGTERM or SIGINT; 0 then."""
+    parser = argparse.ArgumentParser(prog="python -m services.worker", description="Work on jobs.")
+    parser.add_argument("--with-parent", action="store_true", help="end when the standard input is closed")
+    given = parser.parse_args()
+    settings = Settings.from_environ()
+    logs.configure(settings.log_level)
+    try:
+        return asyncio.run(_work(settings, with_parent=given.with_parent))
+    except Refusal as error:
+        print(f"the worker cannot start: {error.message}", file=sys.stderr)
+        return 1
+
+
+async def _work(settings: Settings, *, with_parent: bool) -> int:
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ended.set)
+    if with_parent:
+        _when_parent_ends(lambda: loop.call_soon_threadsafe(ended.set))
+    worker_id = new_id()
+    # Its own engine, whatever the gateways do; and no model before the first job that needs it.
+    own = settings.model_copy(update={"topology": "embedded", "preload": ""})
+    platform = await Platform.start(own, eager=False)
+    workers, records, queue = Workers(platform.database), JobRecords(platform.database), platform.job_queue
+    places = settings.items_at_once or cores() + 2
+    work = HandWork(
+        platform, records, queue, worker_id, places=places, heavy_places=settings.items_at_once or max(1, cores() // 2)
+    )
+    await asyncio.to_thread(workers.enter, worker_id)
+    # These threads keep the priority that the process began with: a worker must not look dead on a busy machine.
+    heartbeat = Heartbeat(workers, worker_id, lambda: work.busy, lambda: os._exit(BURIED))
+    heartbeat.start()
+    _be_nice(settings.worker_nice)
+    housekeeping = Housekeeping(settings, platform.records, records, workers, queue, platform.store, heartbeat)
+    housekeeping.start()
+    hands = Hands(
+        settings.resolved_database_url,
+        worker_id,
+        lambda job_id: asyncio.run_coroutine_threadsafe(work.work(job_id), loop).result(),
+        _SLOTS,
+    )
+    await asyncio.to_thread(hands.start)
+    watching = asyncio.create_task(work.watch())
+    log.info("worker ready", extra={"worker": worker_id, "items_at_once": places})
+    try:
+        await _until(ended, platform, work)
+    finally:
+        begun = time.monotonic()
+        await work.stop(FINISH_S)
+        watching.cancel()
+        await asyncio.to_thread(hands.stop, 2)
+        await asyncio.to_thread(housekeeping.stop)
+        await asyncio.to_thread(heartbeat.stop)
+        try:
+            await asyncio.to_thread(workers.leave, worker_id)
+        except Refusal as error:
+            log.warning("not signed off: %s", error)  # what is in hand is taken over as from a dead worker
+        await platform.stop()
+        log.info("worker stopped", extra={"worker": worker_id, "seconds": round(time.monotonic() - begun, 1)})
+    return 0
+
+
+async def _until(ended: asyncio.Event, platform: Platform, work: HandWork) -> None:
+    while not ended.is_set():
+        try:
+            await asyncio.wait_for(ended.wait(), BEAT_S * 5)
+        except TimeoutError:
+            if time.monotonic() - work.last_busy > IDLE_S and not work.busy:
+                await _empty(platform)
+
+
+async def _empty(platform: Platform) -> None:
+    for state in await platform.runner.states():
+        if state.state == "ready":
+            await platform.runner.unload(state.key)
+
+
+def _be_nice(nice: int) -> None:
+    """Interactive requests come first: this thread, and those it starts from now on, take what they leave."""
+    if nice and hasattr(os, "setpriority"):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
+
+
+def _when_parent_ends(then: Callable[[], object]) -> None:
+    """The standard input is a pipe that the parent holds: it closes when the parent ends, however that happens."""
+
+    def wait() -> None:
+        while os.read(sys.stdin.fileno(), 4096):
+            pass
+        then()
+
+    threading.Thread(target=wait, name="parent", daemon=True).start()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
