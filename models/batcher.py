@@ -13,6 +13,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from ekiben.errors import CallerLeft, DeadlineExceeded, Overloaded, Refusal, Unavailable
 from models.batch_size import BatchSizer
+from models.halting import Halt
 from models.results import Timing
 
 P = TypeVar("P")
@@ -49,11 +50,18 @@ class Item(Generic[P, R]):
     deadline: float
     answer: Callable[[R | None, Timing | None, BaseException | None], None]
     left: bool = False
+    deserted: bool = False
+    halt: Halt | None = None
     submitted: float = field(default_factory=time.monotonic)
 
-    def leave(self) -> None:
-        """The caller went away: the item is not computed any more."""
+    def leave(self, *, break_off: bool = False) -> None:
+        """The caller went away: the item is not computed any more; with ``break_off`` a run that it is in is stopped,
+        if all who are in it left like that."""
         self.left = True
+        if break_off:
+            self.deserted = True
+            if self.halt is not None:
+                self.halt.look()
 
 
 @dataclass(slots=True, eq=False)
@@ -207,8 +215,18 @@ class Batcher:
 def run_batch(work: Work[P, Q, R], items: Sequence[Item[P, R]], started: float) -> int:
     """Prepare, run and finish; answer every item once, each with its own result or its own error.
 
-    Gives back how many could be prepared: only a batch of which all could says what its size costs.
+    Gives back how many could be prepared: only a batch of which all could says what its size costs. 0 for a batch that
+    was broken off.
     """
+    halt = Halt(lambda: all(item.deserted for item in items))
+    for item in items:
+        item.halt = halt
+    with halt.present():
+        prepared = _run_all(work, items, started)
+    return 0 if halt.deserted else prepared
+
+
+def _run_all(work: Work[P, Q, R], items: Sequence[Item[P, R]], started: float) -> int:
     groups: dict[Hashable, list[tuple[Item[P, R], Q]]] = {}
     for item in items:
         if item.left:
@@ -232,7 +250,10 @@ def _run_group(work: Work[P, Q, R], group: list[tuple[Item[P, R], Q]], started: 
         if len(outputs) != len(group):
             raise RuntimeError(f"the network gave {len(outputs)} rows for a batch of {len(group)}")
     except BaseException as error:
-        if len(group) == 1:
+        if all(item.deserted for item, _ in group):
+            for item, _ in group:
+                _refuse_dead(item)
+        elif len(group) == 1:
             _answer(group[0][0], None, None, error)
         else:  # find the item that does it: the others must not pay
             for member in group:

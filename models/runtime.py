@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ekiben.errors import BadModelFile, Unavailable
 from models.artifact import ONNX, Manifest
+from models.halting import run_session
 
 FloatArray = NDArray[np.floating[Any]]
 
@@ -71,7 +72,7 @@ class OnnxSession:
         return self._run(np.concatenate([batch, padding]))[:count]
 
     def _run(self, batch: NDArray[np.generic]) -> FloatArray:
-        output: FloatArray = self._session.run(self._outputs, {self._input: batch})[0]
+        output: FloatArray = run_session(self._session, self._outputs, {self._input: batch})[0]
         return output
 
     def close(self) -> None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ekiben.errors import BadModelFile
 from models.artifact import DECODER, ENCODER, MASK_PROMPT
+from models.halting import run_session
 from models.runtime import RuntimeOptions, open_graph
 
 Floats = NDArray[np.float32]
@@ -87,7 +88,7 @@ class SamGraphs:
 
     def encode(self, pixels: Floats) -> list[Features]:
         """One Features per picture of ``pixels`` [N, 3, 1024, 1024], normalised and padded."""
-        outputs = self.encoder.run(list(FEATURES), {"pixels": pixels})
+        outputs = run_session(self.encoder, list(FEATURES), {"pixels": pixels})
         if len(pixels) == 1:
             return [Features(tuple(outputs))]
         # Copies: a row that is kept must not keep its whole batch.
@@ -97,7 +98,7 @@ class SamGraphs:
         """The features under each mask prompt: ``mask_input`` [M, 256, 256] are logits of earlier answers."""
         names = [f"masked_{name}" for name in FEATURES]
         feeds = {"tokens": features.arrays[0], "mask_input": mask_input[:, None]}
-        return Features(tuple(self.mask_prompt.run(names, feeds)))
+        return Features(tuple(run_session(self.mask_prompt, names, feeds)))
 
     def decode(
         self, features: Features, coords: Floats, labels: Floats, *, min_iou: float = -np.inf, wide: bool = False
@@ -110,7 +111,7 @@ class SamGraphs:
         feeds: dict[str, Any] = dict(zip(FEATURES, features.arrays, strict=True))
         feeds |= {"point_coords": coords, "point_labels": labels, "min_iou": np.array(min_iou, np.float32)}
         session = self.side_by_side if wide else self.decoder
-        iou, kept, logits = session.run(["iou", "kept", "logits"], feeds)
+        iou, kept, logits = run_session(session, ["iou", "kept", "logits"], feeds)
         return Decoded(iou, kept, logits)
 
     def close(self) -> None:

@@ -19,7 +19,7 @@ from db.tables import Job, now
 from ekiben.errors import Conflict, Refusal, Temporary, Unavailable
 from ekiben.ids import derived_id
 from ekiben.logs import request_id
-from services import operations
+from services import metrics, operations
 from services.gate import Gate
 from services.job_queue import JobQueue
 from services.operations import Core
@@ -183,30 +183,31 @@ class HandWork:
                 await operations.run(
                     self._core, job.operation, job.parameters, source, store=job.store, owner=job.owner
                 )
+                metrics.job_items.labels(job.operation, "succeeded").inc()
             except Conflict as error:
                 log.info("an item was lost: %s", error, extra={"item": item.id})
             except Temporary as error:
                 await self._try_later(job, item, error)
             except Refusal as error:
-                await self._fail(item, {"code": error.code, "message": error.message})
+                await self._fail(job.operation, item, {"code": error.code, "message": error.message})
             except Exception:
                 log.exception("internal error", extra={"item": item.id})
                 message = "internal error; the log has it under this job's id"
-                await self._fail(item, {"code": "internal_error", "message": message})
+                await self._fail(job.operation, item, {"code": "internal_error", "message": message})
             entry.ended += 1
 
     async def _try_later(self, job: Job, item: ClaimedItem, error: Temporary) -> None:
         """Once more after a while, twice as long each time; what has been tried MAX_TRIES times fails."""
         if item.attempts >= MAX_TRIES or _seconds_left(job) <= 0:
             code = _TIME_IS_UP if _seconds_left(job) <= 0 else error.code
-            await self._fail(item, {"code": code, "message": error.message})
+            await self._fail(job.operation, item, {"code": code, "message": error.message})
             return
         wait_s = FIRST_RETRY_S * 2 ** (item.attempts - 1) * random.uniform(0.8, 1.2)
         log.warning("an item is tried again: %s", error, extra={"item": item.id, "in_s": round(wait_s, 1)})
         at = now() + timedelta(seconds=wait_s)
         await _patiently(lambda: asyncio.to_thread(self._jobs.give_back, self._worker_id, [item.id], at))
 
-    async def _fail(self, item: ClaimedItem, error: dict[str, Any]) -> None:
+    async def _fail(self, operation: str, item: ClaimedItem, error: dict[str, Any]) -> None:
         settling = Settling(item.job_id, item.id, self._worker_id, error=error)
 
         async def save() -> None:
@@ -214,6 +215,7 @@ class HandWork:
 
         try:
             await _patiently(save)
+            metrics.job_items.labels(operation, "failed").inc()
         except Conflict:
             log.info("an item was lost", extra={"item": item.id})
 

@@ -58,8 +58,12 @@ class JobQueue:
         self._open().enqueue_in_transaction(session.connection(), options, job.id)
 
     def withdraw(self, job: Job) -> None:
-        """Take the hands of a job that is over out of the queue."""
-        self._open().cancel_workflows(_ids(job))
+        """Take the hands of a job that is over out of the queue; those in a worker see for themselves that it is."""
+        waiting = self._open().list_workflows(
+            workflow_ids=_ids(job), status=["ENQUEUED", "DELAYED"], load_input=False, load_output=False
+        )
+        if waiting:
+            self._open().cancel_workflows([row.workflow_id for row in waiting])
 
     def forget(self, job: Job) -> None:
         """Remove all trace of a job that is removed."""

@@ -18,11 +18,16 @@ R = TypeVar("R")
 
 
 class Lanes:
-    """The batcher and the engine's leases together."""
+    """The batcher and the engine's leases together.
 
-    def __init__(self, batcher: Batcher, engine: Engine[Resident]) -> None:
+    ``break_off``: a run is broken off when all whom it is for have left. A person who leaves often comes back for the
+    same picture, so what was begun is finished for them; a job that is cancelled does not.
+    """
+
+    def __init__(self, batcher: Batcher, engine: Engine[Resident], *, break_off: bool = False) -> None:
         self.batcher = batcher
         self._engine = engine
+        self._break_off = break_off
 
     async def ask(self, lane: Lane[P, R], loaded: Resident, payload: P, size: int, deadline: float) -> tuple[R, Timing]:
         """The answer to ``payload``. Takes over one lease on ``loaded``.
@@ -52,10 +57,10 @@ class Lanes:
             async with asyncio.timeout_at(loop.time() + deadline - time.monotonic()):
                 return await future
         except TimeoutError:
-            item.leave()
+            item.leave(break_off=self._break_off)
             raise DeadlineExceeded("the request took longer than its deadline", retry_after_s=1) from None
         except asyncio.CancelledError:
-            item.leave()
+            item.leave(break_off=self._break_off)
             raise
 
 

@@ -30,16 +30,16 @@ from services.runner import Answered
 
 
 class LocalRunner:
-    """An engine and a batcher in this process."""
+    """An engine and a batcher in this process. ``break_off`` as in Lanes."""
 
-    def __init__(self, settings: Settings, locate: Callable[[ModelKey], Path]) -> None:
+    def __init__(self, settings: Settings, locate: Callable[[ModelKey], Path], *, break_off: bool = False) -> None:
         self._locate = locate
         self._options = RuntimeOptions(settings.device, settings.threads, settings.runtime)
         self.engine: Engine[Resident] = Engine(
             self._open, lambda key: estimate_bytes(locate(key)), settings.model_memory_mb * 1_000_000, self._closed
         )
         self.batcher = Batcher(settings.threads or cores(), settings.queue_mb * 1_000_000, self._ran)
-        self.lanes = Lanes(self.batcher, self.engine)
+        self.lanes = Lanes(self.batcher, self.engine, break_off=break_off)
         self.sam = LocalSam(
             self.lanes, self.engine.share, EmbeddingCache(settings.cache_mb * 1_000_000, gauges.saw_embedding)
         )

@@ -35,6 +35,12 @@ registry_cache = Counter(
     ["outcome"],
 )
 
+job_items = Counter("ekiben_job_items_total", "Items of jobs that ended, by outcome.", ["operation", "outcome"])
+jobs = Gauge(
+    "ekiben_jobs", "Jobs that are not over, of all processes.", ["kind", "state"], multiprocess_mode="livemostrecent"
+)
+workers = Gauge("ekiben_workers", "Workers that live, on all machines.", multiprocess_mode="livemostrecent")
+
 
 def render() -> tuple[bytes, str]:
     """The exposition text of all processes that share PROMETHEUS_MULTIPROC_DIR (BentoML sets it), else of this one."""

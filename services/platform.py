@@ -57,10 +57,10 @@ class Platform:
     health: Health
 
     @classmethod
-    async def start(cls, settings: Settings, carried: Path | None = None, *, eager: bool = True) -> Platform:
+    async def start(cls, settings: Settings, carried: Path | None = None, *, for_jobs: bool = False) -> Platform:
         """Migrate, connect, warm the pinned models. ``carried``: artifact folders that the Bento brought along.
 
-        Not ``eager``: no model is loaded before somebody asks for it.
+        ``for_jobs``: no model is loaded before a job needs it, and what is cancelled is broken off.
         """
         await asyncio.to_thread(migrate, settings.resolved_database_url)
         job_queue = JobQueue(settings.resolved_database_url)
@@ -80,9 +80,9 @@ class Platform:
             # Imported here: in the split topology a runner's metrics are those of its own process alone.
             from services.local_runner import LocalRunner
 
-            local = LocalRunner(settings, index.locate)
+            local = LocalRunner(settings, index.locate, break_off=for_jobs)
         runner: Runner = local if local is not None else RemoteRunner(settings.runner_url)
-        watch = Watch(index, local, settings.preloaded, eager=eager)
+        watch = Watch(index, local, settings.preloaded, eager=not for_jobs)
         await watch.start()
         requests = Requests(records, recorder)
         vision = Vision(index, runner, requests, settings.timeout_s)

@@ -63,7 +63,7 @@ async def _work(settings: Settings, *, with_parent: bool) -> int:
     worker_id = new_id()
     # Its own engine, whatever the gateways do; and no model before the first job that needs it.
     own = settings.model_copy(update={"topology": "embedded", "preload": ""})
-    platform = await Platform.start(own, eager=False)
+    platform = await Platform.start(own, for_jobs=True)
     workers, records, queue = Workers(platform.database), JobRecords(platform.database), platform.job_queue
     places = settings.items_at_once or cores() + 2
     work = HandWork(

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import PlainTextResponse, Response
 
 from ekiben import __version__
+from ekiben.errors import Refusal
 from services import metrics
 from services.platform import Platform
 from services.wire import HealthBody, json_response
@@ -44,6 +45,7 @@ async def healthz(request: Request) -> Response:
 async def show_metrics(request: Request) -> Response:
     platform: Platform = request.app.state.platform
     others = await platform.runner.metrics_text()
+    await asyncio.to_thread(_observe_jobs, platform)
     text, content_type = await asyncio.to_thread(metrics.render)
     return Response(text + metrics.other_families(others, text), media_type=content_type)
 
@@ -54,6 +56,7 @@ async def _verdict(request: Request, *, with_models: bool) -> Response:
     ok = all(part["ok"] for part in parts.values())
     if with_models:
         parts["models"] = _models(platform)
+        parts["workers"] = await asyncio.to_thread(_workers, platform)
     return json_response({"ok": ok, "version": __version__, "parts": parts}, 200 if ok else 503)
 
 
@@ -64,3 +67,24 @@ def _models(platform: Platform) -> dict[str, object]:
     missing = [model.model.name for model in listed if model.active is None]
     detail = f"{present} available" + (f"; unavailable: {', '.join(missing)}" if missing else "")
     return {"ok": not missing, "detail": detail}
+
+
+def _workers(platform: Platform) -> dict[str, object]:
+    """Without a worker requests are answered all the same; jobs wait."""
+    try:
+        alive = platform.jobs.check_workers()
+    except Refusal as error:
+        return {"ok": False, "detail": error.message}
+    return {"ok": alive > 0, "detail": f"{alive} alive" if alive else "none alive: jobs wait"}
+
+
+def _observe_jobs(platform: Platform) -> None:
+    """Jobs and workers are the same for all processes: whoever is asked looks them up."""
+    try:
+        counts = platform.jobs.counts()
+        metrics.workers.set(platform.jobs.check_workers())
+    except Refusal:
+        return
+    for kind in ("request", "batch"):
+        for state in ("queued", "running"):
+            metrics.jobs.labels(kind, state).set(counts.get((kind, state), 0))
