@@ -52,6 +52,11 @@ class Workers:
             since = _clock(session) - timedelta(seconds=ttl_s)
             return list(session.exec(select(Worker).where(col(Worker.seen_at) >= since).order_by(col(Worker.id))))
 
+    def known(self) -> set[str]:
+        """The ids of all who entered and neither left nor were buried."""
+        with reading(self._engine) as session:
+            return set(session.exec(select(Worker.id)))
+
     def bury_dead(self, ttl_s: float) -> dict[str, list[str]]:
         """Take their work from the workers not heard of for ``ttl_s``. By worker, the jobs it had in hand."""
         buried: dict[str, list[str]] = {}
@@ -66,6 +71,13 @@ class Workers:
                 if worker is not None and worker.seen_at < before:  # it may have spoken up, or be buried already
                     buried[worker_id] = job_states.bury(session, worker_id)
         return buried
+
+    def bury(self, worker_id: str) -> list[str]:
+        """Take the work from a worker that is known to be dead; the jobs that it had in hand."""
+        with writing(self._engine) as session:
+            if session.exec(select(Worker).where(Worker.id == worker_id).with_for_update()).first() is None:
+                return []
+            return job_states.bury(session, worker_id)
 
     def stalled(self, quiet_s: float, limit: int = 100) -> list[str]:
         """Running jobs with items left of which none is in hand, and of which nothing was heard for ``quiet_s``."""

@@ -65,7 +65,7 @@ class Gateway:
         APP.state.platform = self.platform
         when_asked(self.platform.jobs.stopping.set)
         if SETTINGS.workers:
-            self.supervisor = Supervisor(SETTINGS.home.absolute(), SETTINGS.workers)
+            self.supervisor = Supervisor(SETTINGS.home.absolute(), SETTINGS.workers, self.platform.jobs.worker_ended)
             self.supervisor.start()
             when_asked(self.supervisor.ask_to_stop)
         logging.getLogger(__name__).info("ready", extra={"topology": SETTINGS.topology})

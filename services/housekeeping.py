@@ -109,12 +109,11 @@ class Housekeeping:
 
     def sweep(self) -> None:
         """Take over from dead workers; end jobs whose time is up; bring those on that nobody works on."""
-        if time.monotonic() - self._heartbeat.steady_since < DEAD_S:
-            return  # the database was away a moment ago: others could not be heard either
-        for worker_id, jobs in self._workers.bury_dead(DEAD_S).items():
-            log.warning("a worker died", extra={"worker": worker_id, "jobs": jobs})
-        alive = {worker.id for worker in self._workers.alive(DEAD_S)}
-        for job_id in self._queue.resume_orphans(alive):
+        # Where the database was away a moment ago, others could not be heard either.
+        if time.monotonic() - self._heartbeat.steady_since >= DEAD_S:
+            for worker_id, jobs in self._workers.bury_dead(DEAD_S).items():
+                log.warning("a worker died", extra={"worker": worker_id, "jobs": jobs})
+        for job_id in sorted(set(self._queue.resume_orphans(self._workers.known()))):
             log.warning("a job is taken over", extra={"job": job_id})
         for job in self._workers.late(GRACE_S):
             self._jobs.fail(job.id, time_is_up(job))

@@ -93,13 +93,13 @@ class JobQueue:
         )
         return bool(found)
 
-    def resume_orphans(self, alive: Collection[str]) -> list[str]:
-        """Hands whose worker is not among those alive go back into the queue; their jobs' ids.
+    def resume_orphans(self, workers: Collection[str]) -> list[str]:
+        """Hands whose worker is none of these go back into the queue; their jobs' ids.
 
         Never in a coroutine, and never in a hand.
         """
         pending = self._open().list_workflows(status="PENDING", load_input=False, load_output=False)
-        lost = [row for row in pending if row.executor_id not in alive and row.queue_name]
+        lost = [row for row in pending if row.executor_id not in workers and row.queue_name]
         for row in lost:
             self._open().resume_workflow(row.workflow_id, queue_name=row.queue_name)
         return [row.workflow_id.partition(".")[0] for row in lost]
@@ -153,9 +153,7 @@ class Hands:
             "log_level": "WARNING",
             "run_migrations": False,
             "use_listen_notify": False,
-            # Threads for features that are not used here, as quiet as they can be made.
-            "notification_listener_polling_interval_sec": 60.0,
-            "scheduler_polling_interval_sec": 600.0,
+            "scheduler_polling_interval_sec": 600.0,  # of schedules, which are not used here
         }
         if self._engine is not None:
             config["system_database_engine"] = self._engine

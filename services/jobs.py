@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,8 @@ from services.options import InferenceOptions
 from services.recording import Recorder
 from services.vision import LOCAL
 from services.webhooks import check_url
+
+log = logging.getLogger(__name__)
 
 MAX_ITEMS = 100_000
 MAX_HANDS = 8
@@ -225,6 +228,13 @@ class Jobs:
     def check_workers(self) -> int:
         """How many workers live, on all machines."""
         return len(self._workers.alive(ALIVE_S))
+
+    def worker_ended(self, worker_id: str) -> None:
+        """A worker's process is known to have ended: what it had in hand need not wait until it is missed. Blocks."""
+        try:
+            self._workers.bury(worker_id)
+        except Refusal as error:
+            log.warning("a dead worker was not signed off: %s", error)  # it will be missed
 
     def counts(self) -> dict[tuple[str, str], int]:
         """Jobs that are not over, by kind and state."""

@@ -9,8 +9,11 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO
+
+from ekiben.ids import new_id
 
 log = logging.getLogger(__name__)
 
@@ -23,11 +26,15 @@ _STEADY_S = 30.0
 
 
 class Supervisor:
-    """A thread of a gateway process. Of several gateways the one that holds the lock of the home does the work."""
+    """A thread of a gateway process. Of several gateways the one that holds the lock of the home does the work.
 
-    def __init__(self, home: Path, count: int) -> None:
+    ``ended`` is told the id of each worker whose process has ended.
+    """
+
+    def __init__(self, home: Path, count: int, ended: Callable[[str], object]) -> None:
         self._lock_path = home / "workers.lock"
         self._count = count
+        self._ended = ended
         self._lock: IO[bytes] | None = None
         self._children: list[_Child] = []
         self._stop = threading.Event()
@@ -71,7 +78,7 @@ class Supervisor:
             lock.close()
             return False
         self._lock = lock
-        self._children = [_Child() for _ in range(self._count)]
+        self._children = [_Child(self._ended) for _ in range(self._count)]
         return True
 
     def _keep_running(self) -> None:
@@ -82,7 +89,9 @@ class Supervisor:
 class _Child:
     """One worker process. It ends when this process does: the pipe to its standard input closes then."""
 
-    def __init__(self) -> None:
+    def __init__(self, ended: Callable[[str], object]) -> None:
+        self._ended = ended
+        self._id = ""
         self._process: subprocess.Popen[bytes] | None = None
         self._started = 0.0
         self._failures = 0
@@ -98,13 +107,15 @@ class _Child:
             log.warning("a worker ended", extra={"pid": self._process.pid, "status": status})
             self._let_go(self._process)
             self._process = None
+            self._ended(self._id)
             self._started = time.monotonic()
         if self._failures and time.monotonic() - self._started < _BACK_OFF_S[min(self._failures, len(_BACK_OFF_S)) - 1]:
             return
         self._started = time.monotonic()
         # A session of its own: Ctrl-C reaches the launcher alone, which ends all in order.
+        self._id = new_id()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "services.worker", "--with-parent"],
+            [sys.executable, "-m", "services.worker", "--with-parent", "--id", self._id],
             stdin=subprocess.PIPE,
             start_new_session=True,
             cwd=Path(__file__).parents[1],

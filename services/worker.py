@@ -43,24 +43,24 @@ def main() -> int:
     """Work until SIGTERM or SIGINT; 0 then."""
     parser = argparse.ArgumentParser(prog="python -m services.worker", description="Work on jobs.")
     parser.add_argument("--with-parent", action="store_true", help="end when the standard input is closed")
+    parser.add_argument("--id", default="", help=argparse.SUPPRESS)  # whoever starts it may choose how it is called
     given = parser.parse_args()
     settings = Settings.from_environ()
     logs.configure(settings.log_level)
     try:
-        return asyncio.run(_work(settings, with_parent=given.with_parent))
+        return asyncio.run(_work(settings, given.id or new_id(), with_parent=given.with_parent))
     except Refusal as error:
         print(f"the worker cannot start: {error.message}", file=sys.stderr)
         return 1
 
 
-async def _work(settings: Settings, *, with_parent: bool) -> int:
+async def _work(settings: Settings, worker_id: str, *, with_parent: bool) -> int:
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ended.set)
     if with_parent:
         _when_parent_ends(lambda: loop.call_soon_threadsafe(ended.set))
-    worker_id = new_id()
     # Its own engine, whatever the gateways do; and no model before the first job that needs it.
     own = settings.model_copy(update={"topology": "embedded", "preload": ""})
     platform = await Platform.start(own, for_jobs=True)
