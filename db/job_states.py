@@ -93,6 +93,13 @@ def claim(db: Session, job_id: str, worker_id: str, limit: int) -> list[ClaimedI
     return sorted((ClaimedItem(*row) for row in claimed), key=lambda item: item.position)
 
 
+def places_left(db: Session, job_id: str, at_once: int) -> int:
+    """How many more items of a job may be in hand. Until the commit nobody else is told of the same places."""
+    _locked(db, job_id)
+    in_hand = select(func.count()).where(JobItem.job_id == job_id, JobItem.state == "running")
+    return at_once - int(db.execute(in_hand).scalar_one())
+
+
 class Settling(NamedTuple):
     """The end of one item, to be written with the rows of its answer. Conflict when it is not ``worker_id``'s any more.
 

@@ -215,7 +215,12 @@ class JobRecords:
             session.expunge(job)
             if job.started_at is not None and job_states.end_of_time(job) <= now():
                 return job, [], None
-            items = job_states.claim(session, job_id, worker_id, window(job))
+            limit = window(job)
+            if job.items_at_once is not None:
+                limit = min(limit, job_states.places_left(session, job_id, job.items_at_once))
+                if limit <= 0:
+                    return job, [], now() + timedelta(seconds=1)
+            items = job_states.claim(session, job_id, worker_id, limit)
             if items:
                 return job, items, None
             waiting = select(func.min(func.coalesce(JobItem.not_before, JobItem.created_at))).where(
@@ -226,6 +231,12 @@ class JobRecords:
     def give_back(self, worker_id: str, item_ids: Sequence[str], not_before: datetime | None = None) -> None:
         with writing(self._engine) as session:
             job_states.give_back(session, worker_id, item_ids, not_before)
+
+    def claimed_by(self, worker_id: str) -> list[str]:
+        """Ids of the items that are in this worker's hand."""
+        with reading(self._engine) as session:
+            chosen = select(JobItem.id).where(JobItem.worker_id == worker_id, JobItem.state == "running")
+            return list(session.exec(chosen))
 
     def fail(self, job_id: str, error: dict[str, Any]) -> None:
         with writing(self._engine) as session:

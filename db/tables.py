@@ -221,6 +221,7 @@ class Job(Owned, table=True):
     hands: int = 0
     last_event: int = 0
     timeout_s: float
+    items_at_once: int | None = Field(default=None, description="In all workers' hands together; None: no bound.")
     error: dict[str, Any] | None = Field(default=None, sa_type=JSON)
     idempotency_key: str | None = None
     fingerprint: str | None = Field(default=None, max_length=64)

@@ -8,7 +8,7 @@ import zipfile
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 import orjson
@@ -38,9 +38,10 @@ class BatchForm:
     fields: dict[str, Any] = field(default_factory=dict)
 
 
-async def read_batch(request: Request, limit: int, take: Take) -> BatchForm:
+async def read_batch(request: Request, limit: int, take: Take, folder: Path) -> BatchForm:
     """Give every picture of a request to ``take``, in order; the rest is the answer.
 
+    An archive lies in ``folder`` meanwhile, without a name.
     BadInput, TooLarge past ``limit`` bytes (of a ZIP's contents too), TooSlow, CallerLeft.
     """
     declared = request.headers.get("content-length", "")
@@ -50,14 +51,14 @@ async def read_batch(request: Request, limit: int, take: Take) -> BatchForm:
     if kind == b"application/json":
         return BatchForm(_json(b"".join([chunk async for chunk in _chunks(request, min(limit, 16 * MAX_FIELD))])))
     if kind in ZIP_TYPES:
-        with tempfile.TemporaryFile() as archive:
+        with tempfile.TemporaryFile(dir=folder) as archive:
             async for chunk in _chunks(request, limit):
                 await asyncio.to_thread(archive.write, chunk)
             await _take_archive(archive, limit, take)
         return BatchForm()
     if kind != b"multipart/form-data" or not options.get(b"boundary"):
         raise BadInput("send a multipart form with files, a ZIP, or JSON with image_ids")
-    form = _Form(options[b"boundary"])
+    form = _Form(options[b"boundary"], folder)
     try:
         async for chunk in _chunks(request, limit):
             await asyncio.to_thread(form.feed, chunk)
@@ -154,7 +155,8 @@ def _too_large() -> TooLarge:
 class _Form:
     """A multipart form that is read as it comes: files leave it, an archive goes to disk, fields stay."""
 
-    def __init__(self, boundary: bytes) -> None:
+    def __init__(self, boundary: bytes, folder: Path) -> None:
+        self._folder = folder
         self.fields: dict[str, str] = {}
         self.archive: IO[bytes] | None = None
         self._ready: list[tuple[bytes | Refusal, str | None]] = []
@@ -216,7 +218,7 @@ class _Form:
         if self._part == ARCHIVE:
             if self.archive is not None:
                 raise BadInput(f"the form has more than one '{ARCHIVE}'")
-            self.archive = tempfile.TemporaryFile()  # noqa: SIM115  (read_batch closes it)
+            self.archive = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115  (read_batch closes it)
         elif self._part != FILES and name is not None:
             raise BadInput(f"the form has a file '{self._part[:80]}'; the files' field is '{FILES}'")
 

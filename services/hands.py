@@ -40,6 +40,7 @@ FIRST_RETRY_S = 1.0
 
 WATCH_S = 0.5
 REPORT_S = 1.0
+SEARCH_S = 30.0
 GRACE_S = 60.0
 """When a job's time is up none of its items begins; those in hand have so long to end."""
 
@@ -76,6 +77,7 @@ class HandWork:
         self._in_hand: dict[str, _InHand] = {}
         self._hands: set[asyncio.Task[None]] = set()
         self._stopping = False
+        self._astray: set[str] = set()
         self.last_busy = time.monotonic()
 
     @property
@@ -109,13 +111,16 @@ class HandWork:
 
     async def watch(self) -> None:
         """Drop what belongs to jobs that are over, and say how far the others are. Runs until it is cancelled."""
-        last_report = time.monotonic()
+        last_report = last_search = time.monotonic()
         while True:
             await asyncio.sleep(WATCH_S)
-            if not self._in_hand:
-                continue
-            self.last_busy = time.monotonic()
             try:
+                if time.monotonic() - last_search >= SEARCH_S:
+                    last_search = time.monotonic()
+                    await self._give_back_astray()
+                if not self._in_hand:
+                    continue
+                self.last_busy = time.monotonic()
                 await self._drop_ended()
                 if time.monotonic() - last_report >= REPORT_S:
                     last_report = time.monotonic()
@@ -235,6 +240,18 @@ class HandWork:
             if states.get(job_id, "gone") in (*OVER, "gone"):
                 for task in list(entry.tasks):
                     task.cancel()
+
+    async def _give_back_astray(self) -> None:
+        """Items that are this worker's by the database but in none of its hands: an answer of the database got lost.
+
+        Only those that were astray the last time too: others may just be on their way.
+        """
+        in_hand = {task.get_name() for entry in self._in_hand.values() for task in entry.tasks}
+        astray = set(await asyncio.to_thread(self._jobs.claimed_by, self._worker_id)) - in_hand
+        if lost := sorted(astray & self._astray):
+            log.warning("items had gone astray, and wait again", extra={"items": lost})
+            await asyncio.to_thread(self._jobs.give_back, self._worker_id, lost)
+        self._astray = astray
 
     async def _report(self) -> None:
         news = {job_id: entry for job_id, entry in self._in_hand.items() if entry.news}

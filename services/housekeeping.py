@@ -30,7 +30,8 @@ SWEEP_S = 3.0
 STALLED_S = 30.0
 CLEAN_UP_S = 600.0
 WEBHOOK_S = 1.0
-_FORGET_DONE_S = 3600.0
+FORGET_DONE = timedelta(hours=1)
+"""Entries of the queue that were worked off say nothing that our own rows do not."""
 
 
 class Heartbeat:
@@ -125,7 +126,8 @@ class Housekeeping:
     def clean_up(self) -> None:
         """Remove what is past its time; see CleanUp."""
         self._clean_up.run(self._stop.is_set)
-        self._queue.forget_done(time.time() - _FORGET_DONE_S)
+        while not self._stop.is_set() and self._queue.forget_done(now() - FORGET_DONE):
+            pass
 
     def _run(self) -> None:
         while not self._stop.wait(SWEEP_S):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Collection, Mapping
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -28,6 +29,7 @@ _NAME = "ekiben"
 _VERSION = "1"  # of what a hand is: workers of another version leave the entries of this one alone
 _HAND = "hand"
 _WAITING = ["ENQUEUED", "PENDING", "DELAYED"]
+_AT_ONCE = 500
 
 
 class JobQueue:
@@ -59,26 +61,21 @@ class JobQueue:
 
     def withdraw(self, job: Job) -> None:
         """Take the hands of a job that is over out of the queue; those in a worker see for themselves that it is."""
-        waiting = self._open().list_workflows(
-            workflow_ids=_ids(job), status=["ENQUEUED", "DELAYED"], load_input=False, load_output=False
-        )
-        if waiting:
-            self._open().cancel_workflows([row.workflow_id for row in waiting])
+        if waiting := self._ids(job, ["ENQUEUED", "DELAYED"]):
+            self._open().cancel_workflows(waiting)
 
     def forget(self, job: Job) -> None:
         """Remove all trace of a job that is removed."""
-        for start in range(0, job.hands, 500):
-            self._open().delete_workflows(_ids(job)[start : start + 500])
+        ids = self._ids(job)
+        for start in range(0, len(ids), _AT_ONCE):
+            self._open().delete_workflows(ids[start : start + _AT_ONCE])
 
-    def forget_done(self, before_epoch_s: float, limit: int = 1000) -> int:
-        """Remove entries that were worked off before a moment, oldest first; how many."""
-        from datetime import UTC, datetime
-
-        before = datetime.fromtimestamp(before_epoch_s, UTC).isoformat()
+    def forget_done(self, before: datetime) -> int:
+        """Remove some of the entries that were worked off before a moment; how many. 0: there are no more."""
         done = self._open().list_workflows(
             status=["SUCCESS", "ERROR", "CANCELLED"],
-            completed_before=before,
-            limit=limit,
+            completed_before=before.isoformat(),
+            limit=_AT_ONCE,
             load_input=False,
             load_output=False,
         )
@@ -111,6 +108,12 @@ class JobQueue:
             if self._engine is not None:
                 self._engine.dispose()
             self._client = self._engine = None
+
+    def _ids(self, job: Job, status: list[str] | None = None) -> list[str]:
+        found = self._open().list_workflows(
+            workflow_id_prefix=f"{job.id}.", status=status, load_input=False, load_output=False
+        )
+        return [row.workflow_id for row in found]
 
     def _open(self) -> DBOSClient:
         with self._lock:
@@ -203,7 +206,3 @@ def _engine(database_url: str) -> sa.Engine | None:
         connection.execute("PRAGMA foreign_keys=ON")
 
     return engine
-
-
-def _ids(job: Job) -> list[str]:
-    return [f"{job.id}.{number}" for number in range(job.hands)]

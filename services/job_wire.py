@@ -53,6 +53,7 @@ class JobBody(Body):
     store: bool
     priority: int
     timeout_s: float
+    items_at_once: int | None
     attempts: int = Field(description="1, and one more for each worker that died with it and each retry.")
     error: JobError | None
     webhook: WebhookBody | None
@@ -97,6 +98,7 @@ def job_body(job: Job, running: int) -> dict[str, Any]:
         "store": job.store,
         "priority": job.priority,
         "timeout_s": job.timeout_s,
+        "items_at_once": job.items_at_once,
         "attempts": job.attempts,
         "error": job.error,
         "webhook": None

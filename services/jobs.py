@@ -40,10 +40,14 @@ _UNKNOWN = "application/octet-stream"
 
 @dataclass(frozen=True, slots=True)
 class Asking:
-    """How a job is asked for. ``priority`` 0-9, the highest first. ``timeout_s`` None: EKIBEN_JOB_TIMEOUT_S."""
+    """How a job is asked for. ``priority`` 0-9, the highest first. ``timeout_s`` None: EKIBEN_JOB_TIMEOUT_S.
+
+    ``items_at_once``: of the job, in all workers together; None: as many as they have places.
+    """
 
     priority: int = 5
     timeout_s: float | None = None
+    items_at_once: int | None = None
     webhook: str | None = None
     idempotency_key: str | None = None
 
@@ -144,6 +148,7 @@ class Jobs:
                 total=len(items),
                 failed=len(failed),
                 timeout_s=asking.timeout_s or self._settings.job_timeout_s,
+                items_at_once=asking.items_at_once,
                 idempotency_key=asking.idempotency_key,
                 fingerprint=_fingerprint(kind, operation, given, store, items),
                 webhook_url=asking.webhook,

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 
 from db.jobs import JobRecords
+from db.migrate import NewerDatabase
 from db.workers import Workers
 from ekiben import logs
 from ekiben.errors import Refusal
@@ -49,8 +50,8 @@ def main() -> int:
     logs.configure(settings.log_level)
     try:
         return asyncio.run(_work(settings, given.id or new_id(), with_parent=given.with_parent))
-    except Refusal as error:
-        print(f"the worker cannot start: {error.message}", file=sys.stderr)
+    except (Refusal, NewerDatabase) as error:
+        print(f"the worker cannot start: {error}", file=sys.stderr)
         return 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -13,7 +14,7 @@ from ekiben.errors import BadInput, Refusal
 from services import operations
 from services.batch_upload import read_batch
 from services.job_wire import AcceptedBody
-from services.jobs import MAX_ITEMS, NewItem
+from services.jobs import MAX_ITEMS, Asking, NewItem
 from services.options import check
 from services.platform import Platform
 from services.routes.options import gather
@@ -35,9 +36,18 @@ class BatchOptions(JobOptions):
     store: bool = Field(
         default=True, description="false: no predictions and no files; the answers are in the job until it is removed."
     )
+    items_at_once: int | None = Field(
+        default=None,
+        ge=1,
+        le=100_000,
+        description="Pictures of this batch that are worked on at once, on all machines.",
+    )
     image_ids: list[str] = Field(
         default_factory=list, description="JSON: stored images instead of files.", max_length=MAX_ITEMS
     )
+
+    def asking(self, request: Request) -> Asking:
+        return replace(super().asking(request), items_at_once=self.items_at_once)
 
 
 _FORM = {
@@ -96,7 +106,7 @@ async def submit(request: Request) -> Response:
         )
 
     try:
-        form = await read_batch(request, platform.settings.batch_mb * 1_000_000, take)
+        form = await read_batch(request, platform.settings.batch_mb * 1_000_000, take, platform.settings.home)
         options = check(BatchOptions, _given(gather(request.query_params), form.fields))
         if items and options.image_ids:
             raise BadInput("send files or image_ids, not both")

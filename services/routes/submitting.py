@@ -34,7 +34,7 @@ class JobOptions(BaseModel):
     webhook: str | None = Field(default=None, description="As a job: address that is told when it is over.")
 
     def asking(self, request: Request) -> Asking:
-        return Asking(self.priority, self.timeout_s, self.webhook, idempotency_key(request))
+        return Asking(self.priority, self.timeout_s, webhook=self.webhook, idempotency_key=idempotency_key(request))
 
 
 def wants_job(request: Request) -> bool:

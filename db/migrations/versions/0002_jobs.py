@@ -40,6 +40,7 @@ def upgrade() -> None:
         sa.Column("hands", sa.Integer(), nullable=False),
         sa.Column("last_event", sa.Integer(), nullable=False),
         sa.Column("timeout_s", sa.Float(), nullable=False),
+        sa.Column("items_at_once", sa.Integer(), nullable=True),
         sa.Column("error", JSON, nullable=True),
         sa.Column("idempotency_key", sa.String(), nullable=True),
         sa.Column("fingerprint", sa.String(length=64), nullable=True),
