@@ -159,7 +159,7 @@ def bury(db: Session, worker_id: str) -> list[str]:
         deaths, total = db.execute(
             sa.update(Job)
             .where(col(Job.id) == job_id)
-            .values(deaths=col(Job.deaths) + 1, attempts=col(Job.attempts) + 1, updated_at=now())
+            .values(deaths=col(Job.deaths) + 1, updated_at=now())
             .returning(col(Job.deaths), col(Job.total)),
             execution_options=_UNSYNCED,
         ).one()
@@ -180,6 +180,12 @@ def bury(db: Session, worker_id: str) -> list[str]:
         ).all()
         if poison:
             _count(db, job_id, failed=len(poison), succeeded=0, deaths=None)
+        db.execute(  # whoever goes on makes another attempt
+            sa.update(Job)
+            .where(col(Job.id) == job_id, col(Job.state).not_in(OVER))
+            .values(attempts=col(Job.attempts) + 1),
+            execution_options=_UNSYNCED,
+        )
     db.execute(sa.delete(Worker).where(col(Worker.id) == worker_id), execution_options=_UNSYNCED)
     return jobs
 
@@ -211,7 +217,14 @@ def retry(db: Session, job: Job) -> None:
     if not again.rowcount:  # type: ignore[attr-defined]
         raise Conflict("every item of this job has succeeded")
     values = {"state": "queued", "failed": 0, "deaths": 0, "progress": 0.0, "error": None, "finished_at": None}
-    values |= {"started_at": None, "updated_at": now(), "webhook_state": None, "webhook_tries": 0, "webhook_at": None}
+    values |= {
+        "head_start": job.succeeded,
+        "started_at": None,
+        "updated_at": now(),
+        "webhook_state": None,
+        "webhook_tries": 0,
+        "webhook_at": None,
+    }
     db.execute(sa.update(Job).where(col(Job.id) == job.id).values(**values), execution_options=_UNSYNCED)
     add_event(db, job.id, "state", {"state": "queued"})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -15,9 +16,10 @@ from sqlalchemy.sql.base import ExecutableOption
 from sqlmodel import Session, SQLModel, col, func, select
 
 from db.session import reading, writing
-from db.tables import Artifact, Image, JobItem, ModelVersion, Owned, Prediction
+from db.tables import Artifact, Image, Installation, JobItem, ModelVersion, Owned, Prediction, now
 from db.writer import Then, Values, Writer
 from ekiben.errors import Conflict, NotFound
+from ekiben.ids import new_id
 
 MAX_PAGE = 1000
 BULKY = ("masks", "auto_masks", "cutouts")
@@ -77,7 +79,14 @@ class Records:
             return _one(session, Prediction, owner, id)
 
     def predictions(
-        self, owner: str, task: str | None = None, model: str | None = None, page: int = 1, limit: int = 50
+        self,
+        owner: str,
+        task: str | None = None,
+        model: str | None = None,
+        page: int = 1,
+        limit: int = 50,
+        *,
+        job_id: str | None = None,
     ) -> Page[Prediction]:
         """Newest first. ``result`` is None for tasks of which one alone may have megabytes (BULKY)."""
         conditions = [col(Prediction.owner) == owner]
@@ -85,6 +94,8 @@ class Records:
             conditions.append(col(Prediction.task) == task)
         if model is not None:
             conditions.append(col(Prediction.model_name) == model)
+        if job_id is not None:
+            conditions.append(col(Prediction.job_id) == job_id)
         found = self._page(Prediction, conditions, page, limit, defer(Prediction.result))  # type: ignore[arg-type]
         small = [row.id for row in found.items if row.task not in BULKY]
         with reading(self._engine) as session:
@@ -182,6 +193,18 @@ class Records:
                     session.delete(image)
             session.flush()
             return unreferenced(session, [image.storage_key for image in images])
+
+    def installation(self) -> Installation:
+        """This database's name, and since when it keeps records."""
+        with reading(self._engine) as session:
+            if (found := session.get(Installation, 1)) is not None:
+                return found
+            first = session.exec(select(func.min(Image.created_at))).one()
+        with contextlib.suppress(Conflict), writing(self._engine) as session:  # another process may be faster
+            session.add(Installation(name=new_id(), since=first or now()))
+            session.flush()
+        with reading(self._engine) as session:
+            return session.get_one(Installation, 1)
 
     def known_keys(self, keys: Iterable[str]) -> set[str]:
         """Those of the blob keys that a row refers to; for files of a model the row is that of its version.

@@ -218,6 +218,7 @@ class Job(Owned, table=True):
     progress: float = 0.0
     attempts: int = 0
     deaths: int = 0
+    head_start: int = Field(default=0, description="Items that had succeeded when it began: what a retry need not do.")
     hands: int = 0
     last_event: int = 0
     timeout_s: float
@@ -298,6 +299,17 @@ class Worker(Row, table=True):
     started_at: datetime
     seen_at: datetime
     running: int = Field(default=0, description="Items that it has in hand.")
+
+
+class Installation(Row, table=True):
+    """One row (id 1): this database's own name, by which a store tells whose it is, and since when it keeps records."""
+
+    __tablename__ = "installation"
+    __table_args__ = (sa.CheckConstraint("id = 1", name="single"),)
+
+    id: int = Field(default=1, primary_key=True)
+    name: str = Field(max_length=36)
+    since: datetime
 
 
 class Chore(Row, table=True):

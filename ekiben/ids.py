@@ -13,11 +13,12 @@ def new_id() -> str:
     return _uuid7(time.time_ns() // 1_000_000, os.urandom(10))
 
 
-def derived_id(base: str, name: str) -> str:
-    """The same UUIDv7 for the same ``base`` (a UUIDv7) and ``name``, of the same time as ``base``: what a repeated
-    piece of work makes is called as it was the first time."""
-    random = hashlib.sha256(f"{base}/{name}".encode()).digest()[:10]
-    return _uuid7(uuid.UUID(base).int >> 80, random)
+def derived_id(base: str, name: str, number: int = 0) -> str:
+    """The same UUIDv7 for the same ``base`` (a UUIDv7), ``name`` and ``number``, of the same time as ``base``: what a
+    repeated piece of work makes is called as it was the first time. Sorted, they stand by their numbers up to 4095."""
+    random = hashlib.sha256(f"{base}/{name}/{number}".encode()).digest()[:10]
+    ordered = min(number, 0xFFF).to_bytes(2, "big") + random[2:]  # the 12 bits after the version (RFC 9562: rand_a)
+    return _uuid7(uuid.UUID(base).int >> 80, ordered)
 
 
 def _uuid7(millis: int, random: bytes) -> str:

@@ -20,6 +20,9 @@ log = logging.getLogger(__name__)
 ORPHAN_AGE = timedelta(days=1)
 """A blob is written before its row; one so old without a row never gets one."""
 
+MARKS = "ekiben/databases/"
+"""Keys under which a store holds the names of the databases that use it."""
+
 
 class CleanUp:
     """Removes what is past ``keep``. A picture that was uploaded for itself stays until somebody deletes it."""
@@ -32,8 +35,8 @@ class CleanUp:
         self._keep = keep
 
     def run(self, stopping: Callable[[], bool] = lambda: False) -> dict[str, int]:
-        """How many jobs, images and blobs were removed."""
-        counts = {"jobs": 0, "images": 0, "blobs": 0}
+        """Remove jobs and unused images that are past their time; how many."""
+        counts = {"jobs": 0, "images": 0}
         before = now() - self._keep
         for owner, job_id in self._jobs.over_since(before):
             if stopping():
@@ -43,23 +46,53 @@ class CleanUp:
         while not stopping() and (keys := self._records.remove_unused_images(before)):
             counts["images"] += len(keys)
             self._delete(keys)
-        for keys in _chunks(self._old_blobs(), 500):
-            if stopping():
-                break
-            orphans = sorted(set(keys) - self._records.known_keys(keys))
-            counts["blobs"] += len(orphans)
-            self._delete(orphans)
         if any(counts.values()):
             log.info("cleaned up", extra=counts)
         return counts
 
-    def _old_blobs(self) -> Iterator[str]:
-        """Blobs of images and artifacts by the time in their ids: stores need not tell when a blob was written."""
-        limit = now() - ORPHAN_AGE
+    def sweep(self, stopping: Callable[[], bool] = lambda: False) -> int:
+        """Remove blobs of images and artifacts that no row knows; how many. It lists the whole store.
+
+        Only what is older than ORPHAN_AGE and younger than this database: what was in the store before is not its to
+        judge. Nothing in a store that another database uses as well.
+        """
+        since = self._own_since()
+        if since is None:
+            return 0
+        removed = 0
+        for keys in _chunks(self._blobs(since, now() - ORPHAN_AGE), 500):
+            if stopping():
+                break
+            orphans = sorted(set(keys) - self._records.known_keys(keys))
+            removed += len(orphans)
+            self._delete(orphans)
+        if removed:
+            log.info("files without a row were removed", extra={"files": removed})
+        return removed
+
+    def _own_since(self) -> datetime | None:
+        """Since when this database keeps records of the store; None where it is not alone in that."""
+        installation = self._records.installation()
+        own = MARKS + installation.name
+        marks = set(self._store.list(MARKS))
+        if own not in marks:
+            # Others that begin in this moment do the same, and then see each other.
+            self._store.put(own, b"", "text/plain")
+            marks = set(self._store.list(MARKS))
+        if marks != {own}:
+            log.warning(
+                "files without a row stay: another database uses the same store",
+                extra={"marks": sorted(marks), "own": own},
+            )
+            return None
+        return installation.since
+
+    def _blobs(self, after: datetime, before: datetime) -> Iterator[str]:
+        """Blobs made between the two, by the time in their ids: stores need not tell when a blob was written."""
         for area in ("images/", "artifacts/"):
             for key in self._store.list(area):
                 made = _made(key)
-                if made is not None and made < limit:
+                if made is not None and after < made < before:
                     yield key
 
     def _delete(self, keys: Iterable[str]) -> None:

@@ -178,7 +178,7 @@ class HandWork:
                 raise asyncio.CancelledError
             request_id.set(job.id)
             numbers = itertools.count()
-            FILE_IDS.set(lambda: derived_id(item.id, f"file {next(numbers)}"))
+            FILE_IDS.set(lambda: derived_id(item.id, "file", next(numbers)))
             LISTENER.set(partial(self._advanced, entry) if job.total == 1 else None)
             source = Source(
                 filename=item.filename,

@@ -29,6 +29,7 @@ DEAD_S = 8.0
 SWEEP_S = 3.0
 STALLED_S = 30.0
 CLEAN_UP_S = 600.0
+ORPHANS_S = 86_400.0
 WEBHOOK_S = 1.0
 FORGET_DONE = timedelta(hours=1)
 """Entries of the queue that were worked off say nothing that our own rows do not."""
@@ -91,6 +92,7 @@ class Housekeeping:
         self._chores: list[tuple[str, float, Callable[[], object]]] = [
             ("sweep", SWEEP_S, self.sweep),
             ("clean-up", CLEAN_UP_S, self.clean_up),
+            ("orphans", ORPHANS_S, lambda: self._clean_up.sweep(self._stop.is_set)),
         ]
         self._stop = threading.Event()
         self._threads = [

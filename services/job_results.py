@@ -7,6 +7,7 @@ import io
 import re
 import zipfile
 from collections.abc import AsyncIterator, Iterator
+from pathlib import PurePosixPath
 from typing import Any
 
 import orjson
@@ -31,8 +32,11 @@ def zip_archive(jobs: Jobs, store: BlobStore, owner: str, job: Job) -> Iterator[
     """``job.json``, ``results.jsonl``, and a folder ``00012-NAME/`` with the files of each item that made some."""
     out = _Growing()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("job.json", orjson.dumps(job_body(job, 0), option=orjson.OPT_INDENT_2 | orjson.OPT_UTC_Z))
-        with archive.open("results.jsonl", "w", force_zip64=True) as lines:
+        dated = (job.finished_at or job.created_at).timetuple()[:6]
+        archive.writestr(
+            _entry("job.json", dated), orjson.dumps(job_body(job, 0), option=orjson.OPT_INDENT_2 | orjson.OPT_UTC_Z)
+        )
+        with archive.open(_entry("results.jsonl", dated), "w", force_zip64=True) as lines:
             for piece in json_lines(jobs, store, owner, job):
                 lines.write(piece)
                 yield out.taken()
@@ -49,7 +53,7 @@ def zip_archive(jobs: Jobs, store: BlobStore, owner: str, job: Job) -> Iterator[
                         continue
                     # Pictures are compressed already.
                     ending = _EXTENSIONS.get(file.mime_type, "bin")
-                    archive.writestr(f"{name}.{ending}", data, zipfile.ZIP_STORED)
+                    archive.writestr(_entry(f"{name}.{ending}", dated), data, zipfile.ZIP_STORED)
                     yield out.taken()
     yield out.taken()
 
@@ -81,8 +85,15 @@ def _line(item: JobItem, answer: dict[str, Any] | None) -> bytes:
 
 
 def _stem(item: JobItem) -> str:
-    name = (item.filename or item.image_id or item.id).rpartition(".")[0] or item.filename or item.id
+    name = PurePosixPath(item.filename or "").stem or item.image_id or item.id
     return re.sub(r"[^A-Za-z0-9._-]+", "_", name)[:80].strip(".") or "image"
+
+
+def _entry(name: str, dated: tuple[int, ...]) -> zipfile.ZipInfo:
+    entry = zipfile.ZipInfo(name, dated)  # type: ignore[arg-type]
+    entry.compress_type = zipfile.ZIP_DEFLATED
+    entry.external_attr = 0o644 << 16
+    return entry
 
 
 class _Growing(io.RawIOBase):

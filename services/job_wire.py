@@ -136,10 +136,10 @@ def event_text(event: JobEvent, data: bytes) -> bytes:
 
 
 def _speed(job: Job, done: int) -> tuple[float | None, float | None]:
-    if job.started_at is None or not done:
+    if job.started_at is None or done <= job.head_start:
         return None, None
     seconds = ((job.finished_at or now()) - job.started_at).total_seconds()
     if seconds <= 0:
         return None, None
-    speed = done / seconds
+    speed = (done - job.head_start) / seconds
     return round(speed, 3), None if job.state in OVER else round((job.total - done) / speed, 1)

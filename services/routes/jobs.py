@@ -138,8 +138,8 @@ async def result(request: Request, id: str, page: Page = 1, limit: Limit = 50) -
     response_model=None,
     responses={
         200: {
-            "description": "Events `state` and `progress`, each with its number as id. The stream ends with the job; "
-            "Last-Event-ID goes on after that number.",
+            "description": "Events `state`, `progress` and `worker_lost`, each with its number as id. The stream ends "
+            "with the job; Last-Event-ID goes on after that number.",
             "content": {EVENTS: {"schema": {"type": "string"}}},
         },
         204: {"description": "The job is over, and there is nothing after Last-Event-ID."},

@@ -29,13 +29,14 @@ async def find(
     request: Request,
     task: Annotated[Operation | None, Query(description="Only of this task.")] = None,
     model: Annotated[str | None, Query(description="Only of this model.")] = None,
+    job_id: Annotated[str | None, Query(description="Only of this job.", max_length=36)] = None,
     page: Page = 1,
     limit: Limit = 50,
 ) -> Response:
     platform: Platform = request.app.state.platform
 
     def read() -> tuple[list[dict[str, object]], int]:
-        found = platform.records.predictions(LOCAL, task, model, page, limit)
+        found = platform.records.predictions(LOCAL, task, model, page, limit, job_id=job_id)
         parts = platform.records.parts_of(found.items)
         return [body(row, *parts[row.id]) for row in found.items if row.id in parts], found.total
 

@@ -108,7 +108,9 @@ def test_the_docs_page_and_its_examples(toy_server: Server) -> None:
                 assert operation.get("summary"), (method, path)
                 assert "422" not in operation["responses"], (method, path)
         classify = schema["paths"]["/v1/classify"]["post"]
-        assert {p["name"] for p in classify["parameters"]} == {"model", "version", "top_k", "image_id", "store"}
+        own = {"model", "version", "top_k", "image_id", "store"}
+        as_job = {"priority", "timeout_s", "webhook", "Prefer", "Idempotency-Key"}
+        assert {p["name"] for p in classify["parameters"]} == own | as_job
         assert {"multipart/form-data", "image/jpeg"} <= set(classify["requestBody"]["content"])
         scores = schema["components"]["schemas"]["Score"]["properties"]
         assert all(property_.get("examples") for property_ in scores.values())

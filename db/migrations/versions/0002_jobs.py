@@ -21,6 +21,14 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("name", name="pk_chores"),
     )
     op.create_table(
+        "installation",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("name", sa.String(length=36), nullable=False),
+        sa.Column("since", sa.DateTime(timezone=True), nullable=False),
+        sa.CheckConstraint("id = 1", name=op.f("ck_installation_single")),
+        sa.PrimaryKeyConstraint("id", name="pk_installation"),
+    )
+    op.create_table(
         "jobs",
         sa.Column("id", sa.String(length=36), nullable=False),
         sa.Column("owner", sa.String(), nullable=False),
@@ -37,6 +45,7 @@ def upgrade() -> None:
         sa.Column("progress", sa.Float(), nullable=False),
         sa.Column("attempts", sa.Integer(), nullable=False),
         sa.Column("deaths", sa.Integer(), nullable=False),
+        sa.Column("head_start", sa.Integer(), nullable=False),
         sa.Column("hands", sa.Integer(), nullable=False),
         sa.Column("last_event", sa.Integer(), nullable=False),
         sa.Column("timeout_s", sa.Float(), nullable=False),
@@ -131,5 +140,5 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.drop_index("ix_predictions_job_id", "predictions")
     op.drop_index("ix_artifacts_job_id", "artifacts")
-    for table in ("job_items", "job_events", "jobs", "workers", "chores"):
+    for table in ("job_items", "job_events", "jobs", "workers", "chores", "installation"):
         op.drop_table(table)
