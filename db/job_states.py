@@ -47,7 +47,7 @@ class ClaimedItem(NamedTuple):
     mime_type: str | None
     bytes: int
     sha256: str | None
-    attempts: int
+    tries: int
     deaths: int
     created_at: datetime
 
@@ -132,13 +132,13 @@ class Settling(NamedTuple):
 
 
 def give_back(db: Session, worker_id: str, item_ids: Collection[str], not_before: datetime | None = None) -> None:
-    """Items that ``worker_id`` had in hand wait again, until ``not_before`` where a retry is to wait."""
-    db.execute(
-        sa.update(JobItem)
-        .where(col(JobItem.id).in_(item_ids), col(JobItem.worker_id) == worker_id, col(JobItem.state) == "running")
-        .values(state="queued", worker_id=None, not_before=not_before),
-        execution_options=_UNSYNCED,
-    )
+    """Items that ``worker_id`` had in hand wait again; until ``not_before``, where they were tried in vain."""
+    own = (col(JobItem.id).in_(item_ids), col(JobItem.worker_id) == worker_id, col(JobItem.state) == "running")
+    lock_all(db, db.execute(sa.select(col(JobItem.job_id)).where(*own).distinct()).scalars().all())
+    values: dict[str, Any] = {"state": "queued", "worker_id": None, "not_before": not_before}
+    if not_before is not None:
+        values["tries"] = col(JobItem.tries) + 1
+    db.execute(sa.update(JobItem).where(*own).values(**values), execution_options=_UNSYNCED)
 
 
 def bury(db: Session, worker_id: str) -> list[str]:
@@ -211,7 +211,9 @@ def retry(db: Session, job: Job) -> None:
     again = db.execute(
         sa.update(JobItem)
         .where(col(JobItem.job_id) == job.id, col(JobItem.state) != "succeeded")
-        .values(state="queued", deaths=0, attempts=0, not_before=None, error=None, worker_id=None, finished_at=None),
+        .values(
+            state="queued", deaths=0, attempts=0, tries=0, not_before=None, error=None, worker_id=None, finished_at=None
+        ),
         execution_options=_UNSYNCED,
     )
     if not again.rowcount:  # type: ignore[attr-defined]

@@ -12,7 +12,7 @@ from sqlmodel import Session, col, func, select
 
 from db import job_states
 from db.job_states import OVER, ClaimedItem
-from db.records import MAX_PAGE, Page, remove_predictions, unreferenced
+from db.records import MAX_PAGE, Page, is_needed, remove_predictions, unreferenced
 from db.session import reading, writing
 from db.tables import Artifact, Image, Job, JobEvent, JobItem, Prediction, now
 from ekiben.errors import Conflict, NotFound
@@ -44,7 +44,7 @@ class JobRecords:
                 session.add(job)
                 session.flush()
                 columns = JobItem.__table__.columns.keys()  # type: ignore[attr-defined]
-                blank: dict[str, Any] = {**dict.fromkeys(columns), "attempts": 0, "deaths": 0, "bytes": 0}
+                blank: dict[str, Any] = {**dict.fromkeys(columns), "attempts": 0, "tries": 0, "deaths": 0, "bytes": 0}
                 common = {"owner": job.owner, "job_id": job.id, "created_at": job.created_at, "state": "queued"}
                 session.execute(
                     sa.insert(JobItem.__table__),  # type: ignore[attr-defined]
@@ -90,6 +90,7 @@ class JobRecords:
         results: bool = True,
     ) -> Page[JobItem]:
         """In the order in which they were given. Without ``results`` these are not read: they may be large."""
+        page, limit = max(page, 1), min(max(limit, 1), MAX_PAGE)
         conditions = [col(JobItem.job_id) == job_id, col(JobItem.owner) == owner]
         if state is not None:
             conditions.append(col(JobItem.state) == state)
@@ -175,8 +176,7 @@ class JobRecords:
             keys += remove_predictions(session, [col(Prediction.id).in_(ids), col(Prediction.owner) == owner]) or []
             session.execute(sa.delete(JobItem).where(col(JobItem.id).in_(ids)))
             for image in locked:
-                needed = select(Prediction.id).where(Prediction.image_id == image.id).limit(1)
-                if not image.kept and session.exec(needed).first() is None:
+                if not image.kept and not is_needed(session, image.id):
                     session.delete(image)
                     keys.append(image.storage_key)
             session.flush()
@@ -266,7 +266,7 @@ class JobRecords:
     def webhook_tried(self, job_id: str, state: str, tries: int, again_at: datetime | None) -> None:
         with writing(self._engine) as session:
             values = {"webhook_state": state, "webhook_tries": tries, "webhook_at": again_at}
-            session.execute(sa.update(Job).where(col(Job.id) == job_id).values(**values))
+            session.execute(sa.update(Job).where(col(Job.id) == job_id, col(Job.state).in_(OVER)).values(**values))
 
     def over_since(self, before: datetime, limit: int = 1000) -> list[tuple[str, str]]:
         """Owners and ids of jobs that have been over since before then."""
@@ -283,8 +283,11 @@ class JobRecords:
 
     def _change(self, owner: str, id: str, change: Callable[[Session, Job], None]) -> Job:
         with writing(self._engine) as session:
-            change(session, _locked(session, owner, id))
-        return self.job(owner, id)
+            job = _locked(session, owner, id)
+            change(session, job)
+            session.flush()
+            session.refresh(job)  # as this change leaves it, not as the next one does
+            return job
 
     def _earlier(self, job: Job) -> Job | None:
         if job.idempotency_key is None:

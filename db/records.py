@@ -24,6 +24,7 @@ from ekiben.ids import new_id
 MAX_PAGE = 1000
 BULKY = ("masks", "auto_masks", "cutouts")
 """Tasks whose results are not in lists."""
+_WAITING = ("queued", "running")
 _KEYS_PER_QUERY = 500  # SQLite takes 32,766 parameters; plans get slow long before
 
 T = TypeVar("T", bound=Owned)
@@ -154,7 +155,7 @@ class Records:
             keys = remove_predictions(session, [col(Prediction.id) == id, col(Prediction.owner) == owner])
             if keys is None:  # somebody was faster, between the look and the lock
                 raise NotFound(f"there is no prediction {id}")
-            if not image.kept and not _predictions_of(session, image.id):
+            if not image.kept and not is_needed(session, image.id):
                 session.delete(image)
                 session.flush()
                 keys.append(image.storage_key)
@@ -182,14 +183,14 @@ class Records:
         that is not over needs. Gives the blob keys to delete; call it again until there are none.
         """
         predictions = select(Prediction.id).where(Prediction.image_id == Image.id)
-        waiting = select(JobItem.id).where(JobItem.image_id == Image.id, col(JobItem.state).in_(("queued", "running")))
+        waiting = select(JobItem.id).where(JobItem.image_id == Image.id, col(JobItem.state).in_(_WAITING))
         with writing(self._engine) as session:
             unused = (col(Image.created_at) < before, ~col(Image.kept), ~sa.exists(predictions), ~sa.exists(waiting))
             chosen = select(Image).where(*unused).order_by(col(Image.id)).limit(limit).with_for_update()
             images = list(session.exec(chosen))
             for image in images:
                 # Somebody may have asked about it while its lock was waited for.
-                if not _predictions_of(session, image.id):
+                if not is_needed(session, image.id):
                     session.delete(image)
             session.flush()
             return unreferenced(session, [image.storage_key for image in images])
@@ -251,6 +252,12 @@ def _locked_image(session: Session, id: str) -> Image:
 
 def _predictions_of(session: Session, image_id: str) -> int:
     return session.exec(select(func.count()).where(col(Prediction.image_id) == image_id)).one()
+
+
+def is_needed(session: Session, image_id: str) -> bool:
+    """Whether a prediction is about the image, or a job waits with it."""
+    waiting = select(JobItem.id).where(JobItem.image_id == image_id, col(JobItem.state).in_(_WAITING)).limit(1)
+    return _predictions_of(session, image_id) > 0 or session.exec(waiting).first() is not None
 
 
 def remove_predictions(session: Session, conditions: list[sa.ColumnElement[bool]]) -> list[str] | None:

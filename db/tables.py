@@ -268,6 +268,7 @@ class JobItem(Owned, table=True):
     sha256: str | None = Field(default=None, max_length=64)
     worker_id: str | None = Field(default=None, max_length=36)
     attempts: int = 0
+    tries: int = Field(default=0, description="That ended with an error that may pass.")
     deaths: int = 0
     not_before: datetime | None = Field(default=None, description="A retry waits until then.")
     result: dict[str, Any] | None = Field(default=None, sa_type=JSON)
@@ -307,7 +308,7 @@ class Installation(Row, table=True):
     __tablename__ = "installation"
     __table_args__ = (sa.CheckConstraint("id = 1", name="single"),)
 
-    id: int = Field(default=1, primary_key=True)
+    id: int = Field(default=1, primary_key=True, sa_column_kwargs={"autoincrement": False})
     name: str = Field(max_length=36)
     since: datetime
 

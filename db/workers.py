@@ -42,6 +42,7 @@ class Workers:
     def leave(self, worker_id: str) -> None:
         """The worker ends; what it still has in hand waits again, and no death is counted."""
         with writing(self._engine) as session:
+            session.exec(select(Worker).where(Worker.id == worker_id).with_for_update()).first()
             in_hand = select(JobItem.id).where(JobItem.worker_id == worker_id, JobItem.state == "running")
             job_states.give_back(session, worker_id, session.exec(in_hand).all())
             session.execute(sa.delete(Worker).where(col(Worker.id) == worker_id))
@@ -72,20 +73,29 @@ class Workers:
                     buried[worker_id] = job_states.bury(session, worker_id)
         return buried
 
+    def give_back_of_unknown(self) -> list[str]:
+        """Items in the hand of a worker that is not known wait again: it was buried, and claimed before it noticed."""
+        with writing(self._engine) as session:
+            unknown = col(JobItem.worker_id).not_in(select(Worker.id))
+            chosen = select(JobItem.worker_id, JobItem.id).where(JobItem.state == "running", unknown)
+            items = [(worker_id or "", item_id) for worker_id, item_id in session.exec(chosen)]
+            for worker_id in sorted({worker_id for worker_id, _ in items}):
+                job_states.give_back(session, worker_id, [item_id for owner, item_id in items if owner == worker_id])
+            return [item_id for _, item_id in items]
+
     def bury(self, worker_id: str) -> list[str]:
         """Take the work from a worker that is known to be dead; the jobs that it had in hand."""
         with writing(self._engine) as session:
-            if session.exec(select(Worker).where(Worker.id == worker_id).with_for_update()).first() is None:
-                return []
+            session.exec(select(Worker).where(Worker.id == worker_id).with_for_update()).first()
             return job_states.bury(session, worker_id)
 
-    def stalled(self, quiet_s: float, limit: int = 100) -> list[str]:
-        """Running jobs with items left of which none is in hand, and of which nothing was heard for ``quiet_s``."""
+    def stalled(self, quiet_s: float, limit: int = 100, *, state: str = "running") -> list[str]:
+        """Jobs in ``state``, the oldest first, of which no item is in hand and nothing was heard for ``quiet_s``."""
         with reading(self._engine) as session:
             before = now() - timedelta(seconds=quiet_s)
             in_hand = select(JobItem.id).where(JobItem.job_id == Job.id, JobItem.state == "running")
-            chosen = select(Job.id).where(Job.state == "running", col(Job.updated_at) < before, ~sa.exists(in_hand))
-            return list(session.exec(chosen.limit(limit)))
+            chosen = select(Job.id).where(Job.state == state, col(Job.updated_at) < before, ~sa.exists(in_hand))
+            return list(session.exec(chosen.order_by(col(Job.created_at)).limit(limit)))
 
     def late(self, grace_s: float) -> list[Job]:
         """Running jobs whose time was up ``grace_s`` ago."""

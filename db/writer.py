@@ -14,6 +14,7 @@ from typing import Any, Protocol, cast
 import sqlalchemy as sa
 from sqlmodel import SQLModel
 
+from db.job_states import lock_all
 from db.session import as_refusal, ping
 from db.tables import Row
 from ekiben.errors import Overloaded, Unavailable
@@ -133,6 +134,8 @@ class Writer:
                 table = cast(sa.Table, kind.__table__)  # type: ignore[attr-defined]
                 values.setdefault(table, []).append({name: given.get(name) for name in self._columns[table]})
         with self._engine.begin() as connection:
+            # Jobs before anything else: whoever removes a job locks it first, and then its images.
+            lock_all(connection, [then.job_id for _, _, then in units if then is not None])
             for table, statement in self._inserts.items():
                 if table in values:
                     connection.execute(statement, values[table])

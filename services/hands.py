@@ -203,11 +203,11 @@ class HandWork:
 
     async def _try_later(self, job: Job, item: ClaimedItem, error: Temporary) -> None:
         """Once more after a while, twice as long each time; what has been tried MAX_TRIES times fails."""
-        if item.attempts >= MAX_TRIES or _seconds_left(job) <= 0:
+        if item.tries + 1 >= MAX_TRIES or _seconds_left(job) <= 0:
             code = _TIME_IS_UP if _seconds_left(job) <= 0 else error.code
             await self._fail(job.operation, item, {"code": code, "message": error.message})
             return
-        wait_s = FIRST_RETRY_S * 2 ** (item.attempts - 1) * random.uniform(0.8, 1.2)
+        wait_s = FIRST_RETRY_S * 2**item.tries * random.uniform(0.8, 1.2)
         log.warning("an item is tried again: %s", error, extra={"item": item.id, "in_s": round(wait_s, 1)})
         at = now() + timedelta(seconds=wait_s)
         await _patiently(lambda: asyncio.to_thread(self._jobs.give_back, self._worker_id, [item.id], at))

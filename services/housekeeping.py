@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 
 from db.blobs import BlobStore
@@ -116,20 +116,26 @@ class Housekeeping:
         if time.monotonic() - self._heartbeat.steady_since >= DEAD_S:
             for worker_id, jobs in self._workers.bury_dead(DEAD_S).items():
                 log.warning("a worker died", extra={"worker": worker_id, "jobs": jobs})
+        if items := self._workers.give_back_of_unknown():
+            log.warning("items of a worker that is gone wait again", extra={"items": items})
         for job_id in sorted(set(self._queue.resume_orphans(self._workers.known()))):
             log.warning("a job is taken over", extra={"job": job_id})
         for job in self._workers.late(GRACE_S):
             self._jobs.fail(job.id, time_is_up(job))
-        for job_id in self._workers.stalled(STALLED_S):
-            if not self._queue.has_hands(job_id):
-                log.warning("a job that nobody worked on goes on", extra={"job": job_id})
-                self._jobs.add_hand(job_id, self._queue.enqueue)
+        self._bring_on(self._workers.stalled(STALLED_S))
 
     def clean_up(self) -> None:
         """Remove what is past its time; see CleanUp."""
         self._clean_up.run(self._stop.is_set)
+        self._bring_on(self._workers.stalled(CLEAN_UP_S, limit=50, state="queued"))
         while not self._stop.is_set() and self._queue.forget_done(now() - FORGET_DONE):
             pass
+
+    def _bring_on(self, job_ids: Sequence[str]) -> None:
+        for job_id in job_ids:
+            if not self._queue.has_hands(job_id):
+                log.warning("a job that nobody worked on goes on", extra={"job": job_id})
+                self._jobs.add_hand(job_id, self._queue.enqueue)
 
     def _run(self) -> None:
         while not self._stop.wait(SWEEP_S):

@@ -61,7 +61,9 @@ class JobQueue:
 
     def withdraw(self, job: Job) -> None:
         """Take the hands of a job that is over out of the queue; those in a worker see for themselves that it is."""
-        if waiting := self._ids(job, ["ENQUEUED", "DELAYED"]):
+        # Those of a retry that came meanwhile have later numbers.
+        ids = self._ids(job, ["ENQUEUED", "DELAYED"])
+        if waiting := [ident for ident in ids if int(ident.rpartition(".")[2]) < job.hands]:
             self._open().cancel_workflows(waiting)
 
     def forget(self, job: Job) -> None:

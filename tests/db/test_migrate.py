@@ -21,13 +21,14 @@ from ekiben.errors import Conflict, Unavailable
 from tests.db import rows
 from tests.servers import free_port
 
-SECOND = '''
+HEAD = "0002"
+THIRD = '''
 """A change that SQLite makes by writing tables anew."""
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0002"
-down_revision = "0001"
+revision = "0003"
+down_revision = "0002"
 
 def upgrade():
     with op.batch_alter_table("images") as batch:
@@ -48,8 +49,8 @@ FAILING = '''
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0002"
-down_revision = "0001"
+revision = "0003"
+down_revision = "0002"
 
 def upgrade():
     op.add_column("images", sa.Column("camera", sa.String()))
@@ -60,11 +61,11 @@ def downgrade():
 '''
 
 
-def scripts(tmp_path: Path, second: str) -> Path:
+def scripts(tmp_path: Path, third: str) -> Path:
     """The real migrations and one more."""
     folder = tmp_path / "scripts"
     shutil.copytree(SCRIPTS, folder, ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / "versions" / "0002_second.py").write_text(second)
+    (folder / "versions" / "0003_third.py").write_text(third)
     return folder
 
 
@@ -141,7 +142,7 @@ def test_migrations_make_what_the_tables_say(empty_url: str) -> None:
 
 
 def test_check_notices_a_difference(empty_url: str) -> None:
-    assert check(empty_url) == ["the database is at revision None, this code needs 0001"]
+    assert check(empty_url) == [f"the database is at revision None, this code needs {HEAD}"]
     migrate(empty_url)
     execute(empty_url, "DROP INDEX ix_images_owner_sha256")
     (difference,) = check(empty_url)
@@ -152,7 +153,7 @@ def test_up_twice_down_up(empty_url: str) -> None:
     assert current(empty_url) is None
     migrate(empty_url)
     migrate(empty_url)
-    assert current(empty_url) == "0001"
+    assert current(empty_url) == HEAD
     assert ask(empty_url, "SELECT id, revision FROM registry_revision") == [(1, 0)]
     seed(empty_url)
     downgrade(empty_url, "base")
@@ -165,16 +166,31 @@ def test_up_twice_down_up(empty_url: str) -> None:
 
 def test_rows_survive_a_table_written_anew(empty_url: str, tmp_path: Path) -> None:
     """On SQLite with foreign keys on, this deletes predictions and artifacts through ON DELETE, without an error."""
-    folder = scripts(tmp_path, SECOND)
+    folder = scripts(tmp_path, THIRD)
     migrate(empty_url)
     seed(empty_url)
     migrate(empty_url, scripts=folder)
     assert ask(empty_url, "SELECT id, name, camera FROM images") == [("image-1", "street.jpg", "unknown")]
     assert counts(empty_url) == [1, 1, 1]
-    downgrade(empty_url, "0001", scripts=folder)
+    downgrade(empty_url, HEAD, scripts=folder)
     assert counts(empty_url) == [1, 1, 1]
     assert ask(empty_url, "SELECT filename FROM images") == [("street.jpg",)]
     assert check(empty_url) == []  # no index or constraint was lost on the way
+
+
+def test_rows_of_the_first_schema_survive_jobs(empty_url: str) -> None:
+    migrate(empty_url, "0001")
+    seed(empty_url)
+    with pytest.raises(sa.exc.DBAPIError):
+        ask(empty_url, "SELECT id FROM jobs")
+    migrate(empty_url)
+    assert (counts(empty_url), check(empty_url)) == ([1, 1, 1], [])
+    execute(empty_url, "INSERT INTO chores (name, due_at) VALUES ('sweep', '2026-11-20 12:00:00')")
+    downgrade(empty_url, "0001")
+    assert counts(empty_url) == [1, 1, 1]
+    assert current(empty_url) == "0001"
+    migrate(empty_url)
+    assert (ask(empty_url, "SELECT name FROM chores"), check(empty_url)) == ([], [])
 
 
 def test_a_migration_that_fails_changes_nothing(empty_url: str, tmp_path: Path) -> None:
@@ -182,7 +198,7 @@ def test_a_migration_that_fails_changes_nothing(empty_url: str, tmp_path: Path) 
     seed(empty_url)
     with pytest.raises(Conflict):
         migrate(empty_url, scripts=scripts(tmp_path, FAILING))
-    assert current(empty_url) == "0001"
+    assert current(empty_url) == HEAD
     assert check(empty_url) == []
     assert counts(empty_url) == [1, 1, 1]
 
@@ -209,7 +225,7 @@ def test_a_newer_database_is_refused(empty_url: str) -> None:
         migrate(empty_url)
     with pytest.raises(NewerDatabase):
         downgrade(empty_url, "base")
-    assert check(empty_url) == ["the database is at revision 9999, this code needs 0001"]
+    assert check(empty_url) == [f"the database is at revision 9999, this code needs {HEAD}"]
 
 
 def test_four_processes_at_once(empty_url: str) -> None:
@@ -236,10 +252,10 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
         return capsys.readouterr().out.strip()
 
     assert run("current") == "never migrated"
-    with pytest.raises(SystemExit, match="this code needs 0001"):
+    with pytest.raises(SystemExit, match=f"this code needs {HEAD}"):
         run("check")
     assert run() == ""
-    assert run("current") == "0001"
+    assert run("current") == HEAD
     assert run("check") == ""
     assert run("downgrade", "base") == ""
     assert run("current") == "never migrated"
@@ -254,9 +270,9 @@ def test_a_draft_of_no_change_is_empty(tmp_path: Path) -> None:
     shutil.copytree(SCRIPTS, folder, ignore=shutil.ignore_patterns("__pycache__"))
     migrate(url)
     migrations.draft(url, "nothing", scripts=folder)
-    text = (folder / "versions" / "0002_nothing.py").read_text()
-    compile(text, "0002_nothing.py", "exec")
-    assert "op." not in text and 'down_revision = "0001"' in text.replace("'", '"')
+    text = (folder / "versions" / "0003_nothing.py").read_text()
+    compile(text, "0003_nothing.py", "exec")
+    assert "op." not in text and f'down_revision = "{HEAD}"' in text.replace("'", '"')
 
 
 def test_an_unreachable_database_is_unavailable() -> None:

@@ -13,12 +13,14 @@ import pytest
 import sqlalchemy as sa
 from sqlmodel import Session, func, select
 
+from db.jobs import JobRecords
 from db.records import Records
 from db.registry import Registry
 from db.session import connect
 from db.tables import Artifact, Image, Prediction
 from ekiben.errors import Conflict, NotFound, Refusal, Unavailable
 from tests.db import rows
+from tests.db.job_rows import claimed, items, job, unqueued
 from tests.servers import free_port
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
@@ -170,6 +172,61 @@ def test_known_keys(records: Records, registry: Registry) -> None:
     many = {f"images/2026/11/20/{n}.jpg" for n in range(1200)}
     assert records.known_keys([*known, *unknown, *many]) == known
     assert records.known_keys([]) == set()
+
+
+def test_keys_of_jobs_are_known(records: Records, engine: sa.Engine) -> None:
+    """A picture belongs to its item until it becomes an image; a job that failed may be tried again."""
+    given = [*items(2), {"id": "item-3", "image_id": "image-1"}]
+    stored, _ = JobRecords(engine).submit(job(3), given, 1, unqueued)
+    archive = rows.artifact(None, job_id=stored.id)
+    save(records, archive)
+    known = {given[0]["storage_key"], given[1]["storage_key"], archive.storage_key}
+    assert records.known_keys([*known, "images/2026/11/20/x.jpg"]) == known
+    JobRecords(engine).cancel("local", stored.id)
+    assert records.known_keys(known) == known
+
+
+def test_which_ids_are_images(records: Records) -> None:
+    images = [rows.image() for _ in range(1100)]
+    save(records, *images, rows.image(id="of-ann", owner="ann"))
+    ids = [image.id for image in images]
+    asked = [*ids[:600], "nothing", "of-ann", *ids[600:], ids[0]]
+    assert records.image_ids("local", asked) == set(ids)
+    assert records.image_ids("ann", asked) == {"of-ann"}
+    assert records.image_ids("local", []) == set()
+
+
+def test_unused_images_are_removed(records: Records, engine: sa.Engine) -> None:
+    """Not those that are young, kept, or needed by a prediction or by a job that is not over."""
+    old = {"created_at": NOON}
+    names = ("unused", "waiting", "running", "cancelled", "used")
+    images = [rows.image(id=name, **old) for name in names]
+    twins = [rows.image(id="twin", storage_key="images/2026/11/20/twin.jpg", **old)]
+    twins.append(rows.image(id="kept", kept=True, storage_key="images/2026/11/20/twin.jpg", **old))
+    save(records, *images, *twins, rows.image(id="young"), rows.prediction("used"))
+    jobs = JobRecords(engine)
+    for name in names[1:4]:
+        jobs.submit(job(id=f"job-{name}"), [{"id": f"item-{name}", "image_id": name}], 1, unqueued)
+    claimed(engine, "job-running")
+    jobs.cancel("local", "job-cancelled")
+    assert records.remove_unused_images(NOON) == []
+    later = NOON + timedelta(seconds=1)
+    keys = {image.id: image.storage_key for image in images}
+    first = records.remove_unused_images(later, limit=1)
+    assert len(first) == 1 and count(engine, Image) == 7
+    assert {*first, *records.remove_unused_images(later)} == {keys["unused"], keys["cancelled"]}  # not the twin's
+    assert records.remove_unused_images(later) == []
+    assert {image.id for image in records.images("local").items} == {"waiting", "running", "used", "kept", "young"}
+
+
+def test_an_image_that_a_job_waits_with_stays(records: Records, engine: sa.Engine) -> None:
+    """Asked about once, then once more as a job; the first answer is removed before the job began."""
+    image = rows.image()
+    prediction = rows.prediction(image.id)
+    save(records, image, prediction)
+    JobRecords(engine).submit(job(), [{"id": "item-1", "image_id": image.id}], 1, unqueued)
+    assert records.delete_prediction("local", prediction.id) == []
+    assert records.image("local", image.id).storage_key == image.storage_key
 
 
 def held_insert(engine: sa.Engine, image_id: str, release: threading.Event, inserted: threading.Event) -> None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from db import writer as writers
 from db.migrate import migrate
 from db.records import Records
 from db.session import connect
-from db.tables import Artifact, Image, Prediction
+from db.tables import Artifact, Chore, Image, Prediction, now
 from db.writer import Writer
 from ekiben.errors import Conflict, Overloaded, Unavailable
 from tests.db import rows
@@ -175,6 +176,71 @@ def test_close_gives_up_in_time(engine: sa.Engine) -> None:
 
 def test_nothing_to_store(records: Records) -> None:
     assert records.save([]).result(10) is None
+
+
+@dataclass(frozen=True)
+class Noted:
+    """Notes its turn in a row of its own; then it refuses, if it is to."""
+
+    job_id: str
+    error: Exception | None = None
+
+    def __call__(self, db: sa.Connection) -> None:
+        db.execute(sa.insert(Chore).values(name=self.job_id, due_at=now()))
+        if self.error is not None:
+            raise self.error
+
+
+def test_what_comes_after_the_rows_is_in_their_transaction(engine: sa.Engine, records: Records) -> None:
+    records.save(unit(), Noted("a")).result(10)
+    records.save([], Noted("b")).result(10)
+    fault = ValueError("a fault of ours")
+    for error in (Conflict("lost", code="item_lost"), fault):
+        assert records.save(unit(), Noted("c", error)).exception(10) is error
+    assert counts(engine) == [1, 1, 1]
+    with Session(engine) as session:
+        assert set(session.exec(select(Chore.name))) == {"a", "b"}
+
+
+def test_one_that_refuses_fails_alone(engine: sa.Engine, records: Records) -> None:
+    """20 units in one group, each with something after its rows; two of them refuse."""
+    refused = Conflict("lost", code="item_lost")
+    with locked(engine):
+        first = records.save(unit())
+        time.sleep(0.05)  # the writer hangs on this one; the rest meet in the group after it
+        futures = {
+            f"job-{n:02}": records.save(
+                unit(filename=f"{n}.jpg"), Noted(f"job-{n:02}", refused if n in (3, 11) else None)
+            )
+            for n in range(20)
+        }
+    first.result(10)
+    failed = {name for name, future in futures.items() if future.exception(20) is refused}
+    assert failed == {"job-03", "job-11"}
+    assert counts(engine) == [19, 19, 19]
+    with Session(engine) as session:
+        assert set(session.exec(select(Chore.name))) == set(futures) - failed
+        assert set(session.exec(select(Image.filename))).isdisjoint({"3.jpg", "11.jpg"})
+
+
+def test_jobs_of_a_group_come_in_one_order(engine: sa.Engine, records: Records) -> None:
+    """Two processes that lock the rows of several jobs must not do it in opposite orders."""
+    seen: list[str] = []
+
+    @dataclass(frozen=True)
+    class Seen:
+        job_id: str
+
+        def __call__(self, db: sa.Connection) -> None:
+            seen.append(self.job_id)
+
+    with locked(engine):
+        first = records.save(unit())
+        time.sleep(0.05)
+        futures = [records.save(unit(), Seen(job_id)) for job_id in "cabac"]
+    for future in (first, *futures):
+        future.result(10)
+    assert seen == ["a", "a", "b", "c", "c"]
 
 
 def test_a_locked_sqlite_is_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

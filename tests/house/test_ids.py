@@ -39,10 +39,18 @@ def test_a_derived_id() -> None:
 
 
 def test_a_derived_id_stays_what_it_was() -> None:
-    """Blobs of jobs that run during an update lie under these. By hand: sha256sum of "BASE/image" begins with
-    30be 03de0ddea3b6a87f; the version, 7, and the variant, 10 in two bits, go over the first digit of each part."""
+    """Blobs of jobs that run during an update lie under these. By hand: time of the base, 7, the number; then
+    the digits 5 to 20 of ``sha256sum`` of "BASE/image/0", with the variant, 10, in the first two bits."""
     base = "01a1fd33-f034-7dd3-b448-5e82451fcbe3"
-    assert derived_id(base, "image") == "01a1fd33-f034-70be-83de-0ddea3b6a87f"
+    assert derived_id(base, "image") == "01a1fd33-f034-7000-9dff-1cb55596b21f"
+    assert derived_id(base, "file", 258) == "01a1fd33-f034-7102-bb3b-f0f0f023969f"
+
+
+def test_derived_ids_stand_by_their_numbers() -> None:
+    base = new_id()
+    numbered = [derived_id(base, "file", number) for number in range(4096)]
+    assert numbered == sorted(numbered)
+    assert len({*numbered, *(derived_id(base, "file", number) for number in range(4096, 6000))}) == 6000
 
 
 def test_only_of_an_id() -> None:

@@ -1,0 +1,387 @@
+"""Every change of a job's state, one at a time, with what it leaves in the rows; races are in test_job_races.py."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlmodel import Session
+
+from db import job_states
+from db.job_states import Settling
+from db.jobs import JobRecords
+from db.records import Records
+from db.session import writing
+from db.tables import Image, Job, JobEvent, JobItem, Prediction, Worker, now
+from ekiben.errors import Conflict, NotFound
+from tests.db import rows
+from tests.db.job_rows import (
+    buried,
+    change,
+    claimed,
+    count,
+    events_now,
+    given_back,
+    items,
+    items_now,
+    job,
+    job_now,
+    states_now,
+    submitted,
+    unqueued,
+)
+
+BAD = {"code": "bad_image", "message": "not an image"}
+DIED = "3 workers died while they worked on it: it may need more memory than there is"
+MINUTE = timedelta(minutes=1)
+
+
+def settle(records: Records, job_id: str, item_id: str, worker_id: str = "worker-1", **given: Any) -> None:
+    records.save([], Settling(job_id, item_id, worker_id, **given)).result(10)
+
+
+def test_claim_marks_what_it_takes(engine: sa.Engine) -> None:
+    before = now()
+    job_id = submitted(engine, 5)
+    first = claimed(engine, job_id, "worker-1", 2)
+    assert [(item.position, item.filename, item.bytes, item.tries) for item in first] == [
+        (0, "0.jpg", 1000, 0),
+        (1, "1.jpg", 1001, 0),
+    ]
+    stored = items_now(engine, job_id)
+    assert first[0] == job_states.ClaimedItem(*(getattr(stored[0], name) for name in job_states.ClaimedItem._fields))
+    assert [item.position for item in claimed(engine, job_id, "worker-2", 2)] == [2, 3]
+    assert [item.position for item in claimed(engine, job_id, "worker-1", 2)] == [4]
+    assert claimed(engine, job_id, "worker-2", 2) == []
+    stored = items_now(engine, job_id)
+    assert [item.worker_id for item in stored] == ["worker-1", "worker-1", "worker-2", "worker-2", "worker-1"]
+    assert [(item.state, item.attempts, item.deaths) for item in stored] == [("running", 1, 0)] * 5
+    assert all(before <= item.started_at <= now() for item in stored if item.started_at)
+    begun = job_now(engine, job_id)
+    assert (begun.state, begun.attempts, begun.succeeded, begun.failed) == ("running", 1, 0, 0)
+    assert begun.started_at == stored[0].started_at  # the first claim began it
+    assert events_now(engine, job_id) == [(1, "state", {"state": "queued"}), (2, "state", {"state": "running"})]
+    assert begun.last_event == 2
+
+
+def test_what_a_worker_died_with_comes_last_and_alone(engine: sa.Engine) -> None:
+    job_id = submitted(engine, 5)
+    stored = items_now(engine, job_id)
+    change(engine, JobItem, stored[0].id, deaths=2)
+    change(engine, JobItem, stored[1].id, deaths=1)
+    change(engine, JobItem, stored[3].id, deaths=1)
+    claims = [[(item.position, item.deaths) for item in claimed(engine, job_id)] for _ in range(5)]
+    assert claims == [[(2, 0), (4, 0)], [(1, 1)], [(3, 1)], [(0, 2)], []]
+
+
+def test_a_retry_waits_for_its_time(engine: sa.Engine) -> None:
+    job_id = submitted(engine, 3)
+    given_back(engine, "worker-1", claimed(engine, job_id, limit=1), now() + MINUTE)
+    assert [item.position for item in claimed(engine, job_id)] == [1, 2]
+    assert claimed(engine, job_id) == []
+    change(engine, JobItem, items_now(engine, job_id)[0].id, not_before=now() - timedelta(milliseconds=1))
+    (again,) = claimed(engine, job_id)
+    assert (again.position, again.tries) == (0, 1)  # it was tried once
+
+
+def test_claim_leaves_other_jobs_and_jobs_that_are_over(engine: sa.Engine) -> None:
+    job_id, other = submitted(engine, 2), submitted(engine, 2)
+    with writing(engine) as session:
+        job_states.fail(session, job_id, BAD)
+    assert claimed(engine, job_id) == []
+    assert (job_now(engine, job_id).state, job_now(engine, other).state) == ("failed", "queued")
+    assert states_now(engine, other) == ["queued", "queued"]
+
+
+def test_an_answer_its_item_and_the_counts_are_one_transaction(engine: sa.Engine, records: Records) -> None:
+    job_id = submitted(engine, 2, webhook_url="https://example.org/done")
+    one, two = claimed(engine, job_id)
+    image = rows.image(storage_key=one.storage_key)
+    answer = [image, rows.prediction(image.id, id=one.id, job_id=job_id)]
+    records.save(answer, Settling(job_id, one.id, "worker-1", result={"took_ms": 12.5}, image_id=image.id)).result(10)
+    first, second = items_now(engine, job_id)
+    assert (first.state, first.result, first.error, first.worker_id) == ("succeeded", {"took_ms": 12.5}, None, None)
+    assert (first.image_id, first.storage_key) == (image.id, None)  # the picture is the image's from now on
+    assert first.finished_at is not None and second.state == "running"
+    half = job_now(engine, job_id)
+    assert (half.state, half.succeeded, half.failed, half.finished_at) == ("running", 1, 0, None)
+    assert (half.webhook_state, half.webhook_at, half.progress) == (None, None, 0.0)
+    assert records.prediction("local", one.id).job_id == job_id
+
+    settle(records, job_id, two.id, error=BAD)
+    second = items_now(engine, job_id)[1]
+    assert (second.state, second.result, second.error) == ("failed", None, BAD)
+    assert second.storage_key == two.storage_key  # so that it can be tried again
+    over = job_now(engine, job_id)
+    assert (over.state, over.succeeded, over.failed, over.progress, over.error) == ("succeeded", 1, 1, 1.0, None)
+    assert over.finished_at is not None and over.finished_at == over.webhook_at and over.webhook_state == "pending"
+    assert events_now(engine, job_id)[2:] == [
+        (3, "state", {"state": "succeeded", "total": 2, "done": 2, "failed": 1, "error": None})
+    ]
+
+
+def test_an_item_that_was_lost_takes_its_answer_along(engine: sa.Engine, records: Records) -> None:
+    """Whoever came too late leaves nothing: not the prediction, not the image, not a count."""
+    job_id = submitted(engine, 4)
+    mine = claimed(engine, job_id, "worker-1", 3)
+    settle(records, job_id, mine[0].id)
+    given_back(engine, "worker-1", [mine[1]])
+    assert [item.id for item in claimed(engine, job_id, "worker-2", 1)] == [mine[1].id]
+    never_claimed = items_now(engine, job_id)[3].id
+    for item_id in (mine[0].id, mine[1].id, never_claimed, "no such item"):
+        image = rows.image()
+        answer = [image, rows.prediction(image.id, id=f"{item_id[:30]}-late", job_id=job_id)]
+        error = records.save(answer, Settling(job_id, item_id, "worker-1", image_id=image.id)).exception(10)
+        assert isinstance(error, Conflict) and error.code == "item_lost"
+    error = records.save([], Settling("no such job", mine[2].id, "worker-1")).exception(10)
+    assert isinstance(error, Conflict) and error.code == "item_lost"
+    assert [count(engine, Prediction), count(engine, Image)] == [0, 0]
+    assert states_now(engine, job_id) == ["succeeded", "running", "running", "queued"]
+    assert (job_now(engine, job_id).succeeded, job_now(engine, job_id).failed) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "total", "error"),
+    [
+        ("request", 1, BAD),
+        ("batch", 3, {"code": "all_items_failed", "message": "all 3 items failed; the first: not an image"}),
+    ],
+)
+def test_nothing_good_is_a_failed_job(
+    engine: sa.Engine, records: Records, kind: str, total: int, error: dict[str, str]
+) -> None:
+    job_id = submitted(engine, total, kind=kind)
+    for item in claimed(engine, job_id)[::-1]:  # "the first" is that of the order in which they were given
+        said = BAD if item.position == 0 else {"code": "too_large", "message": "more pixels than the limit"}
+        settle(records, job_id, item.id, error=said)
+    over = job_now(engine, job_id)
+    assert (over.state, over.error, over.succeeded, over.failed) == ("failed", error, 0, total)
+    assert (over.progress, over.webhook_state, over.webhook_at) == (0.0, None, None)
+    data = {"state": "failed", "total": total, "done": total, "failed": total, "error": error}
+    assert events_now(engine, job_id)[-1] == (3, "state", data)
+
+
+def test_items_that_could_not_be_tried_count(engine: sa.Engine, records: Records) -> None:
+    """A batch may be submitted with items that failed already."""
+    given = items(2)
+    given[0] |= {"state": "failed", "storage_key": None, "error": BAD, "finished_at": now()}
+    stored, _ = JobRecords(engine).submit(job(2, failed=1), given, 1, unqueued)
+    (item,) = claimed(engine, stored.id)
+    assert item.position == 1
+    settle(records, stored.id, item.id)
+    over = job_now(engine, stored.id)
+    assert (over.state, over.succeeded, over.failed) == ("succeeded", 1, 1)
+
+
+def test_give_back(engine: sa.Engine) -> None:
+    job_id = submitted(engine, 3)
+    mine = claimed(engine, job_id, "worker-1", 2)
+    (other,) = claimed(engine, job_id, "worker-2", 2)
+    at = datetime(2026, 11, 20, 12, tzinfo=UTC)
+    given_back(engine, "worker-1", [mine[1], other], at)  # what is in another's hand stays there
+    stored = items_now(engine, job_id)
+    assert [(item.state, item.worker_id, item.not_before) for item in stored] == [
+        ("running", "worker-1", None),
+        ("queued", None, at),
+        ("running", "worker-2", None),
+    ]
+    assert [(item.attempts, item.deaths) for item in stored] == [(1, 0)] * 3
+    given_back(engine, "worker-1", [])
+    assert states_now(engine, job_id) == ["running", "queued", "running"]
+
+
+def die(engine: sa.Engine, job_id: str, number: int, limit: int = 100) -> list[int]:
+    """A worker takes items and dies; their positions."""
+    with Session(engine) as session:
+        session.add(Worker(id=f"dead-{number}", host="h", pid=1, started_at=now(), seen_at=now()))
+        session.commit()
+    taken = [item.position for item in claimed(engine, job_id, f"dead-{number}", limit)]
+    assert buried(engine, f"dead-{number}") == [job_id]
+    return taken
+
+
+def test_a_death_is_counted_for_all_in_hand(engine: sa.Engine) -> None:
+    job_id, other = submitted(engine, 3), submitted(engine, 1)
+    claimed(engine, other, "worker-2")
+    assert die(engine, job_id, 1, limit=2) == [0, 1]
+    stored = items_now(engine, job_id)
+    assert [(item.state, item.deaths, item.worker_id, item.attempts) for item in stored] == [
+        ("queued", 1, None, 1),
+        ("queued", 1, None, 1),
+        ("queued", 0, None, 0),
+    ]
+    hit = job_now(engine, job_id)
+    assert (hit.state, hit.deaths, hit.attempts) == ("running", 1, 2)
+    assert events_now(engine, job_id)[-1] == (3, "worker_lost", {"deaths": 1})
+    assert count(engine, Worker) == 0
+    assert states_now(engine, other) == ["running"]
+    assert buried(engine, "dead-1") == []  # it had nothing any more
+    assert job_now(engine, job_id).deaths == 1
+
+
+def test_what_kills_workers_fails_and_the_innocent_live(engine: sa.Engine, records: Records) -> None:
+    """Item 1 kills whoever works on it. Beside it at first is item 0; after that the poison runs alone."""
+    job_id = submitted(engine, 4)
+    assert die(engine, job_id, 1, limit=2) == [0, 1]
+    for item in claimed(engine, job_id):  # the fresh ones come first
+        assert item.position in (2, 3)
+        settle(records, job_id, item.id)
+    assert job_now(engine, job_id).deaths == 0  # an item ended
+    (innocent,) = claimed(engine, job_id)
+    assert innocent.position == 0
+    settle(records, job_id, innocent.id)
+    assert die(engine, job_id, 2) == [1]
+    assert (job_now(engine, job_id).state, states_now(engine, job_id)[1]) == ("running", "queued")
+    assert die(engine, job_id, 3) == [1]
+    poison = items_now(engine, job_id)[1]
+    assert (poison.state, poison.deaths, poison.error) == ("failed", 3, {"code": "worker_died", "message": DIED})
+    over = job_now(engine, job_id)
+    assert (over.state, over.succeeded, over.failed, over.error) == ("succeeded", 3, 1, None)
+    assert [kind for _, kind, _ in events_now(engine, job_id)] == [
+        "state",
+        "state",
+        "worker_lost",
+        "worker_lost",
+        "worker_lost",
+        "state",
+    ]
+
+
+def test_three_deaths_without_an_end_fail_the_job(engine: sa.Engine) -> None:
+    """Whatever they had in hand: a batch whose every item kills would kill three workers for each of them."""
+    job_id = submitted(engine, 10)
+    assert [die(engine, job_id, number, limit=2) for number in (1, 2, 3)] == [[0, 1], [2, 3], [4, 5]]
+    over = job_now(engine, job_id)
+    error = {"code": "worker_died", "message": f"{DIED}; none of its items ended meanwhile"}
+    assert (over.state, over.error, over.deaths, over.failed) == ("failed", error, 3, 0)
+    assert over.attempts == 3  # nobody goes on after the third
+    stored = items_now(engine, job_id)
+    assert {item.state for item in stored} == {"cancelled"}  # they can be tried again
+    assert [item.deaths for item in stored] == [1] * 6 + [0] * 4
+    assert events_now(engine, job_id)[-1][2] == {
+        "state": "failed",
+        "total": 10,
+        "done": 0,
+        "failed": 0,
+        "error": error,
+    }
+
+
+def test_three_deaths_fail_a_request(engine: sa.Engine) -> None:
+    job_id = submitted(engine, 1, kind="request")
+    assert [die(engine, job_id, number) for number in (1, 2, 3)] == [[0]] * 3
+    over = job_now(engine, job_id)
+    error = {"code": "worker_died", "message": DIED}
+    assert (over.state, over.error, over.failed, over.deaths) == ("failed", error, 1, 3)
+    assert states_now(engine, job_id) == ["failed"]
+
+
+def test_cancel(engine: sa.Engine, records: Records) -> None:
+    jobs = JobRecords(engine)
+    job_id = submitted(engine, 4, webhook_url="https://example.org/done")
+    done, bad, in_hand = claimed(engine, job_id, limit=3)
+    settle(records, job_id, done.id)
+    settle(records, job_id, bad.id, error=BAD)
+    cancelled = jobs.cancel("local", job_id)
+    assert (cancelled.state, cancelled.succeeded, cancelled.failed, cancelled.error) == ("cancelled", 1, 1, None)
+    assert cancelled.finished_at is not None and cancelled.webhook_state == "pending" and cancelled.progress == 0.0
+    assert states_now(engine, job_id) == ["succeeded", "failed", "cancelled", "cancelled"]
+    assert {item.worker_id for item in items_now(engine, job_id)} == {None}
+    data = {"state": "cancelled", "total": 4, "done": 2, "failed": 1, "error": None}
+    assert events_now(engine, job_id)[-1] == (3, "state", data)
+    with pytest.raises(Conflict, match="the job is over: it was cancelled"):
+        jobs.cancel("local", job_id)
+    error = records.save([], Settling(job_id, in_hand.id, "worker-1")).exception(10)
+    assert isinstance(error, Conflict) and error.code == "item_lost"
+    given_back(engine, "worker-1", [in_hand])
+    assert states_now(engine, job_id)[2] == "cancelled"
+    assert buried(engine, "worker-1") == []
+    assert len(events_now(engine, job_id)) == 3
+
+
+def test_fail_ends_what_is_not_over(engine: sa.Engine, records: Records) -> None:
+    job_id = submitted(engine, 2)
+    with writing(engine) as session:
+        job_states.fail(session, job_id, {"code": "timed_out", "message": "600 s"})
+        job_states.fail(session, job_id, BAD)
+        job_states.fail(session, "no such job", BAD)
+    over = job_now(engine, job_id)
+    assert (over.state, over.error) == ("failed", {"code": "timed_out", "message": "600 s"})
+    assert states_now(engine, job_id) == ["cancelled", "cancelled"]
+    assert [number for number, _, _ in events_now(engine, job_id)] == [1, 2]
+
+
+def test_retry_begins_again_with_what_did_not_succeed(engine: sa.Engine, records: Records) -> None:
+    jobs = JobRecords(engine)
+    job_id = submitted(engine, 4, webhook_url="https://example.org/done")
+    with pytest.raises(Conflict, match="the job is not over yet"):
+        jobs.retry("local", job_id, lambda items: items, unqueued)
+    die(engine, job_id, 1, limit=1)
+    good, bad, in_hand = claimed(engine, job_id)
+    settle(records, job_id, good.id, result={"a": 1})
+    settle(records, job_id, bad.id, error=BAD)
+    given_back(engine, "worker-1", [in_hand], now() + MINUTE)
+    with writing(engine) as session:
+        job_states.report(session, job_id, 0.5)
+        job_states.fail(session, job_id, {"code": "timed_out", "message": "600 s"})
+    jobs.webhook_tried(job_id, "pending", 2, now() + MINUTE)
+    finished = items_now(engine, job_id)[1].finished_at
+    asked: list[int] = []
+
+    again = jobs.retry("local", job_id, lambda items: asked.append(items) or 2, unqueued)  # type: ignore[func-returns-value]
+    assert asked == [3]
+    assert (again.state, again.succeeded, again.failed, again.deaths, again.progress) == ("queued", 1, 0, 0, 0.0)
+    assert (again.error, again.started_at, again.finished_at) == (None, None, None)
+    assert (again.webhook_state, again.webhook_tries, again.webhook_at) == (None, 0, None)
+    assert (again.hands, again.attempts) == (3, 2)  # these only grow
+    assert again.head_start == 1
+    stored = items_now(engine, job_id)
+    assert [item.state for item in stored] == ["queued", "succeeded", "queued", "queued"]
+    assert (stored[1].result, stored[1].finished_at, stored[1].attempts) == ({"a": 1}, finished, 1)
+    for item in (stored[0], stored[2], stored[3]):
+        assert (item.attempts, item.deaths, item.not_before, item.error, item.finished_at) == (0, 0, None, None, None)
+    assert events_now(engine, job_id)[-1][1:] == ("state", {"state": "queued"})
+
+    for mine in claimed(engine, job_id):
+        settle(records, job_id, mine.id)
+    over = job_now(engine, job_id)
+    assert (over.state, over.succeeded, over.failed, over.webhook_state) == ("succeeded", 4, 0, "pending")
+    with pytest.raises(Conflict, match="every item of this job has succeeded"):
+        jobs.retry("local", job_id, lambda items: items, unqueued)
+    assert job_now(engine, job_id).state == "succeeded"
+
+
+def test_events_of_a_job_that_is_gone_are_dropped(engine: sa.Engine) -> None:
+    with writing(engine) as session:
+        job_states.add_event(session, "no such job", "state", {})
+    assert count(engine, JobEvent) == 0
+
+
+def test_report(engine: sa.Engine, records: Records) -> None:
+    batch, request = submitted(engine, 4), submitted(engine, 1, kind="request")
+    with writing(engine) as session:
+        job_states.report(session, batch)  # it has not begun
+    assert len(events_now(engine, batch)) == 1
+    one, two = claimed(engine, batch, limit=2)
+    settle(records, batch, one.id)
+    settle(records, batch, two.id, error=BAD)
+    claimed(engine, request)
+    quiet = datetime(2026, 11, 20, 12, tzinfo=UTC)
+    change(engine, Job, batch, updated_at=quiet)
+    JobRecords(engine).report({request: 0.25, batch: None, "no such job": 0.5})
+    assert events_now(engine, batch)[-1] == (3, "progress", {"progress": 0.5, "total": 4, "done": 2, "failed": 1})
+    assert events_now(engine, request)[-1] == (3, "progress", {"progress": 0.25, "total": 1, "done": 0, "failed": 0})
+    assert (job_now(engine, request).progress, job_now(engine, batch).progress) == (0.25, 0.0)
+    assert job_now(engine, batch).updated_at > quiet  # so that it does not look stalled
+    JobRecords(engine).cancel("local", batch)
+    JobRecords(engine).report({batch: None})
+    assert events_now(engine, batch)[-1][1] == "state"
+
+
+def test_end_of_time() -> None:
+    noon = datetime(2026, 11, 20, 12, tzinfo=UTC)
+    assert job_states.end_of_time(job(started_at=noon, timeout_s=90.5)) == noon + timedelta(seconds=90.5)
+    with pytest.raises(NotFound):
+        job_states.end_of_time(job())

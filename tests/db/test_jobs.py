@@ -1,0 +1,430 @@
+"""Jobs as their owners see them: submitted once, found, and removed with all that they made."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from itertools import chain
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlmodel import Session
+
+from db import job_states
+from db.job_states import Settling
+from db.jobs import JobRecords
+from db.records import Records
+from db.session import writing
+from db.tables import Artifact, Image, Job, JobEvent, JobItem, Prediction, now
+from ekiben.errors import Conflict, NotFound, Refusal, Unavailable
+from tests.db import rows
+from tests.db.job_rows import (
+    change,
+    claimed,
+    count,
+    events_now,
+    items,
+    items_now,
+    job,
+    job_now,
+    states_now,
+    submitted,
+    unqueued,
+)
+
+NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
+BAD = {"code": "bad_image", "message": "not an image"}
+MINUTE = timedelta(minutes=1)
+
+
+@pytest.fixture
+def jobs(engine: sa.Engine) -> JobRecords:
+    return JobRecords(engine)
+
+
+def answered(records: Records, engine: sa.Engine, job_id: str, **given: Any) -> dict[str, list[str]]:
+    """Settle all that can be claimed with an image, a prediction and a mask each; the masks' keys by item."""
+    masks: dict[str, list[str]] = {}
+    for item in claimed(engine, job_id, limit=1000):
+        image = rows.image(storage_key=item.storage_key)
+        prediction = rows.prediction(item.image_id or image.id, id=item.id, job_id=job_id, **given)
+        mask = rows.artifact(item.id)
+        masks[item.id] = [mask.storage_key]
+        own = [] if item.image_id else [image]
+        settling = Settling(
+            job_id, item.id, "worker-1", result={"n": item.position}, image_id=image.id if own else None
+        )
+        records.save([*own, prediction, mask], settling).result(20)
+    return masks
+
+
+def test_submit_stores_all_of_it(engine: sa.Engine, jobs: JobRecords) -> None:
+    given = items(2)
+    given[1] = {"id": given[1]["id"], "image_id": "image-1"}
+    queued: list[tuple[str, int]] = []
+    asked = job(2, priority=7, parameters={"top_k": 3}, owner="ann", created_at=NOON)
+    stored, created = jobs.submit(asked, given, 3, lambda session, job, number: queued.append((job.id, number)))
+    assert created and stored.id == asked.id
+    assert queued == [(asked.id, 0), (asked.id, 1), (asked.id, 2)]
+    found = jobs.job("ann", asked.id)
+    assert (found.state, found.total, found.hands, found.last_event, found.priority) == ("queued", 2, 3, 1, 7)
+    assert (found.parameters, found.succeeded, found.failed, found.started_at) == ({"top_k": 3}, 0, 0, None)
+    one, two = items_now(engine, asked.id)
+    assert (one.id, one.filename, one.bytes, one.storage_key) == (
+        given[0]["id"],
+        "0.jpg",
+        1000,
+        given[0]["storage_key"],
+    )
+    assert (two.id, two.image_id, two.filename, two.storage_key, two.bytes) == (
+        given[1]["id"],
+        "image-1",
+        None,
+        None,
+        0,
+    )
+    assert [(item.owner, item.created_at, item.state, item.attempts) for item in (one, two)] == [
+        ("ann", NOON, "queued", 0)
+    ] * 2
+    assert events_now(engine, asked.id) == [(1, "state", {"state": "queued"})]
+
+
+def test_hands_are_numbered_on(jobs: JobRecords) -> None:
+    numbers: list[int] = []
+
+    def enqueue(session: Session, job: Job, number: int) -> None:
+        numbers.append(number)
+
+    stored, _ = jobs.submit(job(2), items(2), 2, enqueue)
+    jobs.add_hand(stored.id, enqueue)
+    jobs.cancel("local", stored.id)
+    jobs.add_hand(stored.id, enqueue)  # it is over: nobody need work on it
+    jobs.add_hand("no such job", enqueue)
+    jobs.retry("local", stored.id, lambda items: items, enqueue)
+    assert numbers == [0, 1, 2, 3, 4]
+    assert jobs.job("local", stored.id).hands == 5
+
+
+def test_a_queue_that_refuses_leaves_nothing(engine: sa.Engine, jobs: JobRecords) -> None:
+    def enqueue(session: Session, job: Job, number: int) -> None:
+        if number == 1:
+            raise Unavailable("the queue is away")
+
+    with pytest.raises(Unavailable, match="the queue is away"):
+        jobs.submit(job(3, idempotency_key="k"), items(3), 2, enqueue)
+    assert [count(engine, table) for table in (Job, JobItem, JobEvent)] == [0, 0, 0]
+
+    job_id = submitted(engine)
+    jobs.cancel("local", job_id)
+    with pytest.raises(Unavailable):
+        jobs.retry("local", job_id, lambda items: 2, enqueue)
+    assert (job_now(engine, job_id).state, job_now(engine, job_id).hands) == ("cancelled", 1)
+    assert states_now(engine, job_id) == ["cancelled"] * 3
+
+
+def test_an_idempotency_key_is_one_request(engine: sa.Engine, jobs: JobRecords) -> None:
+    def submit(owner: str, key: str | None, fingerprint: str) -> tuple[str, bool]:
+        asked = job(2, owner=owner, idempotency_key=key, fingerprint=fingerprint * 64)
+        stored, created = jobs.submit(asked, items(2), 1, unqueued)
+        return stored.id, created
+
+    first, created = submit("ann", "key", "a")
+    assert created
+    jobs.cancel("ann", first)
+    assert submit("ann", "key", "a") == (first, False)  # whatever became of it
+    with pytest.raises(Conflict) as refused:
+        submit("ann", "key", "b")
+    assert refused.value.code == "idempotency_key_reused"
+    assert submit("ann", "other", "a")[1] and submit("bob", "key", "b")[1]
+    assert submit("ann", None, "a")[1] and submit("ann", None, "a")[1]
+    assert (count(engine, Job), count(engine, JobItem)) == (5, 10)
+    assert jobs.remove_some("ann", first)[1]
+    assert submit("ann", "key", "b")[1]  # the key is free again
+
+
+def test_a_conflict_of_another_kind_is_raised(engine: sa.Engine, jobs: JobRecords) -> None:
+    given = items(1)
+    jobs.submit(job(), given, 1, unqueued)
+    with pytest.raises(Conflict, match="exist already"):
+        jobs.submit(job(idempotency_key="k"), given, 1, unqueued)
+    assert count(engine, Job) == 1
+
+
+def test_pages_newest_first(engine: sa.Engine, jobs: JobRecords) -> None:
+    for n in range(4):
+        moment = NOON + timedelta(minutes=n)
+        submitted(engine, 2, id=f"batch-{n}", created_at=moment)
+        submitted(engine, 1, id=f"request-{n}", kind="request", created_at=moment)
+    submitted(engine, 1, id="of-ann", owner="ann", kind="request")
+    jobs.cancel("local", "batch-1")
+    claimed(engine, "request-2")
+    page = jobs.jobs("local", page=2, limit=3)
+    assert [job.id for job in page.items] == ["batch-2", "request-1", "batch-1"]
+    assert (page.total, page.page, page.limit) == (8, 2, 3)
+    assert [job.id for job in jobs.jobs("local", kind="batch").items] == [f"batch-{n}" for n in (3, 2, 1, 0)]
+    assert [job.id for job in jobs.jobs("local", state="cancelled").items] == ["batch-1"]
+    assert jobs.jobs("local", state="queued", kind="request").total == 3
+    assert [job.id for job in jobs.jobs("ann").items] == ["of-ann"]
+    assert jobs.jobs("bob").total == 0
+    assert (jobs.jobs("local", page=0, limit=0).limit, jobs.jobs("local", limit=10**9).limit) == (1, 1000)
+    assert jobs.counts() == {("batch", "queued"): 3, ("request", "queued"): 4, ("request", "running"): 1}
+
+
+def test_each_owner_sees_its_own(engine: sa.Engine, jobs: JobRecords, records: Records) -> None:
+    job_id = submitted(engine, 2, owner="ann")
+    answered(records, engine, job_id, owner="ann")
+    asks: list[Callable[[], object]] = [
+        lambda: jobs.job("local", job_id),
+        lambda: jobs.items("local", job_id),
+        lambda: jobs.events("local", job_id, 0),
+        lambda: jobs.cancel("local", job_id),
+        lambda: jobs.retry("local", job_id, lambda items: items, unqueued),
+        lambda: jobs.remove_some("local", job_id),
+        lambda: jobs.job("ann", "nothing"),
+    ]
+    for ask in asks:
+        with pytest.raises(NotFound, match="there is no job"):
+            ask()
+    stored = items_now(engine, job_id)
+    assert jobs.answers("local", stored) == {}
+    assert jobs.answers("ann", stored) == {item.id: rows.prediction("i").result for item in stored}
+    assert jobs.job("ann", job_id).state == "succeeded"
+
+
+def test_items_in_their_order(engine: sa.Engine, jobs: JobRecords) -> None:
+    job_id = submitted(engine, 7)
+    taken = claimed(engine, job_id, limit=3)
+    with writing(engine) as session:
+        Settling(job_id, taken[1].id, "worker-1", result={"big": "x" * 1000})(session)
+    page = jobs.items("local", job_id, page=2, limit=3)
+    assert ([item.position for item in page.items], page.total) == ([3, 4, 5], 7)
+    assert [item.position for item in jobs.items("local", job_id, state="running").items] == [0, 2]
+    (good,) = jobs.items("local", job_id, state="succeeded").items
+    assert good.result == {"big": "x" * 1000}
+    (lean,) = jobs.items("local", job_id, state="succeeded", results=False).items
+    assert "result" not in lean.__dict__ and lean.id == good.id
+    assert jobs.running([job_id, "no such job"]) == {job_id: 2}
+    assert jobs.running([]) == {}
+    assert jobs.states([job_id, "no such job"]) == {job_id: "running"}
+
+
+def test_answers_and_files_of_items(engine: sa.Engine, jobs: JobRecords, records: Records) -> None:
+    job_id = submitted(engine, 3)
+    masks = answered(records, engine, job_id)
+    stored = items_now(engine, job_id)
+    more = rows.artifact(stored[1].id, kind="overlay", created_at=now() + MINUTE)
+    records.save([more]).result(10)
+    records.delete_prediction("local", stored[0].id)
+    assert set(jobs.answers("local", stored)) == {stored[1].id, stored[2].id}
+    files = jobs.artifacts("local", stored)
+    assert {id: [file.storage_key for file in found] for id, found in files.items()} == {
+        stored[0].id: [],
+        stored[1].id: [*masks[stored[1].id], more.storage_key],
+        stored[2].id: masks[stored[2].id],
+    }
+    assert jobs.artifacts("ann", stored) == {item.id: [] for item in stored}
+
+
+def test_events_after_a_number(engine: sa.Engine, jobs: JobRecords) -> None:
+    job_id = submitted(engine, 1)
+    with writing(engine) as session:
+        for number in range(4):
+            job_states.add_event(session, job_id, "note", {"n": number})
+
+    def numbers(after: int, limit: int = 500) -> tuple[list[int], bool]:
+        found, complete = jobs.events("local", job_id, after, limit)
+        return [event.number for event in found], complete
+
+    assert numbers(0) == ([1, 2, 3, 4, 5], False)
+    assert numbers(5) == ([], False)
+    jobs.cancel("local", job_id)
+    assert numbers(3) == ([4, 5, 6], True)
+    assert numbers(0, 4) == ([1, 2, 3, 4], False)
+    assert numbers(4, 4) == ([5, 6], True)
+    assert numbers(6) == numbers(99) == ([], True)
+
+
+def test_claim_says_when_to_come_again(engine: sa.Engine, jobs: JobRecords) -> None:
+    job_id = submitted(engine, 3, timeout_s=60)
+    seen, mine, more_at = jobs.claim(job_id, "worker-1", lambda job: job.total - 1)
+    assert seen is not None and (seen.state, seen.id) == ("queued", job_id)  # as it was
+    assert ([item.position for item in mine], more_at) == ([0, 1], None)
+    later, latest = now() + MINUTE, now() + 2 * MINUTE
+    jobs.give_back("worker-1", [mine[0].id], latest)
+    jobs.give_back("worker-1", [mine[1].id], later)
+    assert [item.position for item in jobs.claim(job_id, "worker-1", lambda job: 5)[1]] == [2]
+    seen, mine, more_at = jobs.claim(job_id, "worker-2", lambda job: 5)
+    assert seen is not None and (seen.state, mine, more_at) == ("running", [], later)
+    with writing(engine) as session:
+        session.execute(sa.update(JobItem).values(state="running", worker_id="worker-1"))
+    assert jobs.claim(job_id, "worker-2", lambda job: 5)[1:] == ([], None)  # all is in somebody's hand
+    assert jobs.claim("no such job", "worker-1", lambda job: 5) == (None, [], None)
+
+
+def test_nothing_is_claimed_of_what_is_over_or_late(engine: sa.Engine, jobs: JobRecords) -> None:
+    cancelled, late = submitted(engine), submitted(engine, timeout_s=60)
+    jobs.cancel("local", cancelled)
+    seen, mine, more_at = jobs.claim(cancelled, "worker-1", lambda job: 5)
+    assert seen is not None and (seen.state, mine, more_at) == ("cancelled", [], None)
+    assert len(jobs.claim(late, "worker-1", lambda job: 1)[1]) == 1
+    change(engine, Job, late, started_at=now() - timedelta(seconds=61))
+    seen, mine, more_at = jobs.claim(late, "worker-1", lambda job: 5)
+    assert seen is not None and (seen.state, mine, more_at) == ("running", [], None)
+    assert states_now(engine, late) == ["running", "queued", "queued"]
+    jobs.fail(late, BAD)
+    assert (jobs.job("local", late).state, jobs.job("local", late).error) == ("failed", BAD)
+
+
+def test_a_bound_on_items_at_once(engine: sa.Engine, jobs: JobRecords) -> None:
+    """That of all workers together; whoever comes when it is reached asks again after a second."""
+    job_id = submitted(engine, 6, items_at_once=3)
+    assert [item.position for item in jobs.claim(job_id, "worker-1", lambda job: 2)[1]] == [0, 1]
+    seen, mine, more_at = jobs.claim(job_id, "worker-2", lambda job: 2)
+    assert ([item.position for item in mine], more_at) == ([2], None)
+    seen, mine, more_at = jobs.claim(job_id, "worker-2", lambda job: 2)
+    assert seen is not None and mine == [] and more_at is not None
+    assert timedelta(0) < more_at - now() <= timedelta(seconds=1)
+    with writing(engine) as session:
+        Settling(job_id, items_now(engine, job_id)[0].id, "worker-1")(session)
+    assert [item.position for item in jobs.claim(job_id, "worker-2", lambda job: 2)[1]] == [3]
+    assert jobs.claimed_by("worker-1") == [items_now(engine, job_id)[1].id]
+    assert len(jobs.claimed_by("worker-2")) == 2 and jobs.claimed_by("worker-3") == []
+
+
+def test_due_webhooks_are_lent(engine: sa.Engine, jobs: JobRecords) -> None:
+    ids = [submitted(engine, 1, id=f"job-{n}", webhook_url="https://example.org/done") for n in range(4)]
+    for id in ids[:3]:
+        jobs.cancel("local", id)
+    for n, id in enumerate(ids[:3]):
+        change(engine, Job, id, webhook_at=NOON + timedelta(seconds=10 * (2 - n)))
+    lease = timedelta(seconds=30)
+    assert jobs.due_webhooks(NOON - MINUTE, lease) == []
+    assert [job.id for job in jobs.due_webhooks(NOON + timedelta(seconds=10), lease)] == ["job-2", "job-1"]
+    assert jobs.due_webhooks(NOON + timedelta(seconds=10), lease) == []
+    assert [job.id for job in jobs.due_webhooks(NOON + timedelta(seconds=20), lease, 1)] == ["job-0"]
+    # Whoever took them died: after the lease they are due again.
+    assert {job.id for job in jobs.due_webhooks(NOON + timedelta(seconds=40), lease)} == {"job-1", "job-2"}
+    jobs.webhook_tried("job-1", "delivered", 1, None)
+    jobs.webhook_tried("job-2", "pending", 1, NOON + 5 * MINUTE)
+    assert [job.id for job in jobs.due_webhooks(NOON + 10 * MINUTE, lease)] == ["job-0", "job-2"]
+    done = jobs.job("local", "job-1")
+    assert (done.webhook_state, done.webhook_tries, done.webhook_at) == ("delivered", 1, None)
+
+
+def test_no_webhook_of_a_job_that_is_not_over(engine: sa.Engine, jobs: JobRecords) -> None:
+    """It was tried again while the address was being asked, and the address refused."""
+    job_id = submitted(engine, 1, webhook_url="https://example.org/done")
+    jobs.cancel("local", job_id)
+    (due,) = jobs.due_webhooks(now(), MINUTE)
+    jobs.retry("local", job_id, lambda items: items, unqueued)
+    jobs.webhook_tried(due.id, "pending", 1, now() + MINUTE)
+    assert jobs.due_webhooks(now() + 2 * MINUTE, MINUTE) == []
+
+
+def test_over_since(engine: sa.Engine, jobs: JobRecords) -> None:
+    old, fresh, running = (submitted(engine, 1, owner=owner) for owner in ("ann", "ann", "bob"))
+    jobs.cancel("ann", old)
+    jobs.cancel("ann", fresh)
+    change(engine, Job, old, finished_at=NOON)
+    claimed(engine, running)
+    assert jobs.over_since(NOON) == []
+    assert jobs.over_since(NOON + timedelta(seconds=1)) == [("ann", old)]
+    assert sorted(jobs.over_since(now() + MINUTE)) == sorted([("ann", old), ("ann", fresh)])
+    assert len(jobs.over_since(now() + MINUTE, limit=1)) == 1
+
+
+def test_remove_takes_all_that_the_job_made(engine: sa.Engine, jobs: JobRecords, records: Records) -> None:
+    job_id, other = submitted(engine, 3), submitted(engine, 1)
+    with pytest.raises(Conflict, match="the job is not over: cancel it first"):
+        jobs.remove_some("local", job_id)
+    (bad,) = claimed(engine, job_id, limit=1)
+    records.save([], Settling(job_id, bad.id, "worker-1", error=BAD)).result(10)
+    masks = answered(records, engine, job_id)
+    assert jobs.job("local", job_id).state == "succeeded"
+    archive = rows.artifact(None, kind="archive", job_id=job_id)
+    elsewhere = rows.image()
+    mine = rows.prediction(elsewhere.id)
+    records.save([archive, elsewhere, mine, rows.artifact(mine.id)]).result(10)
+    pictures = [
+        item.storage_key or records.image("local", item.image_id or "").storage_key
+        for item in items_now(engine, job_id)
+    ]
+    keys, last = jobs.remove_some("local", job_id)
+    assert last
+    assert sorted(keys) == sorted([*pictures, *chain(*masks.values()), archive.storage_key])
+    assert [count(engine, table) for table in (Job, JobItem, JobEvent)] == [1, 1, 1]
+    assert [count(engine, table) for table in (Image, Prediction, Artifact)] == [1, 1, 1]
+    assert jobs.job("local", other).state == "queued"
+    with pytest.raises(NotFound):
+        jobs.remove_some("local", job_id)
+
+
+def test_remove_leaves_pictures_that_others_need(engine: sa.Engine, jobs: JobRecords, records: Records) -> None:
+    kept, used, shared = rows.image(kept=True), rows.image(), rows.image()
+    mine = rows.prediction(used.id)
+    records.save([kept, used, shared, mine]).result(10)
+    given = [{"id": f"item-{n}", "image_id": image.id} for n, image in enumerate((kept, used, shared, shared))]
+    stored, _ = jobs.submit(job(4), given, 1, unqueued)
+    masks = answered(records, engine, stored.id)
+    assert records.predictions("local").total == 5
+    keys, last = jobs.remove_some("local", stored.id)
+    assert last
+    assert sorted(keys) == sorted([*chain(*masks.values()), shared.storage_key])
+    assert {image.id for image in records.images("local").items} == {kept.id, used.id}
+    assert [prediction.id for prediction in records.predictions("local").items] == [mine.id]
+
+
+def test_remove_leaves_a_picture_that_a_job_waits_with(engine: sa.Engine, jobs: JobRecords, records: Records) -> None:
+    """Two jobs were asked about one picture; the first is removed before the second began."""
+    image = rows.image()
+    records.save([image]).result(10)
+    first, _ = jobs.submit(job(1), [{"id": "item-1", "image_id": image.id}], 1, unqueued)
+    jobs.submit(job(1), [{"id": "item-2", "image_id": image.id}], 1, unqueued)
+    answered(records, engine, first.id)
+    keys, _ = jobs.remove_some("local", first.id)
+    assert image.storage_key not in keys
+    assert records.image("local", image.id).id == image.id
+
+
+def test_a_large_job_is_removed_in_several_calls(engine: sa.Engine, jobs: JobRecords) -> None:
+    given = items(450)
+    stored, _ = jobs.submit(job(450), given, 1, unqueued)
+    jobs.cancel("local", stored.id)
+    calls = [jobs.remove_some("local", stored.id) for _ in range(3)]
+    assert [(len(keys), last) for keys, last in calls] == [(200, False), (200, False), (50, True)]
+    assert [key for keys, _ in calls for key in keys] == [item["storage_key"] for item in given]
+    assert [count(engine, table) for table in (Job, JobItem, JobEvent)] == [0, 0, 0]
+
+
+def test_removed_while_a_worker_settles(engine: sa.Engine, jobs: JobRecords, records: Records) -> None:
+    """A worker that was too late has its prediction in the open transaction when the job goes: it loses, nobody waits
+    for the other."""
+    image = rows.image(kept=True)
+    records.save([image]).result(10)
+    stored, _ = jobs.submit(job(1), [{"id": "item-1", "image_id": image.id}], 1, unqueued)
+    claimed(engine, stored.id)
+    jobs.cancel("local", stored.id)
+    inserted, go = threading.Event(), threading.Event()
+
+    class Late(Settling):
+        def __call__(self, db: job_states.Database) -> None:
+            inserted.set()
+            go.wait(10)
+            super().__call__(db)
+
+    settling = records.save(
+        [rows.prediction(image.id, id="item-1", job_id=stored.id)], Late(stored.id, "item-1", "worker-1")
+    )
+    assert inserted.wait(5)
+    with ThreadPoolExecutor(1) as pool:
+        removing = pool.submit(jobs.remove_some, "local", stored.id)
+        time.sleep(0.2)
+        go.set()
+        error = settling.exception(20)
+        assert isinstance(error, Refusal) and error.code == "item_lost"
+        assert removing.result(20) == ([], True)
+    assert records.predictions("local").total == 0
