@@ -6,14 +6,14 @@ TORCH := .venv-torch/.installed
 BENCH := .venv-bench/.installed
 PIP := -m pip --disable-pip-version-check install --quiet
 
-.PHONY: help serve models bento test acceptance lint types imports coverage bench bench-sam clean
+.PHONY: help serve models bento test acceptance lint types imports coverage bench bench-sam bench-jobs clean
 
 help:
 	@echo "make serve        start Ekiben on http://127.0.0.1:$(PORT) (PORT= changes it)"
 	@echo "make test         the tests; make acceptance: the slow ones"
 	@echo "make models       try again to get default models whose weights were missing"
 	@echo "make bento        build a Bento that carries the models"
-	@echo "make lint types imports coverage bench bench-sam clean"
+	@echo "make lint types imports coverage bench bench-sam bench-jobs clean"
 
 serve: $(SERVE)
 	@.venv/bin/python -m export.provision --torch .venv-torch/bin/python --make "$(MAKE) --no-print-directory $(TORCH)"
@@ -45,6 +45,9 @@ bench: $(SERVE) $(TORCH) $(BENCH)
 
 bench-sam: $(SERVE) $(TORCH) $(BENCH)
 	@.venv-bench/bin/python -m bench.sam
+
+bench-jobs: $(SERVE) $(TORCH)
+	@.venv-torch/bin/python -m bench.jobs
 
 # The environments. The serving one has no torch; torch's own has everything, for exports and for the tests.
 $(SERVE): pyproject.toml

@@ -31,6 +31,8 @@ OVER = ("succeeded", "failed", "cancelled")
 MAX_DEATHS = 3
 """Workers that may die with an item in hand before it fails, or with a job before it does, when nothing of it ended."""
 
+LOST = "item_lost"
+
 _UNSYNCED = {"synchronize_session": False}
 
 
@@ -127,7 +129,7 @@ class Settling(NamedTuple):
             execution_options=_UNSYNCED,
         )
         if job is None or not changed.rowcount:  # type: ignore[attr-defined]
-            raise Conflict("this item is not in this worker's hand any more", code="item_lost")
+            raise Conflict("this item is not in this worker's hand any more", code=LOST)
         _count(db, self.job_id, failed=1 if self.error else 0, succeeded=0 if self.error else 1, deaths=0)
 
 

@@ -263,10 +263,18 @@ class JobRecords:
                 session.add(job)
             return due
 
-    def webhook_tried(self, job_id: str, state: str, tries: int, again_at: datetime | None) -> None:
+    def webhook_tried(self, job: Job, state: str, tries: int, again_at: datetime | None) -> None:
+        """What came of a try. Nothing is changed when the job has been tried again since."""
         with writing(self._engine) as session:
+            same_end = (col(Job.id) == job.id, col(Job.state).in_(OVER), col(Job.last_event) == job.last_event)
             values = {"webhook_state": state, "webhook_tries": tries, "webhook_at": again_at}
-            session.execute(sa.update(Job).where(col(Job.id) == job_id, col(Job.state).in_(OVER)).values(**values))
+            session.execute(sa.update(Job).where(*same_end).values(**values))
+
+    def oldest_active(self) -> str | None:
+        """The smallest id of an item that waits or is in hand: of anybody's."""
+        with reading(self._engine) as session:
+            chosen = select(func.min(JobItem.id)).where(col(JobItem.state).in_(("queued", "running")))
+            return session.exec(chosen).one()
 
     def over_since(self, before: datetime, limit: int = 1000) -> list[tuple[str, str]]:
         """Owners and ids of jobs that have been over since before then."""

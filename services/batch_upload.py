@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-import zipfile
-import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, Any
 
 import orjson
@@ -19,12 +17,16 @@ from starlette.requests import ClientDisconnect
 
 from ekiben.errors import BadInput, CallerLeft, Refusal, TooLarge, TooSlow
 from models.images import MAX_BYTES
+from services.archives import open_archive, too_large
 from services.front import release
 from services.upload import PATIENCE_S, SLOWEST_BYTES_PER_S, clean_name
 
 FILES, ARCHIVE = "files", "archive"
 ZIP_TYPES = (b"application/zip", b"application/x-zip-compressed")
 MAX_FIELD = 4_000_000
+"""Of all fields of a form together that are no files."""
+
+MAX_JSON = 16_000_000
 _PIECE = 1 << 20
 
 Take = Callable[[bytes | Refusal, str | None], Awaitable[None]]
@@ -49,11 +51,12 @@ async def read_batch(request: Request, limit: int, take: Take, folder: Path) -> 
         raise TooLarge(f"the request has {declared} bytes; at most {limit} are accepted (EKIBEN_BATCH_MB)")
     kind, options = parse_options_header(request.headers.get("content-type", ""))
     if kind == b"application/json":
-        return BatchForm(_json(b"".join([chunk async for chunk in _chunks(request, min(limit, 16 * MAX_FIELD))])))
+        return BatchForm(_json(b"".join([chunk async for chunk in _chunks(request, min(limit, MAX_JSON))])))
     if kind in ZIP_TYPES:
         with tempfile.TemporaryFile(dir=folder) as archive:
             async for chunk in _chunks(request, limit):
                 await asyncio.to_thread(archive.write, chunk)
+                release(request.scope, len(chunk))
             await _take_archive(archive, limit, take)
         return BatchForm()
     if kind != b"multipart/form-data" or not options.get(b"boundary"):
@@ -61,9 +64,12 @@ async def read_batch(request: Request, limit: int, take: Take, folder: Path) -> 
     form = _Form(options[b"boundary"], folder)
     try:
         async for chunk in _chunks(request, limit):
+            before = form.held
             await asyncio.to_thread(form.feed, chunk)
             for data, filename in form.taken():
                 await take(data, filename)
+            # What of it is neither stored nor on disk is still in memory.
+            release(request.scope, len(chunk) - (form.held - before))
         form.end()
         if form.archive is not None:
             await _take_archive(form.archive, limit, take)
@@ -74,7 +80,7 @@ async def read_batch(request: Request, limit: int, take: Take, folder: Path) -> 
 
 
 async def _chunks(request: Request, limit: int) -> AsyncIterator[bytes]:
-    """The body, as it comes. What was taken over does not count as held by the front any more."""
+    """The body, as it comes. Whoever takes it over tells the front what is in memory no more (``release``)."""
     total = 0
     loop = asyncio.get_running_loop()
     begun = loop.time()
@@ -96,46 +102,19 @@ async def _chunks(request: Request, limit: int) -> AsyncIterator[bytes]:
         given = loop.time()
         if chunk:
             yield chunk
-        release(request.scope, len(chunk))
         worked += loop.time() - given
 
 
 async def _take_archive(file: IO[bytes], limit: int, take: Take) -> None:
-    entries = await asyncio.to_thread(_open_archive, file)
+    entries = await asyncio.to_thread(open_archive, file)
     left = limit
     while (entry := await asyncio.to_thread(next, entries, None)) is not None:
         data, filename = entry
-        if isinstance(data, bytes):
-            left -= len(data)
-            if left < 0:
-                raise TooLarge(f"the archive holds more than {limit} bytes (EKIBEN_BATCH_MB)")
+        # One that is too large was unpacked as far as that.
+        left -= MAX_BYTES if isinstance(data, TooLarge) else len(data) if isinstance(data, bytes) else 0
+        if left < 0:
+            raise TooLarge(f"the archive holds more than {limit} bytes (EKIBEN_BATCH_MB)")
         await take(data, filename)
-
-
-def _open_archive(file: IO[bytes]) -> Iterator[tuple[bytes | Refusal, str | None]]:
-    file.seek(0)
-    try:
-        archive = zipfile.ZipFile(file)
-    except (zipfile.BadZipFile, ValueError, NotImplementedError):
-        raise BadInput("the archive is no ZIP file, or a damaged one") from None
-    return _entries(archive)
-
-
-def _entries(archive: zipfile.ZipFile) -> Iterator[tuple[bytes | Refusal, str | None]]:
-    """The files of an archive by their names; hidden ones and folders are passed over."""
-    for info in sorted(archive.infolist(), key=lambda info: info.filename):
-        path = PurePosixPath(info.filename.replace("\\", "/"))
-        if info.is_dir() or path.name.startswith(".") or "__MACOSX" in path.parts:
-            continue
-        name = clean_name(info.filename)
-        try:
-            with archive.open(info) as entry:
-                # Not what the archive says of its size: what comes out of it.
-                data = entry.read(MAX_BYTES + 1)
-        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError, OSError) as error:
-            yield BadInput(f"this entry of the archive cannot be read: {error}"[:200]), name
-            continue
-        yield (data if len(data) <= MAX_BYTES else _too_large(), name)
 
 
 def _json(body: bytes) -> dict[str, Any]:
@@ -146,10 +125,6 @@ def _json(body: bytes) -> dict[str, Any]:
     if not isinstance(given, dict):
         raise BadInput("the body is not a JSON object")
     return given
-
-
-def _too_large() -> TooLarge:
-    return TooLarge(f"the image has more than {MAX_BYTES} bytes")
 
 
 class _Form:
@@ -166,6 +141,7 @@ class _Form:
         self._filename: str | None = None
         self._chunks: list[bytes] = []
         self._size = 0
+        self._field_bytes = 0
         self._ended = False
         callbacks: Any = {
             "on_part_begin": self._part_begin,
@@ -178,6 +154,11 @@ class _Form:
             "on_end": self._end,
         }
         self._parser = MultipartParser(boundary, callbacks)
+
+    @property
+    def held(self) -> int:
+        """Bytes of the form that are in memory."""
+        return self._field_bytes + (sum(map(len, self._chunks)) if self._part == FILES else 0)
 
     def feed(self, chunk: bytes) -> None:
         try:
@@ -231,9 +212,10 @@ class _Form:
                 self._chunks.append(data[start:end])
             else:
                 self._chunks.clear()
-        elif self._size > MAX_FIELD:
-            raise TooLarge(f"the form's field '{self._part[:80]}' has more than {MAX_FIELD} bytes")
         else:
+            self._field_bytes += end - start
+            if self._field_bytes > MAX_FIELD:
+                raise TooLarge(f"the form's fields have more than {MAX_FIELD} bytes, with '{self._part[:80]}'")
             self._chunks.append(data[start:end])
 
     def _part_end(self) -> None:
@@ -241,7 +223,7 @@ class _Form:
             return
         if self._part == FILES:
             data = b"".join(self._chunks)
-            self._ready.append((data if self._size <= MAX_BYTES else _too_large(), self._filename))
+            self._ready.append((data if self._size <= MAX_BYTES else too_large(), self._filename))
         elif self._part in self.fields:
             raise BadInput(f"the form has '{self._part[:80]}' twice")
         else:

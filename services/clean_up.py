@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from itertools import islice
 
 from db.blobs import BlobStore
@@ -41,8 +42,10 @@ class CleanUp:
         for owner, job_id in self._jobs.over_since(before):
             if stopping():
                 return counts
-            remove_job(self._jobs, self._queue, owner, job_id, self._delete)
-            counts["jobs"] += 1
+            # Somebody may remove it, or try it again, in this moment.
+            with contextlib.suppress(NotFound, Conflict):
+                remove_job(self._jobs, self._queue, owner, job_id, self._delete)
+                counts["jobs"] += 1
         while not stopping() and (keys := self._records.remove_unused_images(before)):
             counts["images"] += len(keys)
             self._delete(keys)
@@ -63,7 +66,10 @@ class CleanUp:
         for keys in _chunks(self._blobs(since, now() - ORPHAN_AGE), 500):
             if stopping():
                 break
-            orphans = sorted(set(keys) - self._records.known_keys(keys))
+            # What items leave has ids of the time of the item, and may be on its way into the rows.
+            active = self._jobs.oldest_active()
+            spared = {key for key in keys if active is not None and _id_time(key) >= _id_time(active)}
+            orphans = sorted(set(keys) - spared - self._records.known_keys(keys))
             removed += len(orphans)
             self._delete(orphans)
         if removed:
@@ -89,10 +95,10 @@ class CleanUp:
 
     def _blobs(self, after: datetime, before: datetime) -> Iterator[str]:
         """Blobs made between the two, by the time in their ids: stores need not tell when a blob was written."""
+        first, last = int(after.timestamp() * 1000), int(before.timestamp() * 1000)
         for area in ("images/", "artifacts/"):
             for key in self._store.list(area):
-                made = _made(key)
-                if made is not None and after < made < before:
+                if first < _id_time(key) < last:
                     yield key
 
     def _delete(self, keys: Iterable[str]) -> None:
@@ -118,14 +124,14 @@ def remove_job(
         log.exception("entries of the queue stay", extra={"job": job_id})
 
 
-def _made(key: str) -> datetime | None:
-    """When the id in a blob's key was made; None for a key without one."""
+def _id_time(key: str) -> int:
+    """Milliseconds since 1970 in the id that is the name of a blob, or in an id; -1 where there is none."""
     stem = key.rpartition("/")[2].partition(".")[0]
     try:
         ident = uuid.UUID(stem)
     except ValueError:
-        return None
-    return datetime.fromtimestamp((ident.int >> 80) / 1000, UTC) if ident.version == 7 else None
+        return -1
+    return ident.int >> 80 if ident.version == 7 else -1
 
 
 def _chunks(keys: Iterator[str], size: int) -> Iterator[list[str]]:

@@ -13,7 +13,7 @@ from datetime import timedelta
 from functools import partial
 from typing import Any, TypeVar
 
-from db.job_states import OVER, ClaimedItem, Settling
+from db.job_states import LOST, OVER, ClaimedItem, Settling
 from db.jobs import JobRecords
 from db.tables import Job, now
 from ekiben.errors import Conflict, Refusal, Temporary, Unavailable
@@ -190,7 +190,10 @@ class HandWork:
                 )
                 metrics.job_items.labels(job.operation, "succeeded").inc()
             except Conflict as error:
-                log.info("an item was lost: %s", error, extra={"item": item.id})
+                if error.code == LOST:
+                    log.info("an item was lost: %s", error, extra={"item": item.id})
+                else:  # a row that its answer refers to was removed meanwhile
+                    await self._fail(job.operation, item, {"code": error.code, "message": error.message})
             except Temporary as error:
                 await self._try_later(job, item, error)
             except Refusal as error:

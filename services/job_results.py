@@ -60,14 +60,25 @@ def zip_archive(jobs: Jobs, store: BlobStore, owner: str, job: Job) -> Iterator[
 
 async def in_thread(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
     """The pieces of a generator that blocks, made in threads; it is closed when nobody reads on."""
+    making: asyncio.Future[bytes | None] | None = None
+
+    async def close() -> None:
+        # The generator cannot be closed while it makes a piece.
+        if making is not None:
+            await asyncio.wait([making])
+        if (end := getattr(pieces, "close", None)) is not None:
+            await asyncio.to_thread(end)
+
     try:
-        while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
+        while True:
+            making = asyncio.ensure_future(asyncio.to_thread(next, pieces, None))
+            piece = await asyncio.shield(making)
+            if piece is None:
+                return
             if piece:
                 yield piece
     finally:
-        close = getattr(pieces, "close", None)
-        if close is not None:
-            await asyncio.shield(asyncio.to_thread(close))
+        await asyncio.shield(asyncio.ensure_future(close()))
 
 
 def _pages(jobs: Jobs, owner: str, job: Job) -> Iterator[list[tuple[JobItem, dict[str, Any] | None]]]:

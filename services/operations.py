@@ -147,7 +147,8 @@ async def settle_parameters(core: Core, operation: Operation, options: Inference
     parameters = options.model_dump(mode="json", exclude_unset=True, exclude={"image_id", "store"})
     if isinstance(options, MasksOptions | CutoutsOptions) and options.prompts is not None:
         parameters["prompts"] = _prompts(options.prompts)
-        read_prompts(parameters["prompts"])
+        if parameters["prompts"] is not None:
+            read_prompts(parameters["prompts"])
     return {**parameters, "model": served.key.name, "version": served.key.version}
 
 

@@ -83,7 +83,10 @@ class Supervisor:
 
     def _keep_running(self) -> None:
         for child in self._children:
-            child.keep_running()
+            try:
+                child.keep_running()
+            except Exception:  # no process or memory to spare now: it is tried again
+                log.exception("a worker could not be looked after")
 
 
 class _Child:

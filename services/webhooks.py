@@ -6,6 +6,7 @@ EKIBEN_WEBHOOK_SECRET, of ``id.timestamp.body``.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import hmac
@@ -15,8 +16,8 @@ import time
 from datetime import datetime, timedelta
 from urllib.parse import urlsplit
 
+import aiohttp
 import orjson
-import urllib3
 
 from db.jobs import JobRecords
 from db.tables import Job
@@ -34,8 +35,11 @@ _LEASE = timedelta(seconds=60)
 
 def check_url(url: str, secret: str) -> str:
     """The address, if it can be one. BadInput."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or len(url) > 2000 or parts.username:
+    try:
+        parts, port = urlsplit(url), urlsplit(url).port
+    except ValueError:
+        raise BadInput("webhook is no address that can be asked") from None
+    if port == 0 or parts.scheme not in ("http", "https") or not parts.hostname or len(url) > 2000 or parts.username:
         raise BadInput("webhook is an http:// or https:// address, without a user name")
     if not secret:
         raise BadInput("webhooks are off: the server has no EKIBEN_WEBHOOK_SECRET to sign them with")
@@ -75,7 +79,6 @@ class Webhooks:
         self._jobs = jobs
         self._secret = secret
         self._stop = threading.Event()
-        self._http = urllib3.PoolManager(retries=False, timeout=urllib3.Timeout(TIMEOUT_S), maxsize=1)
 
     def deliver_due(self, moment: datetime) -> None:
         """Try every webhook whose time has come. One process tries each: it takes it off the list first."""
@@ -85,14 +88,14 @@ class Webhooks:
             said = self.deliver(job)
             tries = job.webhook_tries + 1
             if said is None:
-                self._jobs.webhook_tried(job.id, "delivered", tries, None)
+                self._jobs.webhook_tried(job, "delivered", tries, None)
             elif tries >= MAX_TRIES:
                 log.error("a webhook was given up", extra={"job": job.id, "said": said})
-                self._jobs.webhook_tried(job.id, "failed", tries, None)
+                self._jobs.webhook_tried(job, "failed", tries, None)
             else:
                 wait_s = FIRST_RETRY_S * 3 ** (tries - 1)
                 log.warning("a webhook is tried again", extra={"job": job.id, "said": said, "in_s": wait_s})
-                self._jobs.webhook_tried(job.id, "pending", tries, moment + timedelta(seconds=wait_s))
+                self._jobs.webhook_tried(job, "pending", tries, moment + timedelta(seconds=wait_s))
 
     def deliver(self, job: Job) -> str | None:
         """None when the address took it, else what it said."""
@@ -107,18 +110,22 @@ class Webhooks:
             "webhook-signature": sign(self._secret, ident, timestamp, body),
         }
         try:
-            answer = self._http.request(
-                "POST", job.webhook_url or "", body=body, headers=headers, redirect=False, preload_content=False
-            )
-            try:
-                return None if 200 <= answer.status < 300 else f"status {answer.status}"
-            finally:
-                answer.close()
-        except (urllib3.exceptions.HTTPError, OSError) as error:
-            return f"{type(error).__name__}"
+            return asyncio.run(_post(job.webhook_url or "", body, headers))
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+            return type(error).__name__
 
     def stop(self) -> None:
         self._stop.set()
+
+
+async def _post(url: str, body: bytes, headers: dict[str, str]) -> str | None:
+    # The bound is of the whole exchange: an address that drips would keep the others waiting.
+    timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
+    async with (
+        aiohttp.ClientSession(timeout=timeout, trust_env=False) as session,
+        session.post(url, data=body, headers=headers, allow_redirects=False) as answer,
+    ):
+        return None if 200 <= answer.status < 300 else f"status {answer.status}"
 
 
 def _key(secret: str) -> bytes:

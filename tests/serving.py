@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -50,6 +51,21 @@ class Server:
     def worker_pids(self) -> list[int]:
         """The processes that answer requests."""
         return [p for p in self.pids() if "_bentoml_impl.worker.service" in _command(p)]
+
+    def job_worker_pids(self) -> list[int]:
+        """The processes that work on jobs, started by this server."""
+        return [p for p in self.pids() if "services.worker" in _command(p)]
+
+
+@dataclass
+class JobWorker:
+    """A worker that was started by itself."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def logs(self) -> str:
+        return self.log.read_text(errors="replace")
 
 
 def _command(pid: int) -> str:
@@ -124,3 +140,31 @@ def stop(server: Server, seconds: float = 40.0) -> None:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             raise AssertionError(f"the server did not stop:\n{server.logs()[-4000:]}") from None
+
+
+@contextmanager
+def working(home: Path, **settings: str) -> Iterator[JobWorker]:
+    """``python -m services.worker`` until the block ends. It may end before that; one that hangs fails with its log."""
+    home.mkdir(parents=True, exist_ok=True)
+    log = home / f"worker-{uuid.uuid4().hex[:8]}.log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "services.worker"],
+            cwd=ROOT,
+            env=environ(home, **settings),
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        yield JobWorker(process, log)
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGCONT)
+            process.terminate()
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                raise AssertionError(f"the worker did not stop:\n{log.read_text(errors='replace')[-4000:]}") from None

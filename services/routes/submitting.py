@@ -19,6 +19,8 @@ from services.routes.options import gather
 from services.upload import Upload
 from services.wire import json_response
 
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
+_RESPOND_ASYNC = re.compile(r'respond-async(\s*=\s*"")?')  # with an empty value it means the same
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
 
@@ -39,8 +41,9 @@ class JobOptions(BaseModel):
 
 def wants_job(request: Request) -> bool:
     """Whether the caller asks for a job (RFC 7240)."""
-    preferences = ",".join(request.headers.getlist("prefer")).split(",")
-    return any(part.split(";")[0].strip().lower() == "respond-async" for part in preferences)
+    stated = _QUOTED.sub(lambda text: '""' if text[0] == '""' else "_", ",".join(request.headers.getlist("prefer")))
+    wanted = (part.split(";")[0].strip().lower() for part in stated.split(","))
+    return any(_RESPOND_ASYNC.fullmatch(part) for part in wanted)
 
 
 def idempotency_key(request: Request) -> str | None:
