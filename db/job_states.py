@@ -15,7 +15,7 @@ several jobs, in the order of their ids. So two of them cannot wait for each oth
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -103,7 +103,7 @@ def places_left(db: Session, job_id: str, at_once: int) -> int:
 
 
 class Settling(NamedTuple):
-    """The end of one item, to be written with the rows of its answer. Conflict when it is not ``worker_id``'s any more.
+    """The end of one item, to be written with the rows of its answer (see ``settle``).
 
     ``image_id``: where its picture now is. ``error`` None: succeeded.
     """
@@ -115,22 +115,48 @@ class Settling(NamedTuple):
     error: dict[str, Any] | None = None
     image_id: str | None = None
 
-    def __call__(self, db: Database) -> None:
-        job = _locked(db, self.job_id)
-        values: dict[str, Any] = {"state": "failed" if self.error else "succeeded", "finished_at": now()}
-        values |= {"result": self.result, "error": self.error, "worker_id": None, "not_before": None}
-        if self.image_id is not None:  # the picture belongs to the image's row from now on
-            values |= {"image_id": self.image_id, "storage_key": None}
-        changed = db.execute(
-            sa.update(JobItem)
-            .where(col(JobItem.id) == self.item_id, col(JobItem.state) == "running")
-            .where(col(JobItem.worker_id) == self.worker_id)
-            .values(**values),
-            execution_options=_UNSYNCED,
+
+_ITEMS: sa.Table = JobItem.__table__  # type: ignore[attr-defined]
+_END = (
+    sa.update(_ITEMS)
+    .where(_ITEMS.c.id == sa.bindparam("item_id"))
+    .values({name: sa.bindparam(f"new_{name}") for name in ("state", "finished_at", "result", "error")})
+    .values(worker_id=None, not_before=None)
+)
+_END_AS_IMAGE = _END.values(image_id=sa.bindparam("new_image_id"), storage_key=None)
+
+
+def settle(db: sa.Connection, settlings: Sequence[Settling]) -> None:
+    """End the items. Conflict (LOST), and nothing is ended, when one of them is not in its worker's hand any more."""
+    moment = now()
+    for job_id in sorted({one.job_id for one in settlings}):
+        own = [one for one in settlings if one.job_id == job_id]
+        holders = {one.item_id: one.worker_id for one in own}
+        job = _locked(db, job_id)
+        chosen = sa.select(col(JobItem.id), col(JobItem.worker_id)).where(
+            col(JobItem.id).in_(holders), col(JobItem.state) == "running"
         )
-        if job is None or not changed.rowcount:  # type: ignore[attr-defined]
+        held = dict(db.execute(chosen).tuples().all())
+        if job is None or held != holders or len(own) != len(holders):
             raise Conflict("this item is not in this worker's hand any more", code=LOST)
-        _count(db, self.job_id, failed=1 if self.error else 0, succeeded=0 if self.error else 1, deaths=0)
+        # One statement for all: each alone would cost more than the rows that it writes.
+        ends = [
+            {
+                "item_id": one.item_id,
+                "new_state": "failed" if one.error else "succeeded",
+                "new_finished_at": moment,
+                "new_result": one.result,
+                "new_error": one.error,
+                "new_image_id": one.image_id,
+            }
+            for one in own
+        ]
+        # A picture that became an image belongs to the image's row from now on.
+        for statement, of_image in ((_END, False), (_END_AS_IMAGE, True)):
+            if values := [end for end in ends if (end["new_image_id"] is not None) == of_image]:
+                db.execute(statement, values)
+        failed = sum(one.error is not None for one in own)
+        _count(db, job_id, failed=failed, succeeded=len(own) - failed, deaths=0)
 
 
 def give_back(db: Session, worker_id: str, item_ids: Collection[str], not_before: datetime | None = None) -> None:

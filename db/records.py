@@ -15,9 +15,10 @@ from sqlalchemy.orm.attributes import set_committed_value
 from sqlalchemy.sql.base import ExecutableOption
 from sqlmodel import Session, SQLModel, col, func, select
 
+from db.job_states import Settling
 from db.session import reading, writing
 from db.tables import Artifact, Image, Installation, JobItem, ModelVersion, Owned, Prediction, now
-from db.writer import Then, Values, Writer
+from db.writer import Values, Writer
 from ekiben.errors import Conflict, NotFound
 from ekiben.ids import new_id
 
@@ -46,13 +47,17 @@ class Records:
     They raise NotFound for an id that this owner does not have, and Unavailable.
     """
 
-    def __init__(self, engine: sa.Engine) -> None:
+    def __init__(self, engine: sa.Engine, linger_s: float = 0.0) -> None:
         self._engine = engine
-        self._writer = Writer(engine)
+        self._writer = Writer(engine, linger_s)
 
-    def save(self, rows: Sequence[SQLModel | Values], then: Then | None = None) -> Future[None]:
+    def save(self, rows: Sequence[SQLModel | Values], then: Settling | None = None) -> Future[None]:
         """Store the rows of one unit, all or none, together with whatever else waits: see ``Writer.save``."""
         return self._writer.save(rows, then)
+
+    def start(self) -> None:
+        """Start the thread that writes; see ``Writer.start``."""
+        self._writer.start()
 
     def close(self) -> None:
         """Store what waits, then stop."""

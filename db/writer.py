@@ -9,12 +9,12 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, InvalidStateError
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import sqlalchemy as sa
 from sqlmodel import SQLModel
 
-from db.job_states import lock_all
+from db.job_states import Settling, lock_all, settle
 from db.session import as_refusal, ping
 from db.tables import Row
 from ekiben.errors import Overloaded, Unavailable
@@ -23,31 +23,24 @@ log = logging.getLogger(__name__)
 
 MAX_BACKLOG = 10_000
 MAX_GROUP = 256  # units of one transaction: bounds how long others wait for SQLite's one writer
+COMPANY = 64  # units for which nobody lingers any longer
 PATIENCE_S = 2.0  # a group that failed after this long is not tried again in parts
 
 Values = tuple[type[SQLModel], dict[str, Any]]
 """A row as its table and its columns by name, all of them: building a SQLModel object costs ten times as much."""
 
 
-class Then(Protocol):
-    """What is done in the transaction of a unit, after its rows were inserted; a Refusal that it raises fails the unit.
-
-    Of several units, in the order of ``job_id``: each locks the row of its job.
-    """
-
-    @property
-    def job_id(self) -> str: ...
-
-    def __call__(self, db: sa.Connection) -> None: ...
-
-
-_Unit = tuple[Sequence[SQLModel | Values], "Future[None]", Then | None]
+_Unit = tuple[Sequence[SQLModel | Values], "Future[None]", Settling | None]
 
 
 class Writer:
-    """Stores units of rows, each all or none. Its thread starts with the first unit."""
+    """Stores units of rows, each all or none. Its thread starts with the first unit.
 
-    def __init__(self, engine: sa.Engine) -> None:
+    ``linger_s``: a unit waits so long for the company of others, where nobody waits for each of them.
+    """
+
+    def __init__(self, engine: sa.Engine, linger_s: float = 0.0) -> None:
+        self._linger_s = linger_s
         self._engine = engine.execution_options(immediate=True)
         # Whoever is referred to comes first.
         self._inserts = {table: sa.insert(table) for table in Row.metadata.sorted_tables}
@@ -57,7 +50,7 @@ class Writer:
         self._thread: threading.Thread | None = None
         self._closed = False
 
-    def save(self, rows: Sequence[SQLModel | Values], then: Then | None = None) -> Future[None]:
+    def save(self, rows: Sequence[SQLModel | Values], then: Settling | None = None) -> Future[None]:
         """Done when the rows of this unit are safe on disk; does not block, so it may be called on an event loop.
 
         The rows must not be changed any more. A future that is cancelled before its turn is not stored. It fails with
@@ -71,11 +64,19 @@ class Writer:
             if len(self._waiting) >= MAX_BACKLOG:
                 raise Overloaded("too many records wait to be stored", retry_after_s=1)
             self._waiting.append((rows, future, then))
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="records-writer", daemon=True)
-                self._thread.start()
+            self._start()
             self._change.notify()
         return future
+
+    def start(self) -> None:
+        """Start its thread now, with the priority of the thread that calls."""
+        with self._change:
+            self._start()
+
+    def _start(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="records-writer", daemon=True)
+            self._thread.start()
 
     def close(self, timeout_s: float = 10.0) -> None:
         """Store what waits, then end. What is not stored after ``timeout_s`` fails with Unavailable."""
@@ -93,6 +94,8 @@ class Writer:
                 self._change.wait_for(lambda: self._waiting or self._closed)
                 if not self._waiting:
                     return
+                if self._linger_s:
+                    self._change.wait_for(lambda: len(self._waiting) >= COMPANY or self._closed, self._linger_s)
             units = self._take(MAX_GROUP)
             try:
                 self._store(units, time.monotonic())
@@ -135,12 +138,13 @@ class Writer:
                 values.setdefault(table, []).append({name: given.get(name) for name in self._columns[table]})
         with self._engine.begin() as connection:
             # Jobs before anything else: whoever removes a job locks it first, and then its images.
-            lock_all(connection, [then.job_id for _, _, then in units if then is not None])
+            settlings = [then for _, _, then in units if then is not None]
+            lock_all(connection, [then.job_id for then in settlings])
             for table, statement in self._inserts.items():
                 if table in values:
                     connection.execute(statement, values[table])
-            for then in sorted((then for _, _, then in units if then is not None), key=lambda then: then.job_id):
-                then(connection)
+            if settlings:
+                settle(connection, settlings)
 
     def _is_down(self, began_s: float) -> bool:
         if time.monotonic() - began_s > PATIENCE_S:

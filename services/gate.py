@@ -3,53 +3,94 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 
+class Place:
+    """A place inside. ``leave`` may be called early, and more than once."""
+
+    def __init__(self, gate: Gate, *, heavy: bool, alone: bool) -> None:
+        self._gate: Gate | None = gate
+        self.heavy = heavy
+        self.alone = alone
+
+    def leave(self) -> None:
+        gate, self._gate = self._gate, None
+        if gate is not None:
+            gate._left(self)
+
+
+_Waiting = tuple[int, "asyncio.Future[Place]"]
+
+
 class Gate:
-    """Bounds the items at once. ``light`` ones share the places; of ``heavy`` ones there are fewer."""
+    """Bounds the items at once: ``places``, and of ``heavy`` ones fewer. On one event loop."""
 
     def __init__(self, places: int, heavy_places: int) -> None:
         self.places = places
         self.heavy_places = heavy_places
         self._inside = 0
         self._heavy_inside = 0
-        self._alone_waiting = 0
         self._alone_inside = False
-        self._changed = asyncio.Condition()
+        self._numbers = itertools.count()
+        self._alone: deque[_Waiting] = deque()
+        self._waiting: dict[bool, deque[_Waiting]] = {False: deque(), True: deque()}  # by whether they are heavy
 
     @asynccontextmanager
-    async def pass_through(self, *, heavy: bool = False, alone: bool = False) -> AsyncIterator[None]:
+    async def pass_through(self, *, heavy: bool = False, alone: bool = False) -> AsyncIterator[Place]:
         """Wait for a place, and hold it. Nobody is inside with one who is ``alone``, and who waits for that is next."""
-        async with self._changed:
-            if alone:
-                self._alone_waiting += 1
-                try:
-                    await self._changed.wait_for(lambda: self._inside == 0)
-                finally:
-                    self._alone_waiting -= 1
-                    self._changed.notify_all()
-                self._alone_inside = True
-            else:
-                await self._changed.wait_for(lambda: self._has_place(heavy))
-            self._inside += 1
-            self._heavy_inside += heavy
+        future: asyncio.Future[Place] = asyncio.get_running_loop().create_future()
+        (self._alone if alone else self._waiting[heavy]).append((next(self._numbers), future))
+        self._let_in()
         try:
-            yield
+            place = await future
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled():
+                future.result().leave()  # let in and cancelled in the same moment
+            self._let_in()
+            raise
+        try:
+            yield place
         finally:
-            # No lock: nothing here waits, so no other coroutine runs in between.
-            self._inside -= 1
-            self._heavy_inside -= heavy
-            if alone:
-                self._alone_inside = False
-            await asyncio.shield(self._tell())
+            place.leave()
 
-    def _has_place(self, heavy: bool) -> bool:
-        if self._alone_waiting or self._alone_inside or self._inside >= self.places:
-            return False
-        return not heavy or self._heavy_inside < self.heavy_places
+    def _left(self, place: Place) -> None:
+        self._inside -= 1
+        self._heavy_inside -= place.heavy
+        if place.alone:
+            self._alone_inside = False
+        self._let_in()
 
-    async def _tell(self) -> None:
-        async with self._changed:
-            self._changed.notify_all()
+    def _let_in(self) -> None:
+        while not self._alone_inside:
+            if _head(self._alone) is not None:
+                if self._inside:
+                    return
+                self._admit(self._alone, heavy=False, alone=True)
+                continue
+            if self._inside >= self.places:
+                return
+            light, heavy = _head(self._waiting[False]), _head(self._waiting[True])
+            if heavy is not None and self._heavy_inside >= self.heavy_places:
+                heavy = None
+            if light is None and heavy is None:
+                return
+            is_heavy = light is None or (heavy is not None and heavy < light)  # whoever came first
+            self._admit(self._waiting[is_heavy], heavy=is_heavy, alone=False)
+
+    def _admit(self, waiting: deque[_Waiting], *, heavy: bool, alone: bool) -> None:
+        _, future = waiting.popleft()
+        self._inside += 1
+        self._heavy_inside += heavy
+        self._alone_inside = alone
+        future.set_result(Place(self, heavy=heavy, alone=alone))
+
+
+def _head(waiting: deque[_Waiting]) -> int | None:
+    """The number of the first who still waits; those who went away are forgotten."""
+    while waiting and waiting[0][1].done():
+        waiting.popleft()
+    return waiting[0][0] if waiting else None

@@ -8,6 +8,7 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
@@ -64,11 +65,23 @@ class _InHand:
 
 
 class HandWork:
-    """Works on jobs, as many hands at once as the queue gives. Runs on one event loop."""
+    """Works on jobs, as many hands at once as the queue gives. Runs on one event loop.
+
+    ``threads`` ask the database; None: those of the loop.
+    """
 
     def __init__(
-        self, core: Core, jobs: JobRecords, queue: JobQueue, worker_id: str, *, places: int, heavy_places: int
+        self,
+        core: Core,
+        jobs: JobRecords,
+        queue: JobQueue,
+        worker_id: str,
+        *,
+        places: int,
+        heavy_places: int,
+        threads: Executor | None = None,
     ) -> None:
+        self._threads = threads
         self._core = core
         self._jobs = jobs
         self._queue = queue
@@ -103,7 +116,7 @@ class HandWork:
             delay = AFTER_FAULT_S
         if delay is not None:
             enqueue = partial(self._queue.enqueue, delay_s=delay)
-            await _patiently(lambda: asyncio.to_thread(self._jobs.add_hand, job_id, enqueue))
+            await _patiently(lambda: self._ask(self._jobs.add_hand, job_id, enqueue))
         self.last_busy = time.monotonic()
         entry.hands -= 1
         if entry.hands == 0:
@@ -145,7 +158,7 @@ class HandWork:
         """None: this hand is done. Else after how many seconds another is to go on."""
         slice_end = time.monotonic() + SLICE_S
         while not self._stopping:
-            job, items, more_at = await asyncio.to_thread(self._jobs.claim, job_id, self._worker_id, _window)
+            job, items, more_at = await self._ask(self._jobs.claim, job_id, self._worker_id, _window)
             if job is None or job.state in OVER:
                 return None
             if not items and _seconds_left(job) <= 0:
@@ -167,13 +180,12 @@ class HandWork:
                 log.error("an item could not be ended", exc_info=task.exception(), extra={"item": task.get_name()})
         left = [item.id for item, task in zip(items, tasks, strict=True) if task.cancelled() or task.exception()]
         if left:
-            await _patiently(lambda: asyncio.to_thread(self._jobs.give_back, self._worker_id, left))
-        if entry.news and not self._stopping:
-            await self._report()
+            await _patiently(lambda: self._ask(self._jobs.give_back, self._worker_id, left))
 
     async def _item(self, entry: _InHand, job: Job, item: ClaimedItem) -> None:
         heavy = operations.OPERATIONS[job.operation].heavy
-        async with self._gate.pass_through(heavy=heavy, alone=item.deaths > 0):
+        alone = item.deaths > 0
+        async with self._gate.pass_through(heavy=heavy, alone=alone) as place:
             if self._stopping:
                 raise asyncio.CancelledError
             request_id.set(job.id)
@@ -182,7 +194,13 @@ class HandWork:
             LISTENER.set(partial(self._advanced, entry) if job.total == 1 else None)
             source = Source(
                 filename=item.filename,
-                item=JobItemSource(item, self._worker_id, max(1.0, _seconds_left(job) + GRACE_S)),
+                item=JobItemSource(
+                    item,
+                    self._worker_id,
+                    timeout_s=max(1.0, _seconds_left(job) + GRACE_S),
+                    # While it is stored the next one may be computed. One that is alone stays so to its end.
+                    computed=_nothing if alone else place.leave,
+                ),
             )
             try:
                 await operations.run(
@@ -213,7 +231,7 @@ class HandWork:
         wait_s = FIRST_RETRY_S * 2**item.tries * random.uniform(0.8, 1.2)
         log.warning("an item is tried again: %s", error, extra={"item": item.id, "in_s": round(wait_s, 1)})
         at = now() + timedelta(seconds=wait_s)
-        await _patiently(lambda: asyncio.to_thread(self._jobs.give_back, self._worker_id, [item.id], at))
+        await _patiently(lambda: self._ask(self._jobs.give_back, self._worker_id, [item.id], at))
 
     async def _fail(self, operation: str, item: ClaimedItem, error: dict[str, Any]) -> None:
         settling = Settling(item.job_id, item.id, self._worker_id, error=error)
@@ -229,16 +247,16 @@ class HandWork:
 
     async def _time_is_up(self, job: Job) -> float | None:
         """Fail the job, once nothing of it is in anybody's hand; Housekeeping does not wait for that for ever."""
-        if (await asyncio.to_thread(self._jobs.running, [job.id])).get(job.id):
+        if (await self._ask(self._jobs.running, [job.id])).get(job.id):
             return AFTER_FAULT_S
-        await asyncio.to_thread(self._jobs.fail, job.id, time_is_up(job))
+        await self._ask(self._jobs.fail, job.id, time_is_up(job))
         return None
 
     def _advanced(self, entry: _InHand, share: float) -> None:
         entry.share = share
 
     async def _drop_ended(self) -> None:
-        states = await asyncio.to_thread(self._jobs.states, list(self._in_hand))
+        states = await self._ask(self._jobs.states, list(self._in_hand))
         for job_id, entry in list(self._in_hand.items()):
             if states.get(job_id, "gone") in (*OVER, "gone"):
                 for task in list(entry.tasks):
@@ -250,11 +268,14 @@ class HandWork:
         Only those that were astray the last time too: others may just be on their way.
         """
         in_hand = {task.get_name() for entry in self._in_hand.values() for task in entry.tasks}
-        astray = set(await asyncio.to_thread(self._jobs.claimed_by, self._worker_id)) - in_hand
+        astray = set(await self._ask(self._jobs.claimed_by, self._worker_id)) - in_hand
         if lost := sorted(astray & self._astray):
             log.warning("items had gone astray, and wait again", extra={"items": lost})
-            await asyncio.to_thread(self._jobs.give_back, self._worker_id, lost)
+            await self._ask(self._jobs.give_back, self._worker_id, lost)
         self._astray = astray
+
+    async def _ask(self, work: Callable[..., T], *given: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *given)
 
     async def _report(self) -> None:
         news = {job_id: entry for job_id, entry in self._in_hand.items() if entry.news}
@@ -262,7 +283,11 @@ class HandWork:
         for entry in news.values():
             entry.reported = (entry.ended, entry.share)
         if shares:
-            await asyncio.to_thread(self._jobs.report, shares)
+            await self._ask(self._jobs.report, shares)
+
+
+def _nothing() -> None:
+    pass
 
 
 def time_is_up(job: Job) -> dict[str, Any]:

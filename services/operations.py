@@ -110,8 +110,8 @@ async def _cutouts(core: Core, source: Source, options: CutoutsOptions, store: b
 OPERATIONS: dict[str, Operation] = {
     one.name: one
     for one in (
-        Operation("classify", "classify", ClassifyOptions, _classify, window=16),
-        Operation("segment", "segment", SegmentOptions, _segment, window=4),
+        Operation("classify", "classify", ClassifyOptions, _classify, window=32),
+        Operation("segment", "segment", SegmentOptions, _segment, window=8),
         Operation("masks", "masks", MasksOptions, _masks, window=4),
         Operation("auto_masks", "masks", AutoMasksOptions, _auto_masks, window=1, heavy=True),
         Operation("cutouts", "masks", CutoutsOptions, _cutouts, window=1, heavy=True),

@@ -15,10 +15,10 @@ from datetime import datetime
 from typing import Any
 
 from db.blobs import BlobStore, new_key
-from db.job_states import ClaimedItem
+from db.job_states import ClaimedItem, Settling
 from db.records import Records
 from db.tables import Artifact, Image, Prediction, now
-from db.writer import Then, Values
+from db.writer import Values
 from ekiben.ids import derived_id, new_id
 from models.images import EXTENSIONS
 from models.results import PictureFacts
@@ -139,7 +139,7 @@ class Recorder:
         prediction: dict[str, Any] | None,
         *,
         kept: bool = False,
-        then: Then | None = None,
+        then: Settling | None = None,
     ) -> RecordIds:
         """Commit image, prediction (its columns) and artifacts in one transaction, in which ``then`` comes last.
 

@@ -32,11 +32,15 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class JobItemSource:
-    """An item that a worker has in hand: it is answered as a request, and ended in the same transaction."""
+    """An item that a worker has in hand: it is answered as a request, and ended in the same transaction.
+
+    ``computed`` is called when its answer is there and only has to be stored.
+    """
 
     item: ClaimedItem
     worker_id: str
     timeout_s: float
+    computed: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +115,10 @@ class Requests:
         """
         ids = self.recorder.ids(asked.record, files)
         answer = body(ids)
-        then = (
-            None if asked.item is None else _settling(asked.item, ids, answer, () if asked.record is None else result)
-        )
+        then = None
+        if asked.item is not None:
+            asked.item.computed()
+            then = _settling(asked.item, ids, answer, () if asked.record is None else result)
         columns = {
             "task": task or served.task,
             "model_name": served.key.name,

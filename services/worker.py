@@ -11,6 +11,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import Any, TypeVar
+
+import uvloop
 
 from db.jobs import JobRecords
 from db.migrate import NewerDatabase
@@ -24,6 +27,9 @@ from services.hands import HandWork
 from services.housekeeping import BEAT_S, Heartbeat, Housekeeping
 from services.job_queue import Hands
 from services.platform import Platform
+from services.priority import be_nice, steady_threads
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +38,8 @@ FINISH_S = 10.0
 
 IDLE_S = 120.0
 """After so long without a job the models leave the memory."""
+
+DATABASE_THREADS = 3
 
 BURIED = 3
 """Exit status of a worker that others had thought dead: it must not go on as if nothing had happened."""
@@ -49,7 +57,8 @@ def main() -> int:
     settings = Settings.from_environ()
     logs.configure(settings.log_level)
     try:
-        return asyncio.run(_work(settings, given.id or new_id(), with_parent=given.with_parent))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(_work(settings, given.id or new_id(), with_parent=given.with_parent))
     except (Refusal, NewerDatabase) as error:
         print(f"the worker cannot start: {error}", file=sys.stderr)
         return 1
@@ -62,28 +71,37 @@ async def _work(settings: Settings, worker_id: str, *, with_parent: bool) -> int
         loop.add_signal_handler(number, ended.set)
     if with_parent:
         _when_parent_ends(lambda: loop.call_soon_threadsafe(ended.set))
+    threads = steady_threads(DATABASE_THREADS)
+    be_nice(settings.worker_nice)
     # Its own engine, whatever the gateways do; and no model before the first job that needs it.
     own = settings.model_copy(update={"topology": "embedded", "preload": ""})
     platform = await Platform.start(own, for_jobs=True)
+
+    async def steadily(work: Callable[..., T], *given: Any) -> T:
+        return await loop.run_in_executor(threads, work, *given)
+
     workers, records, queue = Workers(platform.database), JobRecords(platform.database), platform.job_queue
     places = settings.items_at_once or cores() + 2
     work = HandWork(
-        platform, records, queue, worker_id, places=places, heavy_places=settings.items_at_once or max(1, cores() // 2)
+        platform,
+        records,
+        queue,
+        worker_id,
+        places=places,
+        heavy_places=settings.items_at_once or max(1, cores() // 2),
+        threads=threads,
     )
-    await asyncio.to_thread(workers.enter, worker_id)
-    # These threads keep the priority that the process began with: a worker must not look dead on a busy machine.
     heartbeat = Heartbeat(workers, worker_id, lambda: work.busy, lambda: os._exit(BURIED))
-    heartbeat.start()
-    _be_nice(settings.worker_nice)
     housekeeping = Housekeeping(settings, platform.records, records, workers, queue, platform.store, heartbeat)
-    housekeeping.start()
     hands = Hands(
         settings.resolved_database_url,
         worker_id,
         lambda job_id: asyncio.run_coroutine_threadsafe(work.work(job_id), loop).result(),
         _SLOTS,
     )
-    await asyncio.to_thread(hands.start)
+    await steadily(workers.enter, worker_id)
+    for start in (platform.records.start, heartbeat.start, housekeeping.start, hands.start):
+        await steadily(start)
     watching = asyncio.create_task(work.watch())
     log.info("worker ready", extra={"worker": worker_id, "items_at_once": places})
     try:
@@ -96,10 +114,11 @@ async def _work(settings: Settings, worker_id: str, *, with_parent: bool) -> int
         await asyncio.to_thread(housekeeping.stop)
         await asyncio.to_thread(heartbeat.stop)
         try:
-            await asyncio.to_thread(workers.leave, worker_id)
+            await steadily(workers.leave, worker_id)
         except Refusal as error:
             log.warning("not signed off: %s", error)  # what is in hand is taken over as from a dead worker
         await platform.stop()
+        threads.shutdown(wait=False)
         log.info("worker stopped", extra={"worker": worker_id, "seconds": round(time.monotonic() - begun, 1)})
     return 0
 
@@ -117,12 +136,6 @@ async def _empty(platform: Platform) -> None:
     for state in await platform.runner.states():
         if state.state == "ready":
             await platform.runner.unload(state.key)
-
-
-def _be_nice(nice: int) -> None:
-    """Interactive requests come first: this thread, and those it starts from now on, take what they leave."""
-    if nice and hasattr(os, "setpriority"):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
 
 
 def _when_parent_ends(then: Callable[[], object]) -> None:
