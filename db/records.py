@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import datetime
@@ -47,13 +47,17 @@ class Records:
     They raise NotFound for an id that this owner does not have, and Unavailable.
     """
 
-    def __init__(self, engine: sa.Engine, linger_s: float = 0.0) -> None:
+    def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
-        self._writer = Writer(engine, linger_s)
+        self._writer = Writer(engine)
 
     def save(self, rows: Sequence[SQLModel | Values], then: Settling | None = None) -> Future[None]:
         """Store the rows of one unit, all or none, together with whatever else waits: see ``Writer.save``."""
         return self._writer.save(rows, then)
+
+    def linger(self, seconds: float, more_to_come: Callable[[], bool]) -> None:
+        """Store what belongs together in fewer transactions; see ``Writer.linger``."""
+        self._writer.linger(seconds, more_to_come)
 
     def start(self) -> None:
         """Start the thread that writes; see ``Writer.start``."""

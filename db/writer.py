@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from typing import Any, cast
 
@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 MAX_BACKLOG = 10_000
 MAX_GROUP = 256  # units of one transaction: bounds how long others wait for SQLite's one writer
+_LOOK_S = 0.02  # how often a lingering unit looks whether more is to come
 COMPANY = 64  # units for which nobody lingers any longer
 PATIENCE_S = 2.0  # a group that failed after this long is not tried again in parts
 
@@ -34,13 +35,11 @@ _Unit = tuple[Sequence[SQLModel | Values], "Future[None]", Settling | None]
 
 
 class Writer:
-    """Stores units of rows, each all or none. Its thread starts with the first unit.
+    """Stores units of rows, each all or none. Its thread starts with the first unit."""
 
-    ``linger_s``: a unit waits so long for the company of others, where nobody waits for each of them.
-    """
-
-    def __init__(self, engine: sa.Engine, linger_s: float = 0.0) -> None:
-        self._linger_s = linger_s
+    def __init__(self, engine: sa.Engine) -> None:
+        self._linger_s = 0.0
+        self._more_to_come: Callable[[], bool] = bool
         self._engine = engine.execution_options(immediate=True)
         # Whoever is referred to comes first.
         self._inserts = {table: sa.insert(table) for table in Row.metadata.sorted_tables}
@@ -68,6 +67,13 @@ class Writer:
             self._change.notify()
         return future
 
+    def linger(self, seconds: float, more_to_come: Callable[[], bool]) -> None:
+        """From now on a unit waits for the company of others, where nobody waits for each of them.
+
+        At most so long, and only while ``more_to_come()``, which is asked from the writer's thread.
+        """
+        self._linger_s, self._more_to_come = seconds, more_to_come
+
     def start(self) -> None:
         """Start its thread now, with the priority of the thread that calls."""
         with self._change:
@@ -94,8 +100,11 @@ class Writer:
                 self._change.wait_for(lambda: self._waiting or self._closed)
                 if not self._waiting:
                     return
-                if self._linger_s:
-                    self._change.wait_for(lambda: len(self._waiting) >= COMPANY or self._closed, self._linger_s)
+                until = time.monotonic() + self._linger_s
+                while time.monotonic() < until and len(self._waiting) < COMPANY and self._more_to_come():
+                    if self._closed:
+                        break
+                    self._change.wait(min(_LOOK_S, until - time.monotonic()))
             units = self._take(MAX_GROUP)
             try:
                 self._store(units, time.monotonic())

@@ -39,6 +39,11 @@ class Gate:
         self._alone: deque[_Waiting] = deque()
         self._waiting: dict[bool, deque[_Waiting]] = {False: deque(), True: deque()}  # by whether they are heavy
 
+    @property
+    def inside(self) -> int:
+        """How many hold a place."""
+        return self._inside
+
     @asynccontextmanager
     async def pass_through(self, *, heavy: bool = False, alone: bool = False) -> AsyncIterator[Place]:
         """Wait for a place, and hold it. Nobody is inside with one who is ``alone``, and who waits for that is next."""

@@ -24,6 +24,7 @@ from services import metrics, operations
 from services.gate import Gate
 from services.job_queue import JobQueue
 from services.operations import Core
+from services.options import InferenceOptions
 from services.progress import LISTENER
 from services.recording import FILE_IDS
 from services.requests import JobItemSource, Source
@@ -98,6 +99,11 @@ class HandWork:
         """Items in hand."""
         return sum(len(each.tasks) for each in self._in_hand.values())
 
+    @property
+    def computing(self) -> bool:
+        """Whether any item is being answered, apart from those that only have to be stored. From any thread."""
+        return self._gate.inside > 0
+
     async def work(self, job_id: str) -> None:
         """One hand: work on the job until it is done, others have the rest, or the time slice is over.
 
@@ -171,7 +177,9 @@ class HandWork:
         return 0.0
 
     async def _run(self, entry: _InHand, job: Job, items: list[ClaimedItem]) -> None:
-        tasks = [asyncio.create_task(self._item(entry, job, item), name=item.id) for item in items]
+        chosen = operations.operation(job.operation)
+        options = operations.read_parameters(chosen, job.parameters)
+        tasks = [asyncio.create_task(self._item(entry, job, item, options), name=item.id) for item in items]
         entry.tasks.update(tasks)
         await asyncio.wait(tasks)
         entry.tasks.difference_update(tasks)
@@ -182,10 +190,10 @@ class HandWork:
         if left:
             await _patiently(lambda: self._ask(self._jobs.give_back, self._worker_id, left))
 
-    async def _item(self, entry: _InHand, job: Job, item: ClaimedItem) -> None:
-        heavy = operations.OPERATIONS[job.operation].heavy
+    async def _item(self, entry: _InHand, job: Job, item: ClaimedItem, options: InferenceOptions) -> None:
+        chosen = operations.OPERATIONS[job.operation]
         alone = item.deaths > 0
-        async with self._gate.pass_through(heavy=heavy, alone=alone) as place:
+        async with self._gate.pass_through(heavy=chosen.heavy, alone=alone) as place:
             if self._stopping:
                 raise asyncio.CancelledError
             request_id.set(job.id)
@@ -203,9 +211,7 @@ class HandWork:
                 ),
             )
             try:
-                await operations.run(
-                    self._core, job.operation, job.parameters, source, store=job.store, owner=job.owner
-                )
+                await chosen.run(self._core, source, options, job.store, job.owner)
                 metrics.job_items.labels(job.operation, "succeeded").inc()
             except Conflict as error:
                 if error.code == LOST:

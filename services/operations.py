@@ -152,14 +152,6 @@ async def settle_parameters(core: Core, operation: Operation, options: Inference
     return {**parameters, "model": served.key.name, "version": served.key.version}
 
 
-async def run(
-    core: Core, name: str, parameters: Mapping[str, Any], source: Source, *, store: bool, owner: str
-) -> Answer:
-    """The answer of an operation, as its door gives it."""
-    chosen = operation(name)
-    return await chosen.run(core, source, read_parameters(chosen, parameters), store, owner)
-
-
 def _prompts(text: str | None) -> Any:
     if text is None:
         return None

@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-LINGER_S = 0.05
-
 
 @dataclass(slots=True)
 class Platform:
@@ -74,8 +72,7 @@ class Platform:
         registry = Registry(database)
         if carried is not None:
             await asyncio.to_thread(publish_carried, carried, registry, store)
-        # Nobody waits for a single item of a job: a commit for many costs little more than one for each.
-        records = Records(database, linger_s=LINGER_S if for_jobs else 0.0)
+        records = Records(database)
         recorder = Recorder(records, store)
         index = ModelIndex(registry, store, settings.home.absolute() / "models")
         local: LocalRunner | None = None

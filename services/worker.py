@@ -39,6 +39,9 @@ FINISH_S = 10.0
 IDLE_S = 120.0
 """After so long without a job the models leave the memory."""
 
+LINGER_S = 0.25
+"""The end of an item waits so long for others, while any are computed: a commit for many costs little more than one."""
+
 DATABASE_THREADS = 3
 
 BURIED = 3
@@ -91,6 +94,7 @@ async def _work(settings: Settings, worker_id: str, *, with_parent: bool) -> int
         heavy_places=settings.items_at_once or max(1, cores() // 2),
         threads=threads,
     )
+    platform.records.linger(LINGER_S, lambda: work.computing)
     heartbeat = Heartbeat(workers, worker_id, lambda: work.busy, lambda: os._exit(BURIED))
     housekeeping = Housekeeping(settings, platform.records, records, workers, queue, platform.store, heartbeat)
     hands = Hands(

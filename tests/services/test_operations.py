@@ -188,9 +188,11 @@ def test_a_refused_job_leaves_nothing(run: Run) -> None:
 def test_run_answers_as_the_door(run: Run) -> None:
     async def main(bench: AtWork) -> None:
         given = {"model": "colours", "top_k": 1}
-        asked = await operations.run(bench.platform, "classify", given, Source(RED), store=False, owner=LOCAL)
+        chosen = operations.operation("classify")
+        options = operations.read_parameters(chosen, given)
+        asked = await chosen.run(bench.platform, Source(RED), options, False, LOCAL)
         assert asked["predictions"][0]["class_name"] == "red" and len(asked["predictions"]) == 1
         with pytest.raises(BadInput, match="no operation"):
-            await operations.run(bench.platform, "paint", {}, Source(RED), store=False, owner=LOCAL)
+            operations.operation("paint")
 
     run(main)
