@@ -116,17 +116,19 @@ class HandWork:
             self._hands.add(hand)
             hand.add_done_callback(self._hands.discard)
         try:
-            delay = await self._work(entry, job_id)
-        except Exception:
-            log.exception("a hand broke off", extra={"job": job_id})
-            delay = AFTER_FAULT_S
-        if delay is not None:
-            enqueue = partial(self._queue.enqueue, delay_s=delay)
-            await _patiently(lambda: self._ask(self._jobs.add_hand, job_id, enqueue))
-        self.last_busy = time.monotonic()
-        entry.hands -= 1
-        if entry.hands == 0:
-            del self._in_hand[job_id]
+            try:
+                delay = await self._work(entry, job_id)
+            except Exception:
+                log.exception("a hand broke off", extra={"job": job_id})
+                delay = AFTER_FAULT_S
+            if delay is not None:
+                enqueue = partial(self._queue.enqueue, delay_s=delay)
+                await _patiently(lambda: self._ask(self._jobs.add_hand, job_id, enqueue))
+        finally:
+            self.last_busy = time.monotonic()
+            entry.hands -= 1
+            if entry.hands == 0:
+                del self._in_hand[job_id]
 
     async def watch(self) -> None:
         """Drop what belongs to jobs that are over, and say how far the others are. Runs until it is cancelled."""
@@ -177,8 +179,13 @@ class HandWork:
         return 0.0
 
     async def _run(self, entry: _InHand, job: Job, items: list[ClaimedItem]) -> None:
-        chosen = operations.operation(job.operation)
-        options = operations.read_parameters(chosen, job.parameters)
+        try:
+            chosen = operations.operation(job.operation)
+            options = operations.read_parameters(chosen, job.parameters)
+        except Refusal as error:  # they were right when the job was submitted, to another version of Ekiben
+            for item in items:
+                await self._fail(job.operation, item, {"code": error.code, "message": error.message})
+            return
         tasks = [asyncio.create_task(self._item(entry, job, item, options), name=item.id) for item in items]
         entry.tasks.update(tasks)
         await asyncio.wait(tasks)
@@ -302,7 +309,8 @@ def time_is_up(job: Job) -> dict[str, Any]:
 
 
 def _window(job: Job) -> int:
-    return operations.OPERATIONS[job.operation].window
+    known = operations.OPERATIONS.get(job.operation)
+    return known.window if known is not None else 1
 
 
 def _seconds_left(job: Job) -> float:
