@@ -88,7 +88,8 @@ def claim(db: Session, job_id: str, worker_id: str, limit: int) -> list[ClaimedI
     claimed = db.execute(
         sa.update(JobItem)
         .where(col(JobItem.id).in_(ids))
-        .values(state="running", worker_id=worker_id, started_at=moment, attempts=col(JobItem.attempts) + 1)
+        .values(state="running", worker_id=worker_id, started_at=moment, begun=False)
+        .values(attempts=col(JobItem.attempts) + 1)
         .returning(*columns),
         execution_options=_UNSYNCED,
     ).all()
@@ -176,18 +177,22 @@ def bury(db: Session, worker_id: str) -> list[str]:
     """
     in_hand = (col(JobItem.worker_id) == worker_id, col(JobItem.state) == "running")
     jobs = sorted(db.execute(sa.select(col(JobItem.job_id)).where(*in_hand).distinct()).scalars())
+    # One that had been in a dead worker's hand before only waited to be alone, unless it had begun.
+    suspect = sa.or_(col(JobItem.deaths) == 0, col(JobItem.begun))
     for job_id in jobs:
         _locked(db, job_id)
+        own = (*in_hand, col(JobItem.job_id) == job_id)
+        suspects = db.execute(sa.select(func.count()).where(*own, suspect)).scalar_one()
         db.execute(
             sa.update(JobItem)
-            .where(*in_hand, col(JobItem.job_id) == job_id)
-            .values(state="queued", worker_id=None, deaths=col(JobItem.deaths) + 1),
+            .where(*own)
+            .values(state="queued", worker_id=None, deaths=col(JobItem.deaths) + sa.case((suspect, 1), else_=0)),
             execution_options=_UNSYNCED,
         )
         deaths, total = db.execute(
             sa.update(Job)
             .where(col(Job.id) == job_id)
-            .values(deaths=col(Job.deaths) + 1, updated_at=now())
+            .values(deaths=col(Job.deaths) + (1 if suspects else 0), updated_at=now())
             .returning(col(Job.deaths), col(Job.total)),
             execution_options=_UNSYNCED,
         ).one()

@@ -44,7 +44,14 @@ class JobRecords:
                 session.add(job)
                 session.flush()
                 columns = JobItem.__table__.columns.keys()  # type: ignore[attr-defined]
-                blank: dict[str, Any] = {**dict.fromkeys(columns), "attempts": 0, "tries": 0, "deaths": 0, "bytes": 0}
+                blank: dict[str, Any] = {
+                    **dict.fromkeys(columns),
+                    "attempts": 0,
+                    "tries": 0,
+                    "deaths": 0,
+                    "begun": False,
+                    "bytes": 0,
+                }
                 common = {"owner": job.owner, "job_id": job.id, "created_at": job.created_at, "state": "queued"}
                 session.execute(
                     sa.insert(JobItem.__table__),  # type: ignore[attr-defined]
@@ -201,7 +208,7 @@ class JobRecords:
     def claim(
         self, job_id: str, worker_id: str, window: Callable[[Job], int]
     ) -> tuple[Job | None, list[ClaimedItem], datetime | None]:
-        """The job as it was, items of it that are ``worker_id``'s from now on, and when another may be begun.
+        """The job, items of it that are ``worker_id``'s from now on, and when another may be begun.
 
         At most ``window(job)`` items.
 
@@ -212,7 +219,6 @@ class JobRecords:
             job = session.get(Job, job_id)
             if job is None or job.state in OVER:
                 return job, [], None
-            session.expunge(job)
             if job.started_at is not None and job_states.end_of_time(job) <= now():
                 return job, [], None
             limit = window(job)
@@ -221,12 +227,19 @@ class JobRecords:
                 if limit <= 0:
                     return job, [], now() + timedelta(seconds=1)
             items = job_states.claim(session, job_id, worker_id, limit)
+            session.refresh(job)  # it may have begun
             if items:
                 return job, items, None
             waiting = select(func.min(func.coalesce(JobItem.not_before, JobItem.created_at))).where(
                 JobItem.job_id == job_id, JobItem.state == "queued"
             )
             return job, [], session.exec(waiting).one()
+
+    def begin_alone(self, worker_id: str, item_id: str) -> None:
+        """An item that a worker died with is being answered now, and nothing else beside it."""
+        with writing(self._engine) as session:
+            own = (col(JobItem.id) == item_id, col(JobItem.worker_id) == worker_id, col(JobItem.state) == "running")
+            session.execute(sa.update(JobItem).where(*own).values(begun=True))
 
     def give_back(self, worker_id: str, item_ids: Sequence[str], not_before: datetime | None = None) -> None:
         with writing(self._engine) as session:

@@ -270,6 +270,7 @@ class JobItem(Owned, table=True):
     attempts: int = 0
     tries: int = Field(default=0, description="That ended with an error that may pass.")
     deaths: int = 0
+    begun: bool = Field(default=False, description="Of one that a worker died with: it is being answered, alone.")
     not_before: datetime | None = Field(default=None, description="A retry waits until then.")
     result: dict[str, Any] | None = Field(default=None, sa_type=JSON)
     error: dict[str, Any] | None = Field(default=None, sa_type=JSON)

@@ -190,19 +190,22 @@ class HandWork:
         entry.tasks.update(tasks)
         await asyncio.wait(tasks)
         entry.tasks.difference_update(tasks)
-        for task in tasks:
-            if not task.cancelled() and task.exception() is not None:
-                log.error("an item could not be ended", exc_info=task.exception(), extra={"item": task.get_name()})
-        left = [item.id for item, task in zip(items, tasks, strict=True) if task.cancelled() or task.exception()]
+        left = [item.id for item, task in zip(items, tasks, strict=True) if task.cancelled()]
         if left:
             await _patiently(lambda: self._ask(self._jobs.give_back, self._worker_id, left))
+        for item, task in zip(items, tasks, strict=True):
+            if not task.cancelled() and (broken := task.exception()) is not None:
+                log.error("an item could not be ended", exc_info=broken, extra={"item": item.id})
+                await self._try_later(job, item, Unavailable("its end could not be stored"))
 
     async def _item(self, entry: _InHand, job: Job, item: ClaimedItem, options: InferenceOptions) -> None:
         chosen = operations.OPERATIONS[job.operation]
         alone = item.deaths > 0
         async with self._gate.pass_through(heavy=chosen.heavy, alone=alone) as place:
-            if self._stopping:
+            if self._stopping or _seconds_left(job) <= 0:
                 raise asyncio.CancelledError
+            if alone:
+                await self._ask(self._jobs.begin_alone, self._worker_id, item.id)
             request_id.set(job.id)
             numbers = itertools.count()
             FILE_IDS.set(lambda: derived_id(item.id, "file", next(numbers)))

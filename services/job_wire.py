@@ -54,7 +54,9 @@ class JobBody(Body):
     priority: int
     timeout_s: float
     items_at_once: int | None
-    attempts: int = Field(description="1, and one more for each worker that died with it and each retry.")
+    attempts: int = Field(
+        description="1, and one more for each time that it went on after a worker died or was retried."
+    )
     error: JobError | None
     webhook: WebhookBody | None
     created_at: str

@@ -18,7 +18,7 @@ from services.jobs import MAX_ITEMS, Asking, NewItem
 from services.options import check
 from services.platform import Platform
 from services.routes.options import gather
-from services.routes.submitting import JobOptions, accepted
+from services.routes.submitting import JobOptions, accepted, idempotency_key
 from services.wire import Operation
 
 router = APIRouter(tags=["jobs"])
@@ -97,6 +97,7 @@ async def submit(request: Request) -> Response:
     platform: Platform = request.app.state.platform
     jobs = platform.jobs
     items: list[NewItem] = []
+    idempotency_key(request)  # a wrong one is refused before anything is stored
 
     async def take(data: bytes | Refusal, filename: str | None) -> None:
         if len(items) >= MAX_ITEMS:

@@ -70,6 +70,7 @@ async def submit(
 ) -> Response:
     """202 with the job of one picture."""
     platform: Platform = request.app.state.platform
+    asking = own.asking(request)
     source = Source(upload.data, upload.filename, options.image_id)
     if source.data is not None and source.image_id is not None:
         raise BadInput("send a file or image_id, not both")
@@ -81,7 +82,7 @@ async def submit(
     else:
         raise BadInput("send an image: a multipart field 'file', the raw bytes as body, or image_id")
     job, created = await platform.jobs.submit(
-        platform, "request", operation, options, items, own.asking(request), store=options.store
+        platform, "request", operation, options, items, asking, store=options.store
     )
     return accepted(job, created, {"Preference-Applied": "respond-async"})
 
