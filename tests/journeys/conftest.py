@@ -1,4 +1,4 @@
-"""What journeys share: servers with the toy Segment Anything, in every topology."""
+"""What journeys share: servers with the toy Segment Anything and a worker, in every topology."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests import toys_sam
+from models.artifact import Weights
+from tests import servers, toys_sam
 from tests.conftest import publish
+from tests.journeys.job_client import SECRET
+from tests.journeys.job_place import Place
 from tests.serving import TOPOLOGIES, Server, serving
 
 
@@ -35,12 +38,12 @@ def sam_server(
     toy_artifacts: dict[str, Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Server]:
-    """``sam_toy`` and ``colours`` in every topology. The embeddings it holds are shared: ask with pictures of your own
-    where that matters."""
+    """The three toys and a worker in every topology. The embeddings it holds are shared: ask with pictures of your own
+    where that matters. EMBEDDED_ONLY is for what the topology does not matter to."""
     home = tmp_path_factory.mktemp("sam-server") / "var"
-    publish(home, "sam_toy", sam_artifact)
-    publish(home, "colours", toy_artifacts["colours"])
-    with serving(home, **TOPOLOGIES[request.param]) as server:
+    for name, artifact in {**toy_artifacts, "sam_toy": sam_artifact}.items():
+        publish(home, name, artifact)
+    with serving(home, EKIBEN_WORKERS="1", EKIBEN_WEBHOOK_SECRET=SECRET, **TOPOLOGIES[request.param]) as server:
         yield server
 
 
@@ -50,3 +53,60 @@ def client(sam_server: Server) -> Iterator[httpx.Client]:
     limits = httpx.Limits(max_connections=1)
     with httpx.Client(base_url=sam_server.url, timeout=60.0, limits=limits) as client:
         yield client
+
+
+@pytest.fixture
+def jobs(sam_server: Server) -> Iterator[httpx.Client]:
+    """Connections that are not kept: with several gateways any of them may answer."""
+    limits = httpx.Limits(max_keepalive_connections=0)
+    with httpx.Client(base_url=sam_server.url, timeout=60.0, limits=limits) as client:
+        yield client
+
+
+@pytest.fixture
+def waiting(toy_server: Server) -> Iterator[httpx.Client]:
+    """A server without a worker: jobs wait. They are removed at the end of the test."""
+    with toy_server.client() as client:
+        yield client
+        for job in client.get("/v1/jobs?limit=200").json()["items"]:
+            if job["state"] == "queued":
+                client.post(f"/v1/jobs/{job['id']}/cancel")
+            client.delete(f"/v1/jobs/{job['id']}")
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[servers.Server]:
+    with servers.postgres() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    """Empty, over each kind of database."""
+    if request.param == "sqlite":
+        yield Place(tmp_path / "var")
+        return
+    with servers.new_database(request.getfixturevalue("postgres_server").url) as url:
+        where = Place(tmp_path / "var", {"EKIBEN_DATABASE_URL": url})
+        yield where
+        where.database.dispose()
+
+
+@pytest.fixture
+def toys_place(place: Place, sam_artifact: Path, toy_artifacts: dict[str, Path]) -> Place:
+    for name, artifact in {**toy_artifacts, "sam_toy": sam_artifact}.items():
+        place.publish(name, artifact)
+    return place
+
+
+@pytest.fixture(scope="session")
+def vit_b_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The published architecture with the random weights that the export gives it."""
+    pytest.importorskip("torch")
+    from export.sam import SamRecipe, random_sam
+    from export.sam_artifact import write_artifact
+    from export.zoo import ZOO
+
+    folder = tmp_path_factory.mktemp("vit_b") / "artifact"
+    write_artifact(SamRecipe(ZOO["sam_vit_b"], random_sam("vit_b", 0), Weights(kind="random", detail="seed 0")), folder)
+    return folder
