@@ -128,7 +128,7 @@ _END_AS_IMAGE = _END.values(image_id=sa.bindparam("new_image_id"), storage_key=N
 
 
 def settle(db: sa.Connection, settlings: Sequence[Settling]) -> None:
-    """End the items. Conflict (LOST), and nothing is ended, when one of them is not in its worker's hand any more."""
+    """End the items. Conflict (LOST) when one of them is not in its worker's hand any more: roll back then."""
     moment = now()
     for job_id in sorted({one.job_id for one in settlings}):
         own = [one for one in settlings if one.job_id == job_id]
@@ -137,7 +137,7 @@ def settle(db: sa.Connection, settlings: Sequence[Settling]) -> None:
         chosen = sa.select(col(JobItem.id), col(JobItem.worker_id)).where(
             col(JobItem.id).in_(holders), col(JobItem.state) == "running"
         )
-        held = dict(db.execute(chosen).tuples().all())
+        held = {row[0]: row[1] for row in db.execute(chosen)}
         if job is None or held != holders or len(own) != len(holders):
             raise Conflict("this item is not in this worker's hand any more", code=LOST)
         # One statement for all: each alone would cost more than the rows that it writes.

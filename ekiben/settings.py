@@ -61,7 +61,7 @@ class Settings(BaseModel):
         default=0,
         ge=0,
         le=1024,
-        description="Pictures a worker answers at once. 0: two more than cores; of automatic masks one per two cores.",
+        description="Pictures a worker answers at once. 0: four per core; of automatic masks one per two cores.",
     )
     job_timeout_s: float = Field(
         default=1800.0, gt=0, description="Time limit of a job from its start, unless it names its own."

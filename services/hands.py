@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 SLICE_S = 5.0
-"""A hand that worked so long goes back to the end of the queue: jobs of equal priority take turns."""
+"""A hand that worked about so long goes back to the end of the queue: jobs of equal priority take turns."""
 
 MAX_TRIES = 6
 FIRST_RETRY_S = 1.0
@@ -47,6 +47,8 @@ GRACE_S = 60.0
 """When a job's time is up none of its items begins; those in hand have so long to end."""
 
 AFTER_FAULT_S = 5.0
+READ_AHEAD_BYTES = 16_000_000
+"""Of pictures that one hand may have read before their turn."""
 _TIME_IS_UP = "timed_out"
 
 
@@ -164,7 +166,8 @@ class HandWork:
 
     async def _work(self, entry: _InHand, job_id: str) -> float | None:
         """None: this hand is done. Else after how many seconds another is to go on."""
-        slice_end = time.monotonic() + SLICE_S
+        # Not all hands of a worker at once: until the queue gives them out again, nobody would work.
+        slice_end = time.monotonic() + SLICE_S * random.uniform(0.5, 1.5)
         while not self._stopping:
             job, items, more_at = await self._ask(self._jobs.claim, job_id, self._worker_id, _window)
             if job is None or job.state in OVER:
@@ -186,7 +189,13 @@ class HandWork:
             for item in items:
                 await self._fail(job.operation, item, {"code": error.code, "message": error.message})
             return
-        tasks = [asyncio.create_task(self._item(entry, job, item, options), name=item.id) for item in items]
+        pictures = await self._pictures(items)
+        tasks = [
+            asyncio.create_task(
+                self._item(entry, job, item, options, pictures.pop(item.storage_key or "", None)), name=item.id
+            )
+            for item in items
+        ]
         entry.tasks.update(tasks)
         await asyncio.wait(tasks)
         entry.tasks.difference_update(tasks)
@@ -198,7 +207,14 @@ class HandWork:
                 log.error("an item could not be ended", exc_info=broken, extra={"item": item.id})
                 await self._try_later(job, item, Unavailable("its end could not be stored"))
 
-    async def _item(self, entry: _InHand, job: Job, item: ClaimedItem, options: InferenceOptions) -> None:
+    async def _pictures(self, items: list[ClaimedItem]) -> dict[str, bytes]:
+        """Pictures of the items by their keys, read together: a hop for each costs more than to read a small one."""
+        keys = [item.storage_key for item in items if item.storage_key and item.bytes <= READ_AHEAD_BYTES // len(items)]
+        return await self._core.recorder.read_some(keys) if len(keys) > 1 else {}
+
+    async def _item(
+        self, entry: _InHand, job: Job, item: ClaimedItem, options: InferenceOptions, data: bytes | None
+    ) -> None:
         chosen = operations.OPERATIONS[job.operation]
         alone = item.deaths > 0
         async with self._gate.pass_through(heavy=chosen.heavy, alone=alone) as place:
@@ -218,25 +234,30 @@ class HandWork:
                     timeout_s=max(1.0, _seconds_left(job) + GRACE_S),
                     # While it is stored the next one may be computed. One that is alone stays so to its end.
                     computed=_nothing if alone else place.leave,
+                    data=data,
                 ),
             )
             try:
                 await chosen.run(self._core, source, options, job.store, job.owner)
                 metrics.job_items.labels(job.operation, "succeeded").inc()
-            except Conflict as error:
-                if error.code == LOST:
-                    log.info("an item was lost: %s", error, extra={"item": item.id})
-                else:  # a row that its answer refers to was removed meanwhile
-                    await self._fail(job.operation, item, {"code": error.code, "message": error.message})
-            except Temporary as error:
+            except Exception as error:
+                if not alone:
+                    place.leave()
+                await self._not_answered(job, item, error)
+            entry.ended += 1
+
+    async def _not_answered(self, job: Job, item: ClaimedItem, error: Exception) -> None:
+        match error:
+            case Conflict(code=code) if code == LOST:
+                log.info("an item was lost: %s", error, extra={"item": item.id})
+            case Temporary():
                 await self._try_later(job, item, error)
-            except Refusal as error:
+            case Refusal():  # a Conflict, too: a row that its answer refers to was removed meanwhile
                 await self._fail(job.operation, item, {"code": error.code, "message": error.message})
-            except Exception:
-                log.exception("internal error", extra={"item": item.id})
+            case _:
+                log.error("internal error", exc_info=error, extra={"item": item.id})
                 message = "internal error; the log has it under this job's id"
                 await self._fail(job.operation, item, {"code": "internal_error", "message": message})
-            entry.ended += 1
 
     async def _try_later(self, job: Job, item: ClaimedItem, error: Temporary) -> None:
         """Once more after a while, twice as long each time; what has been tried MAX_TRIES times fails."""

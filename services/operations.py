@@ -23,6 +23,7 @@ from services.options import (
     SegmentOptions,
     check,
 )
+from services.recording import Recorder
 from services.requests import Source
 from services.vision import Vision
 
@@ -40,6 +41,8 @@ class Core(Protocol):
     def index(self) -> ModelIndex: ...
     @property
     def records(self) -> Records: ...
+    @property
+    def recorder(self) -> Recorder: ...
 
 
 @dataclass(frozen=True, slots=True)

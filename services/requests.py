@@ -34,13 +34,14 @@ class Source:
 class JobItemSource:
     """An item that a worker has in hand: it is answered as a request, and ended in the same transaction.
 
-    ``computed`` is called when its answer is there and only has to be stored.
+    ``computed`` is called when its answer is there and only has to be stored. ``data``: its picture, if it was read.
     """
 
     item: ClaimedItem
     worker_id: str
     timeout_s: float
     computed: Callable[[], None] = lambda: None
+    data: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +151,7 @@ class Requests:
 
     async def _begin(self, source: Source, store: bool, owner: str, deadline: float) -> tuple[bytes, Record | None]:
         if source.item is not None:
-            return await self._begin_item(source.item.item, store)
+            return await self._begin_item(source.item.item, source.item.data, store)
         if source.data is not None:
             if source.image_id is not None:
                 raise BadInput("send a file or image_id, not both")
@@ -166,14 +167,15 @@ class Requests:
         data = await self.recorder.read(image.storage_key)
         return data, Record(owner, image_id=image.id, deadline=deadline) if store else None
 
-    async def _begin_item(self, item: ClaimedItem, store: bool) -> tuple[bytes, Record | None]:
+    async def _begin_item(self, item: ClaimedItem, data: bytes | None, store: bool) -> tuple[bytes, Record | None]:
         if item.image_id is not None:
             image = await asyncio.to_thread(self.records.image, item.owner, item.image_id)
             data = await self.recorder.read(image.storage_key)
             return data, self.recorder.of_item(Record(item.owner, image_id=image.id), item) if store else None
         if item.storage_key is None:
             raise NotFound("the picture of this item is gone")
-        data = await self.recorder.read(item.storage_key)
+        if data is None:
+            data = await self.recorder.read(item.storage_key)
         mime_type = sniff(data)
         return data, self.recorder.begin_item(item, data, mime_type) if store else None
 

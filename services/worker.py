@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -41,6 +42,9 @@ IDLE_S = 120.0
 
 LINGER_S = 0.25
 """The end of an item waits so long for others, while any are computed: a commit for many costs little more than one."""
+
+PLACES_PER_CORE = 4
+"""Items at once: while one is computed, another is read, and more wait so that no slot ever does."""
 
 DATABASE_THREADS = 3
 
@@ -84,7 +88,7 @@ async def _work(settings: Settings, worker_id: str, *, with_parent: bool) -> int
         return await loop.run_in_executor(threads, work, *given)
 
     workers, records, queue = Workers(platform.database), JobRecords(platform.database), platform.job_queue
-    places = settings.items_at_once or cores() + 2
+    places = settings.items_at_once or PLACES_PER_CORE * cores()
     work = HandWork(
         platform,
         records,
@@ -106,6 +110,7 @@ async def _work(settings: Settings, worker_id: str, *, with_parent: bool) -> int
     await steadily(workers.enter, worker_id)
     for start in (platform.records.start, heartbeat.start, housekeeping.start, hands.start):
         await steadily(start)
+    gc.freeze()  # what is here now stays: a full collection need not look at it
     watching = asyncio.create_task(work.watch())
     log.info("worker ready", extra={"worker": worker_id, "items_at_once": places})
     try:

@@ -42,6 +42,11 @@ def settle(records: Records, job_id: str, item_id: str, worker_id: str = "worker
     records.save([], Settling(job_id, item_id, worker_id, **given)).result(10)
 
 
+def settle_all(engine: sa.Engine, *settlings: Settling) -> None:
+    with writing(engine) as session:
+        job_states.settle(session.connection(), settlings)
+
+
 def test_claim_marks_what_it_takes(engine: sa.Engine) -> None:
     before = now()
     job_id = submitted(engine, 5)
@@ -142,6 +147,99 @@ def test_an_item_that_was_lost_takes_its_answer_along(engine: sa.Engine, records
     assert (job_now(engine, job_id).succeeded, job_now(engine, job_id).failed) == (1, 0)
 
 
+def test_many_ends_at_once(engine: sa.Engine) -> None:
+    """Of several jobs and workers, good and bad, with a picture that became an image and with one that did not."""
+    image = rows.image()
+    with writing(engine) as session:
+        session.add(image)
+    half, whole, bad = submitted(engine, 4), submitted(engine, 3), submitted(engine, 2)
+    ours, theirs = claimed(engine, half, "worker-1", 2), claimed(engine, half, "worker-2", 1)
+    three, two = claimed(engine, whole), claimed(engine, bad)
+    before = now()
+    settle_all(
+        engine,
+        Settling(whole, three[2].id, "worker-1", result={"n": 2}),
+        Settling(half, theirs[0].id, "worker-2", error=BAD),
+        Settling(bad, two[1].id, "worker-1", error={"code": "too_large", "message": "more pixels than the limit"}),
+        Settling(half, ours[1].id, "worker-1", result={"n": 1}, image_id=image.id),
+        Settling(whole, three[0].id, "worker-1", result={"n": 0}),
+        Settling(bad, two[0].id, "worker-1", error=BAD),
+        Settling(whole, three[1].id, "worker-1", error=BAD, image_id=image.id),
+    )
+    stored = items_now(engine, half)
+    assert [item.state for item in stored] == ["running", "succeeded", "failed", "queued"]
+    assert [item.worker_id for item in stored] == ["worker-1", None, None, None]
+    assert [item.result for item in stored] == [None, {"n": 1}, None, None]
+    assert [item.error for item in stored] == [None, None, BAD, None]
+    assert [item.image_id for item in stored] == [None, image.id, None, None]
+    assert [item.storage_key is None for item in stored] == [False, True, False, False]
+    assert [item.finished_at is not None for item in stored] == [False, True, True, False]
+    assert all(before <= item.finished_at <= now() for item in stored if item.finished_at is not None)
+    stored = items_now(engine, whole)
+    assert [(item.state, item.result, item.error) for item in stored] == [
+        ("succeeded", {"n": 0}, None),
+        ("failed", None, BAD),
+        ("succeeded", {"n": 2}, None),
+    ]
+    assert [(item.image_id, item.storage_key is None) for item in stored] == [
+        (None, False),
+        (image.id, True),
+        (None, False),
+    ]
+    ends = [job_now(engine, job_id) for job_id in (half, whole, bad)]
+    assert [(job.state, job.succeeded, job.failed) for job in ends] == [
+        ("running", 1, 1),
+        ("succeeded", 2, 1),
+        ("failed", 0, 2),
+    ]
+    message = "all 2 items failed; the first: not an image"
+    assert [job.error for job in ends] == [None, None, {"code": "all_items_failed", "message": message}]
+    for job_id, said in (
+        (half, []),
+        (whole, [("succeeded", 3)]),
+        (bad, [("failed", 2)]),
+    ):  # each ended once, as a whole
+        events = events_now(engine, job_id)[2:]
+        assert [(data["state"], data["done"]) for _, _, data in events] == said
+
+
+def test_one_lost_among_many_ends_none(engine: sa.Engine) -> None:
+    """Whether it was given back, is in another's hand, has ended, is named twice, or never was; in whichever job."""
+    first, second = sorted((submitted(engine, 3), submitted(engine, 4)))
+    mine = claimed(engine, first, limit=3)
+    later = claimed(engine, second, limit=4)[:2]
+    settle_all(engine, Settling(second, items_now(engine, second)[3].id, "worker-1"))
+    with writing(engine) as session:
+        job_states.give_back(session, "worker-1", [items_now(engine, second)[2].id])
+    good = [Settling(first, item.id, "worker-1") for item in mine] + [
+        Settling(second, item.id, "worker-1") for item in later
+    ]
+    before = [
+        (job_now(engine, id).model_dump(), states_now(engine, id), events_now(engine, id)) for id in (first, second)
+    ]
+    lost = [
+        Settling(second, items_now(engine, second)[2].id, "worker-1"),  # waits again
+        Settling(second, items_now(engine, second)[3].id, "worker-1"),  # has ended
+        Settling(second, later[0].id, "worker-1", error=BAD),  # twice in one group
+        Settling(second, "no such item", "worker-1"),
+        Settling(second, mine[0].id, "worker-1"),  # an item of another job
+        Settling("no such job", later[0].id, "worker-1"),
+    ]
+    groups = [[*good[:3], one, *good[3:]] for one in lost]
+    groups.append([*good[:-1], good[-1]._replace(worker_id="worker-2")])  # in another's hand
+    for group in groups:
+        with pytest.raises(Conflict) as refused:
+            settle_all(engine, *group)
+        assert refused.value.code == "item_lost"
+        after = [
+            (job_now(engine, id).model_dump(), states_now(engine, id), events_now(engine, id)) for id in (first, second)
+        ]
+        assert after == before
+    settle_all(engine, *good)  # without it they all end
+    assert states_now(engine, first) == ["succeeded"] * 3
+    assert states_now(engine, second) == ["succeeded", "succeeded", "queued", "succeeded"]
+
+
 @pytest.mark.parametrize(
     ("kind", "total", "error"),
     [
@@ -193,13 +291,50 @@ def test_give_back(engine: sa.Engine) -> None:
 
 
 def die(engine: sa.Engine, job_id: str, number: int, limit: int = 100) -> list[int]:
-    """A worker takes items and dies; their positions."""
+    """A worker takes items, begins them and dies; their positions."""
     with Session(engine) as session:
         session.add(Worker(id=f"dead-{number}", host="h", pid=1, started_at=now(), seen_at=now()))
         session.commit()
-    taken = [item.position for item in claimed(engine, job_id, f"dead-{number}", limit)]
+    taken = claimed(engine, job_id, f"dead-{number}", limit)
+    for item in taken:
+        if item.deaths:
+            JobRecords(engine).begin_alone(f"dead-{number}", item.id)
     assert buried(engine, f"dead-{number}") == [job_id]
-    return taken
+    return [item.position for item in taken]
+
+
+def test_who_only_waited_to_be_alone_is_not_blamed(engine: sa.Engine) -> None:
+    """An item that was in a dead worker's hand before, and again is, but had not begun; another job killed that one."""
+    jobs, job_id = JobRecords(engine), submitted(engine, 1)
+    assert die(engine, job_id, 1) == [0]
+    for number in (2, 3, 4):
+        (mine,) = claimed(engine, job_id, f"worker-{number}")
+        jobs.begin_alone("another worker", mine.id)
+        assert buried(engine, f"worker-{number}") == [job_id]
+        (stored,) = items_now(engine, job_id)
+        assert (stored.state, stored.worker_id, stored.deaths) == ("queued", None, 1)
+        assert (job_now(engine, job_id).state, job_now(engine, job_id).deaths) == ("running", 1)
+    for number in (5, 6):  # what it began before, given back since, is no longer begun
+        (mine,) = claimed(engine, job_id, f"worker-{number}")
+        jobs.begin_alone(f"worker-{number}", mine.id)
+        given_back(engine, f"worker-{number}", [mine])
+        claimed(engine, job_id, f"worker-{number}")
+        assert buried(engine, f"worker-{number}") == [job_id]
+        assert items_now(engine, job_id)[0].deaths == 1
+    assert die(engine, job_id, 7) == [0]
+    assert (items_now(engine, job_id)[0].deaths, job_now(engine, job_id).deaths) == (2, 2)
+
+
+def test_blame_is_for_those_beside_who_only_waited(engine: sa.Engine) -> None:
+    job_id = submitted(engine, 3)
+    change(engine, JobItem, items_now(engine, job_id)[0].id, deaths=1)
+    fresh = claimed(engine, job_id, "dead-1", 1)
+    change(engine, JobItem, items_now(engine, job_id)[2].id, state="failed")
+    waiting = claimed(engine, job_id, "dead-1", 1)
+    assert [item.position for item in (*fresh, *waiting)] == [1, 0]
+    assert buried(engine, "dead-1") == [job_id]
+    assert [item.deaths for item in items_now(engine, job_id)] == [1, 1, 0]
+    assert job_now(engine, job_id).deaths == 1
 
 
 def test_a_death_is_counted_for_all_in_hand(engine: sa.Engine) -> None:
@@ -326,7 +461,8 @@ def test_retry_begins_again_with_what_did_not_succeed(engine: sa.Engine, records
     with writing(engine) as session:
         job_states.report(session, job_id, 0.5)
         job_states.fail(session, job_id, {"code": "timed_out", "message": "600 s"})
-    jobs.webhook_tried(job_id, "pending", 2, now() + MINUTE)
+    jobs.webhook_tried(job_now(engine, job_id), "pending", 2, now() + MINUTE)
+    assert job_now(engine, job_id).webhook_tries == 2
     finished = items_now(engine, job_id)[1].finished_at
     asked: list[int] = []
 

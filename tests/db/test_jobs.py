@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from itertools import chain
@@ -14,7 +14,7 @@ import pytest
 import sqlalchemy as sa
 from sqlmodel import Session
 
-from db import job_states
+from db import job_states, writer
 from db.job_states import Settling
 from db.jobs import JobRecords
 from db.records import Records
@@ -44,6 +44,11 @@ MINUTE = timedelta(minutes=1)
 @pytest.fixture
 def jobs(engine: sa.Engine) -> JobRecords:
     return JobRecords(engine)
+
+
+def settle(engine: sa.Engine, *settlings: Settling) -> None:
+    with writing(engine) as session:
+        job_states.settle(session.connection(), settlings)
 
 
 def answered(records: Records, engine: sa.Engine, job_id: str, **given: Any) -> dict[str, list[str]]:
@@ -198,8 +203,7 @@ def test_each_owner_sees_its_own(engine: sa.Engine, jobs: JobRecords, records: R
 def test_items_in_their_order(engine: sa.Engine, jobs: JobRecords) -> None:
     job_id = submitted(engine, 7)
     taken = claimed(engine, job_id, limit=3)
-    with writing(engine) as session:
-        Settling(job_id, taken[1].id, "worker-1", result={"big": "x" * 1000})(session)
+    settle(engine, Settling(job_id, taken[1].id, "worker-1", result={"big": "x" * 1000}))
     page = jobs.items("local", job_id, page=2, limit=3)
     assert ([item.position for item in page.items], page.total) == ([3, 4, 5], 7)
     assert [item.position for item in jobs.items("local", job_id, state="running").items] == [0, 2]
@@ -251,7 +255,8 @@ def test_events_after_a_number(engine: sa.Engine, jobs: JobRecords) -> None:
 def test_claim_says_when_to_come_again(engine: sa.Engine, jobs: JobRecords) -> None:
     job_id = submitted(engine, 3, timeout_s=60)
     seen, mine, more_at = jobs.claim(job_id, "worker-1", lambda job: job.total - 1)
-    assert seen is not None and (seen.state, seen.id) == ("queued", job_id)  # as it was
+    assert seen is not None and (seen.state, seen.id) == ("running", job_id)  # as it is since this claim
+    assert seen.started_at is not None and seen.started_at == job_now(engine, job_id).started_at
     assert ([item.position for item in mine], more_at) == ([0, 1], None)
     later, latest = now() + MINUTE, now() + 2 * MINUTE
     jobs.give_back("worker-1", [mine[0].id], latest)
@@ -288,8 +293,7 @@ def test_a_bound_on_items_at_once(engine: sa.Engine, jobs: JobRecords) -> None:
     seen, mine, more_at = jobs.claim(job_id, "worker-2", lambda job: 2)
     assert seen is not None and mine == [] and more_at is not None
     assert timedelta(0) < more_at - now() <= timedelta(seconds=1)
-    with writing(engine) as session:
-        Settling(job_id, items_now(engine, job_id)[0].id, "worker-1")(session)
+    settle(engine, Settling(job_id, items_now(engine, job_id)[0].id, "worker-1"))
     assert [item.position for item in jobs.claim(job_id, "worker-2", lambda job: 2)[1]] == [3]
     assert jobs.claimed_by("worker-1") == [items_now(engine, job_id)[1].id]
     assert len(jobs.claimed_by("worker-2")) == 2 and jobs.claimed_by("worker-3") == []
@@ -307,9 +311,10 @@ def test_due_webhooks_are_lent(engine: sa.Engine, jobs: JobRecords) -> None:
     assert jobs.due_webhooks(NOON + timedelta(seconds=10), lease) == []
     assert [job.id for job in jobs.due_webhooks(NOON + timedelta(seconds=20), lease, 1)] == ["job-0"]
     # Whoever took them died: after the lease they are due again.
-    assert {job.id for job in jobs.due_webhooks(NOON + timedelta(seconds=40), lease)} == {"job-1", "job-2"}
-    jobs.webhook_tried("job-1", "delivered", 1, None)
-    jobs.webhook_tried("job-2", "pending", 1, NOON + 5 * MINUTE)
+    lent = {job.id: job for job in jobs.due_webhooks(NOON + timedelta(seconds=40), lease)}
+    assert set(lent) == {"job-1", "job-2"}
+    jobs.webhook_tried(lent["job-1"], "delivered", 1, None)
+    jobs.webhook_tried(lent["job-2"], "pending", 1, NOON + 5 * MINUTE)
     assert [job.id for job in jobs.due_webhooks(NOON + 10 * MINUTE, lease)] == ["job-0", "job-2"]
     done = jobs.job("local", "job-1")
     assert (done.webhook_state, done.webhook_tries, done.webhook_at) == ("delivered", 1, None)
@@ -321,8 +326,19 @@ def test_no_webhook_of_a_job_that_is_not_over(engine: sa.Engine, jobs: JobRecord
     jobs.cancel("local", job_id)
     (due,) = jobs.due_webhooks(now(), MINUTE)
     jobs.retry("local", job_id, lambda items: items, unqueued)
-    jobs.webhook_tried(due.id, "pending", 1, now() + MINUTE)
+    jobs.webhook_tried(due, "pending", 1, now() + MINUTE)
     assert jobs.due_webhooks(now() + 2 * MINUTE, MINUTE) == []
+    assert (job_now(engine, job_id).webhook_state, job_now(engine, job_id).webhook_tries) == (None, 0)
+
+    # It is over once more: what came of the first end's try is not what came of this one's.
+    jobs.cancel("local", job_id)
+    for state in ("delivered", "failed"):
+        jobs.webhook_tried(due, state, 1, None)
+        again = job_now(engine, job_id)
+        assert (again.webhook_state, again.webhook_tries) == ("pending", 0) and again.webhook_at is not None
+    (due,) = jobs.due_webhooks(now(), MINUTE)
+    jobs.webhook_tried(due, "delivered", 1, None)
+    assert (job_now(engine, job_id).webhook_state, job_now(engine, job_id).webhook_tries) == ("delivered", 1)
 
 
 def test_over_since(engine: sa.Engine, jobs: JobRecords) -> None:
@@ -400,7 +416,9 @@ def test_a_large_job_is_removed_in_several_calls(engine: sa.Engine, jobs: JobRec
     assert [count(engine, table) for table in (Job, JobItem, JobEvent)] == [0, 0, 0]
 
 
-def test_removed_while_a_worker_settles(engine: sa.Engine, jobs: JobRecords, records: Records) -> None:
+def test_removed_while_a_worker_settles(
+    engine: sa.Engine, jobs: JobRecords, records: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A worker that was too late has its prediction in the open transaction when the job goes: it loses, nobody waits
     for the other."""
     image = rows.image(kept=True)
@@ -410,14 +428,15 @@ def test_removed_while_a_worker_settles(engine: sa.Engine, jobs: JobRecords, rec
     jobs.cancel("local", stored.id)
     inserted, go = threading.Event(), threading.Event()
 
-    class Late(Settling):
-        def __call__(self, db: job_states.Database) -> None:
-            inserted.set()
-            go.wait(10)
-            super().__call__(db)
+    def late(db: sa.Connection, settlings: Sequence[Settling]) -> None:
+        assert db.execute(sa.select(Prediction.job_id)).scalars().all() == [stored.id]  # type: ignore[call-overload]
+        inserted.set()
+        go.wait(10)
+        job_states.settle(db, settlings)
 
+    monkeypatch.setattr(writer, "settle", late)
     settling = records.save(
-        [rows.prediction(image.id, id="item-1", job_id=stored.id)], Late(stored.id, "item-1", "worker-1")
+        [rows.prediction(image.id, id="item-1", job_id=stored.id)], Settling(stored.id, "item-1", "worker-1")
     )
     assert inserted.wait(5)
     with ThreadPoolExecutor(1) as pool:

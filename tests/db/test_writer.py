@@ -8,10 +8,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -20,15 +19,18 @@ import pytest
 import sqlalchemy as sa
 from sqlmodel import Session, col, func, select
 
+from db import job_states
 from db import session as sessions
 from db import writer as writers
+from db.job_states import ClaimedItem, Settling
 from db.migrate import migrate
 from db.records import Records
 from db.session import connect
-from db.tables import Artifact, Chore, Image, Prediction, now
+from db.tables import Artifact, Image, JobItem, Prediction
 from db.writer import Writer
 from ekiben.errors import Conflict, Overloaded, Unavailable
 from tests.db import rows
+from tests.db.job_rows import change, claimed, items_now, job_now, states_now, submitted
 from tests.servers import postgres
 
 
@@ -178,69 +180,201 @@ def test_nothing_to_store(records: Records) -> None:
     assert records.save([]).result(10) is None
 
 
-@dataclass(frozen=True)
-class Noted:
-    """Notes its turn in a row of its own; then it refuses, if it is to."""
-
-    job_id: str
-    error: Exception | None = None
-
-    def __call__(self, db: sa.Connection) -> None:
-        db.execute(sa.insert(Chore).values(name=self.job_id, due_at=now()))
-        if self.error is not None:
-            raise self.error
+def in_hand(engine: sa.Engine, total: int, **given: Any) -> list[ClaimedItem]:
+    """The items of a new job, in the hand of worker-1."""
+    return claimed(engine, submitted(engine, total, **given), "worker-1")
 
 
-def test_what_comes_after_the_rows_is_in_their_transaction(engine: sa.Engine, records: Records) -> None:
-    records.save(unit(), Noted("a")).result(10)
-    records.save([], Noted("b")).result(10)
+def ends(item: ClaimedItem, worker_id: str = "worker-1", **given: Any) -> Settling:
+    return Settling(item.job_id, item.id, worker_id, **given)
+
+
+def test_the_end_of_an_item_comes_after_the_rows_in_their_transaction(
+    engine: sa.Engine, records: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good, alone, lost, broken = in_hand(engine, 4)
+    seen: list[int] = []
+
+    def settle(db: sa.Connection, settlings: Sequence[Settling]) -> None:
+        seen.append(db.execute(sa.select(func.count()).select_from(Artifact)).scalar_one())
+        job_states.settle(db, settlings)
+        if any(one.item_id == broken.id for one in settlings):
+            raise fault
+
+    monkeypatch.setattr(writers, "settle", settle)
     fault = ValueError("a fault of ours")
-    for error in (Conflict("lost", code="item_lost"), fault):
-        assert records.save(unit(), Noted("c", error)).exception(10) is error
+    records.save(unit(), ends(good)).result(10)
+    records.save([], ends(alone, error={"code": "bad_image", "message": "none"})).result(10)
+    error = records.save(unit(), ends(lost, "worker-2")).exception(10)
+    assert isinstance(error, Conflict) and error.code == "item_lost"
+    assert records.save(unit(), ends(broken)).exception(10) is fault
+    assert seen == [1, 1, 2, 2]  # the rows of each unit were there, and went with it
     assert counts(engine) == [1, 1, 1]
-    with Session(engine) as session:
-        assert set(session.exec(select(Chore.name))) == {"a", "b"}
+    assert states_now(engine, good.job_id) == ["succeeded", "failed", "running", "running"]
 
 
-def test_one_that_refuses_fails_alone(engine: sa.Engine, records: Records) -> None:
-    """20 units in one group, each with something after its rows; two of them refuse."""
-    refused = Conflict("lost", code="item_lost")
+def test_lost_ones_of_a_group_fail_alone(engine: sa.Engine, records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
+    """20 units in one group, each the end of an item, of three jobs; two of the items are in another's hand by now."""
+    items = [item for total in (7, 6, 7) for item in in_hand(engine, total)]
+    sizes: list[int] = []
+
+    def settle(db: sa.Connection, settlings: Sequence[Settling]) -> None:
+        sizes.append(len(settlings))
+        job_states.settle(db, settlings)
+
+    monkeypatch.setattr(writers, "settle", settle)
+    for n in (3, 11):
+        change(engine, JobItem, items[n].id, worker_id="worker-2")
     with locked(engine):
         first = records.save(unit())
         time.sleep(0.05)  # the writer hangs on this one; the rest meet in the group after it
-        futures = {
-            f"job-{n:02}": records.save(
-                unit(filename=f"{n}.jpg"), Noted(f"job-{n:02}", refused if n in (3, 11) else None)
-            )
-            for n in range(20)
-        }
+        futures = []
+        for item in items:
+            image = rows.image()
+            prediction = rows.prediction(image.id, id=item.id, job_id=item.job_id)
+            futures.append(records.save([image, prediction, rows.artifact(item.id)], ends(item, image_id=image.id)))
     first.result(10)
-    failed = {name for name, future in futures.items() if future.exception(20) is refused}
-    assert failed == {"job-03", "job-11"}
+    errors = {n: error for n, future in enumerate(futures) if (error := future.exception(20)) is not None}
+    assert set(errors) == {3, 11}
+    assert all(isinstance(error, Conflict) and error.code == "item_lost" for error in errors.values())
+    assert sizes[0] == 20 and len(sizes) < 20  # together first, then by halves: not each for itself
     assert counts(engine) == [19, 19, 19]
+    good = {item.id for n, item in enumerate(items) if n not in errors}
     with Session(engine) as session:
-        assert set(session.exec(select(Chore.name))) == set(futures) - failed
-        assert set(session.exec(select(Image.filename))).isdisjoint({"3.jpg", "11.jpg"})
+        assert set(session.exec(select(Prediction.id).where(col(Prediction.job_id).is_not(None)))) == good
+        assert set(session.exec(select(JobItem.id).where(JobItem.state == "succeeded"))) == good
+    found = [job_now(engine, job_id) for job_id in dict.fromkeys(item.job_id for item in items)]
+    assert [(job.state, job.succeeded) for job in found] == [("running", 6), ("running", 5), ("succeeded", 7)]
+    for n in errors:
+        assert items_now(engine, items[n].job_id)[items[n].position].worker_id == "worker-2"
+
+
+def test_an_item_that_ends_twice_in_a_group_ends_once(engine: sa.Engine, records: Records) -> None:
+    one, two = in_hand(engine, 2)
+    with locked(engine):
+        first = records.save(unit())
+        time.sleep(0.05)
+        futures = [records.save(unit(), ends(item)) for item in (one, two, one)]
+    first.result(10)
+    errors = [future.exception(20) for future in futures]
+    assert errors[:2] == [None, None] and isinstance(errors[2], Conflict) and errors[2].code == "item_lost"
+    assert counts(engine) == [3, 3, 3]
+    over = job_now(engine, one.job_id)
+    assert (over.state, over.succeeded, over.failed) == ("succeeded", 2, 0)
 
 
 def test_jobs_of_a_group_come_in_one_order(engine: sa.Engine, records: Records) -> None:
-    """Two processes that lock the rows of several jobs must not do it in opposite orders."""
-    seen: list[str] = []
+    """Two processes that lock the rows of several jobs must not do it in opposite orders, nor insert before that:
+    whoever removes a job locks it first, and then what it made."""
+    hands = {job_id: in_hand(engine, 2, id=job_id) for job_id in "abc"}
+    order: list[str] = []
 
-    @dataclass(frozen=True)
-    class Seen:
-        job_id: str
-
-        def __call__(self, db: sa.Connection) -> None:
-            seen.append(self.job_id)
+    def before(connection: Any, cursor: Any, statement: str, parameters: Any, *rest: Any) -> None:
+        if statement.startswith("SELECT jobs.id"):
+            order.extend(parameters.values() if isinstance(parameters, dict) else parameters)
+        elif statement.startswith("INSERT INTO images"):
+            order.append("rows")
 
     with locked(engine):
         first = records.save(unit())
         time.sleep(0.05)
-        futures = [records.save(unit(), Seen(job_id)) for job_id in "cabac"]
+        futures = [records.save(unit(), ends(hands[job_id].pop())) for job_id in "cabac"]
+        sa.event.listen(engine, "before_cursor_execute", before)
     for future in (first, *futures):
         future.result(10)
-    assert seen == ["a", "a", "b", "c", "c"]
+    group = order[order.index("a") :]  # without the first unit, which may have come to its rows only now
+    assert group[:4] == ["a", "b", "c", "rows"]
+    assert group[4:] == sorted(group[4:]) and set(group[4:]) == {"a", "b", "c"}
+    assert [job_now(engine, job_id).succeeded for job_id in "abc"] == [2, 1, 2]
+
+
+# ---- units that wait for company ----
+
+
+@pytest.fixture
+def lingering(engine: sa.Engine) -> Iterator[Callable[..., Writer]]:
+    """Writers whose units wait; ``more``: whether more is to come."""
+    made: list[Writer] = []
+
+    def make(seconds: float, more: Callable[[], bool] = lambda: True) -> Writer:
+        made.append(Writer(engine))
+        made[-1].linger(seconds, more)
+        return made[-1]
+
+    yield make
+    for writer in made:
+        writer.close()
+
+
+def test_units_gather(engine: sa.Engine, lingering: Callable[..., Writer], commits: list[sa.Connection]) -> None:
+    writer = lingering(0.4)
+    began = time.monotonic()
+    futures = []
+    for _ in range(5):
+        futures.append(writer.save(unit()))
+        time.sleep(0.02)
+    assert time.monotonic() - began < 0.35, "this machine is too busy for this test"
+    assert (len(commits), any(future.done() for future in futures)) == (0, False)
+    for future in futures:
+        future.result(10)
+    assert 0.4 <= time.monotonic() - began < 5  # that of the first, not of the last
+    assert len(commits) == 1
+    writer.save(unit()).result(10)  # who came too late for them has a transaction of its own
+    assert len(commits) == 2
+    assert counts(engine) == [6, 6, 6]
+
+
+def test_nobody_lingers_when_no_more_is_to_come(lingering: Callable[..., Writer], commits: list[sa.Connection]) -> None:
+    more = threading.Event()
+    more.set()
+    writer = lingering(30, more.is_set)
+    futures = [writer.save(unit()) for _ in range(3)]
+    time.sleep(0.1)
+    assert (len(commits), any(future.done() for future in futures)) == (0, False)
+    more.clear()
+    for future in futures:
+        future.result(10)
+    assert len(commits) == 1
+    writer.save(unit()).result(10)
+    assert len(commits) == 2
+
+
+def test_enough_company_ends_the_wait(lingering: Callable[..., Writer], commits: list[sa.Connection]) -> None:
+    writer = lingering(30)
+    futures = [writer.save(unit()) for _ in range(writers.COMPANY - 1)]
+    time.sleep(0.1)
+    assert (len(commits), any(future.done() for future in futures)) == (0, False)
+    futures.append(writer.save(unit()))
+    for future in futures:
+        future.result(10)
+    assert len(commits) == 1
+
+
+def test_close_ends_the_wait(engine: sa.Engine, lingering: Callable[..., Writer], commits: list[sa.Connection]) -> None:
+    writer = lingering(30)
+    futures = [writer.save(unit()) for _ in range(3)]
+    time.sleep(0.1)
+    began = time.monotonic()
+    writer.close()
+    assert time.monotonic() - began < 5
+    assert [future.result(0) for future in futures] == [None] * 3
+    assert len(commits) == 1
+    assert counts(engine) == [3, 3, 3]
+
+
+def test_its_thread_can_be_started_before_the_first_unit(engine: sa.Engine) -> None:
+    def threads() -> list[int]:
+        return [thread.ident or 0 for thread in threading.enumerate() if thread.name == "records-writer"]
+
+    before = set(threads())
+    writer = Writer(engine)
+    writer.start()
+    writer.start()
+    (own,) = set(threads()) - before
+    writer.save(unit()).result(10)
+    assert set(threads()) - before == {own}
+    writer.close()
+    assert own not in threads()
 
 
 def test_a_locked_sqlite_is_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

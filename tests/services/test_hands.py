@@ -6,8 +6,10 @@ import asyncio
 import hashlib
 import os
 import random
+import threading
+import time
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from db.workers import Workers
 from ekiben.errors import Conflict, NotFound, Unavailable
 from models import engine
 from services import hands, operations
+from services.hands import HandWork
 from services.options import AutoMasksOptions, CutoutsOptions
 from services.requests import Source
 from services.vision import LOCAL
@@ -34,6 +37,10 @@ AREAS = {"model": "areas"}
 SIZE = (120, 90)
 SHAPES = toys.encoded(toys_sam.shapes(*SIZE))
 CLICKS = [{"points": [[*toys_sam.middle(box), 1]]} for box in toys_sam.boxes_of(*SIZE)[:2]]
+
+WINDOW = operations.OPERATIONS["segment"].window
+MORE = [PICTURES[number % len(PICTURES)] for number in range(WINDOW + 2)]
+"""More than a hand claims at once."""
 
 Run = Callable[..., None]
 
@@ -381,15 +388,16 @@ def test_a_cancelled_job_is_dropped(run: Run, monkeypatch: pytest.MonkeyPatch) -
     async def main(bench: AtWork) -> None:
         held = Held(bench, monkeypatch)
         watching = asyncio.create_task(bench.work.watch())
-        job = await bench.submit("segment", PICTURES, AREAS)
+        job = await bench.submit("segment", MORE, AREAS)
         working = asyncio.create_task(bench.work.work(job.id))
         await held.until(1)
-        assert bench.work.busy == 4  # a window: one inside, three at the gate
+        assert bench.work.busy == WINDOW  # one inside, the others at the gate
+        assert (held.entered, bench.states(job.id).count("running")) == (1, WINDOW)
         cancelled = await bench.platform.jobs.cancel(job.id)
         assert cancelled.state == "cancelled"
         await asyncio.wait_for(working, 1.5)
         assert (held.inside, bench.work.busy) == (0, 0)
-        assert bench.states(job.id) == ["cancelled"] * 6
+        assert bench.states(job.id) == ["cancelled"] * len(MORE)
         assert bench.rows() == {"images": 0, "predictions": 0, "artifacts": 0}
         assert bench.blobs() == {item.storage_key for item in bench.items(job.id)}  # the pictures: it may be retried
         assert not bench.platform.job_queue.has_hands(job.id)
@@ -397,8 +405,8 @@ def test_a_cancelled_job_is_dropped(run: Run, monkeypatch: pytest.MonkeyPatch) -
         retried = await bench.platform.jobs.retry(job.id)
         assert (retried.state, retried.attempts) == ("queued", 1)
         job = await bench.finish(job.id)
-        assert (job.state, job.succeeded, job.attempts) == ("succeeded", 6, 2)
-        assert check_files(bench, job.id) == 18
+        assert (job.state, job.succeeded, job.attempts) == ("succeeded", len(MORE), 2)
+        assert check_files(bench, job.id) == 3 * len(MORE)
         watching.cancel()
 
     run(main, places=1)
@@ -407,16 +415,16 @@ def test_a_cancelled_job_is_dropped(run: Run, monkeypatch: pytest.MonkeyPatch) -
 def test_what_has_ended_stays_when_a_job_is_cancelled(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main(bench: AtWork) -> None:
         watching = asyncio.create_task(bench.work.watch())
-        job = await bench.submit("segment", PICTURES, AREAS)
+        job = await bench.submit("segment", MORE, AREAS)
         monkeypatch.setattr(hands, "SLICE_S", 0.0)
         await bench.work.work(job.id)  # one window, then others have their turn
-        assert bench.states(job.id) == ["succeeded"] * 4 + ["queued"] * 2
+        assert bench.states(job.id) == ["succeeded"] * WINDOW + ["queued"] * 2
         await bench.platform.jobs.cancel(job.id)
         await bench.work.work(job.id)
         job = bench.job(job.id)
-        assert (job.state, job.succeeded) == ("cancelled", 4)
-        assert bench.states(job.id) == ["succeeded"] * 4 + ["cancelled"] * 2
-        assert check_files(bench, job.id) == 12
+        assert (job.state, job.succeeded) == ("cancelled", WINDOW)
+        assert bench.states(job.id) == ["succeeded"] * WINDOW + ["cancelled"] * 2
+        assert check_files(bench, job.id) == 3 * WINDOW
         with pytest.raises(Conflict):
             await bench.platform.jobs.cancel(job.id)
         watching.cancel()
@@ -468,9 +476,9 @@ def test_a_worker_that_stops_finishes_what_it_can(run: Run, monkeypatch: pytest.
 def test_a_job_whose_time_is_up(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main(bench: AtWork) -> None:
         held = Held(bench, monkeypatch)
-        job = await bench.submit("segment", PICTURES, AREAS, timeout_s=0.15)
+        job = await bench.submit("segment", MORE, AREAS, timeout_s=0.15)
         working = asyncio.create_task(bench.work.work(job.id))
-        await held.until(4)
+        await held.until(WINDOW)
         await asyncio.sleep(0.2)
         held.open.set()
         await working
@@ -478,14 +486,32 @@ def test_a_job_whose_time_is_up(run: Run, monkeypatch: pytest.MonkeyPatch) -> No
         assert job.state == "failed" and job.error is not None and job.error["code"] == "timed_out"
         assert "0.15 s" in job.error["message"]
         # Those in hand could end; none was begun after the end.
-        assert bench.states(job.id) == ["succeeded"] * 4 + ["cancelled"] * 2
-        assert (job.succeeded, held.entered) == (4, 4)
+        assert bench.states(job.id) == ["succeeded"] * WINDOW + ["cancelled"] * 2
+        assert (job.succeeded, held.entered) == (WINDOW, WINDOW)
         retried = await bench.platform.jobs.retry(job.id)
         assert (retried.state, retried.error, retried.failed) == ("queued", None, 0)
         job = await bench.finish(job.id)
-        assert (job.state, job.succeeded) == ("succeeded", 6)
+        assert (job.state, job.succeeded) == ("succeeded", len(MORE))
 
-    run(main)
+    run(main, places=WINDOW)
+
+
+def test_what_waits_at_the_gate_when_time_is_up_is_not_begun(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main(bench: AtWork) -> None:
+        held = Held(bench, monkeypatch)
+        job = await bench.submit("segment", PICTURES[:3], AREAS, timeout_s=0.15)
+        working = asyncio.create_task(bench.work.work(job.id))
+        await held.until(1)
+        assert bench.states(job.id) == ["running"] * 3
+        await asyncio.sleep(0.2)
+        held.open.set()
+        await working
+        job = await bench.finish(job.id)
+        assert job.state == "failed" and job.error is not None and job.error["code"] == "timed_out"
+        assert (job.succeeded, held.entered) == (1, 1)
+        assert sorted(bench.states(job.id)) == ["cancelled", "cancelled", "succeeded"]
+
+    run(main, places=1)
 
 
 def test_time_is_not_up_while_another_worker_has_an_item(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -720,12 +746,12 @@ def test_jobs_take_turns(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hands, "SLICE_S", 0.0)
 
     async def main(bench: AtWork) -> None:
-        job = await bench.submit("segment", PICTURES[:1] * 9, AREAS)
+        job = await bench.submit("segment", PICTURES[:1] * (2 * WINDOW + 1), AREAS)
         done = []
         for _ in range(3):
             await bench.work.work(job.id)
             done.append(bench.states(job.id).count("succeeded"))
-        assert done == [4, 8, 9]
+        assert done == [WINDOW, 2 * WINDOW, 2 * WINDOW + 1]
         hands_now = bench.job(job.id).hands
         await bench.work.work(job.id)  # it is over: no hand is needed any more
         assert bench.job(job.id).hands == hands_now
@@ -761,19 +787,215 @@ def test_a_job_that_is_gone_needs_no_hand(run: Run) -> None:
     run(main)
 
 
-def test_events_tell_what_happened(run: Run) -> None:
+def test_events_tell_what_happened(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How far a job is, is said by the watch, every so often, and only when there is something new."""
+    monkeypatch.setattr(hands, "WATCH_S", 0.01)
+    monkeypatch.setattr(hands, "REPORT_S", 0.1)
+
     async def main(bench: AtWork) -> None:
-        job = await bench.finish((await bench.submit("segment", [*PICTURES[:5], b"bad"], AREAS)).id)
+        infer, calls, last = bench.platform.runner.infer, 0, asyncio.Event()
+
+        async def slow(*given: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == 5:
+                await last.wait()
+            return await infer(*given)
+
+        async def shares() -> list[dict[str, Any]]:
+            events, _ = await bench.platform.jobs.events(job.id, 0)
+            return [event.data for event in events if event.kind == "progress"]
+
+        monkeypatch.setattr(bench.platform.runner, "infer", slow)
+        job = await bench.submit("segment", [*PICTURES[:5], b"bad"], AREAS)
+        begun = time.monotonic()
+        working, watching = asyncio.create_task(bench.work.work(job.id)), asyncio.create_task(bench.work.watch())
+        while not (said := await shares()) or said[-1]["done"] < 5:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(2 * hands.REPORT_S)  # what ends while it is told how far the job is, is told once more
+        said = await shares()
+        assert said[-1] == {"progress": 5 / 6, "total": 6, "done": 5, "failed": 1}
+        await asyncio.sleep(3 * hands.REPORT_S)
+        assert await shares() == said  # nothing was new
+        assert len(said) <= (time.monotonic() - begun) / hands.REPORT_S
+        last.set()
+        await working
+        watching.cancel()
+
+        assert bench.job(job.id).state == "succeeded"
         events, ended = await bench.platform.jobs.events(job.id, 0)
         assert ended
         assert [event.number for event in events] == list(range(1, len(events) + 1))
         states = [event.data["state"] for event in events if event.kind == "state"]
         assert states == ["queued", "running", "succeeded"]
         assert events[-1].data == {"state": "succeeded", "total": 6, "done": 6, "failed": 1, "error": None}
-        shares = [event.data for event in events if event.kind == "progress"]
-        assert shares[0] == {"progress": 4 / 6, "total": 6, "done": 4, "failed": 0}
-        assert [share["done"] for share in shares] == sorted(share["done"] for share in shares)
+        done = [share["done"] for share in await shares()]
+        assert done == sorted(done)
         later, ended = await bench.platform.jobs.events(job.id, events[-2].number)
         assert ([event.number for event in later], ended) == ([events[-1].number], True)
+
+    run(main)
+
+
+def test_no_progress_is_told_but_by_the_watch(run: Run) -> None:
+    async def main(bench: AtWork) -> None:
+        job = await bench.finish((await bench.submit("segment", MORE, AREAS)).id)
+        events, _ = await bench.platform.jobs.events(job.id, 0)
+        assert [(event.kind, event.data["state"]) for event in events] == [
+            ("state", "queued"),
+            ("state", "running"),
+            ("state", "succeeded"),
+        ]
+
+    run(main)
+
+
+# ---- what is around the computing ----
+
+
+class Unstored:
+    """The records of a platform, which store nothing before ``store``, or before the block ends."""
+
+    def __init__(self, bench: AtWork, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.waiting: list[tuple[Any, Any, Future[None]]] = []
+        self._open = False
+        self._save = bench.platform.records.save
+        monkeypatch.setattr(bench.platform.records, "save", self._wait)
+
+    async def __aenter__(self) -> Unstored:
+        return self
+
+    async def __aexit__(self, *given: object) -> None:
+        self._open = True  # else the platform would wait for them when it stops
+        await self.store()
+
+    def _wait(self, rows: Any, then: Any = None) -> Future[None]:
+        if self._open:
+            return self._save(rows, then)
+        self.waiting.append((rows, then, Future()))
+        return self.waiting[-1][2]
+
+    async def until(self, count: int, seconds: float = 5.0) -> None:
+        end = time.monotonic() + seconds
+        while len(self.waiting) < count:
+            assert time.monotonic() < end, f"{len(self.waiting)} came to be stored, not {count}"
+            await asyncio.sleep(0.005)
+
+    async def store(self) -> None:
+        waiting, self.waiting = self.waiting, []
+        for rows, then, future in waiting:
+            await asyncio.wrap_future(self._save(rows, then))
+            future.set_result(None)
+
+
+@pytest.mark.parametrize("store", [True, False])
+def test_what_is_being_stored_holds_no_place(run: Run, monkeypatch: pytest.MonkeyPatch, store: bool) -> None:
+    """One item at once is computed, and the next while it is stored: its answer, or no more than its end."""
+
+    async def main(bench: AtWork) -> None:
+        async with Unstored(bench, monkeypatch) as unstored:
+            held = Held(bench, monkeypatch)
+            held.open.set()
+            job = await bench.submit("segment", PICTURES[:3], AREAS, store=store)
+            working = asyncio.create_task(bench.work.work(job.id))
+            await unstored.until(3)
+            assert (held.entered, held.most) == (3, 1)
+            assert bench.states(job.id) == ["running"] * 3
+            assert bench.work.busy == 3 and not bench.work.computing
+        await working
+        assert bench.states(job.id) == ["succeeded"] * 3
+
+    run(main, places=1)
+
+
+def test_what_failed_and_is_being_stored_holds_no_place(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main(bench: AtWork) -> None:
+        async with Unstored(bench, monkeypatch) as unstored:
+            job = await bench.submit("segment", [b"no picture"] * 3, AREAS)
+            working = asyncio.create_task(bench.work.work(job.id))
+            await unstored.until(3, seconds=1)
+            assert bench.work.busy == 3 and not bench.work.computing
+        await working
+        assert bench.states(job.id) == ["failed"] * 3
+
+    run(main, places=1)
+
+
+def test_one_that_is_alone_is_so_until_it_is_stored(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main(bench: AtWork) -> None:
+        async with Unstored(bench, monkeypatch) as unstored:
+            held = Held(bench, monkeypatch)
+            held.open.set()
+            suspect, other = [await bench.submit("segment", PICTURES[:1], AREAS) for _ in range(2)]
+            bench.change_item(bench.items(suspect.id)[0].id, deaths=1)
+            working = asyncio.create_task(bench.work.work(suspect.id))
+            await unstored.until(1)
+            following = asyncio.create_task(bench.work.work(other.id))
+            while bench.work.busy < 2:
+                await asyncio.sleep(0.005)
+            await asyncio.sleep(0.05)
+            assert (held.entered, len(unstored.waiting)) == (1, 1)
+            await unstored.store()
+            await unstored.until(1)
+            assert held.entered == 2
+        await asyncio.gather(working, following)
+        assert bench.states(suspect.id) == bench.states(other.id) == ["succeeded"]
+
+    run(main, places=3)
+
+
+def test_threads_that_ask_the_database(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that were given, and no others: they have the priority that the database needs."""
+    monkeypatch.setattr(hands, "WATCH_S", 0.01)
+    monkeypatch.setattr(hands, "REPORT_S", 0.0)
+    monkeypatch.setattr(hands, "SEARCH_S", 0.0)
+    monkeypatch.setattr(hands, "SLICE_S", 0.0)
+    monkeypatch.setattr(hands, "FIRST_RETRY_S", 0.0)
+
+    async def main(bench: AtWork) -> None:
+        asked: set[tuple[str, bool]] = set()
+
+        def noted(name: str) -> Callable[..., Any]:
+            method = getattr(bench.records, name)
+
+            def call(*given: Any) -> Any:
+                asked.add((name, threading.current_thread().name.startswith("given")))
+                return method(*given)
+
+            return call
+
+        names = ("claim", "give_back", "claimed_by", "running", "fail", "add_hand", "states", "report")
+        for name in names:
+            monkeypatch.setattr(bench.records, name, noted(name))
+        infer, calls = bench.platform.runner.infer, 0
+
+        async def flaky(*given: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            number = calls
+            await asyncio.sleep(0.05)
+            if number == 1:
+                raise Unavailable("not yet")
+            return await infer(*given)
+
+        monkeypatch.setattr(bench.platform.runner, "infer", flaky)
+        with ThreadPoolExecutor(2, thread_name_prefix="given") as threads:
+            bench.work = HandWork(
+                bench.platform,
+                bench.records,
+                bench.platform.job_queue,
+                "worker-1",
+                places=4,
+                heavy_places=1,
+                threads=threads,
+            )
+            watching = asyncio.create_task(bench.work.watch())
+            job = await bench.finish((await bench.submit("segment", PICTURES[:3], AREAS)).id)
+            late = await bench.submit("segment", PICTURES[:1], AREAS, timeout_s=0.001)
+            bench.change_job(late.id, state="running", started_at=now() - timedelta(seconds=1))
+            assert (await bench.finish(late.id)).state == "failed"
+            watching.cancel()
+        assert job.state == "succeeded"
+        assert asked == {(name, True) for name in names}
 
     run(main)
