@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -65,7 +66,9 @@ class Gateway:
         APP.state.platform = self.platform
         when_asked(self.platform.jobs.stopping.set)
         if SETTINGS.workers:
-            self.supervisor = Supervisor(SETTINGS.home.absolute(), SETTINGS.workers, self.platform.jobs.worker_ended)
+            self.supervisor = Supervisor(
+                SETTINGS.home.absolute(), SETTINGS.workers, self.platform.jobs.worker_ended, _worker_environ()
+            )
             self.supervisor.start()
             when_asked(self.supervisor.ask_to_stop)
         logging.getLogger(__name__).info("ready", extra={"topology": SETTINGS.topology})
@@ -160,6 +163,12 @@ class Gateway:
             _source(image), prompts, AutoOptions(preset=preset), model=model, version=version, store=store
         )
         return body
+
+
+def _worker_environ() -> dict[str, str]:
+    """A worker's metrics go with the gateway's; not in the split topology, where the runner has the same families."""
+    split = SETTINGS.topology == "split"
+    return {name: value for name, value in os.environ.items() if not (split and name == "PROMETHEUS_MULTIPROC_DIR")}
 
 
 def _source(image: Path) -> Source:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO
 
@@ -28,10 +28,13 @@ _STEADY_S = 30.0
 class Supervisor:
     """A thread of a gateway process. Of several gateways the one that holds the lock of the home does the work.
 
-    ``ended`` is told the id of each worker whose process has ended.
+    ``ended`` is told the id of each worker whose process has ended. ``environ``: theirs; None: this process's own.
     """
 
-    def __init__(self, home: Path, count: int, ended: Callable[[str], object]) -> None:
+    def __init__(
+        self, home: Path, count: int, ended: Callable[[str], object], environ: Mapping[str, str] | None = None
+    ) -> None:
+        self._environ = environ
         self._lock_path = home / "workers.lock"
         self._count = count
         self._ended = ended
@@ -78,7 +81,7 @@ class Supervisor:
             lock.close()
             return False
         self._lock = lock
-        self._children = [_Child(self._ended) for _ in range(self._count)]
+        self._children = [_Child(self._ended, self._environ) for _ in range(self._count)]
         return True
 
     def _keep_running(self) -> None:
@@ -92,8 +95,9 @@ class Supervisor:
 class _Child:
     """One worker process. It ends when this process does: the pipe to its standard input closes then."""
 
-    def __init__(self, ended: Callable[[str], object]) -> None:
+    def __init__(self, ended: Callable[[str], object], environ: Mapping[str, str] | None) -> None:
         self._ended = ended
+        self._environ = environ
         self._id = ""
         self._process: subprocess.Popen[bytes] | None = None
         self._started = 0.0
@@ -120,6 +124,7 @@ class _Child:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "services.worker", "--with-parent", "--id", self._id],
             stdin=subprocess.PIPE,
+            env=self._environ,
             start_new_session=True,
             cwd=Path(__file__).parents[1],
         )

@@ -129,6 +129,7 @@ def test_the_store_goes_and_comes_back(toy_artifacts: dict[str, Path], s3: serve
     assert objects(tmp_path / "s3") == set()
 
 
+@pytest.mark.acceptance
 def test_a_kill_leaves_nothing_half_recorded(toy_home: Path) -> None:
     """kill -9 in the middle of many requests: every row that is there has its files."""
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from tests import toys, toys_sam
 from tests.journeys.mask_answers import (
@@ -63,6 +64,7 @@ def _check_refined(results: list[dict[str, Any]]) -> None:
     assert any((one.mask != other.mask).any() for one, other in zip(truths[0], plain, strict=True))
 
 
+@pytest.mark.acceptance
 def test_refining_after_a_restart(sam_home: Path) -> None:
     with serving(sam_home) as server, server.client() as client:
         first = ask(client, "/v1/masks", PROMPTS[:2], content=DATA)

@@ -82,6 +82,7 @@ def test_prompts(narrow: Served, shared_data: Path, form: str) -> None:
     assert (seen.masks, seen.off) == (32, [])
 
 
+@pytest.mark.acceptance
 @pytest.mark.parametrize(
     ("form", "options", "least"),
     [

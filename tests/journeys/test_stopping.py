@@ -102,6 +102,7 @@ def test_the_deadline_of_a_request(toy_home: Path) -> None:
         assert not list((toy_home / "blobs").rglob("*.jpg"))
 
 
+@pytest.mark.acceptance
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGKILL])
 def test_nothing_is_left_on_the_port(toy_home: Path, number: signal.Signals) -> None:
     """The terminal is closed, or the launcher is killed: what it started ends too."""
