@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import http.client
 import os
 import signal
 import socket
@@ -114,7 +115,7 @@ def _wait_ready(url: str, process: subprocess.Popen[bytes]) -> bool:
             with opener.open(url, timeout=5) as answer:
                 if answer.status == 200:
                     return True
-        except (urllib.error.URLError, OSError):
+        except (urllib.error.URLError, http.client.HTTPException, OSError):
             time.sleep(0.1)
     return False
 
