@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import pytest
 
 ROOT = Path(__file__).parents[1]
 TOPOLOGIES = {
@@ -22,6 +23,11 @@ TOPOLOGIES = {
     "split": {"EKIBEN_TOPOLOGY": "split"},
     "two gateways": {"EKIBEN_TOPOLOGY": "embedded", "EKIBEN_GATEWAYS": "2"},
 }
+
+# For what starts and stops a server of its own in each: the third adds time, and little that the second does not show.
+SOME_TOPOLOGIES = [
+    pytest.param(name, marks=pytest.mark.acceptance) if name == "two gateways" else name for name in TOPOLOGIES
+]
 
 
 @dataclass

@@ -193,6 +193,7 @@ def test_a_caller_who_leaves_ends_them(sam_server: Server, client: httpx.Client)
     assert ask(client, "/v1/masks", content=data, params={"store": False})["embedding"]["cached"] in (True, False)
 
 
+@pytest.mark.acceptance
 def test_a_deadline_of_their_own(sam_home: Path) -> None:
     data = toys.encoded(shapes(900, 700))
     with serving(sam_home, EKIBEN_AUTO_TIMEOUT_S="0.7") as server, server.client() as client:

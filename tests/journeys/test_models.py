@@ -11,7 +11,7 @@ import pytest
 
 from tests import toys
 from tests.conftest import publish, run_module
-from tests.serving import TOPOLOGIES, Server, serving
+from tests.serving import SOME_TOPOLOGIES, TOPOLOGIES, Server, serving
 
 RED = toys.encoded(toys.solid((255, 0, 0)))
 
@@ -32,7 +32,7 @@ def until(true: Any, seconds: float = 10.0) -> float:
     return time.monotonic() - started
 
 
-@pytest.mark.parametrize("topology", list(TOPOLOGIES))
+@pytest.mark.parametrize("topology", SOME_TOPOLOGIES)
 def test_load_and_unload(toy_home: Path, topology: str) -> None:
     with serving(toy_home, **TOPOLOGIES[topology]) as server, server.client() as client:
         assert {m["name"]: m["state"] for m in client.get("/v1/models").json()["items"]} == {
@@ -176,6 +176,7 @@ def test_a_loaded_model_follows_its_versions(toy_home: Path, toy_artifacts: dict
         until(lambda: (2, "ready") in held() and (1, "ready") not in held())
 
 
+@pytest.mark.acceptance
 def test_a_new_version_fits_where_only_one_does(tmp_path: Path) -> None:
     home = tmp_path / "var"
     toys.classifier(tmp_path / "big", ballast_bytes=50_000_000)

@@ -13,12 +13,12 @@ import httpx
 import pytest
 
 from tests import toys
-from tests.serving import TOPOLOGIES, serving
+from tests.serving import SOME_TOPOLOGIES, TOPOLOGIES, serving
 
 PHOTO = toys.encoded(toys.noise(900, 700), "JPEG", quality=95)
 
 
-@pytest.mark.parametrize("topology", list(TOPOLOGIES))
+@pytest.mark.parametrize("topology", SOME_TOPOLOGIES)
 def test_sigterm_answers_what_is_in_flight(toy_home: Path, topology: str) -> None:
     count = 16
     with serving(toy_home, **TOPOLOGIES[topology]) as server:
