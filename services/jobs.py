@@ -15,7 +15,7 @@ from db.jobs import JobRecords
 from db.records import Page
 from db.tables import Artifact, Job, JobEvent, JobItem, now
 from db.workers import Workers
-from ekiben.errors import BadInput, NotFound, Refusal
+from ekiben.errors import BadInput, Conflict, NotFound, Refusal
 from ekiben.ids import new_id
 from ekiben.settings import Settings
 from models.images import sniff
@@ -124,7 +124,7 @@ class Jobs:
 
         Unless the job is new, the pictures of ``items`` are removed.
         """
-        created = False
+        created = uncertain = False
         try:
             chosen = operations.operation(operation)
             if not items:
@@ -154,12 +154,19 @@ class Jobs:
                 webhook_url=asking.webhook,
             )
             hands = self._hands(len(items), chosen.window)
-            job, created = await asyncio.to_thread(
-                self._records.submit, job, [item.columns for item in items], hands, self._queue.enqueue
-            )
+            # A commit whose answer is lost may have happened: then the pictures are the job's. If not, clean-up has them.
+            uncertain = True
+            try:
+                job, created = await asyncio.to_thread(
+                    self._records.submit, job, [item.columns for item in items], hands, self._queue.enqueue
+                )
+                uncertain = False
+            except Conflict:
+                uncertain = False
+                raise
             return job, created
         finally:
-            if not created:
+            if not created and not uncertain:
                 await self.discard(items)
 
     async def job(self, id: str, *, owner: str = LOCAL) -> tuple[Job, int]:
