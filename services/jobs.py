@@ -154,7 +154,7 @@ class Jobs:
                 webhook_url=asking.webhook,
             )
             hands = self._hands(len(items), chosen.window)
-            # A commit whose answer is lost may have happened: then the pictures are the job's. If not, clean-up has them.
+            # A commit whose answer is lost may have happened: then the pictures are the job's; if not, clean-up's.
             uncertain = True
             try:
                 job, created = await asyncio.to_thread(
