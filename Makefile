@@ -60,7 +60,7 @@ $(TORCH): pyproject.toml
 	@echo "installing the export and test environment into .venv-torch (torch is large: some minutes)"
 	@$(PYTHON) -m venv .venv-torch
 	@.venv-torch/bin/python $(PIP) torch==2.13.0
-	@.venv-torch/bin/python $(PIP) --editable '.[export,dev]'
+	@.venv-torch/bin/python $(PIP) --editable '.[export,training,dev]'
 	@touch $@
 
 $(BENCH): bench/requirements.txt

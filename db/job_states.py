@@ -298,6 +298,35 @@ def report(db: Session, job_id: str, progress: float | None = None) -> None:
         add_event(db, job_id, "progress", data)
 
 
+def note(
+    db: Session, item: ClaimedItem, worker_id: str, kind: str, data: dict[str, Any], progress: float | None
+) -> None:
+    """An event of the work on a job's only item, which is ``progress`` done, 0-1. Conflict (LOST) as ``settle``."""
+    _held(db, item, worker_id)
+    values: dict[str, Any] = {"updated_at": now()}
+    if progress is not None:
+        values["progress"] = progress
+    db.execute(sa.update(Job).where(col(Job.id) == item.job_id).values(**values), execution_options=_UNSYNCED)
+    add_event(db, item.job_id, kind, data)
+
+
+def outlived(db: Session, item: ClaimedItem, worker_id: str) -> None:
+    """The work on an item came to a step from which it can go on: earlier deaths do not count any more."""
+    _held(db, item, worker_id)
+    for table, ident in ((Job, item.job_id), (JobItem, item.id)):
+        statement = sa.update(table).where(col(table.id) == ident, col(table.deaths) > 0).values(deaths=0)
+        db.execute(statement, execution_options=_UNSYNCED)
+
+
+def _held(db: Session, item: ClaimedItem, worker_id: str) -> None:
+    _locked(db, item.job_id)
+    held = sa.select(col(JobItem.id)).where(
+        col(JobItem.id) == item.id, col(JobItem.worker_id) == worker_id, col(JobItem.state) == "running"
+    )
+    if db.execute(held).first() is None:
+        raise Conflict("this item is not in this worker's hand any more", code=LOST)
+
+
 def lock_all(db: Database, job_ids: Iterable[str]) -> None:
     """Lock several jobs, in the one order in which everybody does."""
     for job_id in sorted(set(job_ids)):
@@ -337,7 +366,7 @@ def _count(db: Database, job_id: str, *, succeeded: int, failed: int, deaths: in
         error = db.execute(
             sa.select(col(JobItem.error)).where(col(JobItem.job_id) == job_id).order_by(col(JobItem.position)).limit(1)
         ).scalar_one()
-        if kind != "request":
+        if kind == "batch":
             error = {"code": "all_items_failed", "message": f"all {total} items failed; the first: {error['message']}"}
     _end(db, job_id, "failed" if error else "succeeded", error)
 

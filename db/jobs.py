@@ -14,7 +14,7 @@ from db import job_states
 from db.job_states import OVER, ClaimedItem
 from db.records import MAX_PAGE, Page, is_needed, remove_predictions, unreferenced
 from db.session import reading, writing
-from db.tables import Artifact, Image, Job, JobEvent, JobItem, Prediction, now
+from db.tables import Artifact, Image, Job, JobEvent, JobItem, Prediction, Row, now
 from ekiben.errors import Conflict, NotFound
 
 Enqueue = Callable[[Session, Job, int], None]
@@ -32,8 +32,10 @@ class JobRecords:
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
 
-    def submit(self, job: Job, items: Sequence[dict[str, Any]], hands: int, enqueue: Enqueue) -> tuple[Job, bool]:
-        """Store a job with its items and queue it, all or nothing: (the job, True).
+    def submit(
+        self, job: Job, items: Sequence[dict[str, Any]], hands: int, enqueue: Enqueue, rows: Sequence[Row] = ()
+    ) -> tuple[Job, bool]:
+        """Store a job with its items and queue it, all or nothing, with other ``rows`` besides: (the job, True).
 
         Where the owner used its idempotency key before, that job: (it, False); Conflict if it was another request.
         """
@@ -42,6 +44,7 @@ class JobRecords:
         try:
             with writing(self._engine) as session:
                 session.add(job)
+                session.add_all(rows)
                 session.flush()
                 columns = JobItem.__table__.columns.keys()  # type: ignore[attr-defined]
                 blank: dict[str, Any] = {
@@ -147,6 +150,16 @@ class JobRecords:
             found = list(session.exec(chosen.order_by(col(JobEvent.number)).limit(limit)))
             last = found[-1].number if found else after
             return found, job.state in OVER and last >= job.last_event
+
+    def told(self, owner: str, job_id: str, kind: str) -> tuple[list[JobEvent], dict[str, JobEvent]]:
+        """All events of one kind, and by kind the last of every other."""
+        with reading(self._engine) as session:
+            _job(session, owner, job_id)
+            own = select(JobEvent).where(JobEvent.job_id == job_id)
+            every = session.exec(own.where(JobEvent.kind == kind).order_by(col(JobEvent.number))).all()
+            newest = select(func.max(JobEvent.number)).where(JobEvent.job_id == job_id).group_by(col(JobEvent.kind))
+            last = session.exec(own.where(col(JobEvent.number).in_(session.exec(newest).all()))).all()
+            return list(every), {event.kind: event for event in last}
 
     def cancel(self, owner: str, id: str) -> Job:
         """The job, which is now cancelled. Conflict when it was over."""
@@ -255,6 +268,40 @@ class JobRecords:
         with writing(self._engine) as session:
             job_states.fail(session, job_id, error)
 
+    def note(
+        self, item: ClaimedItem, worker_id: str, kind: str, data: dict[str, Any], progress: float | None = None
+    ) -> None:
+        """Write down what happened in the work on an item. Conflict (LOST) when it is not this worker's any more."""
+        with writing(self._engine) as session:
+            job_states.note(session, item, worker_id, kind, data, progress)
+
+    def keep_file(self, item: ClaimedItem, worker_id: str, artifact: Artifact) -> None:
+        """Remember a file that the work on an item made, or made anew. Conflict (LOST) as above.
+
+        What is kept is a step that need not be done again: deaths before it do not count any more.
+        """
+        with writing(self._engine) as session:
+            job_states.outlived(session, item, worker_id)
+            session.merge(artifact)
+
+    def files(self, owner: str, job_id: str, kind: str | None = None) -> list[Artifact]:
+        """The files of a job itself, in the order in which they were made."""
+        chosen = select(Artifact).where(
+            Artifact.owner == owner, Artifact.job_id == job_id, col(Artifact.prediction_id).is_(None)
+        )
+        if kind is not None:
+            chosen = chosen.where(Artifact.kind == kind)
+        with reading(self._engine) as session:
+            return list(session.exec(chosen.order_by(col(Artifact.created_at), col(Artifact.id))))
+
+    def forget_files(self, owner: str, job_id: str, kind: str) -> list[str]:
+        """Remove a job's files of one kind; gives the blob keys to delete."""
+        with writing(self._engine) as session:
+            own = (Artifact.owner == owner, Artifact.job_id == job_id, Artifact.kind == kind)
+            keys = list(session.exec(select(Artifact.storage_key).where(*own)))
+            session.execute(sa.delete(Artifact).where(*own))  # type: ignore[arg-type]
+            return keys
+
     def report(self, shares: dict[str, float | None]) -> None:
         """Say how far these jobs are; see ``job_states.report``."""
         with writing(self._engine) as session:
@@ -290,9 +337,11 @@ class JobRecords:
             return session.exec(chosen).one()
 
     def over_since(self, before: datetime, limit: int = 1000) -> list[tuple[str, str]]:
-        """Owners and ids of jobs that have been over since before then."""
+        """Owners and ids of jobs that have been over since before then, and are only of passing interest."""
         with reading(self._engine) as session:
-            chosen = select(Job.owner, Job.id).where(col(Job.state).in_(OVER), col(Job.finished_at) < before)
+            # A training that made a model says where that comes from.
+            lineage = sa.and_(col(Job.kind) == "training", col(Job.state) == "succeeded")
+            chosen = select(Job.owner, Job.id).where(col(Job.state).in_(OVER), col(Job.finished_at) < before, ~lineage)
             return [(owner, id) for owner, id in session.exec(chosen.limit(limit))]
 
     def add_hand(self, job_id: str, enqueue: Enqueue) -> None:

@@ -11,7 +11,7 @@ TEMPORARY = ".tmp-"
 """How names start that a folder store uses while it writes; no part of a key starts so."""
 
 
-def new_key(area: Literal["images", "artifacts"], id: str, ext: str, now: datetime) -> str:
+def new_key(area: Literal["images", "artifacts", "datasets"], id: str, ext: str, now: datetime) -> str:
     """``images/2026/11/20/<id>.jpg``: the day is that of ``now`` in UTC; ``ext`` with or without its dot."""
     return f"{area}/{now.astimezone(UTC):%Y/%m/%d}/{id}.{ext.lstrip('.')}"
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import mimetypes
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from sqlmodel import Session
 
 from db.blobs import BlobStore
 from db.registry import Registry
 from db.tables import ModelVersion
+from ekiben.errors import Conflict
 
 
 def publish_folder(
@@ -22,37 +26,48 @@ def publish_folder(
     lineage: dict[str, Any],
     owner: str = "local",
     reuse: bool = False,
+    also: Callable[[Session, ModelVersion], None] | None = None,
 ) -> ModelVersion:
     """The new version of ``name`` that holds every file of ``folder``.
 
     ``manifest`` is that of the folder as JSON-ready values; ``digest`` identifies it. A failure leaves neither row nor
     blob; only where the database is lost during the commit the blobs stay, because the row may be there. With
-    ``reuse`` an active version of the same digest is given back instead.
+    ``reuse`` an active version of the same digest is given back instead. ``also``: see ``Registry.publish``; what it
+    raises leaves neither.
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file())
 
+    written: list[str] = []
+
+    def remove() -> None:
+        for key in written:
+            store.delete(key)
+
     def store_files(prefix: str) -> None:
-        written: list[str] = []
         try:
             for path in files:
                 key = prefix + path.relative_to(folder).as_posix()
                 written.append(key)
                 store.put_file(key, path, mimetypes.guess_type(path.name)[0] or "application/octet-stream")
         except BaseException:
-            for key in written:
-                store.delete(key)
+            remove()
             raise
 
-    return registry.publish(
-        name=name,
-        task=manifest["task"],
-        family=manifest["family"],
-        manifest=manifest,
-        digest=digest,
-        bytes=sum(path.stat().st_size for path in files),
-        lineage=lineage,
-        metrics=manifest.get("metrics", {}),
-        store_files=store_files,
-        owner=owner,
-        reuse=reuse,
-    )
+    try:
+        return registry.publish(
+            name=name,
+            task=manifest["task"],
+            family=manifest["family"],
+            manifest=manifest,
+            digest=digest,
+            bytes=sum(path.stat().st_size for path in files),
+            lineage=lineage,
+            metrics=manifest.get("metrics", {}),
+            store_files=store_files,
+            owner=owner,
+            reuse=reuse,
+            also=also,
+        )
+    except Conflict:  # nothing was committed
+        remove()
+        raise

@@ -58,6 +58,7 @@ class Registry:
         owner: str = "local",
         activate: bool = True,
         reuse: bool = False,
+        also: Callable[[Session, ModelVersion], None] | None = None,
     ) -> ModelVersion:
         """The new version of ``name``, after ``store_files(prefix)`` has written its blobs under that prefix.
 
@@ -65,6 +66,8 @@ class Registry:
         active version of the same digest is given back instead. What ``store_files`` raises is passed on, and nothing
         of this version stays in the database; the blobs that it wrote are its own to remove.
         BadInput for a name that is none.
+
+        ``also`` is called in the transaction that makes the version visible; what it raises undoes that.
         """
         check_name(name)
         if reuse:
@@ -95,7 +98,7 @@ class Registry:
             lineage=lineage,
         )
         # From here on a number is never given back: a commit whose answer got lost may have happened.
-        return self._commit(row, reuse)
+        return self._commit(row, reuse, also)
 
     def _take_number(self, owner: str, name: str, task: str) -> int:
         # A transaction of its own: writing the files takes long, and nobody should wait for it.
@@ -115,7 +118,9 @@ class Registry:
             if model.last_version == 0 and untouched:
                 session.delete(model)
 
-    def _commit(self, row: ModelVersion, reuse: bool) -> ModelVersion:
+    def _commit(
+        self, row: ModelVersion, reuse: bool, also: Callable[[Session, ModelVersion], None] | None
+    ) -> ModelVersion:
         with self._changing() as session:
             active = active_of(session, row.owner, row.name)
             if reuse and active is not None and active.digest == row.digest:
@@ -129,6 +134,9 @@ class Registry:
             session.add(row)
             model = expected(session, row.owner, row.name)
             model.task, model.unavailable_reason, model.updated_at = row.task, None, now()
+            if also is not None:
+                session.flush()
+                also(session, row)
             return row
 
     def mark_unavailable(self, name: str, task: str | None, reason: str, owner: str = "local") -> None:

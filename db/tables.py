@@ -187,12 +187,39 @@ class RegistryRevision(Row, table=True):
     revision: int = Field(default=0, sa_type=sa.BigInteger)
 
 
+class Dataset(Owned, table=True):
+    """Pictures with masks to train on. Its files lie under keys made of its id: see db/datasets.py.
+
+    ``state`` importing: while its job is not over; where that ended otherwise it has failed. ``report``: what was found
+    (services/datasets/report.py). ``bytes``: of the prepared archive.
+    """
+
+    __tablename__ = "datasets"
+    __table_args__ = (
+        sa.CheckConstraint("state IN ('importing', 'ready', 'refused')", name="state"),
+        sa.Index(None, "owner", "created_at"),
+        sa.Index(None, "job_id"),
+    )
+
+    name: str
+    state: str = "importing"
+    job_id: str = Field(max_length=36)
+    source: dict[str, Any] = Field(default_factory=dict, sa_type=JSON)
+    samples: int = 0
+    files: int = 0
+    bytes: int = Field(default=0, sa_type=sa.BigInteger)
+    classes: list[Any] = Field(default_factory=list, sa_type=JSON)
+    report: dict[str, Any] | None = Field(default=None, sa_type=JSON)
+    updated_at: datetime = Field(default_factory=now)
+
+
 class Job(Owned, table=True):
     """Work that outlives a request. db/job_states.py owns every change of ``state``.
 
-    ``kind`` request: one item, asked with ``Prefer: respond-async``; batch: many. ``succeeded`` and ``failed`` count
-    items. ``deaths``: workers that died with it since an item last ended. ``hands`` were given to the queue so far,
-    ``last_event`` events written: both only grow.
+    ``kind`` request: one item, asked with ``Prefer: respond-async``; batch: many; import: a dataset; training: a
+    model. The latter two have one item, which is no picture, and ``parameters`` say what is to be done. ``succeeded``
+    and ``failed`` count items. ``deaths``: workers that died with it since an item last ended. ``hands`` were given to
+    the queue so far, ``last_event`` events written: both only grow.
     """
 
     __tablename__ = "jobs"

@@ -67,6 +67,20 @@ class Settings(BaseModel):
         default=1800.0, gt=0, description="Time limit of a job from its start, unless it names its own."
     )
     batch_mb: int = Field(default=4096, ge=1, description="Upload of one batch at most.")
+    dataset_mb: int = Field(default=4096, ge=1, description="Upload or download of one dataset at most.")
+    private_urls: bool = Field(
+        default=False, description="Datasets may be fetched from addresses of this machine and of private networks."
+    )
+    training_timeout_s: float = Field(
+        default=86_400.0, gt=0, description="Time limit of a training from its start, unless it names its own."
+    )
+    training_memory_mb: int = Field(
+        default=0, ge=0, description="Memory of a training's process. 0: four fifths of what is free when it starts."
+    )
+    training_python: str = Field(
+        default="",
+        description="Python that trains. Empty: this one, or that of .venv-torch, made when needed.",
+    )
     webhook_secret: str = Field(
         default="", repr=False, description="Key that signs webhooks; whsec_... is base64. Empty: webhooks are refused."
     )

@@ -19,8 +19,13 @@ ENCODER, MASK_PROMPT, DECODER = "encoder.onnx", "mask_prompt.onnx", "decoder.onn
 MAX_MASK_CLASSES = 256
 
 Task = Literal["classify", "segment", "masks"]
-FamilyName = Literal["classifier", "segmenter", "sam"]
-TASK_OF: dict[FamilyName, Task] = {"classifier": "classify", "segmenter": "segment", "sam": "masks"}
+FamilyName = Literal["classifier", "segmenter", "unet", "sam"]
+TASK_OF: dict[FamilyName, Task] = {
+    "classifier": "classify",
+    "segmenter": "segment",
+    "unet": "segment",
+    "sam": "masks",
+}
 Layout = Literal["NCHW", "NHWC"]
 Color = Literal["RGB", "BGR"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
@@ -49,6 +54,15 @@ class GraphOutput(_Frozen):
     name: str
     activation: Activation = "logits"
     layout: Layout = "NCHW"
+    threshold: float = Field(
+        default=0.5, gt=0, lt=1, description="unet with one channel: the probability from which a pixel is class 1."
+    )
+
+
+class Tiling(_Frozen):
+    """unet: the picture is not resized but cut into windows of the graph's size, which overlap by this share of it."""
+
+    overlap: float = Field(default=0.5, ge=0, le=0.75)
 
 
 class Preprocess(_Frozen):
@@ -136,6 +150,7 @@ class Manifest(_Frozen):
     input: GraphInput
     output: GraphOutput | None = Field(default=None, description="None where a family has graphs of its own (sam).")
     preprocess: Preprocess
+    tiling: Tiling | None = Field(default=None, description="unet: None where the whole picture is resized.")
     labels: tuple[str, ...] = ()
     palette: tuple[tuple[int, int, int], ...] = ()
     weights: Weights

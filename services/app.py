@@ -8,7 +8,21 @@ from fastapi import FastAPI
 
 from ekiben import __version__
 from services import errors
-from services.routes import artifacts, batches, bento, docs, health, images, jobs, masks, models, predictions, vision
+from services.routes import (
+    artifacts,
+    batches,
+    bento,
+    datasets,
+    docs,
+    health,
+    images,
+    jobs,
+    masks,
+    models,
+    predictions,
+    trainings,
+    vision,
+)
 from services.wire import ErrorBody
 
 _DESCRIPTION = """Serve vision models on a machine you own.
@@ -28,7 +42,21 @@ def create_app() -> FastAPI:
         redirect_slashes=False,
     )
     errors.install(app)
-    for part in (vision, masks, batches, jobs, images, predictions, artifacts, models, health, bento, docs):
+    for part in (
+        vision,
+        masks,
+        batches,
+        jobs,
+        datasets,
+        trainings,
+        images,
+        predictions,
+        artifacts,
+        models,
+        health,
+        bento,
+        docs,
+    ):
         app.include_router(part.router)
 
     made = app.openapi

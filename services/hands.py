@@ -7,7 +7,7 @@ import itertools
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -25,9 +25,11 @@ from services.gate import Gate
 from services.job_queue import JobQueue
 from services.operations import Core
 from services.options import InferenceOptions
+from services.patience import patiently
 from services.progress import LISTENER
 from services.recording import FILE_IDS
 from services.requests import JobItemSource, Source
+from services.undertakings import Undertaking
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +85,7 @@ class HandWork:
         places: int,
         heavy_places: int,
         threads: Executor | None = None,
+        undertakings: Mapping[str, Undertaking] | None = None,
     ) -> None:
         self._threads = threads
         self._core = core
@@ -90,6 +93,8 @@ class HandWork:
         self._queue = queue
         self._worker_id = worker_id
         self._gate = Gate(places, heavy_places)
+        self._undertakings = undertakings or {}
+        self._undertaken: set[asyncio.Task[None]] = set()
         self._in_hand: dict[str, _InHand] = {}
         self._hands: set[asyncio.Task[None]] = set()
         self._stopping = False
@@ -125,7 +130,7 @@ class HandWork:
                 delay = AFTER_FAULT_S
             if delay is not None:
                 enqueue = partial(self._queue.enqueue, delay_s=delay)
-                await _patiently(lambda: self._ask(self._jobs.add_hand, job_id, enqueue))
+                await patiently(lambda: self._ask(self._jobs.add_hand, job_id, enqueue))
         finally:
             self.last_busy = time.monotonic()
             entry.hands -= 1
@@ -154,8 +159,13 @@ class HandWork:
                 log.exception("jobs not watched")
 
     async def stop(self, patience_s: float) -> None:
-        """Begin nothing more; let what is in hand end, then hand back the rest."""
+        """Begin nothing more; let what is in hand end, then hand back the rest.
+
+        Undertakings are handed back at once: whoever takes one over goes on where it got to.
+        """
         self._stopping = True
+        for task in self._undertaken:
+            task.cancel()
         tasks = [task for entry in self._in_hand.values() for task in entry.tasks]
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=patience_s)
@@ -182,6 +192,12 @@ class HandWork:
         return 0.0
 
     async def _run(self, entry: _InHand, job: Job, items: list[ClaimedItem]) -> None:
+        if (undertaking := self._undertakings.get(job.operation)) is not None:
+            tasks = [asyncio.create_task(self._undertake(job, item, undertaking), name=item.id) for item in items]
+            self._undertaken.update(tasks)
+            await self._all(entry, job, items, tasks)
+            self._undertaken.difference_update(tasks)
+            return
         try:
             chosen = operations.operation(job.operation)
             options = operations.read_parameters(chosen, job.parameters)
@@ -196,12 +212,16 @@ class HandWork:
             )
             for item in items
         ]
+        await self._all(entry, job, items, tasks)
+
+    async def _all(self, entry: _InHand, job: Job, items: list[ClaimedItem], tasks: list[asyncio.Task[None]]) -> None:
+        """Wait for all ``tasks``, one for each item; what was not ended goes back."""
         entry.tasks.update(tasks)
         await asyncio.wait(tasks)
         entry.tasks.difference_update(tasks)
         left = [item.id for item, task in zip(items, tasks, strict=True) if task.cancelled()]
         if left:
-            await _patiently(lambda: self._ask(self._jobs.give_back, self._worker_id, left))
+            await patiently(lambda: self._ask(self._jobs.give_back, self._worker_id, left))
         for item, task in zip(items, tasks, strict=True):
             if not task.cancelled() and (broken := task.exception()) is not None:
                 log.error("an item could not be ended", exc_info=broken, extra={"item": item.id})
@@ -246,6 +266,15 @@ class HandWork:
                 await self._not_answered(job, item, error)
             entry.ended += 1
 
+    async def _undertake(self, job: Job, item: ClaimedItem, undertaking: Undertaking) -> None:
+        """Outside the gate: it works in a process of its own, for hours perhaps."""
+        request_id.set(job.id)
+        try:
+            await undertaking(job, item)
+            metrics.job_items.labels(job.operation, "succeeded").inc()
+        except Exception as error:
+            await self._not_answered(job, item, error)
+
     async def _not_answered(self, job: Job, item: ClaimedItem, error: Exception) -> None:
         match error:
             case Conflict(code=code) if code == LOST:
@@ -268,7 +297,7 @@ class HandWork:
         wait_s = FIRST_RETRY_S * 2**item.tries * random.uniform(0.8, 1.2)
         log.warning("an item is tried again: %s", error, extra={"item": item.id, "in_s": round(wait_s, 1)})
         at = now() + timedelta(seconds=wait_s)
-        await _patiently(lambda: self._ask(self._jobs.give_back, self._worker_id, [item.id], at))
+        await patiently(lambda: self._ask(self._jobs.give_back, self._worker_id, [item.id], at))
 
     async def _fail(self, operation: str, item: ClaimedItem, error: dict[str, Any]) -> None:
         settling = Settling(item.job_id, item.id, self._worker_id, error=error)
@@ -277,7 +306,7 @@ class HandWork:
             await asyncio.wrap_future(self._core.records.save([], settling))
 
         try:
-            await _patiently(save)
+            await patiently(save)
             metrics.job_items.labels(operation, "failed").inc()
         except Conflict:
             log.info("an item was lost", extra={"item": item.id})
@@ -341,13 +370,3 @@ def _seconds_left(job: Job) -> float:
     if job.started_at is None:
         return job.timeout_s
     return (job.started_at + timedelta(seconds=job.timeout_s) - now()).total_seconds()
-
-
-async def _patiently(work: Callable[[], Awaitable[T]]) -> T:
-    """The result of ``work``; while the database is away it is tried again, for about a minute."""
-    for wait_s in (0.5, 1, 2, 4, 8, 16, 32):
-        try:
-            return await work()
-        except Unavailable:
-            await asyncio.sleep(wait_s)
-    return await work()

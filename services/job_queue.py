@@ -21,7 +21,12 @@ from db.tables import Job
 
 log = logging.getLogger(__name__)
 
-QUEUES = {"request": "ekiben-requests", "batch": "ekiben-batches"}
+QUEUES = {
+    "request": "ekiben-requests",
+    "batch": "ekiben-batches",
+    "import": "ekiben-imports",
+    "training": "ekiben-trainings",
+}
 """By kind of job: what somebody waits for does not stand behind what nobody waits for."""
 
 POLL_S = 0.25

@@ -30,7 +30,7 @@ def json_lines(jobs: Jobs, store: BlobStore, owner: str, job: Job) -> Iterator[b
 
 def zip_archive(jobs: Jobs, store: BlobStore, owner: str, job: Job) -> Iterator[bytes]:
     """``job.json``, ``results.jsonl``, and a folder ``00012-NAME/`` with the files of each item that made some."""
-    out = _Growing()
+    out = Growing()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
         dated = (job.finished_at or job.created_at).timetuple()[:6]
         archive.writestr(
@@ -107,7 +107,7 @@ def _entry(name: str, dated: tuple[int, ...]) -> zipfile.ZipInfo:
     return entry
 
 
-class _Growing(io.RawIOBase):
+class Growing(io.RawIOBase):
     """A file that cannot seek; what was written to it is taken out in pieces."""
 
     def __init__(self) -> None:

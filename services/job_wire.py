@@ -11,7 +11,7 @@ from db.tables import Job, JobEvent, JobItem, now
 from services.wire import EXAMPLE_ID, Body, Operation
 
 State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
-Kind = Literal["request", "batch"]
+Kind = Literal["request", "batch", "import", "training"]
 
 
 class AcceptedBody(Body):
@@ -43,7 +43,7 @@ class WebhookBody(Body):
 class JobBody(Body):
     id: str = Field(examples=[EXAMPLE_ID])
     kind: Kind
-    operation: Operation
+    operation: Operation | Literal["import_dataset", "train"]
     state: State
     progress: float = Field(description="0-1", examples=[0.4])
     counts: Counts
@@ -123,7 +123,7 @@ def item_body(item: JobItem, answer: dict[str, Any] | None) -> dict[str, Any]:
         "state": item.state,
         "filename": item.filename,
         "image_id": item.image_id,
-        "prediction_id": answer["id"] if answer is not None else None,
+        "prediction_id": answer.get("id") if answer is not None else None,
         "attempts": item.attempts,
         "error": item.error,
         "result": answer,

@@ -13,7 +13,7 @@ import orjson
 
 from db.jobs import JobRecords
 from db.records import Page
-from db.tables import Artifact, Job, JobEvent, JobItem, now
+from db.tables import Artifact, Job, JobEvent, JobItem, Row, now
 from db.workers import Workers
 from ekiben.errors import BadInput, Conflict, NotFound, Refusal
 from ekiben.ids import new_id
@@ -169,6 +169,43 @@ class Jobs:
             if not created and not uncertain:
                 await self.discard(items)
 
+    async def undertake(
+        self,
+        kind: str,
+        operation: str,
+        parameters: dict[str, Any],
+        asking: Asking,
+        *,
+        given: Any,
+        job_id: str | None = None,
+        item: dict[str, Any] | None = None,
+        rows: Sequence[Row] = (),
+        timeout_s: float | None = None,
+        owner: str = LOCAL,
+    ) -> tuple[Job, bool]:
+        """Store and queue a job of one long piece of work: (the job, True), or as ``submit``.
+
+        ``rows`` are stored with it. ``given``: what was asked, by which a repeated request is known.
+        """
+        if asking.webhook is not None:
+            check_url(asking.webhook, self._settings.webhook_secret)
+        job = Job(
+            id=job_id or new_id(),
+            owner=owner,
+            kind=kind,
+            operation=operation,
+            priority=asking.priority,
+            parameters=parameters,
+            store=False,
+            total=1,
+            timeout_s=asking.timeout_s or timeout_s or self._settings.job_timeout_s,
+            idempotency_key=asking.idempotency_key,
+            fingerprint=_fingerprint(kind, operation, given, False, ()),
+            webhook_url=asking.webhook,
+        )
+        columns = {"id": new_id(), "created_at": job.created_at, **(item or {})}
+        return await asyncio.to_thread(self._records.submit, job, [columns], 1, self._queue.enqueue, rows)
+
     async def job(self, id: str, *, owner: str = LOCAL) -> tuple[Job, int]:
         """The job, and how many of its items are in a worker's hand. NotFound."""
         job = await asyncio.to_thread(self._records.job, owner, id)
@@ -223,7 +260,8 @@ class Jobs:
 
     async def retry(self, id: str, *, owner: str = LOCAL) -> Job:
         """The job, all of whose items that did not succeed wait again. Conflict."""
-        window = operations.OPERATIONS[(await asyncio.to_thread(self._records.job, owner, id)).operation].window
+        known = operations.OPERATIONS.get((await asyncio.to_thread(self._records.job, owner, id)).operation)
+        window = known.window if known is not None else 1
         return await asyncio.to_thread(
             self._records.retry, owner, id, lambda items: self._hands(items, window), self._queue.enqueue
         )
@@ -256,6 +294,6 @@ class Jobs:
         return min(MAX_HANDS, -(-items // window))
 
 
-def _fingerprint(kind: str, operation: str, given: dict[str, Any], store: bool, items: Sequence[NewItem]) -> str:
+def _fingerprint(kind: str, operation: str, given: Any, store: bool, items: Sequence[NewItem]) -> str:
     asked = [kind, operation, given, store, [[item.columns.get("filename"), item.digest] for item in items]]
     return hashlib.sha256(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)).hexdigest()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 
 from db.blobs import BlobStore, open_store
+from db.datasets import Datasets
 from db.jobs import JobRecords
 from db.migrate import migrate
 from db.records import Records
@@ -19,6 +20,7 @@ from db.session import connect, ping
 from db.workers import Workers
 from ekiben.settings import Settings
 from services.bento_models import publish_carried
+from services.dataset_requests import DatasetRequests
 from services.health import Health
 from services.job_queue import JobQueue
 from services.jobs import Jobs
@@ -28,6 +30,7 @@ from services.recording import Recorder
 from services.remote_runner import RemoteRunner
 from services.requests import Requests
 from services.runner import Runner
+from services.training_requests import TrainingRequests
 from services.vision import Vision
 from services.watch import Watch
 
@@ -53,6 +56,8 @@ class Platform:
     masks: Masks
     job_queue: JobQueue
     jobs: Jobs
+    datasets: DatasetRequests
+    trainings: TrainingRequests
     watch: Watch
     health: Health
 
@@ -87,7 +92,10 @@ class Platform:
         requests = Requests(records, recorder)
         vision = Vision(index, runner, requests, settings.timeout_s)
         masks = Masks(index, runner, requests, settings.timeout_s, settings.auto_timeout_s)
-        jobs = Jobs(settings, JobRecords(database), Workers(database), job_queue, recorder)
+        job_records = JobRecords(database)
+        jobs = Jobs(settings, job_records, Workers(database), job_queue, recorder)
+        datasets = DatasetRequests(settings, Datasets(database), records, store, jobs)
+        trainings = TrainingRequests(settings, Datasets(database), job_records, jobs, index, store)
         health = Health(
             {"database": lambda: ping(database), "store": store.check}, {"runner": runner.check, "pinned": watch.check}
         )
@@ -104,6 +112,8 @@ class Platform:
             masks=masks,
             job_queue=job_queue,
             jobs=jobs,
+            datasets=datasets,
+            trainings=trainings,
             watch=watch,
             health=health,
         )

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import uvloop
 
+from db.datasets import Datasets
 from db.jobs import JobRecords
 from db.migrate import NewerDatabase
 from db.workers import Workers
@@ -24,11 +25,15 @@ from ekiben.errors import Refusal
 from ekiben.ids import new_id
 from ekiben.settings import Settings
 from models.runtime import cores
+from services import dataset_imports, trainings
+from services.dataset_imports import ImportDataset
 from services.hands import HandWork
 from services.housekeeping import BEAT_S, Heartbeat, Housekeeping
 from services.job_queue import Hands
 from services.platform import Platform
 from services.priority import be_nice, steady_threads
+from services.trainings import Train
+from services.undertakings import Workshop
 
 T = TypeVar("T")
 
@@ -51,8 +56,9 @@ DATABASE_THREADS = 3
 BURIED = 3
 """Exit status of a worker that others had thought dead: it must not go on as if nothing had happened."""
 
-_SLOTS = {"request": 16, "batch": 4}
-"""Hands at once. More of them than items at once: the next items are there when a place is free."""
+_SLOTS = {"request": 16, "batch": 4, "import": 1, "training": 1}
+"""Hands at once. More of them than items at once: the next items are there when a place is free. A training has the
+machine's processors, or its GPU, for itself."""
 
 
 def main() -> int:
@@ -88,6 +94,8 @@ async def _work(settings: Settings, worker_id: str, *, with_parent: bool) -> int
         return await loop.run_in_executor(threads, work, *given)
 
     workers, records, queue = Workers(platform.database), JobRecords(platform.database), platform.job_queue
+    workshop = Workshop(own, platform.store, records, worker_id, threads)
+    datasets = Datasets(platform.database)
     places = settings.items_at_once or PLACES_PER_CORE * cores()
     work = HandWork(
         platform,
@@ -97,6 +105,10 @@ async def _work(settings: Settings, worker_id: str, *, with_parent: bool) -> int
         places=places,
         heavy_places=settings.items_at_once or max(1, cores() // 2),
         threads=threads,
+        undertakings={
+            dataset_imports.OPERATION: ImportDataset(workshop, datasets),
+            trainings.OPERATION: Train(workshop, datasets, platform.index),
+        },
     )
     platform.records.linger(LINGER_S, lambda: work.computing)
     heartbeat = Heartbeat(workers, worker_id, lambda: work.busy, lambda: os._exit(BURIED))

@@ -18,7 +18,7 @@ from services.jobs import MAX_ITEMS, Asking, NewItem
 from services.options import check
 from services.platform import Platform
 from services.routes.options import gather
-from services.routes.submitting import JobOptions, accepted, idempotency_key
+from services.routes.submitting import IDEMPOTENCY, JobOptions, accepted, idempotency_key
 from services.wire import Operation
 
 router = APIRouter(tags=["jobs"])
@@ -66,13 +66,6 @@ _FORM = {
         },
     },
 }
-_IDEMPOTENCY = {
-    "in": "header",
-    "name": "Idempotency-Key",
-    "required": False,
-    "description": "The same key again gives the first job, not a second one.",
-    "schema": {"type": "string", "maxLength": 255},
-}
 
 
 @router.post(
@@ -82,7 +75,7 @@ _IDEMPOTENCY = {
     response_model=None,
     responses={202: {"model": AcceptedBody}},
     openapi_extra={
-        "parameters": [_IDEMPOTENCY],
+        "parameters": [IDEMPOTENCY],
         "requestBody": {
             "required": True,
             "content": {

@@ -59,7 +59,12 @@ async def segment(request: Request) -> Response:
     upload = await _form(request)
     options = parse(SegmentOptions, request.query_params, upload.fields)
     asked = platform.vision.segment(
-        Source(upload.data, upload.filename), model=options.model, version=options.version, store=options.store
+        Source(upload.data, upload.filename),
+        model=options.model,
+        version=options.version,
+        flips=options.flips,
+        probability=options.wants_probability,
+        store=options.store,
     )
     return json_response((await or_caller_left(request.receive, asked)).body)
 

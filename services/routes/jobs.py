@@ -97,7 +97,8 @@ async def items(
     response_model=None,
     responses={
         200: {
-            "description": "Of a request: the answer, as its own route gives it. Of a batch: a page of items; all of "
+            "description": "Of a request: the answer, as its own route gives it; of an import or a training what "
+            "came out. Of a batch: a page of items; all of "
             "them as JSON lines or, with the files that were made, as ZIP where Accept asks for it.",
             "model": PageBody[ItemBody],
             "content": {
@@ -120,7 +121,7 @@ async def result(request: Request, id: str, page: Page = 1, limit: Limit = 50) -
             pieces = in_thread(made(platform.jobs, platform.store, LOCAL, job))
             return StreamingResponse(pieces, media_type=mime_type, headers=headers)
     found, answers = await platform.jobs.items(id, None, page, limit)
-    if job.kind != "request":
+    if job.kind == "batch":
         bodies = [item_body(item, answers.get(item.id)) for item in found.items]
         return json_response({"items": bodies, "total": found.total, "page": page, "limit": limit})
     if job.state != "succeeded":
@@ -138,8 +139,9 @@ async def result(request: Request, id: str, page: Page = 1, limit: Limit = 50) -
     response_model=None,
     responses={
         200: {
-            "description": "Events `state`, `progress` and `worker_lost`, each with its number as id. The stream ends "
-            "with the job; Last-Event-ID goes on after that number.",
+            "description": "Events `state`, `progress` and `worker_lost`; of imports `import`; of trainings `plan`, "
+            "`step`, `epoch` and `preview`; each with its number as id. The stream ends with the job; Last-Event-ID "
+            "goes on after that number.",
             "content": {EVENTS: {"schema": {"type": "string"}}},
         },
         204: {"description": "The job is over, and there is nothing after Last-Event-ID."},

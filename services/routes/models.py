@@ -7,23 +7,36 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
-from starlette.responses import Response
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import Response, StreamingResponse
 
 from db.listing import Listed
 from db.tables import ModelReplica
 from ekiben.errors import BadInput, NotFound, Temporary
 from models.engine import ModelKey, ModelState
 from services.importing import MAX_MODEL_BYTES, UploadOptions, import_upload
+from services.job_results import in_thread
+from services.model_files import remove_files, version_body, zip_version
+from services.options import check
 from services.platform import Platform
-from services.routes.options import openapi, parse
+from services.routes.options import gather, openapi, parse
+from services.streamed_form import read_json_body
 from services.upload import read_upload
 from services.vision import LOCAL
-from services.wire import ModelBody, PageBody, json_response
+from services.wire import ModelBody, PageBody, VersionBody, json_response
 
 router = APIRouter(tags=["models"])
 
 # Checking a file runs a child process that may take gigabytes: one at a time.
 _ONE_IMPORT = asyncio.Semaphore(1)
+
+
+class ActivateOptions(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    version: int = Field(ge=1, description="Of this model.")
+
+
 _NO_COUNTS = {"predictions": 0, "batches": 0, "loads": 0, "waiting": 0, "batch_size": 1}
 
 
@@ -38,6 +51,61 @@ async def find(request: Request) -> Response:
 @router.get("/v1/models/{name}", summary="One model", response_model=None, responses={200: {"model": ModelBody}})
 async def show(request: Request, name: str) -> Response:
     return json_response(await _one(request.app.state.platform, name))
+
+
+@router.get(
+    "/v1/models/{name}/versions",
+    summary="The versions of a model, newest first",
+    response_model=None,
+    responses={200: {"model": PageBody[VersionBody]}},
+)
+async def versions(request: Request, name: str) -> Response:
+    platform: Platform = request.app.state.platform
+    rows = await asyncio.to_thread(platform.registry.versions, name)
+    items = [version_body(row) for row in rows]
+    return json_response({"items": items, "total": len(items), "page": 1, "limit": max(1, len(items))})
+
+
+@router.post(
+    "/v1/models/{name}/activate",
+    summary="Make a version the one that the name means",
+    response_model=None,
+    responses={200: {"model": ModelBody}},
+)
+async def activate(request: Request, name: str) -> Response:
+    platform: Platform = request.app.state.platform
+    wanted = check(ActivateOptions, {**gather(request.query_params), **await read_json_body(request)})
+    await asyncio.to_thread(platform.registry.activate, name, wanted.version)
+    await asyncio.to_thread(platform.index.refresh)
+    return json_response(await _one(platform, name))
+
+
+@router.get(
+    "/v1/models/{name}/versions/{version}/files",
+    summary="All files of a version, as ZIP",
+    response_model=None,
+    responses={200: {"content": {"application/zip": {"schema": {"type": "string", "format": "binary"}}}}},
+)
+async def download(request: Request, name: str, version: int) -> Response:
+    platform: Platform = request.app.state.platform
+    row = await asyncio.to_thread(platform.registry.resolve, name, version)
+    pieces = in_thread(zip_version(platform.store, row))
+    headers = {"Content-Disposition": f'attachment; filename="{name}-{version}.zip"'}
+    return StreamingResponse(pieces, media_type="application/zip", headers=headers)
+
+
+@router.delete(
+    "/v1/models/{name}/versions/{version}",
+    summary="Remove a version with its files",
+    status_code=204,
+    response_model=None,
+    responses={409: {"description": "It is the active one of several: activate another first."}},
+)
+async def remove_version(request: Request, name: str, version: int) -> Response:
+    platform: Platform = request.app.state.platform
+    await asyncio.to_thread(remove_files, platform.registry, platform.store, name, version)
+    await asyncio.to_thread(platform.index.refresh)
+    return Response(status_code=204)
 
 
 @router.post(
@@ -154,18 +222,7 @@ async def _body(
             }
             for row in mine
         ],
-        "versions": [
-            {
-                "version": row.version,
-                "active": row.active,
-                "digest": row.digest,
-                "bytes": row.bytes,
-                "metrics": row.metrics,
-                "lineage": row.lineage,
-                "created_at": row.created_at,
-            }
-            for row in listed.versions
-        ],
+        "versions": [version_body(row) for row in listed.versions],
     }
 
 

@@ -24,6 +24,16 @@ _RESPOND_ASYNC = re.compile(r'respond-async(\s*=\s*"")?')  # with an empty value
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
 
+IDEMPOTENCY = {
+    "in": "header",
+    "name": "Idempotency-Key",
+    "required": False,
+    "description": "The same key again gives the first job, not a second one.",
+    "schema": {"type": "string", "maxLength": 255},
+}
+"""In OpenAPI."""
+
+
 class JobOptions(BaseModel):
     """Options that only work with ``Prefer: respond-async``, and with batches."""
 
@@ -105,12 +115,7 @@ def openapi_job(described: dict[str, Any]) -> dict[str, Any]:
             "description": "respond-async: answer 202 with a job at once.",
             "schema": {"type": "string"},
         },
-        {
-            **header,
-            "name": "Idempotency-Key",
-            "description": "As a job: the same key again gives the first job, not a second one.",
-            "schema": {"type": "string", "maxLength": 255},
-        },
+        IDEMPOTENCY,
     ]
     properties = JobOptions.model_json_schema()["properties"]
     queries = [

@@ -72,6 +72,8 @@ async def segment(request: Request) -> Response:
             model=options.model,
             version=options.version,
             render=render,
+            flips=options.flips,
+            probability=options.probability,
             store=options.store,
         ),
     )

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from starlette.requests import Request
 
 from ekiben.errors import BadInput, CallerLeft, Refusal, TooLarge, TooSlow
-from services import archives, batch_upload
+from services import archives, batch_upload, streamed_form
 from services.batch_upload import read_batch
 from services.front import Front
 
@@ -32,7 +32,7 @@ FOLDER = Path(tempfile.gettempdir())
 
 
 def limit_images(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
-    for module in (batch_upload, archives):
+    for module in (streamed_form, batch_upload, archives):
         monkeypatch.setattr(module, "MAX_BYTES", limit)
 
 
@@ -216,7 +216,7 @@ def test_forms_that_are_refused() -> None:
 
 
 def test_a_long_field_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch_upload, "MAX_FIELD", 1000)
+    monkeypatch.setattr(streamed_form, "MAX_FIELD", 1000)
     assert read_form(("parameters", text("x" * 1000)))[0] == {"parameters": "x" * 1000}
     with pytest.raises(TooLarge, match="'parameters'"):
         read_form(("parameters", text("x" * 1001)))
@@ -224,7 +224,7 @@ def test_a_long_field_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_fields_are_bounded_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """They stay in memory: many of them must not add up to the limit of a batch, which is gigabytes."""
-    monkeypatch.setattr(batch_upload, "MAX_FIELD", 1000)
+    monkeypatch.setattr(streamed_form, "MAX_FIELD", 1000)
     body, kind = form(*((f"field{number}", text("x" * 1000)) for number in range(1000)))
     with pytest.raises(BadInput):
         read(request([body], kind))
@@ -288,8 +288,8 @@ def test_the_limit_of_all_bytes() -> None:
 
 
 def test_a_body_that_stalls(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch_upload, "PATIENCE_S", 0.1)
-    monkeypatch.setattr(batch_upload, "SLOWEST_BYTES_PER_S", 1_000_000)
+    monkeypatch.setattr(streamed_form, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(streamed_form, "SLOWEST_BYTES_PER_S", 1_000_000)
     body, kind = form(*PARTS)
 
     async def main(work_s: float, pause_s: float) -> int:

@@ -1,0 +1,206 @@
+"""Datasets as their owners see them: brought, listed, looked into, removed. Transport-free, beside Jobs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from db.blobs import BlobStore
+from db.datasets import Datasets, Shown, file_key
+from db.records import Page, Records
+from db.tables import Dataset, Job, now
+from ekiben.errors import BadInput, NotFound
+from ekiben.ids import new_id
+from ekiben.settings import Settings
+from services.corrected import Corrected, classes_of, pack
+from services.dataset_imports import OPERATION
+from services.datasets.read import Prepared
+from services.jobs import Asking, Jobs
+from services.vision import LOCAL
+
+_OPEN = 4
+
+
+class SampleOptions(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    image_id: str = Field(description="A stored image.")
+    mask: dict[str, Any] | str = Field(
+        description="What is right: run lengths {size, counts} as /v1/masks gives them, or the id of a stored mask. Of "
+        "a stored mask every level above 0 counts."
+    )
+    class_name: str = Field(default="foreground", min_length=1, max_length=100, description="What the mask shows.")
+
+
+class DatasetOptions(BaseModel):
+    """What is said of a dataset besides its file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(min_length=1, max_length=200, description="What the dataset is called.")
+    url: str | None = Field(default=None, max_length=2000, description="Where the server fetches the ZIP itself.")
+    classes: list[str] | None = Field(
+        default=None,
+        min_length=2,
+        max_length=256,
+        description="JSON: names by class index, the first is the background.",
+    )
+    background: list[int] | None = Field(
+        default=None, max_length=256, description="JSON: mask values that count as background, as VOC's border 255."
+    )
+    samples: list[SampleOptions] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=100_000,
+        description="Instead of a file: stored images and corrected masks; several of one image are put together.",
+    )
+
+
+class DatasetRequests:
+    """Brings and shows datasets. All methods take ``owner``; nothing is found across owners."""
+
+    def __init__(self, settings: Settings, datasets: Datasets, records: Records, store: BlobStore, jobs: Jobs) -> None:
+        self._settings = settings
+        self._datasets = datasets
+        self._records = records
+        self._store = store
+        self._jobs = jobs
+        self._open: OrderedDict[str, Prepared] = OrderedDict()
+
+    async def bring(
+        self,
+        options: DatasetOptions,
+        archive: IO[bytes] | None,
+        filename: str | None,
+        asking: Asking,
+        owner: str = LOCAL,
+    ) -> tuple[str, Job, bool]:
+        """The id of the dataset, and the job that imports it; False: the job of an earlier request with this key.
+
+        ``archive`` is on disk. BadInput unless there is one of archive, url and samples.
+        """
+        ways = [archive is not None, options.url is not None, options.samples is not None]
+        if sum(ways) != 1:
+            raise BadInput("send one of: a ZIP as multipart field 'file', url, samples")
+        if options.samples is None:
+            return await self._submit(options, archive, filename, options.classes, asking, owner)
+        samples = [Corrected(one.image_id, one.mask, one.class_name) for one in options.samples]
+        classes = options.classes or classes_of(samples)
+        if missing := sorted({one.class_name for one in samples} - set(classes)):
+            raise BadInput(f"classes lacks {missing[0][:80]!r}, which a sample has")
+        with tempfile.TemporaryFile(dir=self._settings.home) as made:
+            await asyncio.to_thread(pack, samples, classes, self._records, self._store, owner, made)
+            return await self._submit(options, made, None, classes, asking, owner)
+
+    async def _submit(
+        self,
+        options: DatasetOptions,
+        archive: IO[bytes] | None,
+        filename: str | None,
+        classes: Sequence[str] | None,
+        asking: Asking,
+        owner: str,
+    ) -> tuple[str, Job, bool]:
+        kind = "samples" if options.samples is not None else "url" if options.url is not None else "upload"
+        source = {"kind": kind, "url": options.url, "filename": filename}
+        dataset = Dataset(owner=owner, name=options.name, source=source, job_id=new_id(), created_at=now())
+        key = None
+        columns: dict[str, Any] = {}
+        if archive is not None:
+            key = file_key(dataset, "upload")
+            size = await asyncio.to_thread(self._store_archive, archive, key)
+            columns = {"storage_key": key, "filename": filename, "mime_type": "application/zip", "bytes": size}
+        parameters: dict[str, Any] = {"dataset_id": dataset.id, "name": options.name, "classes": classes}
+        parameters |= {"background": options.background, "url": options.url}
+        given = options.model_dump(mode="json") | {"bytes": columns.get("bytes")}
+        created = False
+        try:
+            job, created = await self._jobs.undertake(
+                "import",
+                OPERATION,
+                parameters,
+                asking,
+                job_id=dataset.job_id,
+                given=given,
+                item=columns,
+                rows=[dataset],
+                owner=owner,
+            )
+        finally:
+            if key is not None and not created:
+                await asyncio.to_thread(self._store.delete, key)
+        return job.parameters["dataset_id"], job, created
+
+    def _store_archive(self, archive: IO[bytes], key: str) -> int:
+        archive.flush()
+        size = os.fstat(archive.fileno()).st_size
+        archive.seek(0)
+        # The file has no name, so that nothing of it outlives this process; its descriptor has one.
+        self._store.put_file(key, Path(f"/dev/fd/{archive.fileno()}"), "application/zip")
+        return size
+
+    async def dataset(self, id: str, *, owner: str = LOCAL) -> Shown:
+        return await asyncio.to_thread(self._datasets.dataset, owner, id)
+
+    async def datasets(self, page: int, limit: int, *, owner: str = LOCAL) -> tuple[Page[Dataset], list[Shown]]:
+        """Newest first."""
+
+        def read() -> tuple[Page[Dataset], list[Shown]]:
+            found = self._datasets.datasets(owner, page, limit)
+            return found, self._datasets.shown(found.items)
+
+        return await asyncio.to_thread(read)
+
+    async def prepared(self, id: str, *, owner: str = LOCAL) -> Prepared:
+        """The samples of a dataset. NotFound; Conflict while it is not ready."""
+        dataset = await asyncio.to_thread(self._datasets.ready, owner, id)
+        return await asyncio.to_thread(self._prepared, dataset)
+
+    async def delete(self, id: str, *, owner: str = LOCAL) -> None:
+        """Remove a dataset with its files. Conflict while it is imported, or a training needs it."""
+
+        def delete() -> None:
+            for key in self._datasets.delete(owner, id):
+                self._store.delete(key)
+            self._cached(id).unlink(missing_ok=True)
+
+        await asyncio.to_thread(delete)
+        self._open.pop(id, None)
+
+    def preview_key(self, dataset: Dataset) -> str:
+        """Where the preview sheet lies, if one was made."""
+        return file_key(dataset, "preview")
+
+    def _cached(self, id: str) -> Path:
+        return self._settings.home.absolute() / "cache" / "datasets" / f"{id}.zip"
+
+    def _prepared(self, dataset: Dataset) -> Prepared:
+        if (known := self._open.get(dataset.id)) is not None:
+            return known
+        key = file_key(dataset, "archive")
+        path = self._store.local_path(key) or self._cached(dataset.id)
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_name(f".{new_id()}")
+            try:
+                with partial.open("wb") as file:
+                    for chunk in self._store.stream(key):
+                        file.write(chunk)
+                partial.replace(path)
+            finally:
+                partial.unlink(missing_ok=True)
+        try:
+            prepared = Prepared.open(path)
+        except FileNotFoundError:
+            raise NotFound("the dataset was deleted") from None
+        self._open[dataset.id] = prepared
+        while len(self._open) > _OPEN:
+            self._open.popitem(last=False)
+        return prepared

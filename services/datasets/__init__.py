@@ -1,0 +1,1 @@
+"""Datasets: from an uploaded archive to checked, prepared samples."""

@@ -1,0 +1,268 @@
+"""Fetching a file from a URL that a user gave, without becoming the user's hand inside our own network."""
+
+from __future__ import annotations
+
+import http.client
+import ipaddress
+import queue
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+from urllib.parse import SplitResult, quote, urljoin, urlsplit
+
+from ekiben.errors import BadInput, TooLarge
+
+MAX_REDIRECTS: Final = 5
+_CHUNK: Final = 1 << 16
+_REDIRECTS: Final = (301, 302, 303, 307, 308)
+_PORTS: Final = {"http": 80, "https": 443}
+
+# Addresses that carry an IPv4 address inside: who routes them decides where they lead.
+_CARRIERS: Final = tuple(
+    ipaddress.ip_network(network)
+    for network in ("::/96", "::ffff:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48", "2001::/32", "2002::/16")
+)
+# Not for the public, whatever version of Python's own table says.
+_RESERVED: Final = tuple(
+    ipaddress.ip_network(network)
+    for network in ("100.64.0.0/10", "192.0.0.0/24", "192.88.99.0/24", "198.18.0.0/15", "fec0::/10")
+)
+
+
+def _resolve(host: str, port: int) -> list[str]:
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(address[0]) for *_, address in found))
+
+
+def _connect(address: str, port: int, timeout_s: float) -> socket.socket:
+    return socket.create_connection((address, port), timeout_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """How names become addresses, and addresses connections."""
+
+    resolve: Callable[[str, int], list[str]] = _resolve
+    connect: Callable[[str, int, float], socket.socket] = _connect
+    tls: Callable[[], ssl.SSLContext] = ssl.create_default_context
+
+
+def fetch(
+    url: str,
+    target: Path,
+    *,
+    max_bytes: int,
+    timeout_s: float,
+    allow_private: bool,
+    progress: Callable[[float], None] | None = None,
+    network: Network | None = None,
+) -> None:
+    """Write what ``url`` answers to ``target``, or raise BadInput or TooLarge (``url_...``) and leave no file.
+
+    ``timeout_s`` is for all of it, with redirects. The name is resolved once for each, and the connection goes to an
+    address that was checked, so that a name which changes meanwhile gains nothing. ``progress`` is told shares of 1.
+    """
+    fetching = _Fetch(network or Network(), time.monotonic() + timeout_s, timeout_s, allow_private)
+    try:
+        fetching.run(url, target, max_bytes, progress)
+    except BaseException:
+        target.unlink(missing_ok=True)
+        raise
+
+
+def is_public(address: str) -> bool:
+    """Whether the IP address is one of the public internet, and carries no other address inside."""
+    ip = ipaddress.ip_address(address.split("%")[0])
+    inside = any(ip.version == network.version and ip in network for network in (*_CARRIERS, *_RESERVED))
+    return ip.is_global and not inside and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified)
+
+
+@dataclass(slots=True)
+class _Fetch:
+    network: Network
+    deadline: float
+    timeout_s: float
+    allow_private: bool
+
+    def run(self, url: str, target: Path, max_bytes: int, progress: Callable[[float], None] | None) -> None:
+        for _ in range(MAX_REDIRECTS + 1):
+            parts = _checked(url)
+            address, port = self._address(parts)
+            location = self._get(parts, address, port, target, max_bytes, progress)
+            if location is None:
+                return
+            following = urljoin(url, location)
+            if parts.scheme == "https" and urlsplit(following).scheme == "http":
+                raise BadInput("the URL leads from https to http", code="url_redirect")
+            url = following
+        raise BadInput(f"the URL redirects more than {MAX_REDIRECTS} times", code="url_redirect")
+
+    def _left_s(self) -> float:
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise self._too_slow()
+        return left
+
+    def _too_slow(self) -> BadInput:
+        return BadInput(f"the URL did not give the file within {self.timeout_s:g} s", code="url_timeout")
+
+    def _address(self, parts: SplitResult) -> tuple[str, int]:
+        host = parts.hostname or ""
+        port = parts.port or _PORTS[parts.scheme]
+        answers: queue.SimpleQueue[list[str] | None] = queue.SimpleQueue()
+
+        def look_up() -> None:
+            try:
+                answers.put(self.network.resolve(host, port))
+            except (OSError, UnicodeError):
+                answers.put(None)
+
+        # The system's resolver knows no deadline.
+        threading.Thread(target=look_up, daemon=True).start()
+        try:
+            addresses = answers.get(timeout=self._left_s())
+        except queue.Empty:
+            raise self._too_slow() from None
+        if not addresses:
+            raise BadInput(f"the host of the URL is not known: {host!r}", code="url_unknown_host")
+        if not self.allow_private and not all(is_public(address) for address in addresses):
+            raise BadInput(
+                f"the host of the URL is not on the public internet: {host!r}; the setting that allows private "
+                "addresses is off",
+                code="url_private",
+            )
+        return addresses[0], port
+
+    def _get(
+        self,
+        parts: SplitResult,
+        address: str,
+        port: int,
+        target: Path,
+        max_bytes: int,
+        progress: Callable[[float], None] | None,
+    ) -> str | None:
+        """Where the answer redirects to; None when the file was written."""
+        connection = self._connection(parts, address, port)
+        # A server that sends a byte now and then keeps every single wait short: this ends all of them.
+        watch = threading.Timer(max(0.0, self.deadline - time.monotonic()), _shut, [connection.sock])
+        watch.daemon = True
+        watch.start()
+        try:
+            answer = self._answer(connection, parts)
+            if answer.status in _REDIRECTS:
+                location = answer.getheader("Location")
+                if not location:
+                    raise BadInput("the URL redirects to nowhere", code="url_redirect")
+                return location
+            _save(answer, target, max_bytes, progress)
+            self._left_s()
+            return None
+        except BadInput as error:
+            if error.code == "url_broken":
+                self._left_s()
+            raise
+        finally:
+            watch.cancel()
+            connection.close()
+
+    @staticmethod
+    def _answer(connection: http.client.HTTPConnection, parts: SplitResult) -> http.client.HTTPResponse:
+        try:
+            connection.request("GET", _path(parts), headers={"Accept-Encoding": "identity", "User-Agent": "ekiben"})
+            return connection.getresponse()
+        except (OSError, http.client.HTTPException, ValueError):
+            raise BadInput("the URL's host does not answer as HTTP says", code="url_broken") from None
+
+    def _connection(self, parts: SplitResult, address: str, port: int) -> http.client.HTTPConnection:
+        """Connected to ``address``; in the name of the URL's host, which TLS checks."""
+        host = parts.hostname or ""
+        watch: threading.Timer | None = None
+        try:
+            sock = self.network.connect(address, port, self._left_s())
+            watch = threading.Timer(self._left_s(), _shut, [sock])
+            watch.daemon = True
+            watch.start()
+            if parts.scheme == "https":
+                sock = self.network.tls().wrap_socket(sock, server_hostname=host)
+            sock.settimeout(self._left_s())
+        except ssl.SSLCertVerificationError as error:
+            raise BadInput(
+                f"the host of the URL has no valid certificate: {error.verify_message}", code="url_certificate"
+            ) from None
+        except (OSError, ValueError):
+            self._left_s()
+            raise BadInput(f"no connection to the host of the URL: {host!r}", code="url_unreachable") from None
+        finally:
+            if watch is not None:
+                watch.cancel()
+        connection = http.client.HTTPConnection(parts.netloc)
+        connection.sock = sock
+        return connection
+
+
+def _checked(url: str) -> SplitResult:
+    try:
+        parts = urlsplit(url)
+        port_is_good = parts.port != 0
+        (parts.hostname or "").encode("idna")
+    except ValueError:
+        raise BadInput("the URL is malformed", code="url_malformed") from None
+    if parts.scheme not in _PORTS:
+        raise BadInput("only http and https URLs are fetched", code="url_scheme")
+    if parts.username is not None or parts.password is not None:
+        raise BadInput("a URL with a user name or a password is not fetched", code="url_credentials")
+    if not parts.hostname or not port_is_good or any(ord(letter) <= 32 or ord(letter) == 127 for letter in url):
+        raise BadInput("the URL is malformed", code="url_malformed")
+    return parts
+
+
+def _path(parts: SplitResult) -> str:
+    path = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~-._")
+    return f"{path}?{quote(parts.query, safe='/%:@!$&()*+,;=~-._?')}" if parts.query else path
+
+
+def _save(
+    answer: http.client.HTTPResponse, target: Path, max_bytes: int, progress: Callable[[float], None] | None
+) -> None:
+    if answer.status != 200:
+        raise BadInput(f"the URL answers with the status {answer.status}", code="url_status")
+    encoding = answer.getheader("Content-Encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        raise BadInput(f"the URL answers with the content encoding {encoding[:40]!r}", code="url_encoding")
+    expected = answer.length
+    if expected is not None and expected > max_bytes:
+        raise TooLarge(f"the URL gives {expected} bytes; at most {max_bytes} are accepted", code="url_too_large")
+    written = 0
+    with target.open("wb") as out:
+        while chunk := _read(answer):
+            written += len(chunk)
+            if written > max_bytes:
+                raise TooLarge(
+                    f"the URL gives more than {max_bytes} bytes, which is all that is accepted", code="url_too_large"
+                )
+            out.write(chunk)
+            if progress is not None:
+                progress(written / (expected or max_bytes))
+    if expected is not None and written != expected:
+        raise BadInput(f"the URL broke off after {written} of {expected} bytes", code="url_broken")
+
+
+def _read(answer: http.client.HTTPResponse) -> bytes:
+    # Apart from the file's own errors, such as a full disk, which are none of the URL's.
+    try:
+        return answer.read1(_CHUNK)
+    except (OSError, http.client.HTTPException, ValueError):
+        raise BadInput("the connection to the URL broke off", code="url_broken") from None
+
+
+def _shut(sock: socket.socket) -> None:
+    try:
+        sock.shutdown(socket.SHUT_RDWR)
+    except OSError:  # it is closed already
+        return

@@ -1,0 +1,210 @@
+"""/v1/datasets: pictures with masks to train on."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import IO, Any
+
+from fastapi import APIRouter, Request
+from pydantic import ConfigDict
+from starlette.responses import Response
+
+from db.datasets import Shown, file_key
+from ekiben.errors import BadInput
+from models.images import sniff
+from services.dataset_requests import DatasetOptions
+from services.dataset_wire import BroughtBody, DatasetBody, SampleBody, dataset_body
+from services.options import check
+from services.platform import Platform
+from services.routes.options import gather, read_json
+from services.routes.paging import Limit, Page
+from services.routes.submitting import IDEMPOTENCY, JobOptions, idempotency_key
+from services.streamed_form import read_archive
+from services.wire import PageBody, json_response
+
+router = APIRouter(tags=["datasets"])
+
+
+class UploadOptions(JobOptions, DatasetOptions):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+_JSON_FIELDS = ("classes", "background", "samples")
+_FORM = {
+    "type": "object",
+    "required": ["name"],
+    "properties": {
+        "file": {
+            "type": "string",
+            "format": "binary",
+            "description": "A ZIP with images/ and masks/ of equal file names: PNG, JPEG, TIFF, BMP, DICOM, NIfTI.",
+        },
+        **{
+            name: {"type": "string", "description": facts.get("description", "")}
+            for name, facts in UploadOptions.model_json_schema()["properties"].items()
+        },
+    },
+}
+
+
+@router.post(
+    "/v1/datasets",
+    summary="Bring a dataset: a ZIP, a URL, or corrected masks",
+    status_code=202,
+    response_model=None,
+    responses={202: {"model": BroughtBody}},
+    openapi_extra={
+        "parameters": [IDEMPOTENCY],
+        "requestBody": {
+            "required": True,
+            "content": {
+                "multipart/form-data": {"schema": _FORM},
+                "application/json": {"schema": UploadOptions.model_json_schema()},
+                "application/zip": {"schema": {"type": "string", "format": "binary"}},
+            },
+        },
+    },
+)
+async def bring(request: Request) -> Response:
+    platform: Platform = request.app.state.platform
+    idempotency_key(request)  # a wrong one is refused before anything is stored
+    limit = platform.settings.dataset_mb * 1_000_000
+    form = await read_archive(request, limit, platform.settings.home, "EKIBEN_DATASET_MB")
+    try:
+        options = check(UploadOptions, await _given(request, form.fields))
+        own = DatasetOptions(**{name: getattr(options, name) for name in DatasetOptions.model_fields})
+        archive: IO[bytes] | None = form.archive
+        asking = options.asking(request)
+        dataset_id, job, created = await platform.datasets.bring(own, archive, form.filename, asking)
+    finally:
+        if form.archive is not None:
+            form.archive.close()
+    headers = {"Location": f"/v1/datasets/{dataset_id}"} | ({} if created else {"Idempotency-Replayed": "true"})
+    return json_response({"dataset_id": dataset_id, "job_id": job.id}, 202, headers)
+
+
+@router.get(
+    "/v1/datasets",
+    summary="Datasets, newest first",
+    response_model=None,
+    responses={200: {"model": PageBody[DatasetBody]}},
+)
+async def find(request: Request, page: Page = 1, limit: Limit = 50) -> Response:
+    platform: Platform = request.app.state.platform
+    found, shown = await platform.datasets.datasets(page, limit)
+    items = [_body(each) for each in shown]
+    return json_response({"items": items, "total": found.total, "page": page, "limit": limit})
+
+
+@router.get(
+    "/v1/datasets/{id}",
+    summary="One dataset, with its report",
+    response_model=None,
+    responses={200: {"model": DatasetBody}},
+)
+async def show(request: Request, id: str) -> Response:
+    platform: Platform = request.app.state.platform
+    return json_response(_body(await platform.datasets.dataset(id)))
+
+
+@router.get(
+    "/v1/datasets/{id}/preview",
+    summary="Some samples as one picture",
+    response_model=None,
+    responses={200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}},
+)
+async def preview(request: Request, id: str) -> Response:
+    platform: Platform = request.app.state.platform
+    shown = await platform.datasets.dataset(id)
+    data = await asyncio.to_thread(platform.store.get, platform.datasets.preview_key(shown.dataset))
+    return _picture(data, "image/png")
+
+
+@router.get(
+    "/v1/datasets/{id}/samples",
+    summary="Its samples",
+    response_model=None,
+    responses={200: {"model": PageBody[SampleBody]}, 409: {"description": "The dataset is not ready."}},
+)
+async def samples(request: Request, id: str, page: Page = 1, limit: Limit = 50) -> Response:
+    platform: Platform = request.app.state.platform
+    prepared = await platform.datasets.prepared(id)
+    first = (page - 1) * limit
+    items = [
+        {
+            "position": position,
+            "name": sample.name,
+            "group": sample.group,
+            "width": sample.width,
+            "height": sample.height,
+            "class_pixels": sample.class_pixels,
+            "image": f"/v1/datasets/{id}/samples/{position}/image",
+            "mask": f"/v1/datasets/{id}/samples/{position}/mask",
+        }
+        for position, sample in enumerate(prepared.samples[first : first + limit], first)
+    ]
+    return json_response({"items": items, "total": len(prepared.samples), "page": page, "limit": limit})
+
+
+_BYTES: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}
+}
+
+
+@router.get(
+    "/v1/datasets/{id}/samples/{position}/image",
+    summary="The picture of a sample",
+    response_model=None,
+    responses=_BYTES,
+)
+async def sample_image(request: Request, id: str, position: int) -> Response:
+    platform: Platform = request.app.state.platform
+    prepared = await platform.datasets.prepared(id)
+    data = await asyncio.to_thread(prepared.image, position)
+    return _picture(data, sniff(data))
+
+
+@router.get(
+    "/v1/datasets/{id}/samples/{position}/mask",
+    summary="The mask of a sample: grey level = class index",
+    response_model=None,
+    responses=_BYTES,
+)
+async def sample_mask(request: Request, id: str, position: int) -> Response:
+    platform: Platform = request.app.state.platform
+    prepared = await platform.datasets.prepared(id)
+    return _picture(await asyncio.to_thread(prepared.mask, position), "image/png")
+
+
+@router.delete(
+    "/v1/datasets/{id}",
+    summary="Remove a dataset with its files; models that were trained on it stay",
+    status_code=204,
+    response_model=None,
+    responses={409: {"description": "It is being imported, or a training needs it: cancel that first."}},
+)
+async def remove(request: Request, id: str) -> Response:
+    platform: Platform = request.app.state.platform
+    await platform.datasets.delete(id)
+    return Response(status_code=204)
+
+
+def _body(shown: Shown) -> dict[str, Any]:
+    return dataset_body(shown, file_key(shown.dataset, "archive"), shown.dataset.report is not None)
+
+
+def _picture(data: bytes, mime_type: str) -> Response:
+    headers = {"Cache-Control": "private, max-age=3600", "X-Content-Type-Options": "nosniff"}
+    return Response(data, headers=headers, media_type=mime_type)
+
+
+async def _given(request: Request, fields: dict[str, Any]) -> dict[str, Any]:
+    """Query and form together, the fields that are JSON read."""
+    query = gather(request.query_params)
+    if twice := sorted(set(query) & set(fields)):
+        raise BadInput(f"{twice[0][:80]} is given twice")
+    given = {**query, **fields}
+    for name in _JSON_FIELDS:
+        if isinstance(given.get(name), str):
+            given[name] = await read_json(name, given[name])
+    return given

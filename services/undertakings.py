@@ -1,0 +1,121 @@
+"""Undertakings: jobs of one long piece of work - to import a dataset, to train a model - that children do."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import mimetypes
+import os
+import shutil
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from db.blobs import BlobStore, new_key
+from db.job_states import ClaimedItem
+from db.jobs import JobRecords
+from db.tables import Artifact, Job
+from ekiben.ids import derived_id
+from ekiben.settings import PREFIX, Settings
+from services.patience import patiently
+
+T = TypeVar("T")
+
+
+class Undertaking(Protocol):
+    async def __call__(self, job: Job, item: ClaimedItem) -> None:
+        """Do the work of ``job``, and end ``item`` in the transaction that stores what came out.
+
+        Refusals fail the item, temporary ones let it be tried again. Cancelled, it leaves nothing running.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Workshop:
+    """What undertakings of one worker share: where they work, and how they tell and keep what comes of it."""
+
+    settings: Settings
+    store: BlobStore
+    jobs: JobRecords
+    worker_id: str
+    threads: Executor
+
+    def folder(self, job: Job) -> Path:
+        """An empty folder for this job."""
+        folder = self._folder(job)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        return folder
+
+    def clear(self, job: Job) -> None:
+        shutil.rmtree(self._folder(job), ignore_errors=True)
+
+    async def note(self, item: ClaimedItem, kind: str, data: dict[str, Any], progress: float | None = None) -> None:
+        """An event of the job. Conflict (LOST) when somebody else has the item now."""
+        await patiently(lambda: self.ask(self.jobs.note, item, self.worker_id, kind, data, progress))
+
+    async def keep(self, item: ClaimedItem, kind: str, path: Path) -> Artifact:
+        """Store a file as the job's; one of the same name and kind is replaced. Conflict (LOST) as above."""
+        return await patiently(lambda: asyncio.to_thread(self._keep, item, kind, path))
+
+    async def put(self, key: str, path: Path, mime_type: str) -> None:
+        """Write a file into the store."""
+        await patiently(lambda: asyncio.to_thread(self.store.put_file, key, path, mime_type))
+
+    async def fetch(self, key: str, path: Path) -> None:
+        """Write a blob into a file, or link to it where it lies on this disk. NotFound."""
+        await patiently(lambda: asyncio.to_thread(self._fetch, key, path))
+
+    async def ask(self, work: Callable[..., T], *given: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self.threads, work, *given)
+
+    def _folder(self, job: Job) -> Path:
+        return self.settings.home.absolute() / "work" / job.id
+
+    def _keep(self, item: ClaimedItem, kind: str, path: Path) -> Artifact:
+        # The child may replace the file meanwhile: a link holds on to this one.
+        held = path.with_name(f".{path.name}.kept")
+        held.unlink(missing_ok=True)
+        os.link(path, held)
+        try:
+            mime_type = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+            ident = derived_id(item.id, f"{kind}/{path.name}")
+            with held.open("rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            artifact = Artifact(
+                id=ident,
+                owner=item.owner,
+                job_id=item.job_id,
+                kind=kind,
+                storage_key=new_key("artifacts", ident, path.suffix, item.created_at),
+                mime_type=mime_type,
+                bytes=held.stat().st_size,
+                sha256=sha256,
+            )
+            self.store.put_file(artifact.storage_key, held, mime_type)
+        finally:
+            held.unlink(missing_ok=True)
+        self.jobs.keep_file(item, self.worker_id, artifact)
+        return artifact
+
+    def _fetch(self, key: str, path: Path) -> None:
+        local = self.store.local_path(key)
+        if local is not None:
+            try:
+                os.link(local, path)
+            except OSError:  # another file system, or one without links
+                shutil.copyfile(local, path)
+            return
+        partial = path.with_name(f".{path.name}.partial")
+        with partial.open("wb") as file:
+            for chunk in self.store.stream(key):
+                file.write(chunk)
+        partial.replace(path)
+
+
+def child_environ() -> dict[str, str]:
+    """This process's environment without Ekiben's settings: a child has no business with keys and databases."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}

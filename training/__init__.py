@@ -1,0 +1,1 @@
+"""Training: users' images -> weights -> an artifact. Knows files alone; services/ starts it as a child process."""

@@ -1,0 +1,115 @@
+"""The checkpoint: everything that a training needs to go on after its process was killed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import random
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ekiben.training import TrainingOptions
+from training.speech import log
+
+CHECKPOINT = "checkpoint.pt"
+
+State = dict[str, Tensor]
+
+
+@dataclass
+class Progress:
+    """How far one fit has come; what ``torch.save`` writes is this and nothing else that Python could run.
+
+    ``best`` are the weights of ``best_epoch``, counted from 1; ``history`` the epoch events so far.
+    """
+
+    epoch: int = 0
+    network: State = field(default_factory=dict)
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    scaler: dict[str, Any] = field(default_factory=dict)
+    random: dict[str, Any] = field(default_factory=dict)
+    best: State = field(default_factory=dict)
+    best_dice: float = -1.0
+    best_epoch: int = 0
+    first_loss: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    elapsed_s: float = 0.0
+    finished: bool = False
+
+
+@dataclass
+class Checkpoint:
+    """``outcomes``: what the folds that are done have given; ``fit`` is the one under way.
+
+    ``identity`` says of which training it is: the options, the images and the split.
+    """
+
+    identity: str
+    fit: Progress = field(default_factory=Progress)
+    outcomes: list[dict[str, Any]] = field(default_factory=list)
+    elapsed_s: float = 0.0
+
+    def write(self, folder: Path) -> None:
+        """Replace the file atomically."""
+        target = folder / CHECKPOINT
+        staging = target.with_suffix(".new")
+        content = {name: getattr(self, name) for name in ("identity", "outcomes", "elapsed_s")}
+        content["fit"] = vars(self.fit)
+        torch.save(content, staging)
+        os.replace(staging, target)
+
+
+def read(folder: Path, identity: str) -> Checkpoint:
+    """The checkpoint in the folder; a fresh one where there is none, or one of another training or a damaged one."""
+    path = folder / CHECKPOINT
+    if not path.exists():
+        return Checkpoint(identity)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        found = Checkpoint(**{**content, "fit": Progress(**content["fit"])})
+    except (OSError, RuntimeError, EOFError, ValueError, TypeError, KeyError, pickle.UnpicklingError) as error:
+        log(f"{path.name} cannot be read ({type(error).__name__}); starting from the beginning")
+        return Checkpoint(identity)
+    if found.identity != identity:
+        log(f"{path.name} is of another training (options or images differ); starting from the beginning")
+        return Checkpoint(identity)
+    return found
+
+
+def identity_of(options: TrainingOptions, images: list[str], split_digest: str) -> str:
+    """SHA-256 of what makes a training this one."""
+    text = "\n".join([options.model_dump_json(), split_digest, *images])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def random_state() -> dict[str, Any]:
+    """The state of every global generator, as tensors and plain values."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    state: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": (str(kind), torch.from_numpy(np.asarray(keys, np.int64)), int(position), int(has_gauss), float(gauss)),
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def restore_random(state: dict[str, Any]) -> None:
+    random.setstate(state["python"])
+    kind, keys, position, has_gauss, gauss = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def copied(state: State) -> State:
+    """The tensors as they are now, on the CPU."""
+    return {name: value.detach().cpu().clone() for name, value in state.items()}

@@ -1,0 +1,82 @@
+"""The networks that can be trained, from MONAI: float32 [N, 3, side, side] to logits [N, channels, side, side]."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import torch
+from monai.networks.nets.attentionunet import AttentionUnet
+from monai.networks.nets.flexible_unet import FlexibleUNet
+from monai.networks.nets.unet import UNet
+from torch import Tensor, nn
+
+from ekiben.errors import Refusal
+from ekiben.training import TrainingOptions
+from models.artifact import TORCHSCRIPT, Manifest
+
+
+class BadStart(Refusal):
+    """Weights to start from that do not suit what is trained."""
+
+    code = "bad_start"
+
+
+def channels_of(classes: int) -> int:
+    """Two classes share one channel (the logit of class 1); more have one each."""
+    return 1 if classes == 2 else classes
+
+
+def describe(options: TrainingOptions) -> str:
+    """The architecture in a few words, as the manifest carries it."""
+    if options.architecture == "resnet34_unet":
+        return "resnet34_unet"
+    return f"{options.architecture} width {options.width} depth {options.depth}"
+
+
+def build(options: TrainingOptions, classes: int) -> nn.Module:
+    """A freshly initialised network; its numbers come from torch's global generator."""
+    out = channels_of(classes)
+    widths = [options.width * 2**level for level in range(options.depth)]
+    strides = [2] * (options.depth - 1)
+    if options.architecture == "unet":
+        network: nn.Module = UNet(2, 3, out, widths, strides, num_res_units=2)
+    elif options.architecture == "attention_unet":
+        network = AttentionUnet(2, 3, out, widths, strides)
+    else:
+        # Never pretrained here: MONAI would download the weights.
+        network = FlexibleUNet(3, out, "resnet34", pretrained=False, spatial_dims=2)
+    return network
+
+
+def start_from(
+    network: nn.Module, folder: Path, manifest: Manifest, options: TrainingOptions, labels: list[str]
+) -> None:
+    """Give ``network`` the weights of a trained artifact. BadStart says what does not fit."""
+    wanted = describe(options)
+    if manifest.family != "unet" or manifest.architecture != wanted:
+        raise BadStart(
+            f"start_from is a {manifest.architecture or manifest.family}, but a {wanted} is asked for: "
+            "weights fit only the same architecture"
+        )
+    if list(manifest.labels) != labels:
+        raise BadStart(
+            f"start_from knows the classes {', '.join(manifest.labels)}, but the dataset has {', '.join(labels)}"
+        )
+    try:
+        state = read_state(folder / TORCHSCRIPT)
+        network.load_state_dict(state)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise BadStart(f"the weights of start_from cannot be read: {str(error).splitlines()[0][:200]}") from None
+
+
+def read_state(file: Path) -> dict[str, Tensor]:
+    """The weights inside a TorchScript file, under the names that the network itself gives them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # loading's own deprecation; torch is pinned
+        traced = torch.jit.load(str(file), map_location="cpu")  # type: ignore[no-untyped-call]
+    return dict(traced.state_dict())
+
+
+def parameter_count(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())

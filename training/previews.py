@@ -1,0 +1,81 @@
+"""A sheet of validation images: the picture, the truth, what the network sees now, and where they differ."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from training.data import Pixels
+from training.validation import Judged
+
+ROWS = 4
+FOLDER = "previews"
+PAUSE_S = 10.0
+
+_CELL = 256
+_GAP = 6
+_GREY = 48
+
+
+def shown(indices: Sequence[int]) -> tuple[int, ...]:
+    """Which validation images the sheets show: the same in every epoch, spread over all of them."""
+    places = np.linspace(0, len(indices) - 1, min(ROWS, len(indices))).round().astype(int)
+    return tuple(indices[int(place)] for place in places)
+
+
+class Sheets:
+    """The sheets of one training, in its folder, and when the next one is due."""
+
+    def __init__(self, folder: Path, palette: Sequence[tuple[int, int, int]]) -> None:
+        self._folder, self._palette = folder, palette
+        self._written_at: float | None = None
+
+    def due(self) -> bool:
+        return self._written_at is None or time.monotonic() - self._written_at >= PAUSE_S
+
+    def write(self, rows: Sequence[Judged], number: int) -> str:
+        """The file's name, relative to the folder."""
+        self._written_at = time.monotonic()
+        name = f"{FOLDER}/{number:04d}.png"
+        write_sheet(self._folder / name, rows, self._palette, 0.5)
+        return name
+
+
+def write_sheet(path: Path, rows: Sequence[Judged], palette: Sequence[tuple[int, int, int]], threshold: float) -> None:
+    """One row an image. Difference: the picture in grey; agreement tinted in the class's colour, what was missed in
+    that colour in full, what is wrong in the colour's complement."""
+    colours = np.array(palette, np.uint8)
+    sheet = Image.new("RGB", (4 * _CELL + 5 * _GAP, len(rows) * (_CELL + _GAP) + _GAP), (_GREY, _GREY, _GREY))
+    for number, row in enumerate(rows):
+        predicted = row.classes(threshold)
+        cells = (row.rgb, colours[row.truth], colours[predicted], _difference(row.rgb, row.truth, predicted, colours))
+        for column, cell in enumerate(cells):
+            sheet.paste(_fitted(cell), (_GAP + column * (_CELL + _GAP), _GAP + number * (_CELL + _GAP)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path, "PNG")
+
+
+def _difference(rgb: Pixels, truth: Pixels, predicted: Pixels, colours: Pixels) -> Pixels:
+    grey = np.repeat(rgb.mean(axis=2, keepdims=True), 3, axis=2) * 0.8
+    hit = (truth == predicted) & (truth > 0)
+    missed = (truth != predicted) & (truth > 0)
+    wrong = (truth == 0) & (predicted > 0)
+    grey[hit] = 0.6 * grey[hit] + 0.4 * colours[truth[hit]]
+    grey[missed] = colours[truth[missed]]
+    grey[wrong] = 255 - colours[predicted[wrong]]
+    return grey.astype(np.uint8)
+
+
+def _fitted(pixels: Pixels) -> Image.Image:
+    """On a grey square, its proportions kept; small pictures are enlarged so that pixels stay sharp."""
+    image = Image.fromarray(pixels)
+    scale = _CELL / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    image = image.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BILINEAR)
+    square = Image.new("RGB", (_CELL, _CELL), (_GREY, _GREY, _GREY))
+    square.paste(image, ((_CELL - image.width) // 2, (_CELL - image.height) // 2))
+    return square

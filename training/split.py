@@ -1,0 +1,156 @@
+"""Which images train, which choose, which judge: disjoint parts that stay the same when a dataset grows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from ekiben.errors import Refusal
+from ekiben.training import FEW_IMAGES, TrainingOptions
+
+Judging = Literal["holdout", "cross_validation"]
+
+DEFAULT_FOLDS = 5
+LEAST_FOLDS = 3
+
+
+class BadDataset(Refusal):
+    """A dataset that cannot be trained on."""
+
+    code = "bad_dataset"
+
+
+class Member(Protocol):
+    """What a split needs to know of an image."""
+
+    @property
+    def group(self) -> str: ...
+    @property
+    def sha256(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Indices of images, ascending; disjoint, none empty. ``fold`` counts from 0."""
+
+    fold: int
+    train: tuple[int, ...]
+    validation: tuple[int, ...]
+    test: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Split:
+    """One division into parts (holdout), or one for each fold, whose test parts together are all images."""
+
+    protocol: Judging
+    folds: tuple[Parts, ...]
+    groups: int
+    digest: str
+
+    def facts(self, seed: int) -> dict[str, Any]:
+        """What a person compares: models with the same digest were judged by the same images."""
+        first = self.folds[0]
+        whole = len(first.train) + len(first.validation) + len(first.test)
+        return {
+            "protocol": self.protocol,
+            "folds": len(self.folds),
+            "train": len(first.train),
+            "validation": len(first.validation),
+            "test": len(first.test) if self.protocol == "holdout" else whole,
+            "images": whole,
+            "groups": self.groups,
+            "seed": seed,
+            "digest": self.digest,
+        }
+
+
+def divide(members: Sequence[Member], options: TrainingOptions) -> Split:
+    """The split of these images. BadDataset when there are too few groups for the parts.
+
+    Groups, not images, are divided: slices of one volume are on one side. A single split unless ``folds`` are given,
+    or there are fewer than FEW_IMAGES groups and the shares are nobody's explicit wish.
+    """
+    places = _places(members, options.seed)
+    groups = sorted(places, key=lambda group: (places[group], group))
+    shares_given = bool({"validation_share", "test_share"} & options.model_fields_set)
+    if options.folds is not None or (len(groups) < FEW_IMAGES and not shares_given):
+        folds = _folds(members, groups, options.folds)
+        protocol: Judging = "cross_validation"
+    else:
+        folds = (_holdout(members, groups, places, options),)
+        protocol = "holdout"
+    return Split(protocol, folds, len(groups), _digest(members, folds))
+
+
+def _places(members: Sequence[Member], seed: int) -> dict[str, float]:
+    """Group -> a number in [0, 1) that depends on the seed and on the group's pictures, and on nothing else."""
+    pictures: dict[str, set[str]] = {}
+    for member in members:
+        pictures.setdefault(member.group, set()).add(member.sha256)
+    places = {}
+    for group, names in pictures.items():
+        text = f"{seed}\n" + "\n".join(sorted(names))
+        places[group] = int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48
+    return places
+
+
+def _holdout(members: Sequence[Member], groups: list[str], places: dict[str, float], options: TrainingOptions) -> Parts:
+    """Test is what lies below test_share, validation what lies above 1 - validation_share.
+
+    Each group's place is its own, so more images leave it where it is. By chance a part of a small dataset may
+    become far too small or large; the nearest groups are then moved, so that it has between half and one and a half of
+    its share.
+    """
+    count = len(groups)
+    if count < LEAST_FOLDS:
+        raise BadDataset(_too_few(count, LEAST_FOLDS, "one each to train, to choose the checkpoint and to judge"))
+    test = _bounded(sum(places[group] < options.test_share for group in groups), options.test_share, count, count - 2)
+    validation = _bounded(
+        sum(places[group] >= 1 - options.validation_share for group in groups),
+        options.validation_share,
+        count,
+        count - test - 1,
+    )
+    return _parts(members, 0, set(groups[count - validation :]), set(groups[:test]))
+
+
+def _bounded(drawn: int, share: float, count: int, most: int) -> int:
+    wanted = share * count
+    low, high = max(1, int(wanted / 2)), max(1, int(1.5 * wanted + 0.5))
+    return max(1, min(max(low, min(drawn, high)), most))
+
+
+def _folds(members: Sequence[Member], groups: list[str], wanted: int | None) -> tuple[Parts, ...]:
+    count = len(groups)
+    folds = wanted or min(DEFAULT_FOLDS, count)
+    if count < max(folds, LEAST_FOLDS):
+        raise BadDataset(_too_few(count, max(folds, LEAST_FOLDS), "one for each fold"))
+    dealt = [set(groups[fold::folds]) for fold in range(folds)]
+    return tuple(_parts(members, fold, dealt[(fold + 1) % folds], dealt[fold]) for fold in range(folds))
+
+
+def _parts(members: Sequence[Member], fold: int, validation: set[str], test: set[str]) -> Parts:
+    def where(kept: Iterable[bool]) -> tuple[int, ...]:
+        return tuple(index for index, keep in enumerate(kept) if keep)
+
+    return Parts(
+        fold,
+        train=where(member.group not in validation and member.group not in test for member in members),
+        validation=where(member.group in validation for member in members),
+        test=where(member.group in test for member in members),
+    )
+
+
+def _digest(members: Sequence[Member], folds: tuple[Parts, ...]) -> str:
+    """SHA-256 over the pictures that judge, fold by fold: what two models must share to be compared."""
+    judged = [sorted(members[index].sha256 for index in fold.test) for fold in folds]
+    return hashlib.sha256(json.dumps(judged).encode()).hexdigest()
+
+
+def _too_few(count: int, least: int, why: str) -> str:
+    images = "image (or volume)" if count == 1 else "images (or volumes)"
+    return f"the dataset has {count} different {images}; at least {least} are needed: {why}"
