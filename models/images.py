@@ -19,6 +19,10 @@ MAX_PIXELS: Final = 64_000_000
 # about ten, and a thumbnail or two inside them.
 MAX_SCANS: Final = 128
 
+_DICOM: Final = "application/dicom"
+_MAX_INFLATED = 256 * 1024 * 1024  # of a deflated DICOM file: 64 megapixels of 8-bit RGB fit
+_MAX_ATTRIBUTES: Final = 4 * 1024 * 1024  # of a DICOM picture, but its pixels: 100 kB are many
+
 _READ = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 # Pillow opens a JPEG that carries several frames (many phones write them) as MPO; the first frame is the picture.
 _MIME = {
@@ -35,6 +39,7 @@ EXTENSIONS: Final = {
     "image/webp": "webp",
     "image/bmp": "bmp",
     "image/tiff": "tif",
+    "application/dicom": "dcm",
 }
 
 _TURNS = {
@@ -84,6 +89,9 @@ def sniff(data: bytes) -> str:
         raise TooLarge(f"the image has {len(data)} bytes; at most {MAX_BYTES} are accepted")
     if not data:
         raise BadImage("the image is empty (0 bytes)")
+    # First: the 128 bytes before it are free, and many writers put a TIFF header there.
+    if data[128:132] == b"DICM":
+        return _DICOM
     if data.startswith(b"\xff\xd8\xff"):
         return "image/jpeg"
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -95,18 +103,22 @@ def sniff(data: bytes) -> str:
     if data[:4] in (b"II*\x00", b"MM\x00*"):
         return "image/tiff"
     if known := _unread_format(data):
-        raise UnsupportedImage(f"{known} is not read; send JPEG, PNG, WebP, BMP or TIFF")
-    raise BadImage("the bytes are not an image; JPEG, PNG, WebP, BMP and TIFF are read")
+        raise UnsupportedImage(f"{known} is not read; send JPEG, PNG, WebP, BMP, TIFF or DICOM")
+    if _is_nifti(data):
+        raise UnsupportedImage("a NIfTI file is a volume, not a picture; /v1/segment takes volumes")
+    raise BadImage("the bytes are not an image; JPEG, PNG, WebP, BMP, TIFF and DICOM are read")
 
 
 def decode(data: bytes) -> Picture:
-    """Decode fully: EXIF-turned, RGB, 8 bits a channel.
+    """Decode fully: EXIF-turned, RGB, 8 bits a channel; of DICOM what a viewer shows.
 
     16-bit and 32-bit integer grey is scaled from 16 bits (``>> 8``), as Pillow itself does for 16-bit colour;
     ``convert("RGB")`` alone would clip it to white. Alpha is dropped, palettes are applied.
     Raises TooLarge, UnsupportedImage, BadImage (not an image, truncated, zero-size).
     """
     mime_type = sniff(data)
+    if mime_type == _DICOM:
+        return Picture(_dicom(data), _DICOM)
     # Inside compressed data 0xff is always followed by 0x00 or a restart marker, so this counts start-of-scan markers.
     if mime_type == "image/jpeg" and data.count(b"\xff\xda") > MAX_SCANS:
         raise BadImage(f"the JPEG has more than {MAX_SCANS} scans")
@@ -147,6 +159,24 @@ def encode_jpeg(image: Image.Image, quality: int = 90) -> bytes:
     out = io.BytesIO()
     image.save(out, "JPEG", quality=quality)
     return out.getvalue()
+
+
+def _dicom(data: bytes) -> Image.Image:
+    # Most processes never see one; its readers and theirs take half a second to import.
+    from models.dicom import DicomVolume
+
+    with DicomVolume(data, _MAX_INFLATED, _MAX_ATTRIBUTES) as volume:
+        if volume.depth > 1:
+            raise UnsupportedImage(
+                f"the DICOM file is a volume of {volume.depth} frames, not a picture; /v1/segment takes volumes"
+            )
+        return volume.slice(0)
+
+
+def _is_nifti(data: bytes) -> bool:
+    from models.nifti import is_nifti
+
+    return is_nifti(data[:4096])
 
 
 def _may_be_turned(image: Image.Image) -> bool:
@@ -190,8 +220,6 @@ def _unread_format(data: bytes) -> str | None:
         )
     if data[:4] == b"%PDF":
         return "PDF"
-    if data[128:132] == b"DICM":
-        return "DICOM"
     if data[:256].lstrip().lower().startswith((b"<svg", b"<?xml")):
         return "SVG"
     if data[:4] == b"8BPS":

@@ -18,8 +18,8 @@ MAX_DIRECTORY = 64_000_000
 """Bytes of an archive's list of entries, which is read at once: some 400,000 of them."""
 
 # The others unpack as much as they like for one byte that is read.
-_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-_DAMAGED = (
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+DAMAGED = (
     zipfile.BadZipFile,
     zlib.error,
     lzma.LZMAError,
@@ -38,13 +38,13 @@ Entry = tuple[bytes | Refusal, str | None]
 
 def open_archive(file: IO[bytes]) -> Iterator[Entry]:
     """The files of an archive by their names; hidden ones and folders are passed over. BadInput for what is no ZIP."""
-    if _directory_bytes(file) > MAX_DIRECTORY:
+    if directory_bytes(file) > MAX_DIRECTORY:
         raise BadInput("the archive has too many entries")
     file.seek(0)
     try:
         archive = zipfile.ZipFile(file)
         entries = sorted(archive.infolist(), key=lambda info: info.filename)
-    except _DAMAGED:
+    except DAMAGED:
         raise BadInput("the archive is no ZIP file, or a damaged one") from None
     return _read(archive, entries)
 
@@ -55,14 +55,14 @@ def _read(archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo]) -> Iterator[
         if not info.filename or info.is_dir() or path.name.startswith(".") or "__MACOSX" in path.parts:
             continue
         name = clean_name(info.filename)
-        if info.compress_type not in _METHODS:
+        if info.compress_type not in METHODS:
             yield BadInput("this entry of the archive is neither stored nor deflated"), name
             continue
         try:
             with archive.open(info) as entry:
                 # Not what the archive says of its size: what comes out of it.
                 data = entry.read(MAX_BYTES + 1)
-        except _DAMAGED as error:
+        except DAMAGED as error:
             yield BadInput(f"this entry of the archive cannot be read: {error}"[:200]), name
             continue
         yield (data if len(data) <= MAX_BYTES else too_large(), name)
@@ -73,7 +73,7 @@ def too_large() -> TooLarge:
     return TooLarge(f"the image has more than {MAX_BYTES} bytes")
 
 
-def _directory_bytes(file: IO[bytes]) -> int:
+def directory_bytes(file: IO[bytes]) -> int:
     """What the end of the archive says of its list of entries; 0 where there is no such end.
 
     PKWARE's APPNOTE.TXT, 4.3.16 (end of central directory), 4.3.14 and 4.3.15 (ZIP64).

@@ -83,8 +83,8 @@ def _check_count(samples: Sequence[SampleFacts], groups: Sequence[str], findings
     if count < FEWEST:
         findings.error(
             "too_few",
-            f"There {'is' if count == 1 else 'are'} only {several(count, one, many)} with masks{same}: at least {FEWEST} "
-            "are needed, to train on, to choose with and to test on. Add more pairs.",
+            f"There {'is' if count == 1 else 'are'} only {several(count, one, many)} with masks{same}: at least "
+            f"{FEWEST} are needed, to train on, to choose with and to test on. Add more pairs.",
         )
     elif count < FEW_IMAGES:
         findings.warning(

@@ -77,7 +77,7 @@ def check_masks(samples: Sequence[SampleFacts], options: ImportOptions, findings
     if len(findings.errors) > known or not samples:
         return None
     by_color = colors_decide(masks)
-    snapped = not by_color and _is_noisy_binary(masks)
+    snapped = not by_color and is_noisy_binary(masks)
     _check_mixture(samples, findings, by_color=by_color, snapped=snapped, background=options.background or ())
     if len(findings.errors) == known:
         _check_values(samples, options, findings, by_color=by_color, snapped=snapped)
@@ -92,7 +92,7 @@ def check_masks(samples: Sequence[SampleFacts], options: ImportOptions, findings
     return decision
 
 
-def _is_noisy_binary(masks: Sequence[MaskFacts]) -> bool:
+def is_noisy_binary(masks: Sequence[MaskFacts]) -> bool:
     """Whether the masks are black and white but for noise, so that each value goes to the nearer of the two."""
     if any(m.near_binary and (m.distinct > MAX_VALUES or (m.lossy and m.distinct > 2)) for m in masks):
         return True

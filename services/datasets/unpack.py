@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Final
 
 from ekiben.errors import BadInput, TooLarge
-from services.archives import _DAMAGED, _METHODS, MAX_DIRECTORY, _directory_bytes
+from services.archives import DAMAGED, MAX_DIRECTORY, METHODS, directory_bytes
 
 _CHUNK: Final = 1 << 20
 _ENCRYPTED: Final = 0x1 | 0x40 | 0x2000  # an entry; strongly; the list of entries too (APPNOTE 4.4.4)
@@ -73,7 +73,7 @@ def _unpack(file: IO[bytes], folder: Path, limits: Limits, progress: Callable[[f
     try:
         opened = zipfile.ZipFile(file)
         listed = opened.infolist()
-    except _DAMAGED:
+    except DAMAGED:
         raise BadInput("the archive is damaged: its list of entries cannot be read", code="archive_damaged") from None
     _check_overlaps(listed)
     wanted = [(name, info) for info in listed if (name := _checked_name(info, limits)) is not None]
@@ -97,7 +97,7 @@ def _check_entries(file: IO[bytes], limits: Limits) -> None:
     file.seek(0)
     if size < 22 or file.read(2) != b"PK":
         raise BadInput("the file is no ZIP archive", code="archive_not_zip")
-    listed = _directory_bytes(file)
+    listed = directory_bytes(file)
     count = 0
     if listed <= MAX_DIRECTORY:
         file.seek(max(0, size - listed - _MOST_TAIL))
@@ -151,7 +151,7 @@ def _checked_name(info: zipfile.ZipInfo, limits: Limits) -> str | None:
         return None
     if info.flag_bits & _ENCRYPTED:
         raise BadInput(f"the archive is encrypted: {shown}", code="archive_encrypted")
-    if info.compress_type not in _METHODS:
+    if info.compress_type not in METHODS:
         raise BadInput(
             f"the archive is compressed by a method that is not read ({info.compress_type}; deflate is): {shown}",
             code="archive_compression",
@@ -209,13 +209,13 @@ def _write(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, path: Pat
     with path.open("xb") as out:
         try:
             entry = archive.open(info)
-        except _DAMAGED:
+        except DAMAGED:
             raise _damaged(name) from None
         with entry:
             while True:
                 try:
                     chunk = entry.read(_CHUNK)  # stops at the size that is listed, and checks the sum there
-                except _DAMAGED:
+                except DAMAGED:
                     raise _damaged(name) from None
                 if not chunk:
                     break
