@@ -66,6 +66,9 @@ class Settings(BaseModel):
     job_timeout_s: float = Field(
         default=1800.0, gt=0, description="Time limit of a job from its start, unless it names its own."
     )
+    volume_mb: int = Field(
+        default=512, ge=50, le=2048, description="A NIfTI or DICOM volume in a request at most; it is held in memory."
+    )
     batch_mb: int = Field(default=4096, ge=1, description="Upload of one batch at most.")
     dataset_mb: int = Field(default=4096, ge=1, description="Upload or download of one dataset at most.")
     private_urls: bool = Field(

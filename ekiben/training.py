@@ -80,6 +80,10 @@ class TrainingOptions(BaseModel):
             raise ValueError("give tile or image_size, not both")
         if self.validation_share + self.test_share >= 0.95:
             raise ValueError("validation_share and test_share leave too little to train on")
+        # Two pixels a side are left at the deepest level: the mean and deviation over a single one normalise nothing.
+        levels = 6 if self.architecture == "resnet34_unet" else self.depth
+        if self.side < 2**levels:
+            raise ValueError(f"windows of {self.side} pixels are too small for {levels} levels; {2**levels} at least")
         return self
 
     @property

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,12 @@ def measure_parity(
     shapes: tuple[Shape, ...],
     *,
     tolerance: float = TOLERANCE,
+    real: Sequence[Tensor] = (),
+    real_from: str = "",
 ) -> Parity:
-    """The largest absolute difference of each export from torch over ``shapes``.
+    """The largest absolute difference of each export from torch over ``shapes``, and over the batches in ``real``.
+
+    ``real_from``: what those are, for the manifest.
 
     ParityError when one is above ``tolerance``, is not a number, or an export fails or gives another shape.
     """
@@ -52,8 +57,8 @@ def measure_parity(
     }
     worst = dict.fromkeys(exports, 0.0)
     with torch.inference_mode():
-        for batch, height, width in shapes:
-            pixels = pictures(batch, height, width, seed=SEED)
+        for pixels in chain((pictures(*shape, seed=SEED) for shape in shapes), real):
+            batch, _, height, width = pixels.shape
             expected = network(pixels).numpy()
             for file, run in exports.items():
                 fed = f"{file} on pictures of shape {list(pixels.shape)}"
@@ -63,12 +68,14 @@ def measure_parity(
                         f"{file} differs from torch by {worst[file]:.3g} on a batch of {batch} x {height} x {width}; "
                         f"at most {tolerance:g} is accepted, so nothing was written"
                     )
-    fed = ", ".join(f"{batch}x3x{height}x{width}" for batch, height, width in shapes)
+    fed = f"seeded pictures (seed {SEED}) of " + ", ".join(f"{n}x3x{height}x{width}" for n, height, width in shapes)
+    if real:
+        fed = f"{fed}; {real_from}" if shapes else real_from
     return Parity(
         onnx_max_abs=worst[ONNX],
         torchscript_max_abs=worst[TORCHSCRIPT],
         tolerance=tolerance,
-        inputs=f"seeded pictures (seed {SEED}) of {fed}",
+        inputs=fed,
     )
 
 

@@ -11,16 +11,20 @@ from models.prompts import Prompt
 from models.results import ClassArea, ClassScore, PictureFacts
 
 RENDERS = ("mask", "color", "overlay")
-"""The pictures that can be made of a segmentation."""
+"""The pictures that can be made of any segmentation."""
+PROBABILITY = "probability"
+"""Of a unet with two labels besides: 16-bit grey, the probability of label 1 in 65535ths."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """``image``: encoded bytes. ``top_k``: classes to answer. ``renders``: pictures of a segmentation to make."""
+    """``image``: encoded bytes. ``top_k``: classes to answer. ``renders``: pictures of a segmentation to make.
+    ``flips``: average over the mirror images too; of a unet only."""
 
     image: bytes
     top_k: int = 5
     renders: tuple[str, ...] = ()
+    flips: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,10 @@ from models.artifact import Manifest
 from models.classifier import Classifier
 from models.family import Family
 from models.segmenter import Segmenter
+from models.unet import Unet
 
 FAMILIES: dict[str, Callable[[Manifest], Family]] = {
     "classifier": Classifier,
     "segmenter": Segmenter,
+    "unet": Unet,
 }

@@ -18,7 +18,7 @@ from models.results import ClassArea, Segmentation
 FloatArray = NDArray[np.floating[Any]]
 
 _SIGMOID_THRESHOLD = 0.5
-_BAND_PIXELS = 1 << 20  # 4 MB a plane
+BAND_PIXELS = 1 << 20  # 4 MB a plane
 
 
 class Segmenter:
@@ -52,7 +52,9 @@ class Segmenter:
         return Segmentation(class_map, self._areas(class_map), self._palette)
 
     def _areas(self, class_map: NDArray[np.uint8]) -> tuple[ClassArea, ...]:
-        counts = np.bincount(class_map.ravel(), minlength=len(self._labels))
+        counts = np.zeros(len(self._labels), np.int64)
+        for rows in np.array_split(class_map, max(1, class_map.size // BAND_PIXELS)):
+            counts += np.bincount(rows.ravel(), minlength=len(self._labels))  # makes 8 bytes of each pixel
         present = sorted(np.flatnonzero(counts), key=lambda i: (-counts[i], i))
         return tuple(
             ClassArea(
@@ -75,10 +77,10 @@ def enlarge_and_choose(scores: FloatArray, height: int, width: int, *, sigmoid: 
     Ties keep the lower class.
     """
     class_map = np.empty((height, width), np.uint8)
-    rows = max(1, _BAND_PIXELS // width)
+    rows = max(1, BAND_PIXELS // width)
     for top in range(0, height, rows):
         bottom = min(top + rows, height)
-        bands = (_band(plane, top, bottom, height, width) for plane in scores)
+        bands = (band(plane, top, bottom, height, width) for plane in scores)
         _choose(bands, class_map[top:bottom], sigmoid=sigmoid)
     return class_map
 
@@ -99,7 +101,7 @@ def _choose(planes: Iterable[NDArray[np.float32]], class_map: NDArray[np.uint8],
         class_map[better] = channel + 1 if sigmoid else channel
 
 
-def _band(plane: FloatArray, top: int, bottom: int, height: int, width: int) -> NDArray[np.float32]:
+def band(plane: FloatArray, top: int, bottom: int, height: int, width: int) -> NDArray[np.float32]:
     """float32 [bottom - top, width]: these rows of ``plane`` brought to ``height`` x ``width``."""
     if plane.shape == (height, width):
         return plane[top:bottom]

@@ -1,8 +1,9 @@
-"""The work of a lane: an encoded picture and options in, an answer out."""
+"""The work of a lane: a picture's bytes and options in, an answer out; or a piece of a picture that is being read."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,19 +12,31 @@ from numpy.typing import NDArray
 from models.asks import Answer, Ask
 from models.images import Picture, decode
 from models.loader import Loaded
+from models.unet import Reading
 
-Prepared = tuple[NDArray[np.generic], Picture]
+Prepared = tuple[NDArray[np.generic], Picture | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Input ``number`` of a picture that is read in pieces. Its answer is that number; ``reading`` has the rest."""
+
+    reading: Reading
+    number: int
 
 
 class VisionWork:
-    """Decodes, runs and reads pictures for one loaded model."""
+    """Decodes, runs and reads pictures for one loaded model. Whole pictures and pieces of equal shape share runs."""
 
     def __init__(self, loaded: Loaded) -> None:
         self._loaded = loaded
 
-    def prepare(self, payload: Ask) -> tuple[Hashable, Prepared]:
-        picture = decode(payload.image)
-        tensor = self._loaded.family.preprocess(picture)
+    def prepare(self, payload: Ask | Piece) -> tuple[Hashable, Prepared]:
+        if isinstance(payload, Piece):
+            picture, tensor = None, payload.reading.tensor(payload.number)
+        else:
+            picture = decode(payload.image)
+            tensor = self._loaded.family.preprocess(picture)
         return (tensor.shape, tensor.dtype.str), (tensor, picture)
 
     def run(self, prepared: Sequence[Prepared]) -> NDArray[Any]:
@@ -31,5 +44,11 @@ class VisionWork:
             return self._loaded.run(prepared[0][0][None])
         return self._loaded.run(np.stack([tensor for tensor, _ in prepared]))
 
-    def finish(self, output: NDArray[Any], prepared: Prepared, payload: Ask) -> Answer:
-        return self._loaded.family.postprocess(output, prepared[1], payload)
+    def finish(self, output: NDArray[Any], prepared: Prepared, payload: Ask | Piece) -> Answer | int:
+        if isinstance(payload, Piece):
+            payload.reading.add(payload.number, output)
+            return payload.number
+        picture = prepared[1]
+        if picture is None:
+            raise ValueError("an ask is prepared with its picture")
+        return self._loaded.family.postprocess(output, picture, payload)

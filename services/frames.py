@@ -57,12 +57,13 @@ def decode_key(data: bytes) -> ModelKey:
 
 
 def encode_ask(key: ModelKey, ask: Ask) -> bytes:
-    return frame({"key": list(key), "top_k": ask.top_k, "renders": list(ask.renders)}, ask.image)
+    header = {"key": list(key), "top_k": ask.top_k, "renders": list(ask.renders), "flips": ask.flips}
+    return frame(header, ask.image)
 
 
 def decode_ask(data: bytes) -> tuple[ModelKey, Ask]:
     header, (image,) = unframe(data)
-    return ModelKey(*header["key"]), Ask(image, header["top_k"], tuple(header["renders"]))
+    return ModelKey(*header["key"]), Ask(image, header["top_k"], tuple(header["renders"]), header["flips"])
 
 
 def encode_answer(answered: Answered) -> bytes:

@@ -96,13 +96,18 @@ class Gateway:
     async def segment(
         self,
         image: Annotated[Path, ContentType("image/*")],
-        model: str = defaults.SEGMENT,
+        model: str | None = None,
         version: Annotated[int, Field(ge=1)] | None = None,
+        flips: bool = False,
+        probability: bool = False,
         store: bool = True,
     ) -> dict[str, Any]:
         """The class of every pixel; the same answer as POST /v1/segment."""
         vision = self.platform.vision
-        return (await vision.segment(_source(image), model=model, version=version, store=store)).body
+        asked = vision.segment(
+            _source(image), model=model, version=version, flips=flips, probability=probability, store=store
+        )
+        return (await asked).body
 
     @bentoml.api(route="/masks")
     async def masks(

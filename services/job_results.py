@@ -19,7 +19,13 @@ from services.job_wire import item_body, job_body
 from services.jobs import Jobs
 
 _PAGE = 200
-_EXTENSIONS = {"image/png": "png", "application/x-npy": "npy", "application/zip": "zip"}
+_EXTENSIONS = {
+    "image/png": "png",
+    "application/x-npy": "npy",
+    "application/zip": "zip",
+    "application/gzip": "nii.gz",
+    "application/dicom": "dcm",
+}
 
 
 def json_lines(jobs: Jobs, store: BlobStore, owner: str, job: Job) -> Iterator[bytes]:

@@ -26,6 +26,7 @@ from services.operations import Core
 from services.options import InferenceOptions
 from services.recording import Recorder
 from services.vision import LOCAL
+from services.volumes import sniff_any
 from services.webhooks import check_url
 
 log = logging.getLogger(__name__)
@@ -74,15 +75,15 @@ class Jobs:
         self.stopping = asyncio.Event()
         """Set when this process is asked to end: streams of events end too."""
 
-    def check_picture(self, data: bytes) -> None:
-        """What can be said of a picture at once. BadImage, UnsupportedImage."""
-        sniff(data)
+    def check_picture(self, data: bytes, operation: str) -> None:
+        """What can be said of a picture, or a volume, at once. BadImage, UnsupportedImage."""
+        (sniff_any if operation == "segment" else sniff)(data)
 
     async def new_item(self, data: bytes, filename: str | None) -> NewItem:
         """Store a picture that came with a job. What is no picture is kept as well: its item will say so."""
         ident, created_at = new_id(), now()
         try:
-            mime_type = sniff(data)
+            mime_type = sniff_any(data)
         except Refusal:
             mime_type = _UNKNOWN
         stored = await self._recorder.keep(ident, data, mime_type, created_at)

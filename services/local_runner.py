@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ekiben.errors import BadInput, Unavailable
 from ekiben.settings import Settings
@@ -22,10 +22,12 @@ from models.resident import Resident
 from models.results import Timing
 from models.runtime import RuntimeOptions, cores
 from models.sam_loader import Sam
-from models.work import VisionWork
+from models.unet import Unet
+from models.work import Piece, VisionWork
 from services import runner_metrics as gauges
 from services.lanes import Lanes
 from services.local_sam import LocalSam
+from services.local_unet import LocalUnet
 from services.runner import Answered
 
 
@@ -43,7 +45,8 @@ class LocalRunner:
         self.sam = LocalSam(
             self.lanes, self.engine.share, EmbeddingCache(settings.cache_mb * 1_000_000, gauges.saw_embedding)
         )
-        self._lanes: dict[ModelKey, tuple[Loaded, Lane[Ask, Answer]]] = {}
+        self.unet = LocalUnet(self.lanes, self.engine.share, self.batcher.slots)
+        self._lanes: dict[ModelKey, tuple[Loaded, Lane[Ask | Piece, Answer | int]]] = {}
         self._loads = ThreadPoolExecutor(4, thread_name_prefix="load")
         self._counts: Counter[tuple[ModelKey, str]] = Counter()
 
@@ -52,7 +55,15 @@ class LocalRunner:
         if not isinstance(loaded, Loaded):
             self.engine.release(loaded)
             raise BadInput(f"{key} answers prompts, not {type(ask).__name__}")
-        answer, timing = await self.lanes.ask(self._lane(key, loaded), loaded, ask, len(ask.image), deadline)
+        lane, family = self._lane(key, loaded), loaded.family
+        if isinstance(family, Unet) and (family.tiled or ask.flips):
+            try:
+                answer, timing = await self.unet.segment(loaded, family, lane, ask, deadline)
+            finally:
+                self._release(loaded)
+        else:
+            whole, timing = await self.lanes.ask(lane, loaded, ask, len(ask.image), deadline)
+            answer = cast(Answer, whole)
         self._counts[key, "predictions"] += 1
         return Answered(answer, timing)
 
@@ -119,12 +130,13 @@ class LocalRunner:
             yield loaded
             self._counts[key, "predictions"] += 1
         finally:
-            if (
-                loaded.detached
-            ):  # perhaps the last lease: closing a model frees gigabytes, which is no work for the loop
-                asyncio.get_running_loop().run_in_executor(self._loads, self.engine.release, loaded)
-            else:
-                self.engine.release(loaded)
+            self._release(loaded)
+
+    def _release(self, loaded: Resident) -> None:
+        if loaded.detached:  # perhaps the last lease: closing a model frees gigabytes, which is no work for the loop
+            asyncio.get_running_loop().run_in_executor(self._loads, self.engine.release, loaded)
+        else:
+            self.engine.release(loaded)
 
     async def _lease(self, key: ModelKey, deadline: float) -> Resident:
         return self.engine.try_lease(key) or await self._lease_after_load(key, deadline)
@@ -146,7 +158,7 @@ class LocalRunner:
         if not leasing.cancelled() and leasing.exception() is None:
             self.engine.release(leasing.result())
 
-    def _lane(self, key: ModelKey, loaded: Loaded) -> Lane[Ask, Answer]:
+    def _lane(self, key: ModelKey, loaded: Loaded) -> Lane[Ask | Piece, Answer | int]:
         known = self._lanes.get(key)
         if known is not None and known[0] is loaded:
             return known[1]

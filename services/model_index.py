@@ -7,6 +7,7 @@ import logging
 import shutil
 import tempfile
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from db.blobs import BlobStore
 from db.listing import Listed
 from db.registry import Registry
 from db.tables import ModelVersion
-from ekiben.errors import BadInput, NotFound
+from ekiben.errors import BadInput, NotFound, Unavailable
 from models.artifact import MANIFEST, Manifest, read_manifest, verify
 from models.engine import ModelKey
 from services import metrics
@@ -29,6 +30,7 @@ class Served:
     key: ModelKey
     task: str
     classes: int
+    family: str
 
 
 class ModelIndex:
@@ -54,6 +56,21 @@ class ModelIndex:
         if served.task != task:
             raise BadInput(f"model {name} is there to {served.task}, not to {task}")
         return served
+
+    async def resolve_first(self, owner: str, names: Sequence[str], version: int | None, task: str) -> Served:
+        """The same of the first of ``names`` that has an active version. Where none has, the first one's refusal."""
+        known = (name for name in names if (owner, name, None) in self._served)
+        if (name := next(known, None)) is not None:
+            return await self.resolve(owner, name, version, task)
+        refusals = []
+        for name in names:  # what was published this instant, or of an owner who was not seen yet
+            try:
+                await self.resolve(owner, name, None, task)
+            except (NotFound, Unavailable) as error:
+                refusals.append(error)
+            else:
+                return await self.resolve(owner, name, version, task)
+        raise refusals[0]
 
     @property
     def revision(self) -> int:
@@ -127,4 +144,5 @@ class ModelIndex:
 
 
 def _served(row: ModelVersion) -> Served:
-    return Served(ModelKey(row.owner, row.name, row.version), row.task, len(row.manifest["labels"]))
+    facts = row.manifest
+    return Served(ModelKey(row.owner, row.name, row.version), row.task, len(facts["labels"]), facts["family"])

@@ -25,7 +25,7 @@ from services.options import (
 )
 from services.recording import Recorder
 from services.requests import Source
-from services.vision import Vision
+from services.vision import Vision, check_segment
 
 Answer = dict[str, Any]
 
@@ -63,7 +63,15 @@ async def _classify(core: Core, source: Source, options: ClassifyOptions, store:
 
 
 async def _segment(core: Core, source: Source, options: SegmentOptions, store: bool, owner: str) -> Answer:
-    outcome = await core.vision.segment(source, model=options.model, version=options.version, store=store, owner=owner)
+    outcome = await core.vision.segment(
+        source,
+        model=options.model,
+        version=options.version,
+        flips=options.flips,
+        probability=options.wants_probability,
+        store=store,
+        owner=owner,
+    )
     return outcome.body
 
 
@@ -141,7 +149,10 @@ async def settle_parameters(core: Core, operation: Operation, options: Inference
     A job keeps to one version, whichever is the active one when its turn comes.
     """
     model: str = options.model  # type: ignore[attr-defined]
-    if operation.task == "masks":
+    if isinstance(options, SegmentOptions):
+        served = await core.vision.segmenter(owner, options.model, options.version)
+        check_segment(served, flips=options.flips, probability=options.wants_probability)
+    elif operation.task == "masks":
         served = await core.masks.served(owner, model, options.version)
     else:
         served = await core.index.resolve(owner, model, options.version, operation.task)

@@ -32,10 +32,28 @@ class ClassifyOptions(InferenceOptions):
 
 
 class SegmentOptions(InferenceOptions):
-    model: str = Field(default=defaults.SEGMENT, pattern=NAME, description="A model that segments.")
-    render: Literal["mask", "color", "overlay"] | None = Field(
-        default=None, description="With Accept: image/png, which picture to answer (mask by default)."
+    model: str | None = Field(
+        default=None,
+        pattern=NAME,
+        description=f"A model that segments. By default {' or, where that has no version, '.join(defaults.SEGMENT)}.",
     )
+    render: Literal["mask", "color", "overlay", "probability", "nifti", "dicom_seg"] | None = Field(
+        default=None,
+        description="With Accept: image/png, which picture to answer (mask by default). A NIfTI volume is answered as "
+        "nifti with Accept: application/gzip, a DICOM file as dicom_seg with Accept: application/dicom.",
+    )
+    flips: bool = Field(
+        default=False,
+        description="Average over the picture and its three mirror images: 4 times the work. U-Nets only.",
+    )
+    probability: bool = Field(
+        default=False,
+        description="Store the probability of class 1 too: a 16-bit grey PNG of 65535ths. U-Nets of two classes only.",
+    )
+
+    @property
+    def wants_probability(self) -> bool:
+        return self.probability or self.render == "probability"
 
 
 PROMPTS = (

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 _PNG = "image/png"
 NPY = "application/x-npy"
-_EXTENSIONS = {**EXTENSIONS, NPY: "npy"}
+_EXTENSIONS = {**EXTENSIONS, NPY: "npy", "application/x-nifti": "nii", "application/gzip": "nii.gz"}
 UNDO_PATIENCE_S = 0.5
 
 

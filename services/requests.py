@@ -72,10 +72,12 @@ class Requests:
         store: bool,
         owner: str,
         timeout_s: float,
+        sniff: Callable[[bytes], str] = sniff,
     ) -> tuple[A, Timing, Asked]:
         """The answer of ``infer(image bytes, deadline)``; storing the image overlaps it.
 
-        When it fails, or the caller leaves, nothing stays stored.
+        ``sniff`` gives the MIME type of what can be asked about, and refuses the rest. When it fails, or the caller
+        leaves, nothing stays stored.
         """
         deadline = time.monotonic() + (source.item.timeout_s if source.item is not None else timeout_s)
         if self._open >= self._max_open:
@@ -83,7 +85,7 @@ class Requests:
         self._open += 1
         record: Record | None = None
         try:
-            data, record = await self._begin(source, store, owner, deadline)
+            data, record = await self._begin(source, store, owner, deadline, sniff)
             answer, timing = await infer(data, deadline)
             metrics.queue_seconds.labels(served.key.name).observe(timing.queue_ms / 1e3)
             metrics.inference_seconds.labels(served.key.name).observe(timing.inference_ms / 1e3)
@@ -149,9 +151,11 @@ class Requests:
         if asked.record is not None:
             await self.recorder.abandon(asked.record)
 
-    async def _begin(self, source: Source, store: bool, owner: str, deadline: float) -> tuple[bytes, Record | None]:
+    async def _begin(
+        self, source: Source, store: bool, owner: str, deadline: float, sniff: Callable[[bytes], str]
+    ) -> tuple[bytes, Record | None]:
         if source.item is not None:
-            return await self._begin_item(source.item.item, source.item.data, store)
+            return await self._begin_item(source.item.item, source.item.data, store, sniff)
         if source.data is not None:
             if source.image_id is not None:
                 raise BadInput("send a file or image_id, not both")
@@ -167,7 +171,9 @@ class Requests:
         data = await self.recorder.read(image.storage_key)
         return data, Record(owner, image_id=image.id, deadline=deadline) if store else None
 
-    async def _begin_item(self, item: ClaimedItem, data: bytes | None, store: bool) -> tuple[bytes, Record | None]:
+    async def _begin_item(
+        self, item: ClaimedItem, data: bytes | None, store: bool, sniff: Callable[[bytes], str]
+    ) -> tuple[bytes, Record | None]:
         if item.image_id is not None:
             image = await asyncio.to_thread(self.records.image, item.owner, item.image_id)
             data = await self.recorder.read(image.storage_key)

@@ -9,11 +9,11 @@ from typing import Any
 
 from db.tables import Image
 from ekiben.errors import BadInput
-from models.asks import RENDERS, Answer, Ask
+from models.asks import PROBABILITY, RENDERS, Answer, Ask
 from models.classifier import check_top_k
 from models.images import decode, sniff
 from models.results import PictureFacts, Timing
-from services import defaults
+from services import defaults, volumes
 from services.model_index import ModelIndex, Served
 from services.recording import NewFile, RecordIds
 from services.requests import Asked, Requests, Source
@@ -76,15 +76,28 @@ class Vision:
         model: str | None = None,
         version: int | None = None,
         render: str | None = None,
+        flips: bool = False,
+        probability: bool = False,
         store: bool = True,
         owner: str = LOCAL,
     ) -> Outcome:
         """The classes that occur (see wire.SegmentBody); ``render`` asks for that picture's bytes besides."""
-        if render is not None and render not in RENDERS:
-            raise BadInput(f"render is {render!r}; it is one of {', '.join(RENDERS)}")
-        served = await self._index.resolve(owner, model or defaults.SEGMENT, version, "segment")
-        renders = RENDERS if store else ((render,) if render else ())
-        answer, spent, asked = await self._infer(source, served, Ask(b"", renders=renders), store, owner)
+        if render is not None and render not in (known := (*RENDERS, PROBABILITY, *volumes.MIME_TYPES)):
+            raise BadInput(f"render is {render!r}; it is one of {', '.join(known)}")
+        probability = probability or render == PROBABILITY
+        served = await self.segmenter(owner, model, version)
+        check_segment(served, flips=flips, probability=probability)
+        renders = (*RENDERS, *((PROBABILITY,) if probability else ())) if store else ((render,) if render else ())
+        if render in volumes.MIME_TYPES and not store:
+            renders = ("mask",)
+
+        async def infer(image: bytes, deadline: float) -> tuple[Answer, Timing]:
+            ask = Ask(image, renders=renders, flips=flips)
+            return await self._segment(served, ask, deadline, render, probability=probability)
+
+        answer, spent, asked = await self._requests.infer(
+            source, served, infer, store=store, owner=owner, timeout_s=self._timeout_s, sniff=volumes.sniff_any
+        )
         areas = [area(row) for row in answer.areas]
         body = await self._requests.record(
             asked,
@@ -97,12 +110,52 @@ class Vision:
                 "artifacts": urls(ids.artifacts) if ids.artifacts else None,
                 "timing": timing(spent),
             },
-            files=[NewFile(kind, data) for kind, data in answer.renders.items()],
-            parameters={},
+            files=[
+                NewFile(kind, data, volumes.MIME_TYPES.get(kind, "image/png")) for kind, data in answer.renders.items()
+            ],
+            parameters={name: True for name, given in (("flips", flips), ("probability", probability)) if given},
             result={"classes": areas},
             top=(areas[0]["class_name"], areas[0]["share"]),
         )
         return Outcome(body, dict(answer.renders))
+
+    async def _segment(
+        self, served: Served, ask: Ask, deadline: float, render: str | None, *, probability: bool
+    ) -> tuple[Answer, Timing]:
+        """Of a picture; of a volume slice by slice; of a DICOM picture DICOM segments besides."""
+
+        async def infer(one: Ask) -> tuple[Answer, Timing]:
+            return await self._runner.infer(served.key, one, deadline)
+
+        kind = volumes.medical_type(ask.image)
+        if kind is not None and (slices := await asyncio.to_thread(volumes.open_slices, ask.image)) is not None:
+            own = volumes.DICOM_SEG if kind == volumes.DICOM else volumes.NIFTI
+            try:
+                if probability or render not in (None, own):
+                    raise BadInput(f"the answer for this volume is drawn as {own} only")
+                return await volumes.segment_slices(slices, ask.image, ask, infer, required=render == own)
+            finally:
+                await asyncio.to_thread(slices.close)
+        answer, spent = await infer(ask)
+        if render == volumes.NIFTI or (render == volumes.DICOM_SEG and kind != volumes.DICOM):
+            raise BadInput(f"{render} is drawn for files of that format only; this is a {answer.picture.mime_type}")
+        if kind == volumes.DICOM and "mask" in answer.renders:
+            made = await asyncio.to_thread(
+                volumes.dicom_seg,
+                ask.image,
+                answer.renders["mask"],
+                answer.areas,
+                required=render == volumes.DICOM_SEG,
+            )
+            if made is not None:
+                answer = replace(answer, renders={**answer.renders, volumes.DICOM_SEG: made})
+        return answer, spent
+
+    async def segmenter(self, owner: str, model: str | None, version: int | None) -> Served:
+        """The version that is asked; without ``model`` that of the first of defaults.SEGMENT that there is."""
+        if model is None:
+            return await self._index.resolve_first(owner, defaults.SEGMENT, version, "segment")
+        return await self._index.resolve(owner, model, version, "segment")
 
     async def keep_image(self, source: Source, *, owner: str = LOCAL) -> Image:
         """Store an image for itself; it stays until it is deleted. Decoded once to be sure that it can be."""
@@ -123,6 +176,16 @@ class Vision:
             return await self._runner.infer(served.key, replace(ask, image=image), deadline)
 
         return await self._requests.infer(source, served, infer, store=store, owner=owner, timeout_s=self._timeout_s)
+
+
+def check_segment(served: Served, *, flips: bool, probability: bool) -> None:
+    """BadInput for what the model cannot be asked."""
+    name = served.key.name
+    if flips and served.family != "unet":
+        raise BadInput(f"flips are averaged by a unet; model {name} is a {served.family}")
+    if probability and (served.family != "unet" or served.classes != 2):
+        what = f"a {served.family}" + (f" of {served.classes} classes" if served.family == "unet" else "")
+        raise BadInput(f"a probability is given by a unet of two classes; model {name} is {what}")
 
 
 def urls(artifacts: Mapping[str, str]) -> dict[str, str]:

@@ -50,10 +50,14 @@ class TimingBody(Body):
     )
     inference_ms: float = Field(
         description="Run of the network, of the whole batch. Of prompts, the sum of their runs; of automatic masks, "
-        "from the first run to the last.",
+        "and of windows, from the first run to the last.",
         examples=[7.9],
     )
-    batch_size: int = Field(description="Pictures in that batch; of masks, the prompts or grid points.", examples=[1])
+    batch_size: int = Field(
+        description="Pictures in that batch; of masks, the prompts or grid points; of a U-Net that reads a picture in "
+        "windows, those.",
+        examples=[1],
+    )
 
 
 class Score(Body):
@@ -81,11 +85,15 @@ class Area(Body):
 
 
 class SegmentArtifacts(Body):
-    """URLs of the pictures that were stored: grey level = class index; palette colours; tinted photo."""
+    """URLs of what was stored. Of a picture: grey level = class index; palette colours; tinted photo; where it was
+    asked for, the probability of class 1, 16-bit grey. Of a volume only the mask in its own format."""
 
-    mask: str = Field(examples=[f"/v1/artifacts/{EXAMPLE_ID}"])
-    color: str = Field(examples=[f"/v1/artifacts/{EXAMPLE_ID}"])
-    overlay: str = Field(examples=[f"/v1/artifacts/{EXAMPLE_ID}"])
+    mask: str | None = Field(default=None, examples=[f"/v1/artifacts/{EXAMPLE_ID}"])
+    color: str | None = Field(default=None, examples=[f"/v1/artifacts/{EXAMPLE_ID}"])
+    overlay: str | None = Field(default=None, examples=[f"/v1/artifacts/{EXAMPLE_ID}"])
+    probability: str | None = Field(default=None, description="Absent unless it was asked for.")
+    nifti: str | None = Field(default=None, description="Of a NIfTI volume: level = class index, the same affine.")
+    dicom_seg: str | None = Field(default=None, description="Of a DICOM file, where it has what a SEG refers to.")
 
 
 class SegmentBody(Body):
@@ -113,7 +121,9 @@ class ImageBody(Body):
 
 class ArtifactBody(Body):
     id: str = Field(examples=[EXAMPLE_ID])
-    kind: Literal["mask", "color", "overlay", "cutout", "logits", "archive"] = Field(examples=["mask"])
+    kind: Literal[
+        "mask", "color", "overlay", "probability", "nifti", "dicom_seg", "cutout", "logits", "archive"
+    ] = Field(examples=["mask"])
     url: str = Field(examples=[f"/v1/artifacts/{EXAMPLE_ID}"])
     mime_type: str = Field(examples=["image/png"])
     bytes: int

@@ -25,6 +25,7 @@ from models.artifact import (
     Layout,
     Manifest,
     Preprocess,
+    Tiling,
     Weights,
     voc_palette,
     write_manifest,
@@ -43,6 +44,11 @@ AREAS = ("background", "red", "green", "blue")
 
 MATRIX = np.array([[0.0, 4.0, -1.0, -1.0], [0.0, -1.0, 4.0, -1.0], [0.0, -1.0, -1.0, 4.0]], np.float32)
 BIAS = np.array([0.5, 0.0, 0.0, 0.0], np.float32)
+
+CELLS = ("background", "cell")
+"""The labels of a unet with one channel, whose logit is CELL_MIX times the pixel, 0-1, plus CELL_LIFT: of no pixel is
+it nearer to 0 than 0.001."""
+CELL_MIX, CELL_LIFT = (6.0, -3.0, 1.0), -1.001
 STEEPNESS = 10.0
 
 _TYPES = {
@@ -168,7 +174,53 @@ def segmenter(
     )
 
 
-TOYS: dict[str, Callable[..., Manifest]] = {"classifier": classifier, "segmenter": segmenter}
+def cell_logits(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """float64 [H, W]: what the unet with one channel says of uint8 RGB [H, W, 3] at its own size."""
+    return np.asarray(pixels.astype(np.float64) / 255.0 @ np.array(CELL_MIX) + CELL_LIFT)
+
+
+def unet(
+    folder: Path,
+    *,
+    binary: bool = False,
+    overlap: float | None = None,
+    threshold: float = 0.5,
+    batch: int | None = None,
+    side: int = SIDE,
+    dtype: Dtype = "float32",
+    preprocess: Preprocess | None = None,
+) -> Manifest:
+    """An artifact that answers with AREAS, as ``segmenter`` does, or with ``binary`` CELLS; tiled with ``overlap``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    graph = Graph()
+    mix = np.concatenate([np.zeros((1, 3)), np.eye(3)]).astype(np.float32) * STEEPNESS
+    lift = np.array([STEEPNESS / 2, 0, 0, 0], np.float32)
+    if binary:
+        mix, lift = np.array([CELL_MIX], np.float32), np.array([CELL_LIFT], np.float32)
+    pixels = graph.floats("input", dtype, "NCHW")
+    scores = graph.node("Conv", pixels, graph.constant(mix.reshape(-1, 3, 1, 1)), graph.constant(lift))
+    graph.finish(scores, "logits")
+    names = _dims("NCHW", batch, side, channels=len(mix))
+    graph.save(folder / ONNX, [value("input", _dims("NCHW", batch, side), dtype)], [value("output", names)])
+    labels = CELLS if binary else AREAS
+    return write_manifest(
+        folder,
+        Manifest(
+            family="unet",
+            task="segment",
+            input=GraphInput(name="input", dtype=dtype, batch=batch, height=side, width=side),
+            output=GraphOutput(name="output", threshold=threshold),
+            preprocess=preprocess or Preprocess(),
+            tiling=None if overlap is None else Tiling(overlap=overlap),
+            labels=labels,
+            palette=voc_palette(len(labels)),
+            weights=Weights(kind="trained", detail="toy"),
+            opset=OPSET,
+        ),
+    )
+
+
+TOYS: dict[str, Callable[..., Manifest]] = {"classifier": classifier, "segmenter": segmenter, "unet": unet}
 """Family -> function that writes a toy artifact of it into a folder."""
 
 

@@ -23,6 +23,8 @@ _COLORS: Final = (
     *((30, 210, 220), (245, 80, 200), (190, 220, 60), (255, 160, 170), (0, 128, 128), (150, 90, 40)),
 )
 
+_BAND_PIXELS = 1 << 20
+
 Color = tuple[int, int, int]
 
 
@@ -53,7 +55,11 @@ class ClassMap:
             inside = self.keys < len(table)
             table[self.keys[inside]] = self.classes[inside]
             return np.asarray(table[data])
-        return self.classes.astype(np.uint8)[np.searchsorted(self.keys, data)]
+        found = np.empty(data.shape, np.uint8)
+        rows = max(1, _BAND_PIXELS // data.shape[1])
+        for top in range(0, len(data), rows):  # searchsorted makes 8 bytes of each value
+            found[top : top + rows] = self.classes[np.searchsorted(self.keys, data[top : top + rows])]
+        return found
 
     def class_of(self, key: int) -> int:
         if self.snapped:

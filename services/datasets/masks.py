@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -23,6 +24,8 @@ MAX_NAMED_VALUES: Final = 256
 _READ = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF")
 _LOW, _HIGH = 64, 192  # what JPEG does to the edges of a black-and-white mask stays outside these
 _MOST_BETWEEN = 0.05
+_BAND_PIXELS = 1 << 20
+_FAR_TOO_MANY = 4096  # values: it is a photo, and counting on would take long
 
 Kind = Literal["values", "palette", "colors"]
 Fault = Literal["photo", "soft", "instances", "jpeg", "blends", "colors"]
@@ -53,8 +56,8 @@ class MaskPixels:
         if self.kind == "colors":
             return self.data.astype(np.uint32, copy=False)
         if self.palette is not None:
-            return _codes(self.palette)[self.data.astype(np.uint8, copy=False)]
-        return np.clip(self.data.astype(np.int64), 0, 255).astype(np.uint32) * np.uint32(0x010101)
+            return codes_of(self.palette)[self.data.astype(np.uint8, copy=False)]
+        return np.asarray(np.clip(self.data, 0, 255).astype(np.uint32) * np.uint32(0x010101))
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +125,7 @@ def facts_of(mask: MaskPixels) -> MaskFacts:
     fault = None if near_binary else _fault(mask, keys, counts)
     key_colors = None
     if mask.palette is not None and len(keys) <= MAX_NAMED_VALUES:
-        key_colors = _codes(mask.palette)[keys]
+        key_colors = codes_of(mask.palette)[keys]
     kept = len(keys) <= MAX_NAMED_VALUES
     return MaskFacts(
         kind=mask.kind,
@@ -181,25 +184,38 @@ def _with_alpha(rgba: NDArray[np.uint8], lossy: bool) -> MaskPixels:
 def _of_rgb(rgb: NDArray[np.uint8], lossy: bool) -> MaskPixels:
     if (rgb[..., 0] == rgb[..., 1]).all() and (rgb[..., 0] == rgb[..., 2]).all():
         return MaskPixels("values", np.ascontiguousarray(rgb[..., 0]), lossy=lossy)
-    return MaskPixels("colors", _codes(rgb), lossy=lossy)
+    return MaskPixels("colors", codes_of(rgb), lossy=lossy)
 
 
-def _codes(rgb: NDArray[np.uint8]) -> NDArray[np.uint32]:
-    wide = rgb.astype(np.uint32)
-    return np.asarray(wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2], np.uint32)
+def codes_of(rgb: NDArray[np.uint8]) -> NDArray[np.uint32]:
+    """0xrrggbb of uint8 [..., 3]."""
+    codes = rgb[..., 0].astype(np.uint32)
+    for channel in (1, 2):
+        codes <<= np.uint32(8)
+        codes |= rgb[..., channel]
+    return codes
 
 
 def _histogram(data: NDArray[np.generic]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    if data.dtype in (np.uint8, np.uint16):
-        counts = np.bincount(data.ravel())
-        keys = np.flatnonzero(counts)
-        return keys.astype(np.int64), counts[keys].astype(np.int64)
-    # Sorting 64 million colours of a photo takes seconds: where a sample already has too many, it speaks for all.
+    """Values, ascending, and how often each is there. Where there are thousands, those of a part of the pixels."""
     flat = data.ravel()
-    sample, numbers = np.unique(flat[:: max(1, flat.size // 65536)], return_counts=True)
-    if len(sample) <= 4096:
-        sample, numbers = np.unique(flat, return_counts=True)
-    return sample.astype(np.int64), numbers.astype(np.int64)
+    bands = (flat[start : start + _BAND_PIXELS] for start in range(0, flat.size, _BAND_PIXELS))
+    if data.dtype in (np.uint8, np.uint16):
+        counts = np.zeros(1 << 8 * data.dtype.itemsize, np.int64)
+        for band in bands:  # bincount makes 8 bytes of each value
+            counts += np.bincount(band, minlength=len(counts))
+        keys = np.flatnonzero(counts)
+        return keys, counts[keys]
+    found: Counter[int] = Counter()
+    for band in bands:
+        values, numbers = np.unique(band, return_counts=True)
+        found.update(dict(zip(values.tolist(), numbers.tolist(), strict=True)))
+        if len(found) > _FAR_TOO_MANY:
+            break
+    return (
+        np.array(sorted(found), np.int64),
+        np.array([found[value] for value in sorted(found)], np.int64),
+    )
 
 
 def _near_binary(keys: NDArray[np.int64], counts: NDArray[np.int64], between: int) -> bool:

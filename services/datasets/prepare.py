@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from models.images import encode_png
@@ -63,7 +63,7 @@ def prepare(
                     "height": sample.height,
                     "image": image_name,
                     "mask": mask_name,
-                    "class_pixels": np.bincount(classes.ravel(), minlength=len(class_map.names)).tolist(),
+                    "class_pixels": class_map.pixels_of(sample.mask),
                     "geometry": geometry,
                 }
             )
@@ -93,7 +93,11 @@ def _opened(
                 mask = files.enter_context(open_source(pair.mask.path))
                 for file, source in ((pair.image, image), (pair.mask, mask)):
                     if source.volume:
-                        archive.write(file.path, _source_name(file.name))
+                        with (
+                            file.path.open("rb") as given,
+                            archive.open(_entry(_source_name(file.name)), "w", force_zip64=True) as kept,
+                        ):
+                            shutil.copyfileobj(given, kept, 1 << 20)
             yield sample, image, mask
 
 

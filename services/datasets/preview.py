@@ -18,6 +18,7 @@ _GAP, _PAIR_GAP, _MARGIN = 6, 28, 24
 _CAPTION, _LEGEND = 26, 44
 _PAGE, _INK, _QUIET, _FRAME = (255, 255, 255), (28, 32, 38), (110, 118, 128), (222, 226, 231)
 _OPACITY = 0.45
+_ENOUGH = 4
 _LEGEND_MOST = 12
 
 
@@ -72,6 +73,9 @@ def _pictures(dataset: Prepared, number: int) -> tuple[Image.Image, Image.Image,
     with Image.open(io.BytesIO(dataset.mask(number))) as file:
         mask = file.convert("L")
     scale = _SIDE / max(rgb.size)
+    if scale < 1 / _ENOUGH:  # so that a picture of 64 megapixels is not drawn at that size
+        less = max(1, round(rgb.width * scale * _ENOUGH)), max(1, round(rgb.height * scale * _ENOUGH))
+        rgb, mask = rgb.resize(less, Image.Resampling.BOX), mask.resize(less, Image.Resampling.NEAREST)
     size = max(1, round(rgb.width * scale)), max(1, round(rgb.height * scale))
     smooth = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST
     palette = np.zeros((256, 3), np.uint8)

@@ -12,10 +12,12 @@ from PIL import ExifTags, Image
 
 from ekiben.errors import BadImage, Refusal, TooLarge
 from models.dicom import DicomVolume
-from models.images import EXTENSIONS, MAX_BYTES, Picture, decode, encode_png
+from models.images import EXTENSIONS, MAX_BYTES, MAX_PIXELS, Picture, decode, encode_png
 from models.medical import is_dicom, is_nifti, open_volume
 from models.volume import Volume
 from services.datasets.masks import MaskPixels, label_mask, read_mask
+
+MAX_PAGES = 10_000
 
 _PNG_LEVEL = 4
 
@@ -69,10 +71,10 @@ def open_source(path: Path) -> Source:
         head = file.read(4096)
     if is_dicom(head) or is_nifti(head):
         return _VolumeFile(open_volume(path))
-    if path.stat().st_size > MAX_BYTES and head[:4] not in _TIFF:
-        raise TooLarge(f"it has {path.stat().st_size} bytes; at most {MAX_BYTES} are accepted")
     if head[:4] in _TIFF and (pages := _pages(path)) > 1:
         return _Pages(path, pages)
+    if path.stat().st_size > MAX_BYTES:
+        raise TooLarge(f"it has {path.stat().st_size} bytes; at most {MAX_BYTES} are accepted")
     return _PictureFile(path)
 
 
@@ -115,6 +117,12 @@ class _Pages(Source):
     def __init__(self, path: Path, pages: int) -> None:
         self._image = Image.open(path, formats=("TIFF",))
         self.frames = pages
+        width, height = self._image.size
+        if width * height > MAX_PIXELS or pages > MAX_PAGES:
+            self._image.close()
+            raise TooLarge(
+                f"it has {pages} pages of {width} x {height}; at most {MAX_PAGES} of {MAX_PIXELS} pixels are accepted"
+            )
 
     def picture(self, frame: int) -> Picture:
         return decode(self._png(frame))

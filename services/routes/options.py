@@ -15,6 +15,8 @@ from services.options import OptionsT, check, short
 
 MAX_JSON = 4_000_000
 
+PICTURES = ("image/jpeg", "image/png", "image/webp", "image/bmp", "image/tiff")
+
 
 async def read_json(name: str, text: str | None) -> Any:
     """The value of an option that is JSON; None where it was not given. BadInput for what is no JSON, TooLarge."""
@@ -53,7 +55,7 @@ def openapi(
     *,
     file_field: str = "file",
     file_description: str = "The image.",
-    raw: tuple[str, ...] = ("image/jpeg", "image/png", "image/webp", "image/bmp", "image/tiff"),
+    raw: tuple[str, ...] = (*PICTURES, "application/dicom"),
 ) -> dict[str, Any]:
     """What FastAPI cannot see for itself: the options as query parameters, the ways to send a file."""
     schema = kind.model_json_schema()

@@ -87,7 +87,7 @@ async def submit(
     if source.image_id is not None:
         items = await platform.jobs.stored_items([source.image_id])
     elif source.data is not None:
-        platform.jobs.check_picture(source.data)
+        platform.jobs.check_picture(source.data, operation)
         items = [await platform.jobs.new_item(source.data, source.filename)]
     else:
         raise BadInput("send an image: a multipart field 'file', the raw bytes as body, or image_id")

@@ -5,18 +5,24 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from models.images import sniff
 from services.front import or_caller_left
 from services.job_wire import AcceptedBody
 from services.options import ClassifyOptions, SegmentOptions
 from services.platform import Platform
 from services.requests import Source
 from services.routes.accept import prefers
-from services.routes.options import openapi
+from services.routes.options import PICTURES, openapi
 from services.routes.submitting import openapi_job, split, submit
 from services.upload import read_upload
+from services.volumes import DICOM_SEG, MIME_TYPES, NIFTI, medical_type
 from services.wire import ClassifyBody, SegmentBody, json_response
 
 router = APIRouter(tags=["vision"])
+
+_BINARY = {"type": "string", "format": "binary"}
+_DRAWN = {"image/png": "mask", "application/gzip": NIFTI, "application/dicom": DICOM_SEG}
+"""What Accept asks for, and what is answered then unless ``render`` says which picture."""
 
 
 @router.post(
@@ -50,21 +56,22 @@ async def classify(request: Request) -> Response:
     summary="The class of every pixel",
     response_model=None,
     responses={
-        200: {"model": SegmentBody, "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}},
+        200: {"model": SegmentBody, "content": {kind: {"schema": _BINARY} for kind in _DRAWN}},
         202: {"model": AcceptedBody},
     },
-    openapi_extra=openapi_job(openapi(SegmentOptions)),
+    openapi_extra=openapi_job(openapi(SegmentOptions, raw=(*PICTURES, "application/dicom", "application/x-nifti"))),
 )
 async def segment(request: Request) -> Response:
     platform: Platform = request.app.state.platform
-    upload = await read_upload(request)
+    upload = await read_upload(request, limit=platform.settings.volume_mb * 1_000_000)
+    if upload.data is not None and medical_type(upload.data) is None:
+        sniff(upload.data)  # the larger limit is that of volumes
     options, job = split(request, SegmentOptions, upload.fields)
     if job is not None:
         return await submit(request, "segment", options, job, upload)
-    render = options.render
-    picture = prefers(request.headers.get("accept", ""), "image/png")
-    if picture and render is None:
-        render = "mask"
+    accept = request.headers.get("accept", "")
+    wanted = next((mime_type for mime_type in _DRAWN if prefers(accept, mime_type)), None)
+    render = options.render or (_DRAWN[wanted] if wanted is not None else None)
     outcome = await or_caller_left(
         request.receive,
         platform.vision.segment(
@@ -77,7 +84,7 @@ async def segment(request: Request) -> Response:
             store=options.store,
         ),
     )
-    if picture and render is not None:
+    if wanted is not None and render is not None:
         headers = {"X-Prediction-ID": outcome.body["id"]} if outcome.body["id"] else None
-        return Response(outcome.renders[render], headers=headers, media_type="image/png")
+        return Response(outcome.renders[render], headers=headers, media_type=MIME_TYPES.get(render, "image/png"))
     return json_response(outcome.body)

@@ -1,0 +1,226 @@
+"""The unet family: a picture cut into windows, or resized whole; a class per pixel, and how sure it is of it."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ekiben.errors import BadModelFile
+from models.artifact import Manifest
+from models.asks import PROBABILITY, Answer, Ask
+from models.images import Picture, encode_png
+from models.results import Segmentation
+from models.segmenter import BAND_PIXELS, Segmenter, band, render
+from models.windows import Blender, Grid, Paint, Window, patch
+
+FloatArray = NDArray[np.floating[Any]]
+
+_FLIPS: Final = ((1, 1), (1, -1), (-1, 1), (-1, -1))
+"""Steps down and across: as it is, mirrored left to right, top to bottom, both. Each undoes itself."""
+
+
+class Unet(Segmenter):
+    """Reads logits [C, side, side] of windows [3, side, side] of the graph's size.
+
+    With two labels there is one channel, the logit of label 1: class 1 is where its probability is at least the
+    manifest's threshold. Else there is one per label: the largest is the class, the lower one of equals.
+    BadModelFile where the manifest describes another kind of graph.
+    """
+
+    def __init__(self, manifest: Manifest) -> None:
+        super().__init__(manifest)
+        graph, output = manifest.input, manifest.only_output
+        if graph.height is None or graph.height != graph.width:
+            raise BadModelFile("a unet takes squares of a fixed size: the manifest's input has height equal to width")
+        if output.activation != "logits" or output.layout != "NCHW":
+            raise BadModelFile("a unet gives logits [N, C, H, W]: its activation is logits, its layout NCHW")
+        self.side: int = graph.height
+        self.channels = 1 if len(manifest.labels) == 2 else len(manifest.labels)
+        self.overlap = None if manifest.tiling is None else manifest.tiling.overlap
+        self._least_logit = np.float32(math.log(output.threshold / (1 - output.threshold)))
+
+    @property
+    def tiled(self) -> bool:
+        """The picture is cut into windows at its own size; else it is resized to one."""
+        return self.overlap is not None
+
+    def grid(self, height: int, width: int) -> Grid:
+        """The windows of a picture; where it is not tiled, the one of the resized picture."""
+        if self.overlap is None:
+            return Grid(self.side, self.side, self.side, 0)
+        return Grid(height, width, self.side, self.overlap)
+
+    def windows(self, height: int, width: int) -> tuple[Window, ...]:
+        """Of a picture of this size, in the order in which they are blended; corners are of the padded picture."""
+        return self.grid(height, width).windows
+
+    def cut(self, pixels: NDArray[np.uint8], window: Window) -> NDArray[np.generic]:
+        """[3, side, side] of ``pixels`` uint8 [H, W, 3], normalised, in the layout and dtype of the graph."""
+        return self.normalised(patch(pixels, window, self.side))
+
+    def predict(
+        self, rgb: Image.Image, run: Callable[[NDArray[Any]], FloatArray], *, flips: bool = False, batch: int = 1
+    ) -> NDArray[np.float32]:
+        """Logits float32 [C, H, W] of a whole picture. ``run``: [N, 3, side, side] to [N, C, side, side], N <= batch.
+
+        ``flips``: the mean of the logits of every window and its three mirror images. Blocks.
+        """
+        logits = np.empty((self.channels, rgb.height, rgb.width), np.float32)
+
+        def paint(rows: slice, columns: slice, part: NDArray[np.float32]) -> None:
+            logits[:, rows, columns] = part
+
+        reading = Reading(self, rgb, paint, flips=flips)
+        for first in range(0, reading.pieces, batch):
+            numbers = range(first, min(first + batch, reading.pieces))
+            for number, row in zip(numbers, run(np.stack([reading.tensor(n) for n in numbers])), strict=True):
+                reading.add(number, row)
+        return logits
+
+    def probabilities(self, logits: FloatArray) -> NDArray[np.float32]:
+        """float32, shaped as ``logits`` [C, H, W]: of label 1 where there is one channel, else of every label."""
+        logits = logits.astype(np.float32, copy=False)
+        if len(logits) == 1:
+            # exp of what is negative: no overflow on either side.
+            small = np.exp(-np.abs(logits))
+            return np.asarray(np.where(logits >= 0, 1, small) / (1 + small), np.float32)
+        powers = np.exp(logits - logits.max(axis=0))
+        return np.asarray(powers / powers.sum(axis=0), np.float32)
+
+    def class_map(self, logits: FloatArray) -> NDArray[np.uint8]:
+        """uint8 [H, W] of ``logits`` [C, H, W]."""
+        if len(logits) == 1:
+            return np.asarray(logits[0] >= self._least_logit, np.uint8)
+        best, classes = logits[0].copy(), np.zeros(logits.shape[1:], np.uint8)
+        for channel in range(1, len(logits)):  # several times faster than argmax over the first axis
+            better = logits[channel] > best
+            np.copyto(best, logits[channel], where=better)
+            classes[better] = channel
+        return classes
+
+    def preprocess(self, picture: Picture) -> NDArray[np.generic]:
+        """The whole picture as one input: resized, or one that is a window already."""
+        if self.tiled and picture.rgb.size != (self.side, self.side):
+            raise ValueError("a picture that is cut into windows has no single input: see Reading")
+        return super().preprocess(picture)
+
+    def postprocess(self, output: FloatArray, picture: Picture, ask: Ask) -> Answer:
+        canvas = self.canvas(picture.height, picture.width, ask)
+        for rows, logits in self.enlarged(output, picture.height, picture.width):
+            canvas.paint(rows, slice(0, picture.width), logits)
+        return self.answer(canvas, picture, ask)
+
+    def canvas(self, height: int, width: int, ask: Ask) -> Canvas:
+        """Where a picture of this size is read to, for ``answer`` to the same ask."""
+        return Canvas(self, height, width, probability=PROBABILITY in ask.renders)
+
+    def answer(self, canvas: Canvas, picture: Picture, ask: Ask, check: Callable[[], None] = lambda: None) -> Answer:
+        """What was read of ``picture``, and the pictures that were asked for. ``check`` is called before each."""
+        segmentation = Segmentation(canvas.class_map, self._areas(canvas.class_map), self._palette)
+        renders = {}
+        for name in ask.renders:
+            check()
+            if name == PROBABILITY and canvas.probability is not None:
+                renders[name] = encode_png(Image.fromarray(canvas.probability))
+            else:
+                renders[name] = encode_png(render(name, segmentation, picture))
+        return Answer(picture.facts, areas=segmentation.classes, renders=renders)
+
+    def enlarged(self, output: FloatArray, height: int, width: int) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        """``output`` [C, h, w] brought bilinearly to ``height`` x ``width``, some rows at a time."""
+        planes = np.ascontiguousarray(output, np.float32)
+        step = max(1, BAND_PIXELS // width)
+        for top in range(0, height, step):
+            bottom = min(top + step, height)
+            yield slice(top, bottom), np.stack([band(plane, top, bottom, height, width) for plane in planes])
+
+    def resized(self, rgb: Image.Image) -> Image.Image:
+        """What is cut: the picture itself where it is tiled."""
+        return rgb if self.tiled else self._preprocess.resize(rgb)
+
+    def normalised(self, square: NDArray[np.uint8]) -> NDArray[np.generic]:
+        """The graph's input for uint8 [side, side, 3]."""
+        return self._preprocess(Image.fromarray(square))
+
+
+class Canvas:
+    """What is kept of the logits: the class of every pixel and, where asked, the probability of class 1.
+
+    ``class_map``: uint8 [height, width]. ``probability``: uint16 [height, width], 65535 is 1.
+    """
+
+    def __init__(self, unet: Unet, height: int, width: int, *, probability: bool) -> None:
+        self._unet = unet
+        self.class_map = np.zeros((height, width), np.uint8)
+        self.probability = np.zeros((height, width), np.uint16) if probability else None
+
+    def paint(self, rows: slice, columns: slice, logits: NDArray[np.float32]) -> None:
+        self.class_map[rows, columns] = self._unet.class_map(logits)
+        if self.probability is not None:
+            self.probability[rows, columns] = np.rint(self._unet.probabilities(logits)[0] * np.float32(65535))
+
+
+class Reading:
+    """A picture that is being read: ``pieces`` inputs of the graph by number, and what is made of its outputs.
+
+    A piece is a window or, with ``flips``, one of the four mirror images of a window. Outputs may come in any order and
+    from several threads; they are blended in order, so that the answer does not depend on who was first. What came
+    early is held until then.
+    """
+
+    def __init__(self, unet: Unet, rgb: Image.Image, paint: Paint, *, flips: bool) -> None:
+        self._unet = unet
+        self._size = rgb.height, rgb.width
+        self._pixels = np.asarray(unet.resized(rgb))
+        self._grid = unet.grid(*self._pixels.shape[:2])
+        self._paint = paint
+        self._blender = Blender(self._grid, unet.channels, paint if unet.tiled else self._paint_enlarged)
+        self._flips = _FLIPS if flips else _FLIPS[:1]
+        self.pieces = len(self._grid.windows) * len(self._flips)
+        self._early: dict[int, NDArray[np.float32]] = {}
+        self._next = 0
+        self._sum: NDArray[np.float32] | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def pixels(self) -> NDArray[np.uint8]:
+        """uint8 [H, W, 3]: what is cut."""
+        return self._pixels
+
+    def tensor(self, number: int) -> NDArray[np.generic]:
+        """The graph's input for piece ``number``."""
+        window, flip = divmod(number, len(self._flips))
+        down, across = self._flips[flip]
+        square = patch(self._pixels, self._grid.windows[window], self._unet.side)[::down, ::across]
+        return self._unet.normalised(np.ascontiguousarray(square))
+
+    def add(self, number: int, logits: FloatArray) -> None:
+        """The graph's output [C, side, side] for piece ``number``. BadModelFile for one of another shape."""
+        expected = (self._unet.channels, self._unet.side, self._unet.side)
+        if logits.shape != expected:
+            raise BadModelFile(f"the graph gives {list(logits.shape)} for a window; its manifest says {list(expected)}")
+        with self._lock:
+            self._early[number] = logits.astype(np.float32, copy=False)
+            while (ready := self._early.pop(self._next, None)) is not None:
+                self._take(ready)
+                self._next += 1
+
+    def _take(self, logits: NDArray[np.float32]) -> None:
+        flip = self._next % len(self._flips)
+        down, across = self._flips[flip]
+        upright = logits[:, ::down, ::across]
+        self._sum = upright if self._sum is None else self._sum + upright
+        if flip + 1 == len(self._flips):
+            self._blender.add(self._sum / np.float32(len(self._flips)))
+            self._sum = None
+
+    def _paint_enlarged(self, _rows: slice, _columns: slice, logits: NDArray[np.float32]) -> None:
+        height, width = self._size
+        for rows, part in self._unet.enlarged(logits, height, width):
+            self._paint(rows, slice(0, width), part)

@@ -1,0 +1,170 @@
+"""U-Nets in this process, where a picture is several inputs: windows and mirror images, through the model's lane."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from PIL import Image
+
+from ekiben.errors import DeadlineExceeded, Overloaded
+from models.asks import Answer, Ask
+from models.batcher import Lane
+from models.images import MAX_PIXELS, Picture, decode
+from models.loader import Loaded
+from models.results import PictureFacts, Timing
+from models.unet import Canvas, Reading, Unet
+from models.work import Piece
+from services.drawing import Check, draw
+from services.lanes import Lanes
+from services.progress import advance
+
+UnetLane = Lane[Ask | Piece, Answer | int]
+
+_ROOM_PIXELS = 2 * MAX_PIXELS
+_JUDGED_AFTER_S = 2.0
+_TOO_SLOW = 1.5
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """A decoded picture. ``rgb`` is None where ``reading`` has its pixels: it would be a quarter gigabyte more."""
+
+    facts: PictureFacts
+    reading: Reading
+    canvas: Canvas
+    rgb: Image.Image | None
+
+    @property
+    def picture(self) -> Picture:
+        rgb = self.rgb if self.rgb is not None else Image.fromarray(self.reading.pixels)
+        return Picture(rgb, self.facts.mime_type)
+
+
+class LocalUnet:
+    """Reads pictures piece by piece. ``at_once``: pictures that are decoded at a time."""
+
+    def __init__(self, lanes: Lanes, share: Callable[[Loaded], None], at_once: int) -> None:
+        self._lanes = lanes
+        self._share = share
+        self._doors = asyncio.Semaphore(at_once)
+        self._room = Room(_ROOM_PIXELS)
+
+    async def segment(
+        self, loaded: Loaded, unet: Unet, lane: UnetLane, ask: Ask, deadline: float
+    ) -> tuple[Answer, Timing]:
+        """The answer, and its time from the first piece to the last. The caller holds a lease on ``loaded`` meanwhile.
+
+        DeadlineExceeded once ``deadline`` has passed, or when it is plain that it will; nothing more is computed then,
+        nor when the call is cancelled.
+        """
+        arrived = time.perf_counter()
+        opened, taken = await self._open(unet, ask, deadline)
+        try:
+            began = time.perf_counter()
+            waited = await self._read(loaded, lane, opened.reading, deadline)
+            took = time.perf_counter() - began - waited
+            answer = await draw(deadline, lambda check: _answer(unet, opened, ask, check))
+        finally:
+            self._room.give_back(taken)
+        return answer, Timing((began - arrived + waited) * 1e3, took * 1e3, opened.reading.pieces)
+
+    async def _open(self, unet: Unet, ask: Ask, deadline: float) -> tuple[_Opened, int]:
+        """The picture, once there is room for it, and how much it takes of that."""
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout_at(loop.time() + deadline - time.monotonic()), self._doors:
+                opened = await asyncio.to_thread(_decoded, unet, ask)
+                pixels = opened.facts.width * opened.facts.height
+                await self._room.take(pixels)
+        except TimeoutError:
+            raise DeadlineExceeded("the request took longer than its deadline", retry_after_s=1) from None
+        return opened, pixels
+
+    async def _read(self, loaded: Loaded, lane: UnetLane, reading: Reading, deadline: float) -> float:
+        """Run all pieces; the seconds that the first one waited. An error, or a cancellation, ends the others."""
+        numbers = iter(range(reading.pieces))
+        under_way: set[asyncio.Task[tuple[Answer | int, Timing]]] = set()
+        ended: set[asyncio.Task[tuple[Answer | int, Timing]]] = set()
+        waited, done, began = 0.0, 0, time.monotonic()
+        try:
+            while True:
+                while len(under_way) < self._bound(lane) and (number := next(numbers, None)) is not None:
+                    under_way.add(asyncio.create_task(self._ask(loaded, lane, Piece(reading, number), deadline)))
+                if not under_way:
+                    return waited
+                ended, under_way = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
+                for task in ended:
+                    answered, timing = task.result()
+                    if answered == 0:
+                        waited = timing.queue_ms / 1e3
+                done += len(ended)
+                advance(done / reading.pieces)
+                _judge(done, reading.pieces, began, deadline)
+        finally:
+            for task in under_way:
+                task.cancel()
+            await asyncio.gather(*ended, *under_way, return_exceptions=True)
+
+    def _bound(self, lane: UnetLane) -> int:
+        """What runs, and as much again as a trial of twice the batch takes: enough for slots to find work, and not so
+        much that others who ask this model wait for a whole picture."""
+        return (lane.slots + 2) * self._lanes.batcher.batch_size(lane.key)
+
+    async def _ask(self, loaded: Loaded, lane: UnetLane, piece: Piece, deadline: float) -> tuple[Answer | int, Timing]:
+        self._share(loaded)
+        try:
+            return await self._lanes.ask(lane, loaded, piece, 0, deadline)
+        except Overloaded:
+            if piece.number == 0:
+                raise
+            # What waits before this piece would take it past the deadline: the picture is late.
+            raise DeadlineExceeded("the picture took longer than its deadline", retry_after_s=1) from None
+
+
+class Room:
+    """How many decoded pixels may be held at once. For one event loop."""
+
+    def __init__(self, pixels: int) -> None:
+        self.free = pixels
+        self._waiting: list[asyncio.Future[None]] = []
+
+    async def take(self, pixels: int) -> None:
+        """Return when there is room, in turn as far as it fits."""
+        while self.free < pixels:
+            freed = asyncio.get_running_loop().create_future()
+            self._waiting.append(freed)
+            await freed
+        self.free -= pixels
+
+    def give_back(self, pixels: int) -> None:
+        self.free += pixels
+        waiting, self._waiting = self._waiting, []
+        for freed in waiting:
+            if not freed.done():
+                freed.set_result(None)
+
+
+def _decoded(unet: Unet, ask: Ask) -> _Opened:
+    picture = decode(ask.image)
+    canvas = unet.canvas(picture.height, picture.width, ask)
+    reading = Reading(unet, picture.rgb, canvas.paint, flips=ask.flips)
+    return _Opened(picture.facts, reading, canvas, None if unet.tiled else picture.rgb)
+
+
+def _answer(unet: Unet, opened: _Opened, ask: Ask, check: Check) -> Answer:
+    return unet.answer(opened.canvas, opened.picture, ask, check)
+
+
+def _judge(done: int, pieces: int, began: float, deadline: float) -> None:
+    """DeadlineExceeded when the rest, as fast as the pieces so far, would take far longer than there is."""
+    now = time.monotonic()
+    needed = (now - began) / done * (pieces - done)
+    if now - began > _JUDGED_AFTER_S and needed > _TOO_SLOW * (deadline - now):
+        raise DeadlineExceeded(
+            f"{done} of {pieces} windows took {now - began:.1f} s: the rest, about {needed:.0f} s, would pass the "
+            "deadline; ask as a job, which has more time",
+            retry_after_s=1,
+        )
