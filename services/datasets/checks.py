@@ -43,7 +43,7 @@ _TROUBLES = {
     "slice_mismatch": (
         "mask has another number of slices than its image",
         "masks have another number of slices than their images",
-        "A volume and its mask need the same shape.",
+        "A volume and its mask need the same shape; the pages of a TIFF are slices, not channels.",
     ),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +17,7 @@ SHOWN = 8
 _SIDE = 208
 _GAP, _PAIR_GAP, _MARGIN = 6, 28, 24
 _CAPTION, _LEGEND = 26, 44
-_PAGE, _INK, _QUIET, _FRAME = (255, 255, 255), (28, 32, 38), (110, 118, 128), (222, 226, 231)
+_PAGE, _INK, _QUIET, _FRAME = (255, 255, 255), (28, 32, 38), (110, 118, 128), (241, 243, 245)
 _OPACITY = 0.45
 _ENOUGH = 4
 _LEGEND_MOST = 12
@@ -110,7 +111,12 @@ def _text_width(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -
 
 
 def _shortened(text: str, room: int) -> str:
-    """The end of a long name says more than its beginning: folders come first."""
+    """The end of a long name says more than its beginning: folders come first.
+
+    Letters that the font lacks lose their accents, or become question marks.
+    """
+    plain = unicodedata.normalize("NFKD", text)
+    text = "".join(c if c.isascii() else "?" for c in plain if not unicodedata.combining(c))
     if _text_width(text, _FONT) <= room:
         return text
     while text and _text_width("…" + text, _FONT) > room:

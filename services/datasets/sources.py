@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
 from PIL import ExifTags, Image
 
 from ekiben.errors import BadImage, Refusal, TooLarge
@@ -190,7 +191,7 @@ class _VolumeFile(Source):
     def geometry(self, frame: int) -> dict[str, Any]:
         volume = self._volume
         known: dict[str, Any] = {"slice": frame, "axis": volume.slice_axis}
-        if volume.affine is not None:
+        if volume.affine is not None and np.isfinite(volume.affine).all():  # JSON has no other numbers
             known["affine"] = volume.affine.tolist()
         if volume.pixel_spacing is not None:
             known["pixel_spacing"] = list(volume.pixel_spacing)

@@ -135,7 +135,7 @@ BAD = [
         lambda: shapes.volumes(3),
         "slice_mismatch",
         "1 mask has another number of slices than its image: case (image 4 slices, mask 3). A volume and its "
-        "mask need the same shape.",
+        "mask need the same shape; the pages of a TIFF are slices, not channels.",
     ),
     Row(
         "photos as masks",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from services.datasets.read import Prepared
 from tests.services.datasets.uploads import SIDE, blob, dataset, imported, picture, png
@@ -50,11 +52,7 @@ def test_a_refused_dataset_has_its_values_in_the_report(tmp_path: Path) -> None:
 
 
 def test_the_changed_pixels_of_jpeg_masks_are_counted(tmp_path: Path) -> None:
-    from PIL import Image
-
     raw = [encoded(Image.fromarray(blob(i)), "JPEG", quality=70) for i in range(24)]
-    import io
-
     levels = [np.asarray(Image.open(io.BytesIO(data))) for data in raw]
     changed = sum(int((~np.isin(level, (0, 255))).sum()) for level in levels)
     share = changed / sum(level.size for level in levels)
@@ -83,8 +81,6 @@ def test_copies_stay_together(tmp_path: Path) -> None:
 
 
 def test_a_turned_image_and_its_turned_mask_make_a_sample(tmp_path: Path) -> None:
-    from PIL import Image
-
     exif = Image.Exif()
     exif[0x0112] = 6
     files = dataset(24) | {

@@ -8,9 +8,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +183,7 @@ def test_progress_is_said_again_where_nothing_is_new() -> None:
         with progress.repeated():
             for done in range(1000):
                 progress("read", done, 2000)
-            time.sleep(1.3)
+            time.sleep(1)
         progress("read", 2000, 2000)
         os.close(writing)
         said = [json.loads(line) for line in lines]
@@ -209,3 +213,40 @@ def test_it_brings_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, timeout=60, check=True)
     assert done.stdout.strip() == b"[]"
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[str]:
+    """An address under which a good upload lies."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    (folder / "cells.zip").write_bytes(zipped(dataset(4)))
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *args: Any) -> None:
+            return None
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/cells.zip"
+        server.shutdown()
+        thread.join()
+
+
+def test_an_archive_from_an_address(site: str, tmp_path: Path) -> None:
+    folder = upload(tmp_path / "asked", {}, source="url", url=site, allow_private=True)
+    (folder / "upload.zip").unlink()
+    lines, status, _ = run(folder)
+    assert status == 0
+    assert lines[0]["data"]["phase"] == "fetch"
+    assert lines[-1]["result"]["samples"] == 4
+
+
+def test_an_address_that_may_not_be_asked(site: str, tmp_path: Path) -> None:
+    folder = upload(tmp_path / "asked", {}, source="url", url=site)
+    (folder / "upload.zip").unlink()
+    lines, status, _ = run(folder)
+    assert status == 2
+    assert lines[-1]["refusal"]["code"].startswith("url_")
+    assert not (folder / "upload.zip").exists()

@@ -113,4 +113,4 @@ def imported(folder: Path, files: Mapping[str, bytes], **options: Any) -> Import
         import_dataset(folder, report, lambda phase, done, total: None)
     except Refusal as error:
         refusal = error
-    return Imported(folder, report.as_json(), refusal)
+    return Imported(folder, json.loads(json.dumps(report.as_json())), refusal)
