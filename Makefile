@@ -6,14 +6,14 @@ TORCH := .venv-torch/.installed
 BENCH := .venv-bench/.installed
 PIP := -m pip --disable-pip-version-check install --quiet
 
-.PHONY: help serve models bento test acceptance lint types imports coverage bench bench-sam bench-jobs clean
+.PHONY: help serve models bento test acceptance lint types imports coverage bench bench-sam bench-jobs bench-training clean
 
 help:
 	@echo "make serve        start Ekiben on http://127.0.0.1:$(PORT) (PORT= changes it)"
 	@echo "make test         the tests; make acceptance: the slow ones"
 	@echo "make models       try again to get default models whose weights were missing"
 	@echo "make bento        build a Bento that carries the models"
-	@echo "make lint types imports coverage bench bench-sam bench-jobs clean"
+	@echo "make lint types imports coverage bench bench-sam bench-jobs bench-training clean"
 
 serve: $(SERVE)
 	@.venv/bin/python -m export.provision --torch .venv-torch/bin/python --make "$(MAKE) --no-print-directory $(TORCH)"
@@ -48,6 +48,9 @@ bench-sam: $(SERVE) $(TORCH) $(BENCH)
 
 bench-jobs: $(SERVE) $(TORCH)
 	@.venv-torch/bin/python -m bench.jobs
+
+bench-training: $(SERVE) $(TORCH)
+	@.venv-torch/bin/python -m bench.training
 
 # The environments. The serving one has no torch; torch's own has everything, for exports and for the tests.
 $(SERVE): pyproject.toml

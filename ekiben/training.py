@@ -35,7 +35,7 @@ class TrainingOptions(BaseModel):
     max_minutes: float | None = Field(
         default=None, gt=0, le=10_080, description="End after so long at the latest; the schedule is made to fit."
     )
-    learning_rate: float = Field(default=1e-3, gt=0, le=1, description="At its highest; it falls along a cosine.")
+    learning_rate: float = Field(default=3e-3, gt=0, le=1, description="At its highest; it falls along a cosine.")
     weight_decay: float = Field(default=1e-4, ge=0, le=1, description="Of AdamW.")
     batch_size: int = Field(default=8, ge=1, le=256, description="Windows, or whole images, in one step.")
     tile: int | None = Field(

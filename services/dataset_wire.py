@@ -104,7 +104,7 @@ class CurvePoint(Body):
 
     epoch: int
     train_loss: float
-    validation_loss: float
+    validation_loss: float | None
     dice: float | None
     iou: float | None
 

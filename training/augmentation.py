@@ -43,13 +43,38 @@ _BLURRED_SHARE = 0.25
 _BLUR_REACH = 4
 
 
-def augment(images: Tensor, classes: Tensor, preset: Preset, seed: int) -> tuple[Tensor, Tensor]:
+class Draws:
+    """Numbers for every window of a step, of which this process takes those of its windows.
+
+    On the CPU, so that every device and every number of processes varies a window in the same way.
+    """
+
+    def __init__(self, seed: int, count: int, part: tuple[int, int]) -> None:
+        self._generator = torch.Generator().manual_seed(seed)
+        self._count, (self._rank, self._world) = count, part
+
+    def between(self, low: float, high: float) -> Tensor:
+        drawn = torch.rand(self._count * self._world, generator=self._generator)[self._rank :: self._world]
+        return drawn * (high - low) + low
+
+    def below(self, limit: int) -> Tensor:
+        return self.between(0, limit).floor()
+
+    def factor(self, most: float) -> Tensor:
+        """Factors around 1, as often above as below."""
+        return torch.exp(self.between(-1, 1) * math.log1p(most))
+
+
+def augment(
+    images: Tensor, classes: Tensor, preset: Preset, seed: int, part: tuple[int, int] = (0, 1)
+) -> tuple[Tensor, Tensor]:
     """Varied ``images`` float32 [N, 3, H, W] in 0-1 and ``classes`` int64 [N, H, W]; all draws follow from ``seed``.
 
-    Takes uint8 images and classes. Classes are moved with the images, nearest, and keep their values.
+    Takes uint8 images and classes. Classes are moved with the images, nearest, and keep their values. ``part``: which
+    process of how many this is; each has its windows of the step.
     """
     images = images.float() / 255
-    draws = torch.Generator().manual_seed(seed)  # on the CPU: the same on every device
+    draws = Draws(seed, len(images), part)
     if preset.mirrored or preset.turn or preset.zoom:
         images, classes = _move(images, classes, preset, draws)
     if preset.brightness or preset.contrast or preset.gamma:
@@ -57,29 +82,20 @@ def augment(images: Tensor, classes: Tensor, preset: Preset, seed: int) -> tuple
     if preset.blur:
         images = _blur(images, preset.blur, draws)
     if preset.noise:
-        noises = torch.Generator(images.device).manual_seed(seed)
-        strength = _draw(draws, len(images), 0, preset.noise).to(images.device)
+        noises = torch.Generator(images.device).manual_seed(seed + part[0])
+        strength = draws.between(0, preset.noise).to(images.device)
         grain = torch.randn(images.shape, generator=noises, device=images.device)
         images = images + grain * strength.view(-1, 1, 1, 1)
     return images, classes.long()
 
 
-def _draw(draws: torch.Generator, count: int, low: float, high: float) -> Tensor:
-    return torch.rand(count, generator=draws) * (high - low) + low
-
-
-def _factor(draws: torch.Generator, count: int, most: float) -> Tensor:
-    """Factors around 1, as often above as below."""
-    return torch.exp(_draw(draws, count, -1, 1) * math.log1p(most))
-
-
-def _move(images: Tensor, classes: Tensor, preset: Preset, draws: torch.Generator) -> tuple[Tensor, Tensor]:
+def _move(images: Tensor, classes: Tensor, preset: Preset, draws: Draws) -> tuple[Tensor, Tensor]:
     count = len(images)
-    quarters = torch.randint(4, (count,), generator=draws) if preset.mirrored else torch.zeros(count)
-    mirror = torch.randint(2, (count,), generator=draws) * 2.0 - 1 if preset.mirrored else torch.ones(count)
-    moved = torch.rand(count, generator=draws) < _MOVED_SHARE
-    angle = torch.where(moved, _draw(draws, count, -preset.turn, preset.turn), 0.0)
-    zoom = torch.where(moved, _factor(draws, count, preset.zoom), 1.0)
+    quarters = draws.below(4) if preset.mirrored else torch.zeros(count)
+    mirror = draws.below(2) * 2 - 1 if preset.mirrored else torch.ones(count)
+    moved = draws.between(0, 1) < _MOVED_SHARE
+    angle = torch.where(moved, draws.between(-preset.turn, preset.turn), 0.0)
+    zoom = torch.where(moved, draws.factor(preset.zoom), 1.0)
     radians = torch.deg2rad(angle + 90.0 * quarters)
     cos, sin = torch.cos(radians) * zoom, torch.sin(radians) * zoom
     zeros = torch.zeros(count)
@@ -91,21 +107,20 @@ def _move(images: Tensor, classes: Tensor, preset: Preset, draws: torch.Generato
     return images, labels[:, 0]
 
 
-def _tone(images: Tensor, preset: Preset, draws: torch.Generator) -> Tensor:
-    count = len(images)
+def _tone(images: Tensor, preset: Preset, draws: Draws) -> Tensor:
     shape = (-1, 1, 1, 1)
-    lift = _draw(draws, count, -preset.brightness, preset.brightness).to(images.device).view(shape)
-    contrast = _factor(draws, count, preset.contrast).to(images.device).view(shape)
-    gamma = _factor(draws, count, preset.gamma).to(images.device).view(shape)
+    lift = draws.between(-preset.brightness, preset.brightness).to(images.device).view(shape)
+    contrast = draws.factor(preset.contrast).to(images.device).view(shape)
+    gamma = draws.factor(preset.gamma).to(images.device).view(shape)
     mean = images.mean(dim=(1, 2, 3), keepdim=True)
     return ((images - mean) * contrast + mean + lift).clamp(0, 1) ** gamma
 
 
-def _blur(images: Tensor, most: float, draws: torch.Generator) -> Tensor:
+def _blur(images: Tensor, most: float, draws: Draws) -> Tensor:
     """A Gaussian of its own for each of some of the windows: rows, then columns, as grouped convolutions."""
     count, channels, height, width = images.shape
-    sigma = _draw(draws, count, 0.3, most)
-    blurred = torch.rand(count, generator=draws) < _BLURRED_SHARE
+    sigma = draws.between(0.3, most)
+    blurred = draws.between(0, 1) < _BLURRED_SHARE
     at = torch.arange(-_BLUR_REACH, _BLUR_REACH + 1)
     kernel = torch.exp(-(at**2) / (2 * sigma[:, None] ** 2))
     kernel = torch.where(blurred[:, None], kernel, (at == 0).float())

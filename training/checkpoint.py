@@ -31,6 +31,7 @@ class Progress:
 
     epoch: int = 0
     network: State = field(default_factory=dict)
+    averaged: State = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=dict)
     scaler: dict[str, Any] = field(default_factory=dict)
     random: dict[str, Any] = field(default_factory=dict)

@@ -167,6 +167,8 @@ class Course:
         number = self._fits - 1 if fold == _ALL else fold
         torch.manual_seed(options.seed * 1000 + number)
         network = networks.build(options, len(labels))
+        progress = self._checkpoint.fit
+        self._live.begin_fit(number, elapsed_s=progress.elapsed_s, epoch=progress.epoch, epochs=epochs)
         normal = Normal(*normalisation(self.archive, train))
         start = self.folder / START
         if options.start_from is not None:
@@ -174,8 +176,6 @@ class Course:
             networks.start_from(network, start, manifest, options, labels)
             # What the weights are used to.
             normal = Normal(manifest.preprocess.mean, manifest.preprocess.std)
-        progress = self._checkpoint.fit
-        self._live.begin_fit(number, elapsed_s=progress.elapsed_s, epoch=progress.epoch, epochs=epochs)
         judge_by = self._validation(validation, normal) if validation else None
 
         def save(now: Progress) -> None:
@@ -197,7 +197,7 @@ class Course:
             validation=judge_by,
             live=self._live,
             save=save,
-            preview=lambda epoch: self._preview(network, judge_by, epoch),
+            preview=lambda epoch, seen: self._preview(seen, judge_by, epoch),
         )
         progress = fit(work, network, progress)
         self._live.end_fit()

@@ -68,8 +68,12 @@ class Archive:
         try:
             self._zip = zipfile.ZipFile(path)
             self.description = Description.model_validate_json(self._zip.read(_DESCRIPTION))
-        except (OSError, zipfile.BadZipFile, KeyError, ValidationError) as error:
+        except (OSError, zipfile.BadZipFile, KeyError) as error:
             raise BadDataset(f"the prepared archive cannot be read: {_first_line(error)}") from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise BadDataset(f"the prepared archive's {_DESCRIPTION}: {where}: {first['msg']}") from None
         if self.description.format != 1:
             raise BadDataset(f"the prepared archive is of format {self.description.format}; this training reads 1")
         if not self.samples:

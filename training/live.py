@@ -34,7 +34,7 @@ class Live:
         """``elapsed_s``: what an earlier process has spent on this fit already."""
         self._fit, self._share = number, 0.0
         self._fit_elapsed_s, self._since = elapsed_s, self._clock()
-        self._data = {"phase": "train", "fold": number, "folds": self._fits, **data}
+        self._data = {"phase": "prepare", "fold": number, "folds": self._fits, **data}
 
     def end_fit(self) -> None:
         self._fit_seconds.append(self._fit_elapsed_s + self._clock() - self._since)

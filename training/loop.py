@@ -7,6 +7,7 @@ at fixed times and the same windows on any number of processes would be hooks in
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable
@@ -25,11 +26,13 @@ from training.augmentation import PRESETS, augment
 from training.checkpoint import Progress, copied, random_state, restore_random
 from training.live import Live
 from training.losses import Criterion
+from training.networks import parameter_groups
 from training.validation import Normal, Validation
 from training.windows import Windows
 
 WARM_UP = 0.03
 GRADIENT_NORM = 12.0  # as nnU-Net's; steps of a healthy training stay far below it
+AVERAGE = 0.99
 EXPLODED = 10.0
 """A loss so many times the first one is no longer learning ..."""
 EXPLODED_STEPS = 30
@@ -47,7 +50,7 @@ class Fit:
     """What one fit works with. ``validation`` None: nothing chooses, the last weights are kept.
 
     ``seconds``: the most it may take; ``save`` is called after every epoch with the progress so far, ``preview`` with
-    the number of the epoch when its Dice was the best.
+    an epoch's number and its network when its Dice was the best.
     """
 
     fabric: Fabric
@@ -62,7 +65,7 @@ class Fit:
     validation: Validation | None
     live: Live
     save: Callable[[Progress], None]
-    preview: Callable[[int], None]
+    preview: Callable[[int, nn.Module], None]
 
 
 def fit(work: Fit, network: nn.Module, progress: Progress) -> Progress:
@@ -73,13 +76,17 @@ def fit(work: Fit, network: nn.Module, progress: Progress) -> Progress:
     fabric, options, live = work.fabric, work.options, work.live
     # Moved before the optimizer takes its state over: Fabric moves weights, but no moments that were loaded.
     network.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.AdamW(network.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay)
+    groups = parameter_groups(network)
+    optimizer = torch.optim.AdamW(groups, lr=options.learning_rate, weight_decay=options.weight_decay)
     if progress.network:
         network.load_state_dict(progress.network)
         optimizer.load_state_dict(progress.optimizer)
         fabric.strategy.precision.load_state_dict(progress.scaler)
         restore_random(progress.random)
     plain = network  # the network itself: what is wrapped below shares its weights
+    averaged = copy.deepcopy(plain).eval()
+    if progress.averaged:
+        averaged.load_state_dict(progress.averaged)
     wrapped, stepper = fabric.setup(network, optimizer)
     preset = PRESETS[options.augmentation]
     steps, began, earlier_s = work.windows.steps, time.monotonic(), progress.elapsed_s
@@ -102,16 +109,21 @@ def fit(work: Fit, network: nn.Module, progress: Progress) -> Progress:
             done = share_done((epoch - 1) * steps + step + 1)
             rate = options.learning_rate * min(1.0, done / WARM_UP) * 0.5 * (1 + math.cos(math.pi * done))
             for group in optimizer.param_groups:
-                group["lr"] = rate
-            seed = ((options.seed * 31 + work.fold) * 100_003 + epoch) * 10_007 + step * fabric.world_size
+                group["lr"] = rate * group["rate_factor"]
+            seed = ((options.seed * 31 + work.fold) * 100_003 + epoch) * 10_007 + step
             images, classes = augment(
-                fabric.to_device(batch.images), fabric.to_device(batch.classes), preset, seed + fabric.global_rank
+                fabric.to_device(batch.images),
+                fabric.to_device(batch.classes),
+                preset,
+                seed,
+                part=(fabric.global_rank, fabric.world_size),
             )
             loss = work.criterion(wrapped(work.normal(images)), classes)
             fabric.backward(loss)
             fabric.clip_gradients(network, optimizer, max_norm=GRADIENT_NORM, error_if_nonfinite=False)
             stepper.step()
             stepper.zero_grad()
+            _follow(averaged, plain, (epoch - 1) * steps + step)
 
             losses.append(loss.detach())
             seen += len(images) * fabric.world_size
@@ -134,10 +146,10 @@ def fit(work: Fit, network: nn.Module, progress: Progress) -> Progress:
         if not math.isfinite(train_loss):
             raise _diverged(train_loss, epoch, len(losses), rate)
         live.update(phase="validate")
-        judged = _validate(work, wrapped)
+        judged = _validate(work, averaged)
         is_best = judged["dice"] is None or judged["dice"] > progress.best_dice
         if is_best:
-            progress.best, progress.best_epoch = copied(plain.state_dict()), epoch
+            progress.best, progress.best_epoch = copied(averaged.state_dict()), epoch
             progress.best_dice = judged["dice"] if judged["dice"] is not None else progress.best_dice
         waited = epoch - progress.best_epoch
         event = {
@@ -151,13 +163,30 @@ def fit(work: Fit, network: nn.Module, progress: Progress) -> Progress:
         progress.finished = fabric.broadcast(
             epoch >= work.epochs or done >= 1.0 or (options.patience > 0 and waited >= options.patience)
         )
-        progress.network, progress.optimizer = copied(plain.state_dict()), optimizer.state_dict()
+        progress.network, progress.averaged = copied(plain.state_dict()), copied(averaged.state_dict())
+        progress.optimizer = optimizer.state_dict()
         progress.scaler, progress.random = fabric.strategy.precision.state_dict(), random_state()
         work.save(progress)
         if is_best and work.validation is not None:
-            work.preview(epoch)
+            work.preview(epoch, averaged)
     plain.load_state_dict(progress.best)
     return progress
+
+
+@torch.no_grad()
+def _follow(averaged: nn.Module, network: nn.Module, step: int) -> None:
+    """Move the averaged weights towards the network's: what is validated, kept and exported.
+
+    The average of the last hundred steps or so is better than any of them while the learning rate is high, and it does
+    not jump: an epoch that is the best by luck alone is neither kept nor does it keep the patience waiting.
+    """
+    weight = 1 - min(AVERAGE, (1 + step) / (10 + step))
+    ours, theirs = list(averaged.state_dict().values()), list(network.state_dict().values())
+    floats = [place for place, value in enumerate(ours) if value.is_floating_point()]
+    torch._foreach_lerp_([ours[place] for place in floats], [theirs[place] for place in floats], weight)
+    for mine, value in zip(ours, theirs, strict=True):
+        if not mine.is_floating_point():  # a count of batches
+            mine.copy_(value)
 
 
 def _validate(work: Fit, network: nn.Module) -> dict[str, Any]:
@@ -170,7 +199,10 @@ def _validate(work: Fit, network: nn.Module) -> dict[str, Any]:
     tables = np.zeros((len(indices), classes, 3), np.int64)
     losses = np.zeros(len(indices))
     for place in range(fabric.global_rank, len(indices), fabric.world_size):
-        (image,) = work.validation.judge(network, work.criterion, indices[place : place + 1], work.options.batch_size)
+        with fabric.autocast():
+            (image,) = work.validation.judge(
+                network, work.criterion, indices[place : place + 1], work.options.batch_size
+            )
         tables[place] = metrics.counts(image.classes(0.5), image.truth, classes)
         losses[place] = image.loss
     tables = _summed(fabric, torch.from_numpy(tables)).numpy()

@@ -70,7 +70,7 @@ class Validation:
             rgb, truth = self._region(index)
             with torch.inference_mode():
                 logits = self._logits(network, rgb, batch)
-                target = torch.from_numpy(np.ascontiguousarray(truth)).to(logits.device)[None].long()
+                target = torch.from_numpy(truth.astype(np.int64)).to(logits.device)[None]
                 loss = float(criterion(logits, target))
                 probable = torch.sigmoid(logits) if logits.shape[1] == 1 else torch.softmax(logits, dim=1)
             yield Judged(index, rgb, truth, probable[0].cpu().numpy(), loss)
