@@ -121,12 +121,12 @@ def _one(session: Session, owner: str, id: str) -> Dataset:
 def _shown(dataset: Dataset, job: Job | None) -> Shown:
     if dataset.state == "ready":
         return Shown(dataset, "ready", None)
+    if job is not None and job.state not in OVER:
+        return Shown(dataset, "importing", None)  # perhaps once more, after it was refused
     error = job.error if job is not None else None
     if dataset.state == "refused":
         first = (dataset.report or {}).get("errors") or [{"code": "bad_dataset", "message": "it was refused"}]
         return Shown(dataset, "refused", {"code": first[0]["code"], "message": first[0]["message"]})
-    if job is not None and job.state not in OVER:
-        return Shown(dataset, "importing", None)
     gone = {"code": "import_failed", "message": "its import ended early, and is not remembered any more"}
     if job is not None and job.state == "cancelled":
         gone = {"code": "cancelled", "message": "its import was cancelled"}

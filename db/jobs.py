@@ -275,14 +275,18 @@ class JobRecords:
         with writing(self._engine) as session:
             job_states.note(session, item, worker_id, kind, data, progress)
 
-    def keep_file(self, item: ClaimedItem, worker_id: str, artifact: Artifact) -> None:
+    def keep_file(self, item: ClaimedItem, worker_id: str, artifact: Artifact) -> str | None:
         """Remember a file that the work on an item made, or made anew. Conflict (LOST) as above.
 
-        What is kept is a step that need not be done again: deaths before it do not count any more.
+        Gives the key of the blob that it replaces, which is to be deleted. What is kept is a step that need not be
+        done again: deaths before it do not count any more.
         """
         with writing(self._engine) as session:
             job_states.outlived(session, item, worker_id)
+            before = session.get(Artifact, artifact.id)
+            replaced = before.storage_key if before is not None else None
             session.merge(artifact)
+            return replaced
 
     def files(self, owner: str, job_id: str, kind: str | None = None) -> list[Artifact]:
         """The files of a job itself, in the order in which they were made."""

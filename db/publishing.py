@@ -12,7 +12,7 @@ from sqlmodel import Session
 from db.blobs import BlobStore
 from db.registry import Registry
 from db.tables import ModelVersion
-from ekiben.errors import Conflict
+from ekiben.errors import Unavailable
 
 
 def publish_folder(
@@ -68,6 +68,8 @@ def publish_folder(
             reuse=reuse,
             also=also,
         )
-    except Conflict:  # nothing was committed
+    except Unavailable:  # it may have been committed
+        raise
+    except Exception:  # nothing was committed
         remove()
         raise

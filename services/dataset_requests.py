@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import tempfile
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
 from db.blobs import BlobStore
 from db.datasets import Datasets, Shown, file_key
 from db.records import Page, Records
 from db.tables import Dataset, Job, now
-from ekiben.errors import BadInput, NotFound
+from ekiben.errors import BadInput, NotFound, Unavailable
 from ekiben.ids import new_id
 from ekiben.settings import Settings
 from services.corrected import Corrected, classes_of, pack
@@ -26,17 +27,23 @@ from services.jobs import Asking, Jobs
 from services.vision import LOCAL
 
 _OPEN = 4
+_PIECE = 1 << 20
+
+Text = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")]
+"""Databases cannot store NUL."""
+
+ClassName = Annotated[Text, StringConstraints(strip_whitespace=True, min_length=1, max_length=100)]
 
 
 class SampleOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    image_id: str = Field(description="A stored image.")
-    mask: dict[str, Any] | str = Field(
+    image_id: Text = Field(description="A stored image.")
+    mask: dict[str, Any] | Text = Field(
         description="What is right: run lengths {size, counts} as /v1/masks gives them, or the id of a stored mask. Of "
         "a stored mask every level above 0 counts."
     )
-    class_name: str = Field(default="foreground", min_length=1, max_length=100, description="What the mask shows.")
+    class_name: ClassName = Field(default="foreground", description="What the mask shows.")
 
 
 class DatasetOptions(BaseModel):
@@ -44,9 +51,9 @@ class DatasetOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str = Field(min_length=1, max_length=200, description="What the dataset is called.")
-    url: str | None = Field(default=None, max_length=2000, description="Where the server fetches the ZIP itself.")
-    classes: list[str] | None = Field(
+    name: Text = Field(min_length=1, max_length=200, description="What the dataset is called.")
+    url: Text | None = Field(default=None, max_length=2000, description="Where the server fetches the ZIP itself.")
+    classes: list[ClassName] | None = Field(
         default=None,
         min_length=2,
         max_length=256,
@@ -61,6 +68,13 @@ class DatasetOptions(BaseModel):
         max_length=100_000,
         description="Instead of a file: stored images and corrected masks; several of one image are put together.",
     )
+
+    @field_validator("classes")
+    @classmethod
+    def _different(cls, classes: list[str] | None) -> list[str] | None:
+        if classes is not None and len(set(classes)) < len(classes):
+            raise ValueError("two classes have the same name")
+        return classes
 
 
 class DatasetRequests:
@@ -115,12 +129,15 @@ class DatasetRequests:
         columns: dict[str, Any] = {}
         if archive is not None:
             key = file_key(dataset, "upload")
-            size = await asyncio.to_thread(self._store_archive, archive, key)
-            columns = {"storage_key": key, "filename": filename, "mime_type": "application/zip", "bytes": size}
+            size, sha256 = await asyncio.to_thread(self._store_archive, archive, key)
+            columns = {"storage_key": key, "filename": filename, "mime_type": "application/zip"}
+            columns |= {"bytes": size, "sha256": sha256}
         parameters: dict[str, Any] = {"dataset_id": dataset.id, "name": options.name, "classes": classes}
         parameters |= {"background": options.background, "url": options.url}
-        given = options.model_dump(mode="json") | {"bytes": columns.get("bytes")}
-        created = False
+        # What was packed of samples is another file each time: they say themselves what was asked.
+        digest = columns.get("sha256") if options.samples is None else None
+        given = options.model_dump(mode="json") | {"sha256": digest}
+        created = uncertain = False
         try:
             job, created = await self._jobs.undertake(
                 "import",
@@ -133,18 +150,26 @@ class DatasetRequests:
                 rows=[dataset],
                 owner=owner,
             )
+        except Unavailable:  # the commit may have happened: then what came is the job's
+            uncertain = True
+            raise
         finally:
-            if key is not None and not created:
+            if key is not None and not created and not uncertain:
                 await asyncio.to_thread(self._store.delete, key)
         return job.parameters["dataset_id"], job, created
 
-    def _store_archive(self, archive: IO[bytes], key: str) -> int:
+    def _store_archive(self, archive: IO[bytes], key: str) -> tuple[int, str]:
+        """Its size and SHA-256."""
         archive.flush()
         size = os.fstat(archive.fileno()).st_size
         archive.seek(0)
+        digest = hashlib.sha256()
+        while piece := archive.read(_PIECE):
+            digest.update(piece)
+        archive.seek(0)
         # The file has no name, so that nothing of it outlives this process; its descriptor has one.
         self._store.put_file(key, Path(f"/dev/fd/{archive.fileno()}"), "application/zip")
-        return size
+        return size, digest.hexdigest()
 
     async def dataset(self, id: str, *, owner: str = LOCAL) -> Shown:
         return await asyncio.to_thread(self._datasets.dataset, owner, id)

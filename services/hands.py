@@ -268,7 +268,11 @@ class HandWork:
 
     async def _undertake(self, job: Job, item: ClaimedItem, undertaking: Undertaking) -> None:
         """Outside the gate: it works in a process of its own, for hours perhaps."""
+        if self._stopping:
+            raise asyncio.CancelledError
         request_id.set(job.id)
+        if item.deaths > 0:  # a worker that dies now died of it
+            await self._ask(self._jobs.begin_alone, self._worker_id, item.id)
         try:
             await undertaking(job, item)
             metrics.job_items.labels(job.operation, "succeeded").inc()

@@ -114,7 +114,17 @@ def read_json(body: bytes) -> dict[str, Any]:
         raise BadInput(f"the body is not JSON: {error.msg} at character {error.pos}") from None
     if not isinstance(given, dict):
         raise BadInput("the body is not a JSON object")
+    if b"\\u0000" in body and _holds_nul(given):
+        raise BadInput("the body holds a NUL character")
     return given
+
+
+def _holds_nul(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(_holds_nul(each) for pair in value.items() for each in pair)
+    if isinstance(value, list):
+        return any(_holds_nul(each) for each in value)
+    return isinstance(value, str) and "\0" in value
 
 
 class Form:

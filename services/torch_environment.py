@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.util
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -53,7 +56,9 @@ async def _make(target: str) -> None:
         async with asyncio.timeout(_MAKE_S):
             _, said = await process.communicate()
     except BaseException:
-        process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # with all that make has started
+        await process.wait()
         raise
     if process.returncode != 0:
         lines = said.decode(errors="replace").strip().splitlines() or ["make said nothing"]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import mimetypes
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,9 @@ from typing import Any, Protocol, TypeVar
 from db.blobs import BlobStore, new_key
 from db.job_states import ClaimedItem
 from db.jobs import JobRecords
-from db.tables import Artifact, Job
-from ekiben.ids import derived_id
+from db.tables import Artifact, Job, now
+from ekiben.errors import Unavailable
+from ekiben.ids import derived_id, new_id
 from ekiben.settings import PREFIX, Settings
 from services.patience import patiently
 
@@ -51,7 +53,16 @@ class Workshop:
         return folder
 
     def clear(self, job: Job) -> None:
-        shutil.rmtree(self._folder(job), ignore_errors=True)
+        folder = self._folder(job)
+        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # there is other work
+            folder.parent.rmdir()
+
+    def tidy(self, workers: Collection[str]) -> None:
+        """Remove what workers left that were killed: all folders but those of ``workers``."""
+        for folder in self._root.iterdir() if self._root.is_dir() else ():
+            if folder.name not in workers:
+                shutil.rmtree(folder, ignore_errors=True)
 
     async def note(self, item: ClaimedItem, kind: str, data: dict[str, Any], progress: float | None = None) -> None:
         """An event of the job. Conflict (LOST) when somebody else has the item now."""
@@ -72,8 +83,13 @@ class Workshop:
     async def ask(self, work: Callable[..., T], *given: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self.threads, work, *given)
 
+    @property
+    def _root(self) -> Path:
+        return self.settings.home.absolute() / "work"
+
     def _folder(self, job: Job) -> Path:
-        return self.settings.home.absolute() / "work" / job.id
+        # One for each worker: the child of one that is thought dead may still write when another takes its work over.
+        return self._root / self.worker_id / job.id
 
     def _keep(self, item: ClaimedItem, kind: str, path: Path) -> Artifact:
         # The child may replace the file meanwhile: a link holds on to this one.
@@ -82,6 +98,7 @@ class Workshop:
         os.link(path, held)
         try:
             mime_type = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+            # The row is known by its name, the blob is new each time: whoever lost the item must not write over it.
             ident = derived_id(item.id, f"{kind}/{path.name}")
             with held.open("rb") as file:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -90,7 +107,7 @@ class Workshop:
                 owner=item.owner,
                 job_id=item.job_id,
                 kind=kind,
-                storage_key=new_key("artifacts", ident, path.suffix, item.created_at),
+                storage_key=new_key("artifacts", new_id(), path.suffix, now()),
                 mime_type=mime_type,
                 bytes=held.stat().st_size,
                 sha256=sha256,
@@ -98,7 +115,15 @@ class Workshop:
             self.store.put_file(artifact.storage_key, held, mime_type)
         finally:
             held.unlink(missing_ok=True)
-        self.jobs.keep_file(item, self.worker_id, artifact)
+        try:
+            replaced = self.jobs.keep_file(item, self.worker_id, artifact)
+        except Unavailable:  # it may have been committed
+            raise
+        except Exception:
+            self.store.delete(artifact.storage_key)
+            raise
+        if replaced is not None:
+            self.store.delete(replaced)
         return artifact
 
     def _fetch(self, key: str, path: Path) -> None:
@@ -117,5 +142,10 @@ class Workshop:
 
 
 def child_environ() -> dict[str, str]:
-    """This process's environment without Ekiben's settings: a child has no business with keys and databases."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+    """This process's environment without Ekiben's settings: a child has no business with keys and databases.
+
+    It finds Ekiben where this process did: in a Bento it is not installed, and the child works in another folder.
+    """
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+    path = [str(Path(__file__).parents[1]), environ.get("PYTHONPATH", "")]
+    return {**environ, "PYTHONPATH": os.pathsep.join(filter(None, path))}

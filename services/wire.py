@@ -121,9 +121,9 @@ class ImageBody(Body):
 
 class ArtifactBody(Body):
     id: str = Field(examples=[EXAMPLE_ID])
-    kind: Literal[
-        "mask", "color", "overlay", "probability", "nifti", "dicom_seg", "cutout", "logits", "archive"
-    ] = Field(examples=["mask"])
+    kind: Literal["mask", "color", "overlay", "probability", "nifti", "dicom_seg", "cutout", "logits", "archive"] = (
+        Field(examples=["mask"])
+    )
     url: str = Field(examples=[f"/v1/artifacts/{EXAMPLE_ID}"])
     mime_type: str = Field(examples=["image/png"])
     bytes: int

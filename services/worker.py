@@ -120,6 +120,7 @@ async def _work(settings: Settings, worker_id: str, *, with_parent: bool) -> int
         _SLOTS,
     )
     await steadily(workers.enter, worker_id)
+    await steadily(lambda: workshop.tidy(workers.known()))
     for start in (platform.records.start, heartbeat.start, housekeeping.start, hands.start):
         await steadily(start)
     gc.freeze()  # what is here now stays: a full collection need not look at it

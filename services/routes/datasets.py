@@ -10,9 +10,9 @@ from pydantic import ConfigDict
 from starlette.responses import Response
 
 from db.datasets import Shown, file_key
-from ekiben.errors import BadInput
+from ekiben.errors import BadInput, NotFound
 from models.images import sniff
-from services.dataset_requests import DatasetOptions
+from services.dataset_requests import DatasetOptions, SampleOptions
 from services.dataset_wire import BroughtBody, DatasetBody, SampleBody, dataset_body
 from services.options import check
 from services.platform import Platform
@@ -27,6 +27,14 @@ router = APIRouter(tags=["datasets"])
 
 class UploadOptions(JobOptions, DatasetOptions):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _described() -> dict[str, Any]:
+    """The options in JSON, for a document in which ``$defs`` lead nowhere."""
+    schema = UploadOptions.model_json_schema()
+    schema.pop("$defs")
+    schema["properties"]["samples"]["anyOf"][0]["items"] = SampleOptions.model_json_schema()
+    return schema
 
 
 _JSON_FIELDS = ("classes", "background", "samples")
@@ -59,7 +67,7 @@ _FORM = {
             "required": True,
             "content": {
                 "multipart/form-data": {"schema": _FORM},
-                "application/json": {"schema": UploadOptions.model_json_schema()},
+                "application/json": {"schema": _described()},
                 "application/zip": {"schema": {"type": "string", "format": "binary"}},
             },
         },
@@ -116,7 +124,10 @@ async def show(request: Request, id: str) -> Response:
 async def preview(request: Request, id: str) -> Response:
     platform: Platform = request.app.state.platform
     shown = await platform.datasets.dataset(id)
-    data = await asyncio.to_thread(platform.store.get, platform.datasets.preview_key(shown.dataset))
+    try:
+        data = await asyncio.to_thread(platform.store.get, platform.datasets.preview_key(shown.dataset))
+    except NotFound:
+        raise NotFound(f"dataset {id} has no preview: it is {shown.state}") from None
     return _picture(data, "image/png")
 
 
@@ -190,7 +201,7 @@ async def remove(request: Request, id: str) -> Response:
 
 
 def _body(shown: Shown) -> dict[str, Any]:
-    return dataset_body(shown, file_key(shown.dataset, "archive"), shown.dataset.report is not None)
+    return dataset_body(shown, file_key(shown.dataset, "archive"), shown.state == "ready")
 
 
 def _picture(data: bytes, mime_type: str) -> Response:

@@ -71,6 +71,12 @@ async def versions(request: Request, name: str) -> Response:
     summary="Make a version the one that the name means",
     response_model=None,
     responses={200: {"model": ModelBody}},
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": ActivateOptions.model_json_schema()}},
+        }
+    },
 )
 async def activate(request: Request, name: str) -> Response:
     platform: Platform = request.app.state.platform

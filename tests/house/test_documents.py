@@ -10,6 +10,7 @@ import jsonschema
 import pytest
 
 from ekiben.settings import PREFIX, Settings
+from ekiben.training import TrainingOptions
 from services.app import create_app
 from tests import toys
 from tests.serving import ROOT, Server
@@ -32,6 +33,13 @@ def test_every_setting_is_in_the_example_and_in_the_docs() -> None:
         plain = str(field.default).lower() if isinstance(field.default, bool) else str(field.default)
         shown = plain or "empty"
         assert f"| {shown} |" in row, name
+
+
+def test_every_option_of_a_training_is_in_its_howto() -> None:
+    howto = (ROOT / "docs" / "howto" / "train.md").read_text()
+    for name, field in TrainingOptions.model_fields.items():
+        shown = "none" if field.default is None else str(field.default)
+        assert f"| `{name}` | {shown} | {field.description} |" in howto, name
 
 
 def test_an_unknown_or_wrong_setting_is_refused() -> None:
