@@ -198,8 +198,8 @@ def _markdown(found: dict[str, Any], started: str, given: argparse.Namespace) ->
     sections = [
         f"# Training: {started} UTC",
         f"{facts['cpu']}, {facts['cores']} cores, commit {facts['commit']}, {facts['versions']}.",
-        f"{IMAGES} nuclei of 256 x 256 in parts {found['parts']}, a U-Net of {plain['parameters']:,} parameters, batches "
-        "of 8. Ekiben over its API, as shipped; the script is `bench/peers/plain_monai.py`.",
+        f"{IMAGES} nuclei of 256 x 256 in parts {found['parts']}, a U-Net of {plain['parameters']:,} parameters, "
+        "batches of 8. Ekiben over its API, as shipped; the script is `bench/peers/plain_monai.py`.",
         "\n".join("| " + " | ".join(row) + " |" for row in table),
         f"95 % intervals of Ekiben's test Dice: {intervals[0]} after {found['minutes']:g} minutes, "
         f"{intervals[1]} by default.",

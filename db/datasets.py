@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -91,6 +91,14 @@ class Datasets:
             if settling.error is None:  # what came is not needed any more; a retry of a refused one needs it
                 own = sa.update(JobItem).where(col(JobItem.id) == settling.item_id).values(storage_key=None)
                 session.execute(own)
+
+    def known_keys(self, keys: Iterable[str]) -> set[str]:
+        """Those of the blob keys that are files of a dataset, whoever's."""
+        wanted = set(keys)
+        with reading(self._engine) as session:
+            found = session.exec(select(Dataset)).all()
+        whole = {file_key(each, which) for each in found for which in ("archive", "preview", "upload")}
+        return wanted & whole
 
     def delete(self, owner: str, id: str) -> list[str]:
         """Forget a dataset; gives the keys of its blobs. Conflict while it is imported, or a training needs it."""

@@ -29,13 +29,14 @@ _WAITING = ("queued", "running")
 _KEYS_PER_QUERY = 500  # SQLite takes 32,766 parameters; plans get slow long before
 
 T = TypeVar("T", bound=Owned)
+P = TypeVar("P")
 
 
 @dataclass(frozen=True)
-class Page(Generic[T]):
+class Page(Generic[P]):
     """``items`` of page ``page`` (from 1) with at most ``limit`` a page; ``total`` over all pages."""
 
-    items: Sequence[T]
+    items: Sequence[P]
     total: int
     page: int
     limit: int

@@ -77,6 +77,9 @@ class Settings(BaseModel):
     training_timeout_s: float = Field(
         default=86_400.0, gt=0, description="Time limit of a training from its start, unless it names its own."
     )
+    trainings_at_once: int = Field(
+        default=1, ge=0, le=16, description="Trainings that a worker works on at once; 0 where there is no torch."
+    )
     training_memory_mb: int = Field(
         default=0, ge=0, description="Memory of a training's process. 0: four fifths of what is free when it starts."
     )

@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from itertools import islice
 
 from db.blobs import BlobStore
+from db.datasets import Datasets
 from db.jobs import JobRecords
 from db.records import Records
 from db.tables import now
@@ -28,8 +29,17 @@ MARKS = "ekiben/databases/"
 class CleanUp:
     """Removes what is past ``keep``. A picture that was uploaded for itself stays until somebody deletes it."""
 
-    def __init__(self, records: Records, jobs: JobRecords, queue: JobQueue, store: BlobStore, keep: timedelta) -> None:
+    def __init__(
+        self,
+        records: Records,
+        jobs: JobRecords,
+        datasets: Datasets,
+        queue: JobQueue,
+        store: BlobStore,
+        keep: timedelta,
+    ) -> None:
         self._records = records
+        self._datasets = datasets
         self._jobs = jobs
         self._queue = queue
         self._store = store
@@ -69,7 +79,8 @@ class CleanUp:
             # What items leave has ids of the time of the item, and may be on its way into the rows.
             active = self._jobs.oldest_active()
             spared = {key for key in keys if active is not None and _id_time(key) >= _id_time(active)}
-            orphans = sorted(set(keys) - spared - self._records.known_keys(keys))
+            known = self._records.known_keys(keys) | self._datasets.known_keys(keys)
+            orphans = sorted(set(keys) - spared - known)
             removed += len(orphans)
             self._delete(orphans)
         if removed:
@@ -96,7 +107,7 @@ class CleanUp:
     def _blobs(self, after: datetime, before: datetime) -> Iterator[str]:
         """Blobs made between the two, by the time in their ids: stores need not tell when a blob was written."""
         first, last = int(after.timestamp() * 1000), int(before.timestamp() * 1000)
-        for area in ("images/", "artifacts/"):
+        for area in ("images/", "artifacts/", "datasets/"):
             for key in self._store.list(area):
                 if first < _id_time(key) < last:
                     yield key

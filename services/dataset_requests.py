@@ -17,11 +17,12 @@ from db.blobs import BlobStore
 from db.datasets import Datasets, Shown, file_key
 from db.records import Page, Records
 from db.tables import Dataset, Job, now
-from ekiben.errors import BadInput, NotFound, Unavailable
+from ekiben.errors import BadInput, Unavailable
 from ekiben.ids import new_id
 from ekiben.settings import Settings
 from services.corrected import Corrected, classes_of, pack
 from services.dataset_imports import OPERATION
+from services.datasets import fetch
 from services.datasets.read import Prepared
 from services.jobs import Asking, Jobs
 from services.vision import LOCAL
@@ -103,6 +104,8 @@ class DatasetRequests:
         ways = [archive is not None, options.url is not None, options.samples is not None]
         if sum(ways) != 1:
             raise BadInput("send one of: a ZIP as multipart field 'file', url, samples")
+        if options.url is not None:
+            fetch.parse(options.url)
         if options.samples is None:
             return await self._submit(options, archive, filename, options.classes, asking, owner)
         samples = [Corrected(one.image_id, one.mask, one.class_name) for one in options.samples]
@@ -221,10 +224,7 @@ class DatasetRequests:
                 partial.replace(path)
             finally:
                 partial.unlink(missing_ok=True)
-        try:
-            prepared = Prepared.open(path)
-        except FileNotFoundError:
-            raise NotFound("the dataset was deleted") from None
+        prepared = Prepared.open(path)
         self._open[dataset.id] = prepared
         while len(self._open) > _OPEN:
             self._open.popitem(last=False)

@@ -273,10 +273,15 @@ class HandWork:
         request_id.set(job.id)
         if item.deaths > 0:  # a worker that dies now died of it
             await self._ask(self._jobs.begin_alone, self._worker_id, item.id)
+        limit = asyncio.timeout(max(0.0, _seconds_left(job)))
         try:
-            await undertaking(job, item)
+            async with limit:
+                await undertaking(job, item)
             metrics.job_items.labels(job.operation, "succeeded").inc()
         except Exception as error:
+            if limit.expired() and isinstance(error, TimeoutError):
+                await self._ask(self._jobs.fail, job.id, time_is_up(job))
+                return
             await self._not_answered(job, item, error)
 
     async def _not_answered(self, job: Job, item: ClaimedItem, error: Exception) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 
 from db.blobs import BlobStore
+from db.datasets import Datasets
 from db.jobs import JobRecords
 from db.records import Records
 from db.tables import now
@@ -78,6 +79,7 @@ class Housekeeping:
         settings: Settings,
         records: Records,
         jobs: JobRecords,
+        datasets: Datasets,
         workers: Workers,
         queue: JobQueue,
         store: BlobStore,
@@ -88,7 +90,7 @@ class Housekeeping:
         self._queue = queue
         self._heartbeat = heartbeat
         self._webhooks = Webhooks(jobs, settings.webhook_secret)
-        self._clean_up = CleanUp(records, jobs, queue, store, timedelta(days=settings.keep_days))
+        self._clean_up = CleanUp(records, jobs, datasets, queue, store, timedelta(days=settings.keep_days))
         self._chores: list[tuple[str, float, Callable[[], object]]] = [
             ("sweep", SWEEP_S, self.sweep),
             ("clean-up", CLEAN_UP_S, self.clean_up),

@@ -13,8 +13,9 @@ from pydantic import ConfigDict, Field
 from db.blobs import BlobStore
 from db.datasets import Datasets
 from db.jobs import JobRecords
+from db.records import Page
 from db.tables import Artifact, Job, JobEvent
-from ekiben.errors import BadInput, NotFound
+from ekiben.errors import BadInput, Conflict, NotFound
 from ekiben.settings import Settings
 from ekiben.training import TrainingOptions
 from services.comparing import Compared, compare
@@ -74,6 +75,9 @@ class TrainingRequests:
     async def submit(self, asked: TrainingRequest, asking: Asking, *, owner: str = LOCAL) -> tuple[Job, bool]:
         """The job, and whether it is new. NotFound, Conflict for a dataset that is not ready, BadInput."""
         dataset = await asyncio.to_thread(self._datasets.ready, owner, asked.dataset_id)
+        for listed in await asyncio.to_thread(self._index.registry.models, owner):
+            if listed.model.name == asked.name and listed.active is not None and listed.active.task != "segment":
+                raise Conflict(f"model {asked.name} is there to {listed.active.task}: choose another name")
         start = None
         if asked.start_from is not None:
             name, _, version = asked.start_from.partition("/")
@@ -90,6 +94,16 @@ class TrainingRequests:
             timeout_s=self._settings.training_timeout_s,
             owner=owner,
         )
+
+    async def trainings(self, page: int, limit: int, *, owner: str = LOCAL) -> Page[Training]:
+        """Newest first, without what they told."""
+
+        def read() -> Page[Training]:
+            found = self._records.jobs(owner, None, "training", page, limit)
+            items = [Training(job, self._result(owner, job)) for job in found.items]
+            return Page(items, found.total, found.page, found.limit)
+
+        return await asyncio.to_thread(read)
 
     async def training(self, id: str, *, owner: str = LOCAL) -> Training:
         """NotFound for what is no training."""

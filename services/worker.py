@@ -56,9 +56,8 @@ DATABASE_THREADS = 3
 BURIED = 3
 """Exit status of a worker that others had thought dead: it must not go on as if nothing had happened."""
 
-_SLOTS = {"request": 16, "batch": 4, "import": 1, "training": 1}
-"""Hands at once. More of them than items at once: the next items are there when a place is free. A training has the
-machine's processors, or its GPU, for itself."""
+_SLOTS = {"request": 16, "batch": 4, "import": 1}
+"""Hands at once. More of them than items at once: the next items are there when a place is free."""
 
 
 def main() -> int:
@@ -112,12 +111,14 @@ async def _work(settings: Settings, worker_id: str, *, with_parent: bool) -> int
     )
     platform.records.linger(LINGER_S, lambda: work.computing)
     heartbeat = Heartbeat(workers, worker_id, lambda: work.busy, lambda: os._exit(BURIED))
-    housekeeping = Housekeeping(settings, platform.records, records, workers, queue, platform.store, heartbeat)
+    housekeeping = Housekeeping(
+        settings, platform.records, records, datasets, workers, queue, platform.store, heartbeat
+    )
     hands = Hands(
         settings.resolved_database_url,
         worker_id,
         lambda job_id: asyncio.run_coroutine_threadsafe(work.work(job_id), loop).result(),
-        _SLOTS,
+        {**_SLOTS, **({"training": own.trainings_at_once} if own.trainings_at_once else {})},
     )
     await steadily(workers.enter, worker_id)
     await steadily(lambda: workshop.tidy(workers.known()))

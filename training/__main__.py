@@ -22,6 +22,7 @@ from ekiben.errors import Refusal
 from ekiben.training import TrainingOptions
 from training.speech import (
     REFUSED,
+    Pulse,
     Silent,
     Speaker,
     claim_stdout,
@@ -86,9 +87,10 @@ def train(folder: Path, memory_mb: int | None, speaker: Speaker, began: float) -
         first = error.errors()[0]
         raise Refusal(f"{OPTIONS}: {'.'.join(map(str, first['loc']))}: {first['msg']}", code="bad_options") from None
     log("loading torch")
-    from training.course import Course
-    from training.data import Archive, cache_room
-    from training.devices import make_fabric
+    with Pulse(speaker, lambda: ({"phase": "load"}, 0.0)) if _is_first() else contextlib.nullcontext():
+        from training.course import Course
+        from training.data import Archive, cache_room
+        from training.devices import make_fabric
 
     archive = Archive(folder / DATASET, side=options.image_size, cache_bytes=cache_room(memory_mb))
     fabric = make_fabric(options)
@@ -96,6 +98,11 @@ def train(folder: Path, memory_mb: int | None, speaker: Speaker, began: float) -
     if result is not None:
         speaker.result(result)
     return 0
+
+
+def _is_first() -> bool:
+    """Whether this is the process that speaks; torch's launcher numbers them."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def limit_memory(megabytes: int) -> None:

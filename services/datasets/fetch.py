@@ -91,7 +91,7 @@ class _Fetch:
 
     def run(self, url: str, target: Path, max_bytes: int, progress: Callable[[float], None] | None) -> None:
         for _ in range(MAX_REDIRECTS + 1):
-            parts = _checked(url)
+            parts = parse(url)
             address, port = self._address(parts)
             location = self._get(parts, address, port, target, max_bytes, progress)
             if location is None:
@@ -206,7 +206,8 @@ class _Fetch:
         return connection
 
 
-def _checked(url: str) -> SplitResult:
+def parse(url: str) -> SplitResult:
+    """The parts of an address that may be fetched, as far as that can be said without asking anybody. BadInput."""
     try:
         parts = urlsplit(url)
         port_is_good = parts.port != 0

@@ -12,10 +12,11 @@ from services.dataset_wire import ComparisonBody, TrainingBody, comparison_body,
 from services.job_wire import AcceptedBody
 from services.options import check
 from services.platform import Platform
+from services.routes.paging import Limit, Page
 from services.routes.submitting import IDEMPOTENCY, JobOptions, accepted
 from services.streamed_form import read_json_body
 from services.training_requests import TrainingRequest
-from services.wire import json_response
+from services.wire import PageBody, json_response
 
 router = APIRouter(tags=["trainings"])
 
@@ -46,6 +47,20 @@ async def submit(request: Request) -> Response:
     given = {name: getattr(options, name) for name in TrainingRequest.model_fields if name in options.model_fields_set}
     job, created = await platform.trainings.submit(check(TrainingRequest, given), options.asking(request))
     return accepted(job, created)
+
+
+@router.get(
+    "/v1/trainings",
+    summary="Trainings, newest first",
+    description="Without their curves: those have /v1/trainings/{id}.",
+    response_model=None,
+    responses={200: {"model": PageBody[TrainingBody]}},
+)
+async def find(request: Request, page: Page = 1, limit: Limit = 50) -> Response:
+    platform: Platform = request.app.state.platform
+    found = await platform.trainings.trainings(page, limit)
+    items = [training_body(each) for each in found.items]
+    return json_response({"items": items, "total": found.total, "page": page, "limit": limit})
 
 
 @router.get(

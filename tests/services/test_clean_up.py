@@ -14,12 +14,13 @@ import pytest
 import sqlalchemy as sa
 from sqlmodel import Session, col, select
 
+from db.datasets import Datasets, file_key
 from db.jobs import JobRecords
 from db.keys import new_key
 from db.migrate import migrate
 from db.records import Records
 from db.session import connect
-from db.tables import Image, Installation, Job, JobEvent, JobItem, now
+from db.tables import Dataset, Image, Installation, Job, JobEvent, JobItem, now
 from ekiben.errors import NotFound
 from ekiben.ids import derived_id, new_id
 from models import engine
@@ -65,7 +66,9 @@ def cleaner(bench: AtWork, jobs: JobRecords | None = None, *, since: datetime = 
     with Session(platform.database) as session:
         session.execute(sa.update(Installation).values(since=since))
         session.commit()
-    return CleanUp(platform.records, jobs or bench.records, platform.job_queue, platform.store, KEEP)
+    return CleanUp(
+        platform.records, jobs or bench.records, Datasets(platform.database), platform.job_queue, platform.store, KEEP
+    )
 
 
 async def clean(bench: AtWork, jobs: JobRecords | None = None, stop_after: int = 1000) -> dict[str, int]:
@@ -259,6 +262,25 @@ def test_blobs_without_rows(run: Run) -> None:
     run(main)
 
 
+def test_files_of_datasets(run: Run) -> None:
+    """A dataset's own files stay, whichever they are; those of one that never was go."""
+
+    async def main(bench: AtWork) -> None:
+        store, old = bench.platform.store, now() - timedelta(days=2)
+        dataset = Dataset(id=id_of(old), name="known", job_id=new_id(), created_at=old)
+        unknown = Dataset(id=id_of(old), name="unknown", job_id=new_id(), created_at=old)
+        with Session(bench.platform.database, expire_on_commit=False) as session:
+            session.add(dataset)
+            session.commit()
+        for each in (dataset, unknown):
+            for which in ("archive", "preview", "upload"):
+                store.put(file_key(each, which), b"x", "application/zip")
+        assert (await clean(bench))["blobs"] == 3
+        assert set(store.list("datasets/")) == {file_key(dataset, which) for which in ("archive", "preview", "upload")}
+
+    run(main)
+
+
 def test_what_was_in_the_store_before_stays(run: Run) -> None:
     async def main(bench: AtWork) -> None:
         store, begun = bench.platform.store, now() - timedelta(days=10)
@@ -277,7 +299,9 @@ def test_a_new_database_judges_nothing_that_was_there(run: Run) -> None:
         platform, old = bench.platform, now() - timedelta(days=3)
         key = new_key("images", id_of(old), "png", old)
         platform.store.put(key, b"x", "image/png")
-        cleaning = CleanUp(platform.records, bench.records, platform.job_queue, platform.store, KEEP)
+        cleaning = CleanUp(
+            platform.records, bench.records, Datasets(platform.database), platform.job_queue, platform.store, KEEP
+        )
         assert await asyncio.to_thread(cleaning.sweep) == 0
         assert bench.blobs() == {key}
 
@@ -299,7 +323,7 @@ def test_a_store_of_two_databases(run: Run, tmp_path: Path) -> None:
         with Session(second) as session:
             session.execute(sa.update(Installation).values(since=LONG_AGO))
             session.commit()
-        other = CleanUp(records, JobRecords(second), bench.platform.job_queue, store, KEEP)
+        other = CleanUp(records, JobRecords(second), Datasets(second), bench.platform.job_queue, store, KEEP)
         own = cleaner(bench)
         store.put(MARKS + records.installation().name, b"", "text/plain")  # it was here once
         assert await asyncio.to_thread(own.sweep) == 0

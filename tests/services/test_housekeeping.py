@@ -15,6 +15,7 @@ import pytest
 import sqlalchemy as sa
 from sqlmodel import Session, col
 
+from db.datasets import Datasets
 from db.tables import Chore, Job, Worker, now
 from db.workers import Workers
 from ekiben.errors import Unavailable
@@ -62,6 +63,7 @@ def housekeeper(bench: AtWork, steady_s: float = DEAD_S + 1) -> Housekeeping:
         platform.settings,
         platform.records,
         bench.records,
+        Datasets(platform.database),
         workers,
         platform.job_queue,
         platform.store,
