@@ -26,6 +26,9 @@ bento: $(SERVE)
 	@.venv/bin/python -m bentoml build
 
 test: $(TORCH)
+	@.venv-torch/bin/python -m pytest tests -m "not acceptance" -n 2
+
+coverage: $(TORCH)
 	@.venv-torch/bin/python -m pytest tests -m "not acceptance" --cov --cov-report=term:skip-covered
 
 acceptance: $(TORCH)

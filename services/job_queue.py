@@ -29,7 +29,9 @@ QUEUES = {
 }
 """By kind of job: what somebody waits for does not stand behind what nobody waits for."""
 
-POLL_S = 0.25
+POLL_S = {"request": 0.25, "batch": 0.25, "import": 1.0, "training": 1.0}
+"""How often each queue is looked into: an idle worker's processor time is spent on that."""
+
 _NAME = "ekiben"
 _VERSION = "1"  # of what a hand is: workers of another version leave the entries of this one alone
 _HAND = "hand"
@@ -178,7 +180,7 @@ class Hands:
         DBOS.launch()
         for kind, slots in self._slots.items():
             DBOS.register_queue(
-                QUEUES[kind], worker_concurrency=slots, polling_interval_sec=POLL_S, on_conflict="always_update"
+                QUEUES[kind], worker_concurrency=slots, polling_interval_sec=POLL_S[kind], on_conflict="always_update"
             )
 
     def stop(self, patience_s: float) -> None:

@@ -96,6 +96,9 @@ class LocalUnet:
                 if not under_way:
                     return waited
                 ended, under_way = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
+                if errors := [error for task in ended if (error := task.exception()) is not None]:
+                    # Refused on arrival: the pieces after the first only say that the picture is late.
+                    raise next((error for error in errors if isinstance(error, Overloaded)), errors[0])
                 for task in ended:
                     answered, timing = task.result()
                     if answered == 0:

@@ -7,9 +7,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from db.blobs import open_store
 from db.migrate import migrate
@@ -26,6 +28,20 @@ hypothesis.settings.register_profile(
     "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("any machine")
+
+
+class ByServer(LoadScopeScheduling):
+    """What shares a server goes to one of the processes that run the tests; else a file does."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file, _, test = nodeid.partition("::")
+        given = test.partition("[")[2]
+        return next((name for name in TOPOLOGIES if given.startswith(name)), file)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByServer:
+    return ByServer(config, log)
+
 
 SHARED = ROOT.parent / "shared" / "data"
 

@@ -20,7 +20,7 @@ def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
     out, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
     lines = [json.loads(line) for line in out.splitlines()]
-    assert lines[0]["data"]["processes"] == 2
+    assert next(line for line in lines if line.get("event") == "plan")["data"]["processes"] == 2
     epochs = [line["data"] for line in lines if line.get("event") == "epoch"]
     assert len(epochs) == len(alone.events("epoch"))  # only the first process speaks
     for one, both in zip(alone.events("epoch"), epochs, strict=True):
