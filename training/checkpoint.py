@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import pickle
 import random
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,7 +73,9 @@ def read(folder: Path, identity: str) -> Checkpoint:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         found = Checkpoint(**{**content, "fit": Progress(**content["fit"])})
-    except (OSError, RuntimeError, EOFError, ValueError, TypeError, KeyError, pickle.UnpicklingError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # bytes that are no checkpoint make the unpickler raise whatever they lead it to
         log(f"{path.name} cannot be read ({type(error).__name__}); starting from the beginning")
         return Checkpoint(identity)
     if found.identity != identity:
