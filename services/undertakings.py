@@ -25,6 +25,8 @@ from services.patience import patiently
 
 T = TypeVar("T")
 
+_HERE = Path(__file__).parents[1]
+
 
 class Undertaking(Protocol):
     async def __call__(self, job: Job, item: ClaimedItem) -> None:
@@ -144,8 +146,11 @@ class Workshop:
 def child_environ() -> dict[str, str]:
     """This process's environment without Ekiben's settings: a child has no business with keys and databases.
 
-    It finds Ekiben where this process did: in a Bento it is not installed, and the child works in another folder.
+    It finds Ekiben where this process did: in a Bento it is not installed, and the child works in another folder. Where
+    it is installed a child has it too, and perhaps another Python, which must not see the packages of this one.
     """
     environ = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
-    path = [str(Path(__file__).parents[1]), environ.get("PYTHONPATH", "")]
+    if _HERE.name in ("site-packages", "dist-packages"):
+        return environ
+    path = [str(_HERE), environ.get("PYTHONPATH", "")]
     return {**environ, "PYTHONPATH": os.pathsep.join(filter(None, path))}

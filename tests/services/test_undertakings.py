@@ -30,7 +30,7 @@ from ekiben.errors import Conflict, NotFound, Refusal, Unavailable
 from ekiben.ids import derived_id
 from models import engine
 from models.artifact import read_manifest
-from services import hands, torch_environment
+from services import hands, torch_environment, undertakings
 from services.children import ChildFailed
 from services.clean_up import CleanUp
 from services.dataset_requests import DatasetOptions
@@ -731,6 +731,12 @@ def test_children_find_ekiben_where_it_is_not_installed(
     command = [sys.executable, "-S", "-c", code]  # without what is installed
     said = subprocess.run(command, cwd=tmp_path, env=child_environ(), capture_output=True, text=True, check=True)
     assert said.stdout.split() == [services.__file__, str(path is not None)]
+
+
+def test_children_of_an_installed_ekiben_see_their_own_packages_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    monkeypatch.setattr(undertakings, "_HERE", Path("/opt/ekiben/lib/python3.11/site-packages"))
+    assert "PYTHONPATH" not in child_environ()
 
 
 def pretend(known: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
