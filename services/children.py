@@ -54,7 +54,7 @@ async def run_child(
 
     ChildFailed. When this is cancelled, or ``say`` raises, the child is ended with all that it started.
     """
-    child = await asyncio.create_subprocess_exec(
+    child = await start(
         *command,
         cwd=folder,
         env=environ,
@@ -62,7 +62,6 @@ async def run_child(
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         limit=_LINE,
-        start_new_session=True,
     )
     _offer_to_the_kernel(child.pid)
     last: deque[str] = deque(maxlen=_LAST_LINES)
@@ -91,6 +90,18 @@ async def run_child(
     if refusal is not None:
         raise ChildFailed(str(refusal.get("code", "failed")), str(refusal.get("message", "it failed")))
     raise _died(status, list(last))
+
+
+async def start(*command: str, **options: Any) -> asyncio.subprocess.Process:
+    """Start a process with a group of its own; cancelled meanwhile, all that it has started by then is killed."""
+    starting = asyncio.ensure_future(asyncio.create_subprocess_exec(*command, **options, start_new_session=True))
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        process = await starting
+        _signal(process.pid, signal.SIGKILL)
+        await process.wait()
+        raise
 
 
 def _message(line: bytes) -> Message:

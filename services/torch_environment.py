@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from ekiben.errors import Refusal
+from services.children import start
 
 _ROOT = Path(__file__).parents[1]
 _BESIDE = ".venv-torch"
@@ -42,7 +43,7 @@ async def training_python(setting: str) -> str:
 
 
 async def _make(target: str) -> None:
-    process = await asyncio.create_subprocess_exec(
+    process = await start(
         "make",
         "--no-print-directory",
         target,
@@ -50,7 +51,6 @@ async def _make(target: str) -> None:
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
-        start_new_session=True,
     )
     try:
         async with asyncio.timeout(_MAKE_S):
