@@ -6,7 +6,7 @@ TORCH := .venv-torch/.installed
 BENCH := .venv-bench/.installed
 PIP := -m pip --disable-pip-version-check install --quiet
 
-.PHONY: help serve models bento test acceptance lint types imports coverage bench bench-sam bench-jobs bench-training clean
+.PHONY: protos help serve models bento test acceptance lint types imports coverage bench bench-sam bench-jobs bench-training clean
 
 help:
 	@echo "make serve        start Ekiben on http://127.0.0.1:$(PORT) (PORT= changes it)"
@@ -36,6 +36,10 @@ acceptance: $(TORCH)
 
 lint: $(TORCH)
 	@.venv-torch/bin/ruff check . && .venv-torch/bin/ruff format --check .
+
+# The messages of ekiben.v1, compiled; a test compares them with their source.
+protos: $(TORCH)
+	@.venv-torch/bin/python -m grpc_tools.protoc -I services/rpc --python_out=. --pyi_out=. --grpc_python_out=. ekiben/v1/ekiben.proto
 
 types: $(TORCH)
 	@.venv-torch/bin/mypy

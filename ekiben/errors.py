@@ -11,6 +11,7 @@
      |    `-- BadModelFile   an ONNX file that cannot become a model
      |-- NotFound            no such model, image, prediction, artifact
      |-- Conflict            the state of a thing forbids it
+     |-- Unsupported         a protocol has it, Ekiben does not
      `-- Temporary           the same request may succeed later
           |-- Overloaded     the queue is full; carries retry_after_s
           |-- Unavailable    database, store or model is not there now
@@ -68,6 +69,10 @@ class Conflict(Refusal):
     code = "conflict"
 
 
+class Unsupported(Refusal):
+    code = "unsupported"
+
+
 class Temporary(Refusal):
     """May succeed later; ``retry_after_s`` (whole seconds) is a hint, or None."""
 
@@ -106,6 +111,7 @@ REFUSALS: dict[str, type[Refusal]] = {
         BadModelFile,
         NotFound,
         Conflict,
+        Unsupported,
         Temporary,
         Overloaded,
         Unavailable,

@@ -92,7 +92,13 @@ class Settings(BaseModel):
     )
     host: str = Field(default="127.0.0.1", description="Address to serve on.")
     port: int = Field(default=3000, ge=0, le=65535, description="Port to serve on; make serve PORT= sets it.")
-    grpc_port: int = Field(default=3001, ge=0, le=65535, description="Reserved: gRPC port; nothing uses it yet.")
+    grpc_port: int = Field(
+        default=3001, ge=0, le=65535, description="Port to serve gRPC on, shared by all gateways. 0: no gRPC."
+    )
+    grpc_tls_cert: str = Field(
+        default="", description="File with the certificate chain (PEM) of the gRPC port. Empty: no TLS."
+    )
+    grpc_tls_key: str = Field(default="", description="File with the private key (PEM) of that certificate.")
     keep_days: float = Field(
         default=7, gt=0, description="Days that finished jobs, what they made, and images nobody needs are kept."
     )

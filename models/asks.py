@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from models.auto_options import AutoOptions
 from models.mask_results import AutoMask, PromptMask
 from models.prompts import Prompt
@@ -16,25 +19,47 @@ PROBABILITY = "probability"
 """Of a unet with two labels besides: 16-bit grey, the probability of label 1 in 65535ths."""
 
 
+Pixels = NDArray[np.uint8]
+"""[height, width, 3], RGB, as a person sees the picture."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prepared:
+    """One picture as the graph takes it: ``values`` without the batch axis, in its layout and dtype."""
+
+    values: NDArray[np.generic]
+
+
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """``image``: encoded bytes. ``top_k``: classes to answer. ``renders``: pictures of a segmentation to make.
-    ``flips``: average over the mirror images too; of a unet only."""
+    """``image``: encoded bytes, pixels, or what was prepared elsewhere. ``top_k``: classes to answer. ``renders``:
+    pictures of a segmentation to make. ``flips``: average over the mirror images too; of a unet only. ``tensors``:
+    what of Family.tensors to give as arrays."""
 
-    image: bytes
+    image: bytes | Pixels | Prepared
     top_k: int = 5
     renders: tuple[str, ...] = ()
     flips: bool = False
+    tensors: tuple[str, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        """Of the image, as it waits in a queue."""
+        if isinstance(self.image, bytes):
+            return len(self.image)
+        return int((self.image.values if isinstance(self.image, Prepared) else self.image).nbytes)
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """``scores`` of a classification or ``areas`` of a segmentation; ``renders``: PNG bytes by name."""
+    """``scores`` of a classification or ``areas`` of a segmentation; ``renders``: PNG bytes by name; ``tensors``: by
+    name. What came prepared has no picture: ``picture`` is the size of the output then, or 0 x 0."""
 
     picture: PictureFacts
     scores: tuple[ClassScore, ...] = ()
     areas: tuple[ClassArea, ...] = ()
     renders: Mapping[str, bytes] = field(default_factory=dict)
+    tensors: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,7 @@ class Item(Generic[P, R]):
     left: bool = False
     deserted: bool = False
     halt: Halt | None = None
+    prepare_ms: float = 0.0
     submitted: float = field(default_factory=time.monotonic)
 
     def leave(self, *, break_off: bool = False) -> None:
@@ -232,8 +233,10 @@ def _run_all(work: Work[P, Q, R], items: Sequence[Item[P, R]], started: float) -
         if item.left:
             _refuse_dead(item)
             continue
+        begin = time.perf_counter()
         try:
             key, prepared = work.prepare(item.payload)
+            item.prepare_ms = (time.perf_counter() - begin) * 1e3
         except BaseException as error:
             _answer(item, None, None, error)
             continue
@@ -261,12 +264,15 @@ def _run_group(work: Work[P, Q, R], group: list[tuple[Item[P, R], Q]], started: 
         return
     inference_ms = (time.perf_counter() - begin) * 1e3
     for (item, prepared), output in zip(group, outputs, strict=True):
-        timing = Timing((started - item.submitted) * 1e3, inference_ms, len(group))
+        begin = time.perf_counter()
         try:
             result = work.finish(output, prepared, item.payload)
         except BaseException as error:
             _answer(item, None, None, error)
             continue
+        finish_ms = (time.perf_counter() - begin) * 1e3
+        waited_ms = (started - item.submitted) * 1e3
+        timing = Timing(waited_ms, inference_ms, len(group), item.prepare_ms, finish_ms)
         _answer(item, result, timing, None)
 
 

@@ -12,7 +12,7 @@ from models.artifact import Manifest
 from models.asks import Answer, Ask
 from models.images import Picture
 from models.preprocess import Preprocessor
-from models.results import ClassScore
+from models.results import ClassScore, PictureFacts, TensorFacts
 
 FloatArray = NDArray[np.floating[Any]]
 
@@ -24,6 +24,14 @@ class Classifier:
         self._preprocess = Preprocessor(manifest)
         self._labels = manifest.labels
         self._activation = manifest.only_output.activation
+        self._output = manifest.only_output.name
+
+    @property
+    def tensors(self) -> tuple[TensorFacts, ...]:
+        """``probs``: the confidences. The graph's own output, as it comes, under its own name."""
+        classes = (len(self._labels),)
+        own = () if self._output == "probs" else (TensorFacts(self._output, "float32", classes, usual=False),)
+        return (TensorFacts("probs", "float32", classes), *own)
 
     def preprocess(self, picture: Picture) -> NDArray[np.generic]:
         return self._preprocess(picture.rgb)
@@ -36,13 +44,16 @@ class Classifier:
         exps = np.exp(scores - scores.max())
         return np.asarray(exps / exps.sum(), dtype=np.float32)
 
-    def postprocess(self, output: FloatArray, picture: Picture, ask: Ask) -> Answer:
+    def postprocess(self, output: FloatArray, picture: Picture | None, ask: Ask) -> Answer:
         """The ``top_k`` best classes; ties keep the order of the labels. BadInput when there are not so many."""
         check_top_k(ask.top_k, len(self._labels))
         confidences = self.confidences(output)
         best = np.argsort(-confidences, kind="stable")[: ask.top_k]
         scores = tuple(ClassScore(int(i), self._labels[i], float(confidences[i])) for i in best)
-        return Answer(picture.facts, scores=scores)
+        tensors: dict[str, NDArray[np.generic]] = {}
+        for name in ask.tensors:
+            tensors[name] = confidences if name == "probs" else output.reshape(-1).astype(np.float32, copy=False)
+        return Answer(picture.facts if picture else PictureFacts(0, 0, ""), scores=scores, tensors=tensors)
 
 
 def check_top_k(top_k: int, classes: int) -> None:

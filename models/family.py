@@ -9,15 +9,24 @@ from numpy.typing import NDArray
 
 from models.asks import Answer, Ask
 from models.images import Picture
+from models.results import TensorFacts
 
 
 class Family(Protocol):
     """One kind of network. Built from a manifest alone; holds no session and no state between requests."""
 
+    @property
+    def tensors(self) -> tuple[TensorFacts, ...]:
+        """What ``Ask.tensors`` may name."""
+        ...
+
     def preprocess(self, picture: Picture) -> NDArray[np.generic]:
         """The graph's input for one picture, without the batch axis, in the layout and dtype of the manifest."""
         ...
 
-    def postprocess(self, output: NDArray[np.floating[Any]], picture: Picture, ask: Ask) -> Answer:
-        """The answer for one picture from its row of the graph's output (no batch axis)."""
+    def postprocess(self, output: NDArray[np.floating[Any]], picture: Picture | None, ask: Ask) -> Answer:
+        """The answer for one picture from its row of the graph's output (no batch axis).
+
+        ``picture`` is None where the input came prepared: nothing can be drawn, and maps have the output's size.
+        """
         ...

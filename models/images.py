@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from ekiben.errors import BadImage, TooLarge, UnsupportedImage
@@ -146,6 +147,16 @@ def decode(data: bytes) -> Picture:
         reason = "is truncated" if "truncated" in str(error).lower() else "is damaged"
         raise BadImage(f"the {_MIME[image.format or 'JPEG']} {reason}") from None
     return Picture(rgb, _MIME[image.format or "JPEG"])
+
+
+def open_picture(image: bytes | NDArray[np.uint8]) -> Picture:
+    """The picture of encoded bytes, or of pixels uint8 [height, width, 3], RGB. Refuses as ``decode`` does."""
+    if isinstance(image, bytes):
+        return decode(image)
+    height, width = image.shape[:2]
+    if width * height > MAX_PIXELS:
+        raise TooLarge(f"the image is {width} x {height}; at most {MAX_PIXELS} pixels are accepted")
+    return Picture(Image.fromarray(np.ascontiguousarray(image)), "image/x-rgb")
 
 
 def encode_png(image: Image.Image, level: int = 1) -> bytes:

@@ -39,13 +39,27 @@ class Segmentation:
 
 
 @dataclass(frozen=True, slots=True)
+class TensorFacts:
+    """An array that can be answered: ``shape`` of one picture, -1 where it follows the picture. ``usual``: it is
+    answered where nothing is said of outputs."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    usual: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Timing:
     """``queue_ms``: from arrival at the runner until a slot took it. ``inference_ms``: the network's run, of the
-    whole batch it was in. ``batch_size``: pictures in that batch."""
+    whole batch it was in. ``batch_size``: pictures in that batch. ``prepare_ms``, ``finish_ms``: from bytes to the
+    network's input, from its output to the answer; 0 where nobody took the time."""
 
     queue_ms: float
     inference_ms: float
     batch_size: int
+    prepare_ms: float = 0.0
+    finish_ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

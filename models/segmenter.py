@@ -13,7 +13,7 @@ from models.artifact import Manifest
 from models.asks import Answer, Ask
 from models.images import Picture, encode_png
 from models.preprocess import Preprocessor
-from models.results import ClassArea, Segmentation
+from models.results import ClassArea, PictureFacts, Segmentation, TensorFacts
 
 FloatArray = NDArray[np.floating[Any]]
 
@@ -33,21 +33,37 @@ class Segmenter:
         self._palette = np.array(manifest.palette, dtype=np.uint8)
         self._sigmoid = manifest.only_output.activation == "sigmoid"
         self._channels_last = manifest.only_output.layout == "NHWC"
+        self._output = manifest.only_output.name
+
+    @property
+    def tensors(self) -> tuple[TensorFacts, ...]:
+        """``class_map``: the class of every pixel. The graph's own output, as it comes, under its own name."""
+        return (
+            TensorFacts("class_map", "uint8", (-1, -1)),
+            TensorFacts(self._output, "float32", (-1, -1, -1), usual=False),
+        )
 
     def preprocess(self, picture: Picture) -> NDArray[np.generic]:
         return self._preprocess(picture.rgb)
 
-    def postprocess(self, output: FloatArray, picture: Picture, ask: Ask) -> Answer:
-        """What each class covers, and the pictures that were asked for."""
+    def postprocess(self, output: FloatArray, picture: Picture | None, ask: Ask) -> Answer:
+        """What each class covers, and the pictures and arrays that were asked for."""
         segmentation = self.segmentation(output, picture)
-        renders = {name: encode_png(render(name, segmentation, picture)) for name in ask.renders}
-        return Answer(picture.facts, areas=segmentation.classes, renders=renders)
+        renders = {}
+        if picture is not None:
+            renders = {name: encode_png(render(name, segmentation, picture)) for name in ask.renders}
+        tensors: dict[str, NDArray[np.generic]] = {}
+        for name in ask.tensors:
+            tensors[name] = segmentation.class_map if name == "class_map" else output.astype(np.float32, copy=False)
+        facts = picture.facts if picture is not None else _size(segmentation.class_map)
+        return Answer(facts, areas=segmentation.classes, renders=renders, tensors=tensors)
 
-    def segmentation(self, output: FloatArray, picture: Picture) -> Segmentation:
-        """Class per pixel at the picture's own size, and what each class covers."""
+    def segmentation(self, output: FloatArray, picture: Picture | None) -> Segmentation:
+        """Class per pixel at the picture's own size (the output's where there is none), and what each class covers."""
         scores = output.transpose(2, 0, 1) if self._channels_last else output
+        height, width = (picture.height, picture.width) if picture is not None else scores.shape[1:]
         class_map = enlarge_and_choose(
-            np.ascontiguousarray(scores, dtype=np.float32), picture.height, picture.width, sigmoid=self._sigmoid
+            np.ascontiguousarray(scores, dtype=np.float32), height, width, sigmoid=self._sigmoid
         )
         return Segmentation(class_map, self._areas(class_map), self._palette)
 
@@ -66,6 +82,10 @@ class Segmenter:
             )
             for i in present
         )
+
+
+def _size(class_map: NDArray[np.uint8]) -> PictureFacts:
+    return PictureFacts(class_map.shape[1], class_map.shape[0], "")
 
 
 def enlarge_and_choose(scores: FloatArray, height: int, width: int, *, sigmoid: bool = False) -> NDArray[np.uint8]:

@@ -15,7 +15,7 @@ from ekiben.errors import BadModelFile
 from models.artifact import Manifest
 from models.asks import PROBABILITY, Answer, Ask
 from models.images import Picture, encode_png
-from models.results import Segmentation
+from models.results import PictureFacts, Segmentation, TensorFacts
 from models.segmenter import BAND_PIXELS, Segmenter, band, render
 from models.windows import Blender, Grid, Paint, Window, patch
 
@@ -44,6 +44,12 @@ class Unet(Segmenter):
         self.channels = 1 if len(manifest.labels) == 2 else len(manifest.labels)
         self.overlap = None if manifest.tiling is None else manifest.tiling.overlap
         self._least_logit = np.float32(math.log(output.threshold / (1 - output.threshold)))
+
+    @property
+    def tensors(self) -> tuple[TensorFacts, ...]:
+        """``class_map``: the class of every pixel. With two labels ``probability``: of label 1, in steps of 1/65535."""
+        sure = TensorFacts(PROBABILITY, "float32", (-1, -1), usual=False)
+        return (TensorFacts("class_map", "uint8", (-1, -1)), *((sure,) if self.channels == 1 else ()))
 
     @property
     def tiled(self) -> bool:
@@ -110,27 +116,33 @@ class Unet(Segmenter):
             raise ValueError("a picture that is cut into windows has no single input: see Reading")
         return super().preprocess(picture)
 
-    def postprocess(self, output: FloatArray, picture: Picture, ask: Ask) -> Answer:
-        canvas = self.canvas(picture.height, picture.width, ask)
-        for rows, logits in self.enlarged(output, picture.height, picture.width):
-            canvas.paint(rows, slice(0, picture.width), logits)
+    def postprocess(self, output: FloatArray, picture: Picture | None, ask: Ask) -> Answer:
+        height, width = (picture.height, picture.width) if picture is not None else output.shape[1:]
+        canvas = self.canvas(height, width, ask)
+        for rows, logits in self.enlarged(output, height, width):
+            canvas.paint(rows, slice(0, width), logits)
         return self.answer(canvas, picture, ask)
 
     def canvas(self, height: int, width: int, ask: Ask) -> Canvas:
         """Where a picture of this size is read to, for ``answer`` to the same ask."""
-        return Canvas(self, height, width, probability=PROBABILITY in ask.renders)
+        return Canvas(self, height, width, probability=PROBABILITY in (*ask.renders, *ask.tensors))
 
-    def answer(self, canvas: Canvas, picture: Picture, ask: Ask, check: Callable[[], None] = lambda: None) -> Answer:
-        """What was read of ``picture``, and the pictures that were asked for. ``check`` is called before each."""
+    def answer(
+        self, canvas: Canvas, picture: Picture | None, ask: Ask, check: Callable[[], None] = lambda: None
+    ) -> Answer:
+        """What was read of ``picture``, and what was asked for besides. ``check`` is called before each render."""
         segmentation = Segmentation(canvas.class_map, self._areas(canvas.class_map), self._palette)
         renders = {}
-        for name in ask.renders:
+        for name in ask.renders if picture is not None else ():
             check()
             if name == PROBABILITY and canvas.probability is not None:
                 renders[name] = encode_png(Image.fromarray(canvas.probability))
-            else:
+            elif picture is not None:
                 renders[name] = encode_png(render(name, segmentation, picture))
-        return Answer(picture.facts, areas=segmentation.classes, renders=renders)
+        height, width = canvas.class_map.shape
+        facts = picture.facts if picture is not None else PictureFacts(width, height, "")
+        tensors = {name: canvas.tensor(name) for name in ask.tensors}
+        return Answer(facts, areas=segmentation.classes, renders=renders, tensors=tensors)
 
     def enlarged(self, output: FloatArray, height: int, width: int) -> Iterator[tuple[slice, NDArray[np.float32]]]:
         """``output`` [C, h, w] brought bilinearly to ``height`` x ``width``, some rows at a time."""
@@ -159,6 +171,12 @@ class Canvas:
         self._unet = unet
         self.class_map = np.zeros((height, width), np.uint8)
         self.probability = np.zeros((height, width), np.uint16) if probability else None
+
+    def tensor(self, name: str) -> NDArray[np.generic]:
+        """``class_map``, or ``probability`` as float32."""
+        if name == PROBABILITY and self.probability is not None:
+            return self.probability.astype(np.float32) / np.float32(65535)
+        return self.class_map
 
     def paint(self, rows: slice, columns: slice, logits: NDArray[np.float32]) -> None:
         self.class_map[rows, columns] = self._unet.class_map(logits)

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.asks import Answer, Ask
-from models.images import Picture, decode
+from models.asks import Answer, Ask, Prepared
+from models.images import Picture, open_picture
 from models.loader import Loaded
 from models.unet import Reading
 
-Prepared = tuple[NDArray[np.generic], Picture | None]
+Fed = tuple[NDArray[np.generic], Picture | None]
+"""What the run takes of one item, and the picture that it is of, if there is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,24 +32,23 @@ class VisionWork:
     def __init__(self, loaded: Loaded) -> None:
         self._loaded = loaded
 
-    def prepare(self, payload: Ask | Piece) -> tuple[Hashable, Prepared]:
+    def prepare(self, payload: Ask | Piece) -> tuple[Hashable, Fed]:
         if isinstance(payload, Piece):
             picture, tensor = None, payload.reading.tensor(payload.number)
+        elif isinstance(payload.image, Prepared):
+            picture, tensor = None, payload.image.values
         else:
-            picture = decode(payload.image)
+            picture = open_picture(payload.image)
             tensor = self._loaded.family.preprocess(picture)
         return (tensor.shape, tensor.dtype.str), (tensor, picture)
 
-    def run(self, prepared: Sequence[Prepared]) -> NDArray[Any]:
+    def run(self, prepared: Sequence[Fed]) -> NDArray[Any]:
         if len(prepared) == 1:
             return self._loaded.run(prepared[0][0][None])
         return self._loaded.run(np.stack([tensor for tensor, _ in prepared]))
 
-    def finish(self, output: NDArray[Any], prepared: Prepared, payload: Ask | Piece) -> Answer | int:
+    def finish(self, output: NDArray[Any], prepared: Fed, payload: Ask | Piece) -> Answer | int:
         if isinstance(payload, Piece):
             payload.reading.add(payload.number, output)
             return payload.number
-        picture = prepared[1]
-        if picture is None:
-            raise ValueError("an ask is prepared with its picture")
-        return self._loaded.family.postprocess(output, picture, payload)
+        return self._loaded.family.postprocess(output, prepared[1], payload)

@@ -37,6 +37,12 @@ def main() -> int:
             f"port {settings.port} on {settings.host} is taken; choose another: make serve PORT=3100", file=sys.stderr
         )
         return 1
+    if settings.grpc_port and not _is_free(settings.host, settings.grpc_port):
+        print(
+            f"the gRPC port {settings.grpc_port} on {settings.host} is taken; EKIBEN_GRPC_PORT chooses another, 0 none",
+            file=sys.stderr,
+        )
+        return 1
     processes: list[subprocess.Popen[bytes]] = []
     try:
         # In a process of its own: this one stays, and should stay small.
@@ -73,7 +79,8 @@ def _serve_until_one_ends(settings: Settings, processes: list[subprocess.Popen[b
     if not _wait_ready(f"{address}/readyz", gateway):
         print("the gateway did not become ready; its log is above", file=sys.stderr)
         return 1
-    print(f"Ekiben serves on {address} (API at {address}/docs)", file=sys.stderr, flush=True)
+    grpc = f", gRPC on {host}:{settings.grpc_port}" if settings.grpc_port else ""
+    print(f"Ekiben serves on {address} (API at {address}/docs){grpc}", file=sys.stderr, flush=True)
     while all(process.poll() is None for process in processes):
         time.sleep(0.5)
     return next(process.returncode for process in processes if process.returncode is not None)

@@ -19,6 +19,7 @@ from services.routes import (
     jobs,
     masks,
     models,
+    oip,
     predictions,
     trainings,
     vision,
@@ -28,7 +29,8 @@ from services.wire import ErrorBody
 _DESCRIPTION = """Serve vision models on a machine you own.
 
 Send a picture as multipart field `file`, as the raw body, or name a stored one with `image_id`; options go into the
-query or the form. Every error has the shape `{"error": {"code", "message", "request_id"}}`."""
+query or the form. Every error has the shape `{"error": {"code", "message", "request_id"}}`; under
+/v2, the Open Inference Protocol, `{"error": "message"}`."""
 
 
 def create_app() -> FastAPI:
@@ -53,6 +55,7 @@ def create_app() -> FastAPI:
         predictions,
         artifacts,
         models,
+        oip,
         health,
         bento,
         docs,

@@ -22,6 +22,7 @@ from ekiben.errors import (
     TooLarge,
     TooSlow,
     Unavailable,
+    Unsupported,
     UnsupportedImage,
 )
 from ekiben.logs import request_id
@@ -29,62 +30,81 @@ from services import metrics
 
 log = logging.getLogger(__name__)
 
-# The first row whose class fits wins, so subclasses stand before their parents.
-STATUS: tuple[tuple[type[Refusal], int], ...] = (
-    (TooLarge, 413),
-    (TooSlow, 408),
-    (UnsupportedImage, 415),
-    (BadInput, 400),
-    (NotFound, 404),
-    (Conflict, 409),
-    (CallerLeft, 499),  # nginx's number for it; only logs and metrics see it
-    (DeadlineExceeded, 504),
-    (Overloaded, 503),
-    (Unavailable, 503),
-    (Temporary, 503),
-    (Refusal, 400),
+# The first row whose class fits wins, so subclasses stand before their parents. Then: HTTP status, gRPC code.
+STATUS: tuple[tuple[type[Refusal], int, str], ...] = (
+    (TooLarge, 413, "INVALID_ARGUMENT"),
+    (TooSlow, 408, "DEADLINE_EXCEEDED"),
+    (UnsupportedImage, 415, "INVALID_ARGUMENT"),
+    (BadInput, 400, "INVALID_ARGUMENT"),
+    (NotFound, 404, "NOT_FOUND"),
+    (Conflict, 409, "FAILED_PRECONDITION"),
+    (Unsupported, 501, "UNIMPLEMENTED"),
+    (CallerLeft, 499, "CANCELLED"),  # nginx's number for it; only logs and metrics see it
+    (DeadlineExceeded, 504, "DEADLINE_EXCEEDED"),
+    (Overloaded, 503, "UNAVAILABLE"),  # which clients may try again; RESOURCE_EXHAUSTED they may not
+    (Unavailable, 503, "UNAVAILABLE"),
+    (Temporary, 503, "UNAVAILABLE"),
+    (Refusal, 400, "INVALID_ARGUMENT"),
 )
 
 _CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 415: "unsupported_media_type"}
 
 
 def status_of(refusal: Refusal) -> int:
-    return next(status for kind, status in STATUS if isinstance(refusal, kind))
+    return next(status for kind, status, _ in STATUS if isinstance(refusal, kind))
+
+
+def grpc_code_of(refusal: Refusal) -> str:
+    """The name of a grpc.StatusCode."""
+    return next(code for kind, _, code in STATUS if isinstance(refusal, kind))
+
+
+def code_and_message(error: BaseException) -> tuple[str, str]:
+    """What any error is called and what a caller is told of it; counted, and logged where it is no refusal."""
+    if isinstance(error, Refusal):
+        metrics.refused.labels(error.code).inc()
+        return error.code, error.message
+    log.error("internal error", exc_info=error)
+    return "internal_error", "internal error; the log has it under this request id"
 
 
 def error_body(code: str, message: str) -> bytes:
     return orjson.dumps({"error": {"code": code, "message": message, "request_id": request_id.get()}})
 
 
-def error_response(status: int, code: str, message: str, headers: dict[str, str] | None = None) -> Response:
-    return Response(error_body(code, message), status, headers, "application/json")
+def error_response(
+    status: int, code: str, message: str, headers: dict[str, str] | None = None, path: str = ""
+) -> Response:
+    """``path``: what was asked for; under /v2 an error is worded as the Open Inference Protocol says."""
+    protocol = path == "/v2" or path.startswith("/v2/")
+    body = orjson.dumps({"error": message}) if protocol else error_body(code, message)
+    return Response(body, status, headers, "application/json")
 
 
-def response_for(error: BaseException) -> Response:
+def response_for(error: BaseException, path: str = "") -> Response:
     """The response of any error: a refusal in its own words, everything else as an internal error, logged."""
-    if isinstance(error, Refusal):
-        metrics.refused.labels(error.code).inc()
-        headers = {}
-        if isinstance(error, Temporary) and not isinstance(error, CallerLeft):
-            headers["Retry-After"] = str(error.retry_after_s or 1)
-        return error_response(status_of(error), error.code, error.message, headers)
-    log.error("internal error", exc_info=error)
-    return error_response(500, "internal_error", "internal error; the log has it under this request id")
+    code, message = code_and_message(error)
+    if not isinstance(error, Refusal):
+        return error_response(500, code, message, path=path)
+    headers = {}
+    if isinstance(error, Temporary) and not isinstance(error, CallerLeft):
+        headers["Retry-After"] = str(error.retry_after_s or 1)
+    return error_response(status_of(error), code, message, headers, path)
 
 
 def install(app: FastAPI) -> None:
     """Give the application Ekiben's error shape for everything that can go wrong in it."""
 
-    async def refusal(_: Request, error: Exception) -> Response:
-        return response_for(error)
+    async def refusal(request: Request, error: Exception) -> Response:
+        return response_for(error, request.url.path)
 
-    async def http(_: Request, error: Exception) -> Response:
+    async def http(request: Request, error: Exception) -> Response:
         status = error.status_code if isinstance(error, HTTPException) else 500
         headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
         detail = str(error.detail) if isinstance(error, HTTPException) else ""
         if status == 404:
             detail = "nothing is at this path; /docs describes the API"
-        return error_response(status, _CODES.get(status, "bad_request"), detail, headers)
+        return error_response(status, _CODES.get(status, "bad_request"), detail, headers, request.url.path)
 
     async def invalid(_: Request, error: Exception) -> Response:
         details = error.errors() if isinstance(error, RequestValidationError) else []

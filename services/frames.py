@@ -12,7 +12,7 @@ import orjson
 from numpy.typing import NDArray
 
 from ekiben.errors import REFUSALS, Refusal, Temporary, Unavailable
-from models.asks import Answer, Ask, AutoAnswer, AutoAsk, EmbeddingUse, MaskAnswer, MaskAsk
+from models.asks import Answer, Ask, AutoAnswer, AutoAsk, EmbeddingUse, MaskAnswer, MaskAsk, Prepared
 from models.auto_options import AutoOptions
 from models.engine import ModelKey, ModelState
 from models.mask_results import AutoMask, PromptMask
@@ -57,13 +57,29 @@ def decode_key(data: bytes) -> ModelKey:
 
 
 def encode_ask(key: ModelKey, ask: Ask) -> bytes:
-    header = {"key": list(key), "top_k": ask.top_k, "renders": list(ask.renders), "flips": ask.flips}
-    return frame(header, ask.image)
+    header = {
+        "key": list(key),
+        "top_k": ask.top_k,
+        "renders": list(ask.renders),
+        "flips": ask.flips,
+        "tensors": list(ask.tensors),
+    }
+    if isinstance(ask.image, bytes):
+        return frame({**header, "image": "encoded"}, ask.image)
+    prepared = isinstance(ask.image, Prepared)
+    facts, data = _array(ask.image.values if isinstance(ask.image, Prepared) else ask.image)
+    return frame({**header, "image": "prepared" if prepared else "pixels", "array": facts}, data)
 
 
 def decode_ask(data: bytes) -> tuple[ModelKey, Ask]:
-    header, (image,) = unframe(data)
-    return ModelKey(*header["key"]), Ask(image, header["top_k"], tuple(header["renders"]), header["flips"])
+    header, (part,) = unframe(data)
+    image: Any = part
+    if header["image"] != "encoded":
+        image = _read_array(header["array"], part)
+    if header["image"] == "prepared":
+        image = Prepared(image)
+    ask = Ask(image, header["top_k"], tuple(header["renders"]), header["flips"], tuple(header["tensors"]))
+    return ModelKey(*header["key"]), ask
 
 
 def encode_answer(answered: Answered) -> bytes:
@@ -74,8 +90,9 @@ def encode_answer(answered: Answered) -> bytes:
         "areas": [asdict(row) for row in answer.areas],
         "timing": asdict(timing),
         "renders": list(answer.renders),
+        "tensors": {name: _array(values)[0] for name, values in answer.tensors.items()},
     }
-    return frame(header, *answer.renders.values())
+    return frame(header, *answer.renders.values(), *(_array(values)[1] for values in answer.tensors.values()))
 
 
 def decode_answer(data: bytes) -> Answered:
@@ -84,7 +101,11 @@ def decode_answer(data: bytes) -> Answered:
         PictureFacts(**header["picture"]),
         tuple(ClassScore(**row) for row in header["scores"]),
         tuple(ClassArea(**{**row, "color": tuple(row["color"])}) for row in header["areas"]),
-        dict(zip(header["renders"], parts, strict=True)),
+        dict(zip(header["renders"], parts, strict=False)),
+        {
+            name: _read_array(facts, part)
+            for (name, facts), part in zip(header["tensors"].items(), parts[len(header["renders"]) :], strict=True)
+        },
     )
     return Answered(answer, Timing(**header["timing"]))
 
@@ -174,6 +195,15 @@ def decode_auto_answer(data: bytes) -> tuple[AutoAnswer, Timing]:
         for rle, (iou, stability, point, crop, _) in zip(rles, header["masks"], strict=True)
     )
     return AutoAnswer(picture, EmbeddingUse(**header["embedding"]), masks), Timing(**header["timing"])
+
+
+def _array(values: NDArray[Any]) -> tuple[list[Any], bytes]:
+    """Its dtype and shape, and its values in C order."""
+    return [values.dtype.str, list(values.shape)], values.tobytes()
+
+
+def _read_array(facts: list[Any], data: bytes) -> NDArray[Any]:
+    return np.frombuffer(data, np.dtype(facts[0])).reshape(facts[1])
 
 
 def _counts(rles: Iterable[Rle]) -> bytes:

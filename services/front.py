@@ -108,7 +108,7 @@ class Front:
             raise
         except Exception as error:
             if not status:
-                await response_for(error)(scope, receive, send_with_id)
+                await response_for(error, scope["path"])(scope, receive, send_with_id)
             elif not complete:  # the answer is under way: only the connection can still be broken off
                 raise
         finally:

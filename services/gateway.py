@@ -26,6 +26,7 @@ from services.hosting import HOSTING, App, FrontedService, access_line
 if TYPE_CHECKING:
     from services.platform import Platform
     from services.requests import Source
+    from services.rpc.server import GrpcServer
     from services.supervisor import Supervisor
 
 SETTINGS = Settings.from_environ()
@@ -49,6 +50,7 @@ class Gateway:
     carried = CarriedModels()
     platform: Platform
     supervisor: Supervisor | None = None
+    grpc: GrpcServer | None = None
 
     def __init__(self) -> None:
         logs.configure(SETTINGS.log_level)
@@ -65,6 +67,12 @@ class Gateway:
         self.platform = await Platform.start(SETTINGS, carried_folder(bento))
         APP.state.platform = self.platform
         when_asked(self.platform.jobs.stopping.set)
+        if SETTINGS.grpc_port:
+            from services.rpc.server import GrpcServer
+
+            self.grpc = GrpcServer(self.platform, SETTINGS)
+            await self.grpc.start()
+            when_asked(self.grpc.begin_stop)
         if SETTINGS.workers:
             self.supervisor = Supervisor(
                 SETTINGS.home.absolute(), SETTINGS.workers, self.platform.jobs.worker_ended, _worker_environ()
@@ -75,6 +83,8 @@ class Gateway:
 
     @bentoml.on_shutdown
     async def close(self) -> None:
+        if self.grpc is not None:
+            await self.grpc.stop()
         if self.supervisor is not None:
             await asyncio.to_thread(self.supervisor.stop)
         await self.platform.stop()

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from ekiben.errors import BadInput, Unavailable
 from ekiben.settings import Settings
-from models.asks import Answer, Ask, AutoAnswer, AutoAsk, MaskAnswer, MaskAsk
+from models.asks import Answer, Ask, AutoAnswer, AutoAsk, MaskAnswer, MaskAsk, Prepared
 from models.batcher import Batcher, Lane
 from models.embeddings import EmbeddingCache
 from models.engine import Engine, ModelKey, ModelState
@@ -56,13 +56,14 @@ class LocalRunner:
             self.engine.release(loaded)
             raise BadInput(f"{key} answers prompts, not {type(ask).__name__}")
         lane, family = self._lane(key, loaded), loaded.family
-        if isinstance(family, Unet) and (family.tiled or ask.flips):
+        whole_at_once = isinstance(ask.image, Prepared) and not ask.flips
+        if isinstance(family, Unet) and (family.tiled or ask.flips) and not whole_at_once:
             try:
                 answer, timing = await self.unet.segment(loaded, family, lane, ask, deadline)
             finally:
                 self._release(loaded)
         else:
-            whole, timing = await self.lanes.ask(lane, loaded, ask, len(ask.image), deadline)
+            whole, timing = await self.lanes.ask(lane, loaded, ask, ask.nbytes, deadline)
             answer = cast(Answer, whole)
         self._counts[key, "predictions"] += 1
         return Answered(answer, timing)

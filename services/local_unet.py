@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from ekiben.errors import DeadlineExceeded, Overloaded
-from models.asks import Answer, Ask
+from ekiben.errors import BadInput, DeadlineExceeded, Overloaded
+from models.asks import Answer, Ask, Prepared
 from models.batcher import Lane
-from models.images import MAX_PIXELS, Picture, decode
+from models.images import MAX_PIXELS, Picture, open_picture
 from models.loader import Loaded
 from models.results import PictureFacts, Timing
 from models.unet import Canvas, Reading, Unet
@@ -151,7 +151,9 @@ class Room:
 
 
 def _decoded(unet: Unet, ask: Ask) -> _Opened:
-    picture = decode(ask.image)
+    if isinstance(ask.image, Prepared):
+        raise BadInput("flips are made of a picture, not of a tensor that was prepared elsewhere")
+    picture = open_picture(ask.image)
     canvas = unet.canvas(picture.height, picture.width, ask)
     reading = Reading(unet, picture.rgb, canvas.paint, flips=ask.flips)
     return _Opened(picture.facts, reading, canvas, None if unet.tiled else picture.rgb)

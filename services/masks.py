@@ -64,9 +64,39 @@ class Masks:
         owner: str = LOCAL,
     ) -> dict[str, Any]:
         """Masks of ``prompts`` (parsed JSON), of the whole picture's box without any (see mask_wire.MasksBody)."""
+        body, _ = await self.answered(
+            source,
+            prompts,
+            model=model,
+            version=version,
+            multimask=multimask,
+            format=format,
+            logits=logits,
+            store=store,
+            owner=owner,
+        )
+        return body
+
+    async def answered(
+        self,
+        source: Source,
+        prompts: Any = None,
+        *,
+        model: str | None = None,
+        version: int | None = None,
+        multimask: bool = True,
+        format: Format = "rle",
+        logits: bool = True,
+        give_logits: bool = False,
+        store: bool = True,
+        owner: str = LOCAL,
+    ) -> tuple[dict[str, Any], MaskAnswer]:
+        """The same, and the masks themselves. ``prompts`` may be a tuple of Prompt; ``give_logits``: with theirs."""
         served = await self.served(owner, model or defaults.MASKS, version)
-        ask = MaskAsk(b"", (), multimask, keep_logits=_keeps_logits(prompts, multimask) and store and logits)
-        answer, spent, asked = await self._ask(source, served, prompts, ask, store, owner)
+        keep_logits = _keeps_logits(prompts, multimask) and store and logits
+        ask = MaskAsk(b"", (), multimask, keep_logits=keep_logits or give_logits)
+        given, spent, asked = await self._ask(source, served, prompts, ask, store, owner)
+        answer = given if keep_logits or not give_logits else _without_logits(given)
         files: list[NewFile] = []
         runs = sum(len(mask.rle.counts) for row in answer.results for mask in row)
         try:
@@ -80,7 +110,7 @@ class Masks:
             await self._requests.abandon(asked)
             raise
         best = max((mask.predicted_iou for row in answer.results for mask in row), default=None)
-        return await self._requests.record(
+        body = await self._requests.record(
             asked,
             served,
             answer.picture,
@@ -91,11 +121,12 @@ class Masks:
                 "embedding": _embedding(answer.embedding),
                 "timing": timing(spent),
             },
-            parameters={"prompts": prompts, "multimask": multimask, "format": format},
+            parameters={"prompts": _worded(prompts), "multimask": multimask, "format": format},
             result={"results": results},
             files=files,
             top=(None, best),
         )
+        return body, given
 
     async def automatic(
         self,
@@ -109,6 +140,23 @@ class Masks:
         owner: str = LOCAL,
     ) -> dict[str, Any]:
         """Masks of everything, the largest first (see mask_wire.AutoMasksBody)."""
+        body, _ = await self.all_masks(
+            source, options, model=model, version=version, format=format, store=store, owner=owner
+        )
+        return body
+
+    async def all_masks(
+        self,
+        source: Source,
+        options: AutoOptions,
+        *,
+        model: str | None = None,
+        version: int | None = None,
+        format: Format = "rle",
+        store: bool = True,
+        owner: str = LOCAL,
+    ) -> tuple[dict[str, Any], AutoAnswer]:
+        """The same, and the masks themselves."""
         served = await self.served(owner, model or defaults.MASKS, version)
         answer, spent, asked = await self._ask_auto(source, served, options, store, owner)
         files: list[NewFile] = []
@@ -122,7 +170,7 @@ class Masks:
         except BaseException:
             await self._requests.abandon(asked)
             raise
-        return await self._requests.record(
+        body = await self._requests.record(
             asked,
             served,
             answer.picture,
@@ -141,6 +189,7 @@ class Masks:
             files=[*files, *pictures],
             top=(None, max((mask.predicted_iou for mask in answer.masks), default=None)),
         )
+        return body, answer
 
     async def cutouts(
         self,
@@ -221,7 +270,9 @@ class Masks:
     ) -> tuple[MaskAnswer, Timing, Asked]:
         read: list[Prompt] = []
         idents: list[str | None] = []
-        if prompts is not None:
+        if isinstance(prompts, tuple):
+            read, idents = list(prompts), [None] * len(prompts)
+        elif prompts is not None:
             many = isinstance(prompts, list) and len(prompts) > _INLINE_PROMPTS
             read, idents = await asyncio.to_thread(read_prompts, prompts) if many else read_prompts(prompts)
 
@@ -278,8 +329,23 @@ class Masks:
 
 
 def _keeps_logits(prompts: Any, multimask: bool) -> bool:
-    count = len(prompts) if isinstance(prompts, list) and prompts else 1
+    count = len(prompts) if isinstance(prompts, (list, tuple)) and prompts else 1
     return count * (3 if multimask else 1) <= MAX_KEPT_LOGITS
+
+
+def _without_logits(answer: MaskAnswer) -> MaskAnswer:
+    results = tuple(tuple(replace(mask, logits=None) for mask in row) for row in answer.results)
+    return replace(answer, results=results)
+
+
+def _worded(prompts: Any) -> Any:
+    """Prompts as JSON; a mask that came as an array is not repeated."""
+    if not isinstance(prompts, tuple):
+        return prompts
+    return [
+        {"points": [list(point) for point in one.points], "box": list(one.box) if one.box is not None else None}
+        for one in prompts
+    ]
 
 
 def _check_sizes(sizes: dict[int, tuple[int, int]], picture: PictureFacts) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 from prometheus_client import (
@@ -15,6 +16,9 @@ from prometheus_client import (
     generate_latest,
 )
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.registry import Collector
+
+from models.results import Timing
 
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 
@@ -35,11 +39,76 @@ registry_cache = Counter(
     ["outcome"],
 )
 
+model_requests = Counter(
+    "ekiben_model_requests_total",
+    "Pictures that a model was asked about, over any door.",
+    ["model", "version", "outcome"],
+)
+model_seconds = Counter(
+    "ekiben_model_seconds_total",
+    "Seconds of those that succeeded (of failed: the phase failed), by phase: all; queue, prepare, run, finish.",
+    ["model", "version", "phase"],
+)
+model_runs = Counter("ekiben_model_runs_total", "Runs of the network; a shared run counts once.", ["model", "version"])
+model_last = Gauge(
+    "ekiben_model_last_answer_timestamp_seconds",
+    "When a model last answered.",
+    ["model", "version"],
+    multiprocess_mode="max",
+)
+
+PHASES = ("all", "queue", "prepare", "run", "finish")
+
 job_items = Counter("ekiben_job_items_total", "Items of jobs that ended, by outcome.", ["operation", "outcome"])
 jobs = Gauge(
     "ekiben_jobs", "Jobs that are not over, of all processes.", ["kind", "state"], multiprocess_mode="livemostrecent"
 )
 workers = Gauge("ekiben_workers", "Workers that live, on all machines.", multiprocess_mode="livemostrecent")
+
+
+def model_served(name: str, version: int, seconds: float, timing: Timing, share: float) -> None:
+    """A model answered about a picture. ``share``: of the run that it was in."""
+    spent = (seconds, timing.queue_ms / 1e3, timing.prepare_ms / 1e3, timing.inference_ms / 1e3, timing.finish_ms / 1e3)
+    labels = name, str(version)
+    for phase, each in zip(PHASES, spent, strict=True):
+        model_seconds.labels(*labels, phase).inc(max(0.0, each))
+    model_requests.labels(*labels, "succeeded").inc()
+    model_runs.labels(*labels).inc(share)
+    model_last.labels(*labels).set(time.time())
+
+
+def model_failed(name: str, version: int, seconds: float) -> None:
+    """A request about a picture ended in an error."""
+    model_seconds.labels(name, str(version), "failed").inc(seconds)
+    model_requests.labels(name, str(version), "failed").inc()
+
+
+def model_totals() -> dict[tuple[str, str], dict[str, float]]:
+    """By model and version: requests ``succeeded`` and ``failed``, seconds by phase (``failed_seconds`` too),
+    ``runs``, ``last``; of all processes that share the metrics, since the server started. Reads files: blocks."""
+    totals: dict[tuple[str, str], dict[str, float]] = {}
+    for family in _collector().collect():
+        if not family.name.startswith("ekiben_model_"):
+            continue
+        for sample in family.samples:
+            key = sample.labels.get("model", ""), sample.labels.get("version", "")
+            if sample.name == "ekiben_model_requests_total":
+                totals.setdefault(key, {})[sample.labels["outcome"]] = sample.value
+            elif sample.name == "ekiben_model_seconds_total":
+                phase = sample.labels["phase"]
+                totals.setdefault(key, {})["failed_seconds" if phase == "failed" else phase] = sample.value
+            elif sample.name == "ekiben_model_runs_total":
+                totals.setdefault(key, {})["runs"] = sample.value
+            elif sample.name == "ekiben_model_last_answer_timestamp_seconds":
+                totals.setdefault(key, {})["last"] = sample.value
+    return totals
+
+
+def _collector() -> Collector:
+    folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    if not folder or not os.path.isdir(folder):
+        return REGISTRY
+    return MultiProcessCollector(CollectorRegistry())  # type: ignore[no-untyped-call]
 
 
 def render() -> tuple[bytes, str]:

@@ -7,9 +7,10 @@ import logging
 import shutil
 import tempfile
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from db.blobs import BlobStore
 from db.listing import Listed
@@ -31,6 +32,7 @@ class Served:
     task: str
     classes: int
     family: str
+    manifest: Mapping[str, Any] = field(repr=False, compare=False, default_factory=dict)
 
 
 class ModelIndex:
@@ -46,15 +48,20 @@ class ModelIndex:
         self._lock = threading.Lock()
 
     async def resolve(self, owner: str, name: str, version: int | None, task: str) -> Served:
-        """The version meant, the active one for None. NotFound, Unavailable (with why), BadInput for another task."""
+        """``find``, and BadInput for a model of another task."""
+        served = await self.find(owner, name, version)
+        if served.task != task:
+            raise BadInput(f"model {name} is there to {served.task}, not to {task}")
+        return served
+
+    async def find(self, owner: str, name: str, version: int | None) -> Served:
+        """The version meant, the active one for None. NotFound, Unavailable (with why)."""
         served = self._served.get((owner, name, version))
         if served is None:
             metrics.registry_cache.labels("miss").inc()
             served = await asyncio.to_thread(self._look_up, owner, name, version)
         else:
             metrics.registry_cache.labels("hit").inc()
-        if served.task != task:
-            raise BadInput(f"model {name} is there to {served.task}, not to {task}")
         return served
 
     async def resolve_first(self, owner: str, names: Sequence[str], version: int | None, task: str) -> Served:
@@ -145,4 +152,4 @@ class ModelIndex:
 
 def _served(row: ModelVersion) -> Served:
     facts = row.manifest
-    return Served(ModelKey(row.owner, row.name, row.version), row.task, len(facts["labels"]), facts["family"])
+    return Served(ModelKey(row.owner, row.name, row.version), row.task, len(facts["labels"]), facts["family"], facts)

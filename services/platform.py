@@ -26,6 +26,9 @@ from services.job_queue import JobQueue
 from services.jobs import Jobs
 from services.masks import Masks
 from services.model_index import ModelIndex
+from services.model_requests import ModelRequests
+from services.oip.catalogue import Catalogue
+from services.oip.inference import Inference
 from services.recording import Recorder
 from services.remote_runner import RemoteRunner
 from services.requests import Requests
@@ -54,6 +57,9 @@ class Platform:
     runner: Runner
     vision: Vision
     masks: Masks
+    models: ModelRequests
+    inference: Inference
+    catalogue: Catalogue
     job_queue: JobQueue
     jobs: Jobs
     datasets: DatasetRequests
@@ -99,6 +105,8 @@ class Platform:
         health = Health(
             {"database": lambda: ping(database), "store": store.check}, {"runner": runner.check, "pinned": watch.check}
         )
+        models = ModelRequests(registry, index, runner)
+        inference = Inference(index, vision, masks)
         return cls(
             settings=settings,
             database=database,
@@ -110,6 +118,9 @@ class Platform:
             runner=runner,
             vision=vision,
             masks=masks,
+            models=models,
+            inference=inference,
+            catalogue=Catalogue(models, inference, health),
             job_queue=job_queue,
             jobs=jobs,
             datasets=datasets,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -22,12 +23,16 @@ A = TypeVar("A")
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The picture of a request: its bytes, or the id of a stored image; or the item of a job."""
+    """The picture of a request: its bytes, or the id of a stored image; or the item of a job.
+
+    ``timeout_s``: how long its caller waits, where that is said; the deadline of requests holds besides.
+    """
 
     data: bytes | None = None
     filename: str | None = None
     image_id: str | None = None
     item: JobItemSource | None = None
+    timeout_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,20 +84,48 @@ class Requests:
         ``sniff`` gives the MIME type of what can be asked about, and refuses the rest. When it fails, or the caller
         leaves, nothing stays stored.
         """
-        deadline = time.monotonic() + (source.item.timeout_s if source.item is not None else timeout_s)
-        if self._open >= self._max_open:
-            raise Overloaded(f"{self._open} requests are open", retry_after_s=1)
-        self._open += 1
+        limit_s = source.item.timeout_s if source.item is not None else timeout_s
+        deadline = time.monotonic() + min(limit_s, source.timeout_s if source.timeout_s is not None else limit_s)
         record: Record | None = None
         try:
-            data, record = await self._begin(source, store, owner, deadline, sniff)
-            answer, timing = await infer(data, deadline)
-            metrics.queue_seconds.labels(served.key.name).observe(timing.queue_ms / 1e3)
-            metrics.inference_seconds.labels(served.key.name).observe(timing.inference_ms / 1e3)
+            with self._counted(served) as spent:
+                data, record = await self._begin(source, store, owner, deadline, sniff)
+                answer, timing = await infer(data, deadline)
+                spent(timing)
             return answer, timing, Asked(data, record, deadline, source.item)
         except BaseException:
             if record is not None:
                 await self.recorder.abandon(record)
+            raise
+
+    async def compute(
+        self, served: Served, infer: Callable[[float], Awaitable[tuple[A, Timing]]], timeout_s: float
+    ) -> tuple[A, Timing]:
+        """The answer of ``infer(deadline)``, of which nothing is recorded."""
+        with self._counted(served) as spent:
+            answer, timing = await infer(time.monotonic() + timeout_s)
+            spent(timing)
+        return answer, timing
+
+    @contextlib.contextmanager
+    def _counted(self, served: Served) -> Iterator[Callable[[Timing], None]]:
+        """One open request; it calls what it is given when it has its answer. Overloaded when too many are open."""
+        if self._open >= self._max_open:
+            raise Overloaded(f"{self._open} requests are open", retry_after_s=1)
+        self._open += 1
+        began = time.perf_counter()
+
+        def spent(timing: Timing) -> None:
+            metrics.queue_seconds.labels(served.key.name).observe(timing.queue_ms / 1e3)
+            metrics.inference_seconds.labels(served.key.name).observe(timing.inference_ms / 1e3)
+            # Pictures of one size share a run; what is answered in several runs counts as one.
+            share = 1 / timing.batch_size if served.family in ("classifier", "segmenter") else 1.0
+            metrics.model_served(served.key.name, served.key.version, time.perf_counter() - began, timing, share)
+
+        try:
+            yield spent
+        except Exception:
+            metrics.model_failed(served.key.name, served.key.version, time.perf_counter() - began)
             raise
         finally:
             self._open -= 1

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from db.tables import Image
 from ekiben.errors import BadInput
@@ -25,10 +29,11 @@ LOCAL = "local"
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """``body``: the answer as JSON-ready values; ``renders``: PNG bytes by name."""
+    """``body``: the answer as JSON-ready values; ``renders``: PNG bytes by name; ``tensors``: arrays by name."""
 
     body: dict[str, Any]
     renders: dict[str, bytes]
+    tensors: Mapping[str, NDArray[np.generic]]
 
 
 class Vision:
@@ -47,15 +52,17 @@ class Vision:
         model: str | None = None,
         version: int | None = None,
         top_k: int | None = None,
+        tensors: tuple[str, ...] = (),
         store: bool = True,
         owner: str = LOCAL,
     ) -> Outcome:
-        """The ``top_k`` best classes, 5 or all where there are fewer (see wire.ClassifyBody)."""
+        """The ``top_k`` best classes, 5 or all where there are fewer (see wire.ClassifyBody), and ``tensors``."""
         served = await self._index.resolve(owner, model or defaults.CLASSIFY, version, "classify")
         if top_k is None:
             top_k = min(5, served.classes)
         check_top_k(top_k, served.classes)
-        answer, spent, asked = await self._infer(source, served, Ask(b"", top_k=top_k), store, owner)
+        ask = Ask(b"", top_k=top_k, tensors=tensors)
+        answer, spent, asked = await self._infer(source, served, ask, store, owner)
         scores = [score(row) for row in answer.scores]
         body = await self._requests.record(
             asked,
@@ -67,7 +74,7 @@ class Vision:
             result={"predictions": scores},
             top=(scores[0]["class_name"], scores[0]["confidence"]),
         )
-        return Outcome(body, {})
+        return Outcome(body, {}, answer.tensors)
 
     async def segment(
         self,
@@ -78,10 +85,14 @@ class Vision:
         render: str | None = None,
         flips: bool = False,
         probability: bool = False,
+        tensors: tuple[str, ...] = (),
         store: bool = True,
         owner: str = LOCAL,
     ) -> Outcome:
-        """The classes that occur (see wire.SegmentBody); ``render`` asks for that picture's bytes besides."""
+        """The classes that occur (see wire.SegmentBody).
+
+        ``render`` asks for that picture's bytes besides, ``tensors`` for arrays; a volume has none.
+        """
         if render is not None and render not in (known := (*RENDERS, PROBABILITY, *volumes.MIME_TYPES)):
             raise BadInput(f"render is {render!r}; it is one of {', '.join(known)}")
         probability = probability or render == PROBABILITY
@@ -92,8 +103,8 @@ class Vision:
             renders = ("mask",)
 
         async def infer(image: bytes, deadline: float) -> tuple[Answer, Timing]:
-            ask = Ask(image, renders=renders, flips=flips)
-            return await self._segment(served, ask, deadline, render, probability=probability)
+            ask = Ask(image, renders=renders, flips=flips, tensors=tensors)
+            return await self._segment(served, ask, image, deadline, render, probability=probability)
 
         answer, spent, asked = await self._requests.infer(
             source, served, infer, store=store, owner=owner, timeout_s=self._timeout_s, sniff=volumes.sniff_any
@@ -107,7 +118,7 @@ class Vision:
             lambda ids: {
                 **head(ids, served, answer.picture),
                 "classes": areas,
-                "artifacts": urls(ids.artifacts) if ids.artifacts else None,
+                "artifacts": urls(ids.artifacts) if ids.artifacts else _inline(render, answer.renders),
                 "timing": timing(spent),
             },
             files=[
@@ -117,23 +128,33 @@ class Vision:
             result={"classes": areas},
             top=(areas[0]["class_name"], areas[0]["share"]),
         )
-        return Outcome(body, dict(answer.renders))
+        return Outcome(body, dict(answer.renders), answer.tensors)
+
+    async def unrecorded(self, served: Served, ask: Ask, *, timeout_s: float | None = None) -> tuple[Answer, Timing]:
+        """The answer to pixels, or to what was prepared elsewhere: there is no file of it that could be kept."""
+
+        async def infer(deadline: float) -> tuple[Answer, Timing]:
+            return await self._runner.infer(served.key, ask, deadline)
+
+        return await self._requests.compute(served, infer, min(timeout_s or self._timeout_s, self._timeout_s))
 
     async def _segment(
-        self, served: Served, ask: Ask, deadline: float, render: str | None, *, probability: bool
+        self, served: Served, ask: Ask, image: bytes, deadline: float, render: str | None, *, probability: bool
     ) -> tuple[Answer, Timing]:
         """Of a picture; of a volume slice by slice; of a DICOM picture DICOM segments besides."""
 
         async def infer(one: Ask) -> tuple[Answer, Timing]:
             return await self._runner.infer(served.key, one, deadline)
 
-        kind = volumes.medical_type(ask.image)
-        if kind is not None and (slices := await asyncio.to_thread(volumes.open_slices, ask.image)) is not None:
+        kind = volumes.medical_type(image)
+        if kind is not None and (slices := await asyncio.to_thread(volumes.open_slices, image)) is not None:
             own = volumes.DICOM_SEG if kind == volumes.DICOM else volumes.NIFTI
             try:
                 if probability or render not in (None, own):
                     raise BadInput(f"the answer for this volume is drawn as {own} only")
-                return await volumes.segment_slices(slices, ask.image, ask, infer, required=render == own)
+                if ask.tensors:
+                    raise BadInput("a volume is not answered as an array; POST /v1/segment gives it as a file")
+                return await volumes.segment_slices(slices, image, ask, infer, required=render == own)
             finally:
                 await asyncio.to_thread(slices.close)
         answer, spent = await infer(ask)
@@ -142,7 +163,7 @@ class Vision:
         if kind == volumes.DICOM and "mask" in answer.renders:
             made = await asyncio.to_thread(
                 volumes.dicom_seg,
-                ask.image,
+                image,
                 answer.renders["mask"],
                 answer.areas,
                 required=render == volumes.DICOM_SEG,
@@ -186,6 +207,14 @@ def check_segment(served: Served, *, flips: bool, probability: bool) -> None:
     if probability and (served.family != "unet" or served.classes != 2):
         what = f"a {served.family}" + (f" of {served.classes} classes" if served.family == "unet" else "")
         raise BadInput(f"a probability is given by a unet of two classes; model {name} is {what}")
+
+
+def _inline(render: str | None, renders: Mapping[str, bytes]) -> dict[str, str] | None:
+    """What was asked for and is not stored, as a data: URL."""
+    if render is None or render not in renders:
+        return None
+    text = base64.b64encode(renders[render]).decode()
+    return {render: f"data:{volumes.MIME_TYPES.get(render, 'image/png')};base64,{text}"}
 
 
 def urls(artifacts: Mapping[str, str]) -> dict[str, str]:

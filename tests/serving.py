@@ -33,6 +33,7 @@ SOME_TOPOLOGIES = [
 @dataclass
 class Server:
     url: str
+    grpc: str
     process: subprocess.Popen[bytes]
     home: Path
     log: Path
@@ -91,28 +92,29 @@ def free_port() -> int:
 def environ(home: Path, **settings: str) -> dict[str, str]:
     """The environment of a server: this one without any EKIBEN_ setting of it, then ``settings``.
 
-    No worker unless it is asked for: most tests have no job, and a worker takes a second to start.
+    No worker unless it is asked for: most tests have no job, and a worker takes a second to start. No gRPC but of a
+    server that has a port for it.
     """
     base = {k: v for k, v in os.environ.items() if not k.startswith("EKIBEN_") or k.startswith("EKIBEN_TEST_")}
     base.pop("BENTOML_HOME", None)
-    return {**base, "EKIBEN_HOME": str(home), "EKIBEN_WORKERS": "0", **settings}
+    return {**base, "EKIBEN_HOME": str(home), "EKIBEN_WORKERS": "0", "EKIBEN_GRPC_PORT": "0", **settings}
 
 
 @contextmanager
 def serving(home: Path, *, wait: bool = True, **settings: str) -> Iterator[Server]:
     """``python -m services`` until the block ends; a server that does not become ready fails with its log."""
     home.mkdir(parents=True, exist_ok=True)
-    port = free_port()
+    port, grpc_port = free_port(), free_port()
     log = home / f"server-{port}.log"
     with log.open("wb") as out:
         process = subprocess.Popen(
             [sys.executable, "-m", "services"],
             cwd=ROOT,
-            env=environ(home, EKIBEN_PORT=str(port), **settings),
+            env=environ(home, **{"EKIBEN_PORT": str(port), "EKIBEN_GRPC_PORT": str(grpc_port), **settings}),
             stdout=out,
             stderr=subprocess.STDOUT,
         )
-    server = Server(f"http://127.0.0.1:{port}", process, home, log)
+    server = Server(f"http://127.0.0.1:{port}", f"127.0.0.1:{grpc_port}", process, home, log)
     try:
         if wait:
             wait_ready(server)

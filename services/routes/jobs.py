@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
@@ -11,7 +10,8 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response, StreamingResponse
 
 from db.job_states import OVER
-from ekiben.errors import BadInput, Conflict, NotFound, Refusal
+from ekiben.errors import BadInput, Conflict, NotFound
+from services.job_events import LOOK_S, follow
 from services.job_results import in_thread, json_lines, zip_archive
 from services.job_wire import (
     ItemBody,
@@ -36,8 +36,6 @@ LINES = "application/x-ndjson"
 ZIP = "application/zip"
 EVENTS = "text/event-stream"
 
-LOOK_S = 0.3
-"""How often a stream of events looks for new ones."""
 _PING_S = 15.0
 
 
@@ -207,24 +205,13 @@ def _last_event(request: Request) -> int:
 async def _stream(platform: Platform, id: str, last: int) -> AsyncIterator[bytes]:
     yield b"retry: 2000\n\n"
     silent_s = 0.0
-    while True:
-        try:
-            found, ended = await platform.jobs.events(id, last)
-        except Refusal:  # the job was removed, or the database is away: the caller connects again and is told
-            return
+    async for found in follow(platform.jobs, id, last):
         for event in found:
             yield event_text(event, _data(event.data))
-            last, silent_s = event.number, 0.0
-        if ended:
-            return
+        silent_s = 0.0 if found else silent_s + LOOK_S
         if silent_s >= _PING_S:
             yield b": still here\n\n"
             silent_s = 0.0
-        try:
-            await asyncio.wait_for(platform.jobs.stopping.wait(), LOOK_S)
-            return
-        except TimeoutError:
-            silent_s += LOOK_S
 
 
 def _data(data: dict[str, Any]) -> bytes:

@@ -16,6 +16,7 @@ from services.options import InferenceOptions, OptionsT, check
 from services.platform import Platform
 from services.requests import Source
 from services.routes.options import gather
+from services.submission import submit_request
 from services.upload import Upload
 from services.wire import json_response
 
@@ -82,18 +83,7 @@ async def submit(
     platform: Platform = request.app.state.platform
     asking = own.asking(request)
     source = Source(upload.data, upload.filename, options.image_id)
-    if source.data is not None and source.image_id is not None:
-        raise BadInput("send a file or image_id, not both")
-    if source.image_id is not None:
-        items = await platform.jobs.stored_items([source.image_id])
-    elif source.data is not None:
-        platform.jobs.check_picture(source.data, operation)
-        items = [await platform.jobs.new_item(source.data, source.filename)]
-    else:
-        raise BadInput("send an image: a multipart field 'file', the raw bytes as body, or image_id")
-    job, created = await platform.jobs.submit(
-        platform, "request", operation, options, items, asking, store=options.store
-    )
+    job, created = await submit_request(platform, operation, options, source, asking)
     return accepted(job, created, {"Preference-Applied": "respond-async"})
 
 

@@ -123,7 +123,7 @@ def test_a_built_bento_serves_the_same_answers(toy_home: Path, red: Path, tmp_pa
     with log.open("wb") as out:
         command = [*bentoml_cli, "serve", tag, "--host", "127.0.0.1", "--port", str(port)]
         process = subprocess.Popen(command, cwd=elsewhere, env=env, stdout=out, stderr=subprocess.STDOUT)
-    bento_server = Server(f"http://127.0.0.1:{port}", process, home, log)
+    bento_server = Server(f"http://127.0.0.1:{port}", "", process, home, log)
     try:
         wait_ready(bento_server)
         sources = {os.readlink(f"/proc/{pid}/cwd") for pid in bento_server.worker_pids()}

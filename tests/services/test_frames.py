@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grpc
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -198,10 +199,11 @@ def test_bytes_that_are_no_frame(data: bytes) -> None:
 def test_a_refusal_of_every_kind_has_a_status() -> None:
     from services.errors import STATUS, status_of
 
-    assert {status_of(kind("x")) for kind in REFUSALS.values()} >= {400, 404, 409, 413, 415, 499, 503, 504}
+    assert {status_of(kind("x")) for kind in REFUSALS.values()} >= {400, 404, 409, 413, 415, 499, 501, 503, 504}
     assert status_of(Overloaded("x")) == 503
     # A row that stands behind its parent would never be reached.
     seen: list[type[Refusal]] = []
-    for kind, _ in STATUS:
+    for kind, _, code in STATUS:
+        assert code in grpc.StatusCode.__members__
         assert not any(issubclass(kind, earlier) for earlier in seen), kind
         seen.append(kind)

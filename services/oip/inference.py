@@ -1,0 +1,200 @@
+"""Inference by the Open Inference Protocol: named tensors in, named tensors out. Both its doors call this."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ekiben.errors import BadInput, TooLarge, Unsupported
+from models.asks import Ask, Prepared
+from services.local_sam import side_by_side
+from services.masks import Masks
+from services.model_index import ModelIndex, Served
+from services.oip import picture_inputs, prompted
+from services.oip.facts import output_facts
+from services.oip.parameters import Parameters, read_parameters
+from services.oip.tensors import MAX_BYTES, Tensor, texts
+from services.options import short
+from services.requests import Source
+from services.vision import LOCAL, Outcome, Vision
+
+_AT_ONCE = 64
+"""Pictures of one request that are under way at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """An output that is asked for. ``class_count``: its best classes as text instead."""
+
+    name: str
+    class_count: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class InferRequest:
+    """``version``: "" for the active one. No ``outputs``: the usual ones. ``timeout_s``: the caller's own deadline."""
+
+    model: str
+    version: str
+    inputs: Sequence[Tensor]
+    outputs: Sequence[Wanted] = ()
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    timeout_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InferAnswer:
+    model: str
+    version: str
+    outputs: Sequence[Tensor]
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+
+class Inference:
+    """Answers infer requests of every model. All methods take ``owner``."""
+
+    def __init__(self, index: ModelIndex, vision: Vision, masks: Masks) -> None:
+        self._index = index
+        self._vision = vision
+        self._masks = masks
+
+    async def infer(self, request: InferRequest, *, owner: str = LOCAL) -> InferAnswer:
+        """The outputs asked for. BadInput names the tensor or parameter that is wrong."""
+        served = await self.find(request.model, request.version, owner=owner)
+        inputs = {tensor.name: tensor for tensor in request.inputs}
+        if len(inputs) != len(request.inputs):
+            raise BadInput("an input is given twice")
+        wanted = _checked_outputs(served, request.outputs)
+        parameters = read_parameters(served, request.parameters, request.timeout_s)
+        if served.family == "sam":
+            outputs, facts = await prompted.infer(self._masks, served, inputs, wanted, parameters, owner)
+        else:
+            outputs, facts = await self._pictures(served, inputs, wanted, parameters, owner)
+        if (size := sum(tensor.nbytes for tensor in outputs)) > MAX_BYTES:
+            raise TooLarge(f"the answer has {size} bytes; at most {MAX_BYTES} are sent: ask for less at once")
+        return InferAnswer(served.key.name, str(served.key.version), outputs, facts)
+
+    async def find(self, model: str, version: str, *, owner: str = LOCAL) -> Served:
+        """The version meant by the protocol's text. NotFound, Unavailable, BadInput for what is no number."""
+        if version and not (version.isascii() and version.isdigit() and 0 < len(version) < 10 and int(version) > 0):
+            raise BadInput(f"the version of a model is a number from 1, not {short(version)!r}")
+        return await self._index.find(owner, model, int(version) if version else None)
+
+    async def _pictures(
+        self,
+        served: Served,
+        inputs: Mapping[str, Tensor],
+        wanted: Sequence[Wanted],
+        parameters: Parameters,
+        owner: str,
+    ) -> tuple[list[Tensor], dict[str, Any]]:
+        pictures, single = picture_inputs.read(served, inputs)
+        names = tuple(dict.fromkeys(one.name for one in wanted if not one.class_count))
+        top_k = max((one.class_count for one in wanted), default=0)
+        if top_k > served.classes:
+            raise BadInput(f"class_count is {top_k}; this model has {served.classes} classes")
+
+        async def ask(number: int) -> _Answered:
+            try:
+                return await self._one(served, pictures[number], names, top_k, parameters, owner)
+            except BadInput as error:
+                if len(pictures) > 1:
+                    raise type(error)(f"picture {number}: {error.message}", code=error.code) from None
+                raise
+
+        answers = await side_by_side(ask, range(len(pictures)), _AT_ONCE)
+        stacked = {name: _stack(name, [one.tensors[name] for one in answers], single) for name in names}
+        outputs = []
+        for one in wanted:
+            if one.class_count:
+                rows = [f"{p}:{i}:{label}" for each in answers for p, i, label in each.scores[: one.class_count]]
+                shape = (one.class_count,) if single else (len(answers), one.class_count)
+                outputs.append(Tensor(one.name, texts(rows, shape)))
+            else:
+                outputs.append(Tensor(one.name, stacked[one.name]))
+        ids = [one.prediction_id for one in answers if one.prediction_id]
+        return outputs, {"prediction_id": ids[0]} if len(ids) == 1 else {}
+
+    async def _one(
+        self,
+        served: Served,
+        image: bytes | NDArray[np.uint8] | Prepared,
+        names: tuple[str, ...],
+        top_k: int,
+        parameters: Parameters,
+        owner: str,
+    ) -> _Answered:
+        if not isinstance(image, bytes):
+            if parameters.given("store"):
+                raise BadInput("store is for encoded pictures: of pixels and prepared tensors nothing is kept")
+            ask = Ask(image, top_k=top_k or 1, flips=parameters.flips, tensors=names)
+            answer, _ = await self._vision.unrecorded(served, ask, timeout_s=parameters.timeout_s)
+            scores = [(row.confidence, row.class_index, row.class_name) for row in answer.scores]
+            return _Answered(answer.tensors, scores, None)
+        source = Source(image, timeout_s=parameters.timeout_s)
+        model, version = served.key.name, served.key.version
+        outcome: Outcome
+        if served.task == "classify":
+            outcome = await self._vision.classify(
+                source,
+                model=model,
+                version=version,
+                top_k=top_k or None,
+                tensors=names,
+                store=parameters.store,
+                owner=owner,
+            )
+        else:
+            outcome = await self._vision.segment(
+                source,
+                model=model,
+                version=version,
+                flips=parameters.flips,
+                tensors=names,
+                store=parameters.store,
+                owner=owner,
+            )
+        rows = outcome.body.get("predictions", ())
+        scores = [(row["confidence"], row["class_index"], row["class_name"]) for row in rows]
+        return _Answered(outcome.tensors, scores, outcome.body["id"])
+
+
+@dataclass(frozen=True, slots=True)
+class _Answered:
+    """``scores``: confidence, index and name of the best classes."""
+
+    tensors: Mapping[str, NDArray[np.generic]]
+    scores: list[tuple[float, int, str]]
+    prediction_id: str | None
+
+
+def _checked_outputs(served: Served, outputs: Sequence[Wanted]) -> Sequence[Wanted]:
+    known = output_facts(served)
+    if not outputs:
+        return [Wanted(one.name) for one in known.values() if one.usual]
+    for one in outputs:
+        if one.name not in known:
+            raise BadInput(f"model {served.key.name} has no output {short(one.name)!r}; there are {', '.join(known)}")
+        if one.class_count < 0:
+            raise BadInput(f"the class count of output {one.name!r} is negative")
+        if one.class_count and not (served.task == "classify" and one.name == "probs"):
+            raise Unsupported(f"classes are counted for the output probs of a classifier, not for {one.name}")
+    if len({one.name for one in outputs}) != len(outputs):
+        raise BadInput("an output is asked for twice")
+    return outputs
+
+
+def _stack(name: str, rows: Sequence[NDArray[np.generic]], single: bool) -> NDArray[np.generic]:
+    """[pictures, ...]; of the one picture that came without a batch axis its array alone."""
+    if single:
+        return rows[0]
+    if len({row.shape for row in rows}) > 1:
+        raise BadInput(f"the pictures differ in size, and so does {name}: ask about them one by one")
+    if math.prod(rows[0].shape) * len(rows) * rows[0].itemsize > MAX_BYTES:
+        raise TooLarge(f"{name} of {len(rows)} pictures has more than {MAX_BYTES} bytes: ask about fewer at once")
+    return rows[0][None] if len(rows) == 1 else np.stack(rows)

@@ -1,0 +1,179 @@
+"""Calls: what every method of the gRPC doors does around its answer - request id, deadline, errors, metrics."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import grpc
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
+from google.rpc.status_pb2 import Status
+
+from ekiben.errors import BadInput, CallerLeft, Overloaded, Refusal, Temporary
+from ekiben.ids import new_id
+from ekiben.logs import request_id
+from services import metrics
+from services.errors import code_and_message, grpc_code_of
+from services.platform import Platform
+
+log = logging.getLogger("ekiben.access")
+
+REQUEST_ID = "x-request-id"
+_DETAILS = "grpc-status-details-bin"
+_GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_MAX_MESSAGE = 1500
+"""Characters of an error: it travels twice in headers, which clients take up to 8 KB of."""
+
+Context = Any  # grpc.aio.ServicerContext, which has no types
+S = TypeVar("S", bound="Servicer")
+R = TypeVar("R", bound=Message)
+A = TypeVar("A")
+
+
+class Hand:
+    """Bytes of the requests that are being answered. Overloaded where more come than may be held."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._held = 0
+
+    @contextmanager
+    def hold(self, size: int) -> Iterator[None]:
+        if self._held and self._held + size > self._max_bytes:
+            raise Overloaded("too many bytes are on their way in", retry_after_s=1)
+        self._held += size
+        try:
+            yield
+        finally:
+            self._held -= size
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """What the methods of one process share."""
+
+    platform: Platform
+    hand: Hand
+    access_log: bool = False
+
+
+class Servicer(Protocol):
+    """A service of this port. Its methods take the request and how long the caller waits, or None."""
+
+    door: Door
+
+
+def unary(
+    method: Callable[[S, R, float | None], Awaitable[A]],
+) -> Callable[[S, R, Context], Awaitable[A]]:
+    """A method that is answered once."""
+
+    @functools.wraps(method)
+    async def answer(self: S, request: R, context: Context) -> A:
+        with _Call(self.door, context, type(self), method.__name__) as call:
+            try:
+                with self.door.hand.hold(request.ByteSize()):
+                    result = await method(self, request, call.timeout_s)
+            except Exception as error:
+                await call.refuse(error)
+                raise
+            call.code = "OK"
+            return result
+
+    return answer
+
+
+def streaming(
+    method: Callable[[S, R, float | None], AsyncIterator[A]],
+) -> Callable[[S, R, Context], AsyncIterator[A]]:
+    """A method that is answered by a stream."""
+
+    @functools.wraps(method)
+    async def answer(self: S, request: R, context: Context) -> AsyncIterator[A]:
+        with _Call(self.door, context, type(self), method.__name__) as call:
+            try:
+                with self.door.hand.hold(request.ByteSize()):
+                    async for one in method(self, request, call.timeout_s):
+                        yield one
+            except Exception as error:
+                await call.refuse(error)
+                raise
+            call.code = "OK"
+
+    return answer
+
+
+class _Call:
+    """One call: its id while it is answered, its line in the metrics when it has been."""
+
+    def __init__(self, door: Door, context: Context, service: type, method: str) -> None:
+        self._door = door
+        self._context = context
+        self._method = f"/{getattr(service, 'NAME', service.__name__)}/{method}"
+        self.code = "CANCELLED"
+        left = context.time_remaining()
+        # Without a deadline some versions give None, others centuries.
+        self.timeout_s: float | None = left if left is not None and left < 1e6 else None
+        self._id = _id_of(context)
+
+    def __enter__(self) -> _Call:
+        self._started = time.perf_counter()
+        self._token = request_id.set(self._id)
+        self._context.set_trailing_metadata(((REQUEST_ID, self._id),))
+        metrics.in_progress.inc()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        seconds = time.perf_counter() - self._started
+        metrics.in_progress.dec()
+        metrics.requests.labels("gRPC", self._method, self.code).inc()
+        metrics.request_seconds.labels(self._method).observe(seconds)
+        if self._door.access_log:
+            facts = {"method": "gRPC", "path": self._method, "route": self._method, "status": self.code}
+            log.info("request", extra={**facts, "ms": round(seconds * 1e3, 2), "client": self._context.peer()})
+        with contextlib.suppress(ValueError):  # a stream that was left is closed in another context
+            request_id.reset(self._token)
+
+    async def refuse(self, error: Exception) -> None:
+        """End the call with the code and the details of ``error``. Raises."""
+        if isinstance(error, grpc.aio.AbortError):
+            raise error
+        reason, message = code_and_message(error)
+        self.code = grpc_code_of(error) if isinstance(error, Refusal) else "INTERNAL"
+        message = message[:_MAX_MESSAGE]
+        status = Status(code=grpc.StatusCode[self.code].value[0], message=message)
+        _add(status, ErrorInfo(reason=reason, domain="ekiben", metadata={"request_id": self._id}))
+        if isinstance(error, Temporary) and not isinstance(error, CallerLeft):
+            _add(status, RetryInfo(retry_delay=Duration(seconds=error.retry_after_s or 1)))
+        trailing = ((REQUEST_ID, self._id), (_DETAILS, status.SerializeToString()))
+        await self._context.abort(grpc.StatusCode[self.code], message, trailing)
+
+
+def _add(status: Status, detail: Message) -> None:
+    packed = AnyMessage()
+    packed.Pack(detail)
+    status.details.append(packed)
+
+
+def _id_of(context: Context) -> str:
+    for name, value in context.invocation_metadata() or ():
+        if name == REQUEST_ID and isinstance(value, str) and _GIVEN_ID.fullmatch(value):
+            return value
+    return new_id()
+
+
+def required(value: str, what: str) -> str:
+    """BadInput where it is empty."""
+    if not value:
+        raise BadInput(f"{what} is missing")
+    return value

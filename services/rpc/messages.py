@@ -1,0 +1,87 @@
+"""Messages of ekiben.v1 and the JSON of /v1: options out of requests, responses out of bodies.
+
+Names and defaults are those of the JSON, so a body becomes a message field by field; only what protobuf words
+otherwise (nested lists, a choice of forms) is told here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+from google.protobuf.message import Message
+
+from services.requests import Source
+
+_APART = frozenset({"image", "prompts"})
+
+
+def options(request: Message) -> dict[str, Any]:
+    """What the caller has set, by name; picture and prompts are read apart."""
+    return {
+        field.name: getattr(request, field.name)
+        for field in request.DESCRIPTOR.fields
+        if field.name not in _APART and field.has_presence and request.HasField(field.name)
+    }
+
+
+def source(request: Any, timeout_s: float | None) -> Source:
+    """The picture that is asked about."""
+    image = request.image
+    which = image.WhichOneof("source")
+    return Source(
+        data=image.data if which == "data" else None,
+        filename=image.filename or None,
+        image_id=image.image_id if which == "image_id" else None,
+        timeout_s=timeout_s,
+    )
+
+
+def prompts(request: Any) -> list[dict[str, Any]] | None:
+    """As JSON has them; None where there are none."""
+    if not request.prompts:
+        return None
+    return [_prompt(one) for one in request.prompts]
+
+
+def jsonable(body: Any) -> Any:
+    """What the JSON answer would hold: times as text."""
+    return orjson.loads(orjson.dumps(body, option=orjson.OPT_UTC_Z))
+
+
+def masks(body: Mapping[str, Any], format: str) -> dict[str, Any]:
+    """A MasksBody, its segmentations and points as messages have them."""
+    results = [
+        {**row, "masks": [{**one, "segmentation": _segmentation(one["segmentation"], format)} for one in row["masks"]]}
+        for row in body["results"]
+    ]
+    return {**body, "results": results}
+
+
+def auto_masks(body: Mapping[str, Any], format: str) -> dict[str, Any]:
+    """An AutoMasksBody likewise."""
+    return {**body, "masks": [auto_mask(one, format) for one in body["masks"]]}
+
+
+def auto_mask(body: Mapping[str, Any], format: str) -> dict[str, Any]:
+    points = [{"x": x, "y": y} for x, y in body["point_coords"]]
+    return {**body, "segmentation": _segmentation(body["segmentation"], format), "point_coords": points}
+
+
+def _segmentation(drawn: Any, format: str) -> dict[str, Any]:
+    if format == "polygons":
+        parts = [{**part, "holes": [{"coordinates": hole} for hole in part["holes"]]} for part in drawn]
+        return {"polygons": {"polygons": parts}}
+    return {format: drawn}
+
+
+def _prompt(prompt: Any) -> dict[str, Any]:
+    one: dict[str, Any] = {}
+    if prompt.points:
+        one["points"] = [[point.x, point.y, point.label] for point in prompt.points]
+    if prompt.HasField("box"):
+        one["box"] = [prompt.box.x0, prompt.box.y0, prompt.box.x1, prompt.box.y1]
+    if prompt.mask_input:
+        one["mask_input"] = prompt.mask_input
+    return one

@@ -1,0 +1,107 @@
+"""The gRPC server of one gateway process. Several share the port: the kernel spreads connections among them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+# Before grpc is imported: this process starts others, and none of them goes on with this one's channels. And grpc's own
+# log is for those who work on grpc.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
+import grpc
+from grpc_health.v1 import health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from tritonclient.grpc import service_pb2_grpc
+
+from ekiben.settings import Settings
+from ekiben.v1 import ekiben_pb2_grpc
+from services.oip.tensors import MAX_BYTES
+from services.platform import Platform
+from services.rpc.artifacts import Artifacts
+from services.rpc.calls import Door, Hand
+from services.rpc.health import Health
+from services.rpc.jobs import Jobs
+from services.rpc.models import Models
+from services.rpc.oip import OpenInference
+from services.rpc.vision import Vision
+
+MAX_MESSAGE = MAX_BYTES + 1024 * 1024
+"""Bytes of one message, either way: 64 MiB of tensors or of a file, and what is said around them."""
+
+_OPTIONS = [
+    ("grpc.max_receive_message_length", MAX_MESSAGE),
+    ("grpc.max_send_message_length", MAX_MESSAGE),
+    # Clients that ping to keep an idle connection open are not sent away.
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+]
+
+
+class GrpcServer:
+    """Serves from ``start`` until ``stop``; ``begin_stop`` refuses new calls and lets those under way finish."""
+
+    def __init__(self, platform: Platform, settings: Settings) -> None:
+        self._settings = settings
+        hand = Hand(4 * settings.queue_mb * 1_000_000)
+        door = Door(platform, hand, settings.access_log)
+        shared = 1 if settings.gateways > 1 else 0  # alone, a port that somebody has is an error and not a share
+        self._server = grpc.aio.server(options=[*_OPTIONS, ("grpc.so_reuseport", shared)], maximum_concurrent_rpcs=4096)
+        ekiben_pb2_grpc.add_VisionServicer_to_server(Vision(door), self._server)
+        ekiben_pb2_grpc.add_JobsServicer_to_server(Jobs(door), self._server)
+        ekiben_pb2_grpc.add_ModelsServicer_to_server(Models(door), self._server)
+        ekiben_pb2_grpc.add_ArtifactsServicer_to_server(Artifacts(door), self._server)
+        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(OpenInference(door), self._server)
+        names = [each.NAME for each in (Vision, Jobs, Models, Artifacts, OpenInference)]
+        self._health = Health(door, names)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection([*names, Health.NAME, reflection.SERVICE_NAME], self._server)
+        self._stopping: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Bind and serve. SystemExit with what is wrong with the port or the certificate."""
+        address = f"{_bracketed(self._settings.host)}:{self._settings.grpc_port}"
+        try:
+            credentials = self._credentials()
+            if credentials is None:
+                self._server.add_insecure_port(address)
+            else:
+                self._server.add_secure_port(address, credentials)
+        except (RuntimeError, OSError) as error:
+            raise SystemExit(
+                f"gRPC cannot be served on {address}: {error}; EKIBEN_GRPC_PORT chooses another port, 0 none"
+            ) from None
+        await self._server.start()
+
+    def begin_stop(self) -> None:
+        """Take no new calls: their clients are told UNAVAILABLE and may try another server."""
+        if self._stopping is None:
+            self._health.stopping.set()
+            self._stopping = asyncio.create_task(self._server.stop(self._settings.timeout_s + 5))
+
+    async def stop(self) -> None:
+        """Return when all calls are answered, or have had their time."""
+        self.begin_stop()
+        if self._stopping is not None:
+            await self._stopping
+
+    def _credentials(self) -> grpc.ServerCredentials | None:
+        certificate, key = self._settings.grpc_tls_cert, self._settings.grpc_tls_key
+        if bool(certificate) != bool(key):
+            raise SystemExit("settings: EKIBEN_GRPC_TLS_CERT and EKIBEN_GRPC_TLS_KEY go together")
+        if not certificate:
+            return None
+        return grpc.ssl_server_credentials([(_read(key), _read(certificate))])
+
+
+def _read(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise SystemExit(f"settings: {path} cannot be read: {error.strerror}") from None
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
