@@ -82,7 +82,6 @@ def ekiben(work: Path, topology: str, home: Path) -> Server:
         **clean_environ(),
         "EKIBEN_HOME": str(home),
         "EKIBEN_PORT": str(port),
-        "EKIBEN_GRPC_PORT": "0",
         "EKIBEN_GRPC_PORT": str(free_port()),
         "EKIBEN_TOPOLOGY": topology,
     }

@@ -7,6 +7,7 @@ kept as runs: no full-size logits of many masks exist at once.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -93,21 +94,56 @@ def best_of_crop(
     found: Sequence[Candidate], crop: Crop, frame: tuple[int, int], options: AutoOptions
 ) -> list[AutoMask]:
     """What is left of one crop's candidates, best predicted IoU first, in the picture's frame."""
+    return [_in_picture(found[i], crop, frame) for i in _left_of_crop(found, options)]
+
+
+class Sighting:
+    """Which candidates stand while a grid is being answered: what came is kept until something better comes.
+
+    The last word is that of ``best_of_crop`` and ``merge``; this is for those who watch.
+    """
+
+    def __init__(self, frame: tuple[int, int], options: AutoOptions) -> None:
+        self._frame = frame
+        self._options = options
+        self._numbers = itertools.count()
+        self._crop: Crop | None = None
+        self._candidates: list[Candidate] = []
+        self._told: dict[int, int] = {}
+
+    def add(self, crop: Crop, found: Sequence[Candidate]) -> tuple[list[tuple[int, AutoMask]], list[int]]:
+        """The masks that stand now and did not before, each with a number of its own, and the numbers of those that do
+        not stand any more. A crop's candidates come before the next crop's."""
+        if crop != self._crop:
+            self._crop, self._candidates, self._told = crop, [], {}
+        self._candidates.extend(found)
+        left = _left_of_crop(self._candidates, self._options)
+        dropped = [self._told.pop(i) for i in set(self._told) - set(left)]
+        new: list[tuple[int, AutoMask]] = []
+        for i in left:
+            if i not in self._told:
+                self._told[i] = next(self._numbers)
+                new.append((self._told[i], _in_picture(self._candidates[i], crop, self._frame)))
+        return new, sorted(dropped)
+
+
+def _left_of_crop(found: Sequence[Candidate], options: AutoOptions) -> list[int]:
     if not found:
         return []
     boxes = np.array([one.box for one in found], np.float32)
     scores = np.array([one.iou for one in found], np.float32)
+    return [int(i) for i in nms(boxes, scores, options.box_nms_thresh)]
+
+
+def _in_picture(one: Candidate, crop: Crop, frame: tuple[int, int]) -> AutoMask:
     x0, y0, x1, y1 = crop
-    return [
-        AutoMask(
-            rle=found[i].rle.shifted(y0, x0, *frame),
-            predicted_iou=found[i].iou,
-            stability_score=found[i].stability,
-            point=(found[i].point[0] + x0, found[i].point[1] + y0),
-            crop_box=(x0, y0, x1 - x0, y1 - y0),
-        )
-        for i in nms(boxes, scores, options.box_nms_thresh)
-    ]
+    return AutoMask(
+        rle=one.rle.shifted(y0, x0, *frame),
+        predicted_iou=one.iou,
+        stability_score=one.stability,
+        point=(one.point[0] + x0, one.point[1] + y0),
+        crop_box=(x0, y0, x1 - x0, y1 - y0),
+    )
 
 
 def merge(

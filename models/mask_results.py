@@ -23,6 +23,16 @@ class PromptMask:
 
 
 @dataclass(frozen=True, slots=True)
+class MaskNews:
+    """While automatic masks are made: those that were ``found``, each with a number; the numbers of those that are
+    ``dropped``, because a better one came; how far it is, 0-1."""
+
+    found: tuple[tuple[int, AutoMask], ...]
+    dropped: tuple[int, ...]
+    progress: float
+
+
+@dataclass(frozen=True, slots=True)
 class AutoMask:
     """One automatic mask. ``point``: x, y of the grid point it answers; ``crop_box``: x, y, width, height of the crop
     it was found in, both in the picture. ``stability_score``: as above; None only where no threshold was asked for."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -15,7 +15,7 @@ from ekiben.errors import REFUSALS, Refusal, Temporary, Unavailable
 from models.asks import Answer, Ask, AutoAnswer, AutoAsk, EmbeddingUse, MaskAnswer, MaskAsk, Prepared
 from models.auto_options import AutoOptions
 from models.engine import ModelKey, ModelState
-from models.mask_results import AutoMask, PromptMask
+from models.mask_results import AutoMask, MaskNews, PromptMask
 from models.prompts import Prompt
 from models.results import ClassArea, ClassScore, PictureFacts, Timing
 from models.rle import Rle
@@ -45,6 +45,34 @@ def unframe(data: bytes) -> tuple[dict[str, Any], list[bytes]]:
     if start != len(data):
         raise ValueError(f"the frame says {start} bytes and has {len(data)}")
     return header, parts
+
+
+NEWS_PART, ANSWER_PART, REFUSAL_PART = b"n", b"a", b"r"
+"""Of an answer that comes in parts: news first, then the answer or a refusal."""
+
+
+def part(kind: bytes, data: bytes) -> bytes:
+    """One part of a streamed answer: kind, length, bytes."""
+    return b"".join((kind, _LENGTH.pack(len(data)), data))
+
+
+class Parts:
+    """Cuts a stream into its parts again."""
+
+    def __init__(self) -> None:
+        self._left = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Kind and bytes of each part that is complete now."""
+        self._left += data
+        head = 1 + _LENGTH.size
+        while len(self._left) >= head:
+            end = head + _LENGTH.unpack_from(self._left, 1)[0]
+            if len(self._left) < end:
+                return
+            kind, body = bytes(self._left[:1]), bytes(self._left[head:end])
+            del self._left[:end]
+            yield kind, body
 
 
 def encode_key(key: ModelKey) -> bytes:
@@ -153,7 +181,7 @@ def decode_mask_answer(data: bytes) -> tuple[MaskAnswer, Timing]:
     header, (counts, *parts) = unframe(data)
     picture = PictureFacts(**header["picture"])
     logits = iter(parts)
-    rles = _rles(counts, [row[2] for row in header["masks"]], picture)
+    rles = _rles(counts, [row[2] for row in header["masks"]], picture.height, picture.width)
     masks = iter(
         [
             PromptMask(rle, iou, stability, _logits(next(logits)) if with_logits else None)
@@ -178,10 +206,7 @@ def encode_auto_answer(answer: AutoAnswer, timing: Timing) -> bytes:
         "picture": asdict(answer.picture),
         "embedding": asdict(answer.embedding),
         "timing": asdict(timing),
-        "masks": [
-            [mask.predicted_iou, mask.stability_score, mask.point, mask.crop_box, len(mask.rle.counts)]
-            for mask in answer.masks
-        ],
+        "masks": [_auto_facts(mask) for mask in answer.masks],
     }
     return frame(header, _counts(mask.rle for mask in answer.masks))
 
@@ -189,11 +214,7 @@ def encode_auto_answer(answer: AutoAnswer, timing: Timing) -> bytes:
 def decode_auto_answer(data: bytes) -> tuple[AutoAnswer, Timing]:
     header, (counts,) = unframe(data)
     picture = PictureFacts(**header["picture"])
-    rles = _rles(counts, [row[4] for row in header["masks"]], picture)
-    masks = tuple(
-        AutoMask(rle, iou, stability, tuple(point), tuple(crop))
-        for rle, (iou, stability, point, crop, _) in zip(rles, header["masks"], strict=True)
-    )
+    masks = _auto_masks(header["masks"], counts, picture.height, picture.width)
     return AutoAnswer(picture, EmbeddingUse(**header["embedding"]), masks), Timing(**header["timing"])
 
 
@@ -206,15 +227,47 @@ def _read_array(facts: list[Any], data: bytes) -> NDArray[Any]:
     return np.frombuffer(data, np.dtype(facts[0])).reshape(facts[1])
 
 
+def encode_news(news: MaskNews) -> bytes:
+    masks = [mask for _, mask in news.found]
+    size = [masks[0].rle.height, masks[0].rle.width] if masks else [0, 0]
+    header = {
+        "numbers": [number for number, _ in news.found],
+        "dropped": news.dropped,
+        "progress": news.progress,
+        "size": size,
+        "masks": [_auto_facts(mask) for mask in masks],
+    }
+    return frame(header, _counts(mask.rle for mask in masks))
+
+
+def decode_news(data: bytes) -> MaskNews:
+    header, (counts,) = unframe(data)
+    masks = _auto_masks(header["masks"], counts, *header["size"])
+    found = tuple(zip(header["numbers"], masks, strict=True))
+    return MaskNews(found, tuple(header["dropped"]), header["progress"])
+
+
+def _auto_facts(mask: AutoMask) -> list[Any]:
+    return [mask.predicted_iou, mask.stability_score, mask.point, mask.crop_box, len(mask.rle.counts)]
+
+
+def _auto_masks(facts: list[list[Any]], counts: bytes, height: int, width: int) -> tuple[AutoMask, ...]:
+    rles = _rles(counts, [row[4] for row in facts], height, width)
+    return tuple(
+        AutoMask(rle, iou, stability, tuple(point), tuple(crop))
+        for rle, (iou, stability, point, crop, _) in zip(rles, facts, strict=True)
+    )
+
+
 def _counts(rles: Iterable[Rle]) -> bytes:
     """The runs of all masks, one after the other, uint32 little-endian."""
     return b"".join(rle.counts.astype("<u4").tobytes() for rle in rles)
 
 
-def _rles(data: bytes, lengths: list[int], picture: PictureFacts) -> list[Rle]:
+def _rles(data: bytes, lengths: list[int], height: int, width: int) -> list[Rle]:
     ends = np.cumsum(lengths, dtype=np.int64)
     pieces = np.split(np.frombuffer(data, "<u4").astype(np.uint32), ends[:-1]) if lengths else []
-    return [Rle(picture.height, picture.width, piece) for piece in pieces]
+    return [Rle(height, width, piece) for piece in pieces]
 
 
 def _logits(data: bytes) -> NDArray[np.float32]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -13,12 +13,12 @@ from PIL import Image
 
 from ekiben.errors import DeadlineExceeded, Overloaded, TooLarge
 from models.asks import AutoAnswer, AutoAsk, EmbeddingUse, MaskAnswer, MaskAsk
-from models.auto_masks import Candidate, Crop, Points, best_of_crop, merge, plan
+from models.auto_masks import Candidate, Crop, Points, Sighting, best_of_crop, merge, plan
 from models.auto_options import AutoOptions
 from models.batcher import Lane
 from models.embeddings import Embedding, EmbeddingCache, FileKey, file_hash
 from models.images import decode
-from models.mask_results import AutoMask, PromptMask
+from models.mask_results import AutoMask, MaskNews, PromptMask
 from models.prompts import Prompt, check_prompts, whole_picture
 from models.resident import ModelKey
 from models.results import Timing
@@ -31,7 +31,7 @@ from services import runner_metrics as gauges
 from services.drawing import draw
 from services.flights import Flights
 from services.lanes import Lanes
-from services.progress import advance
+from services.progress import NEWS, advance
 
 P = TypeVar("P")
 T = TypeVar("T")
@@ -102,11 +102,17 @@ class LocalSam:
         points_asked = sum(len(points) for _, points in crops)
         points_done = 0
         advance(_ENCODED)
+        listener, sighting, one_at_a_time = NEWS.get(), Sighting(frame, ask.options), asyncio.Lock()
 
-        def done(points: int) -> None:
+        async def done(crop: Crop, points: int, found: list[Candidate]) -> None:
             nonlocal points_done
             points_done += points
-            advance(_ENCODED + (1 - _ENCODED) * points_done / points_asked)
+            share = _ENCODED + (1 - _ENCODED) * points_done / points_asked
+            advance(share)
+            if listener is not None:
+                async with one_at_a_time:
+                    new, dropped = await asyncio.to_thread(sighting.add, crop, found)
+                listener(MaskNews(tuple(new), tuple(dropped), share))
 
         for number, (crop, points) in enumerate(crops):
             features = embedding.features
@@ -141,7 +147,7 @@ class LocalSam:
         frame: tuple[int, int],
         options: AutoOptions,
         deadline: float,
-        done: Callable[[int], None],
+        done: Callable[[Crop, int, list[Candidate]], Awaitable[None]],
     ) -> list[Candidate]:
         """The candidates of one crop, in the order of its points. As many chunks are queued as can run, and one."""
         upsampler = Upsampler(crop[3] - crop[1], crop[2] - crop[0])
@@ -157,7 +163,7 @@ class LocalSam:
             try:
                 answered: tuple[list[Candidate], Timing] = await self._ask(lanes.grid, lanes.sam, call, 0, deadline)
                 runs.add(one.rle for one in answered[0])
-                done(len(call.points))
+                await done(crop, len(call.points), answered[0])
                 return answered
             except Overloaded:  # what waits before this chunk would take it past the deadline: the grid is late
                 raise DeadlineExceeded("the automatic masks took longer than their deadline", retry_after_s=1) from None

@@ -58,9 +58,13 @@ def auto_masks(
     entries = []
     for mask in answer.masks:
         check()
-        drawn = segmentation(mask.rle, format, files, store=store)
-        entries.append({**_facts(mask, drawn), "point_coords": [list(mask.point)], "crop_box": list(mask.crop_box)})
+        entries.append(auto_mask(mask, segmentation(mask.rle, format, files, store=store)))
     return entries
+
+
+def auto_mask(mask: AutoMask, drawn: Any) -> dict[str, Any]:
+    """What is said of one automatic mask. ``drawn``: its segmentation."""
+    return {**_facts(mask, drawn), "point_coords": [list(mask.point)], "crop_box": list(mask.crop_box)}
 
 
 def auto_pictures(answer: AutoAnswer, image: bytes, check: Check) -> list[NewFile]:

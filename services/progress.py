@@ -1,12 +1,18 @@
-"""Progress: how whoever computes says how far it is, without knowing who wants to know."""
+"""Progress: how whoever computes says how far it is, and what it found, without knowing who wants to know."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import ContextVar
 
+from models.mask_results import MaskNews
+
 LISTENER: ContextVar[Callable[[float], None] | None] = ContextVar("LISTENER", default=None)
 """Set around a computation by whoever wants to know; it is called on the event loop."""
+
+
+NEWS: ContextVar[Callable[[MaskNews], None] | None] = ContextVar("NEWS", default=None)
+"""Likewise, for the masks of one picture."""
 
 
 def advance(share: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 
 import aiohttp
 import orjson
@@ -14,9 +15,13 @@ from models.asks import Ask, AutoAnswer, AutoAsk, MaskAnswer, MaskAsk
 from models.engine import ModelKey, ModelState
 from models.results import Timing
 from services.frames import (
+    NEWS_PART,
+    REFUSAL_PART,
+    Parts,
     decode_answer,
     decode_auto_answer,
     decode_mask_answer,
+    decode_news,
     decode_refusal,
     decode_states,
     encode_ask,
@@ -24,6 +29,7 @@ from services.frames import (
     encode_key,
     encode_mask_ask,
 )
+from services.progress import NEWS
 from services.runner import Answered
 
 DEADLINE_HEADER = "x-ekiben-deadline-s"
@@ -50,8 +56,25 @@ class RemoteRunner:
         return decode_mask_answer(await self._post("/masks", encode_mask_ask(key, ask), max(left, 0.001)))
 
     async def auto_masks(self, key: ModelKey, ask: AutoAsk, deadline: float) -> tuple[AutoAnswer, Timing]:
-        left = deadline - time.monotonic()
-        return decode_auto_answer(await self._post("/auto_masks", encode_auto_ask(key, ask), max(left, 0.001)))
+        left, listener = deadline - time.monotonic(), NEWS.get()
+        if listener is None:
+            return decode_auto_answer(await self._post("/auto_masks", encode_auto_ask(key, ask), max(left, 0.001)))
+        parts, answer = Parts(), b""
+
+        def hear(data: bytes) -> None:
+            nonlocal answer
+            for kind, body in parts.feed(data):
+                if kind == NEWS_PART:
+                    listener(decode_news(body))
+                elif kind == REFUSAL_PART:
+                    raise decode_refusal(body)
+                else:
+                    answer = body
+
+        await self._post("/auto_masks?news=1", encode_auto_ask(key, ask), max(left, 0.001), hear)
+        if not answer:
+            raise Unavailable("the runner broke its answer off", retry_after_s=2)
+        return decode_auto_answer(answer)
 
     async def load(self, key: ModelKey, *, pin: bool = False) -> None:
         await self._post(f"/load?pin={int(pin)}", encode_key(key), 600.0)
@@ -79,7 +102,10 @@ class RemoteRunner:
         if self._session is not None:
             await self._session.close()
 
-    async def _post(self, path: str, body: bytes, timeout_s: float) -> bytes:
+    async def _post(
+        self, path: str, body: bytes, timeout_s: float, hear: Callable[[bytes], None] | None = None
+    ) -> bytes:
+        """The answer. ``hear`` is called with its pieces as they come instead."""
         if self._session is None or self._session.closed:
             # A kept connection is dropped here before the runner (5 s) would drop it: a request must never meet a
             # connection that is being closed on the other side.
@@ -93,6 +119,10 @@ class RemoteRunner:
         try:
             async with asyncio.timeout(timeout_s):
                 async with self._session.post(self._url + path, data=body, headers=headers) as response:
+                    if hear is not None and response.status == 200:
+                        async for piece in response.content.iter_any():
+                            hear(piece)
+                        return b""
                     answer = await response.read()
         except TimeoutError:
             raise DeadlineExceeded("the request took longer than its deadline", retry_after_s=1) from None

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import bentoml
 import orjson
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from db.blobs import open_store
@@ -22,11 +22,15 @@ from ekiben import logs
 from ekiben.errors import Refusal, Unavailable
 from ekiben.settings import Settings
 from models.images import MAX_BYTES
+from models.mask_results import MaskNews
 from models.prompts import MAX_PROMPTS
 from models.sam_graphs import MASK_BYTES
 from services import metrics
 from services.errors import log, status_of
 from services.frames import (
+    ANSWER_PART,
+    NEWS_PART,
+    REFUSAL_PART,
     decode_ask,
     decode_auto_ask,
     decode_key,
@@ -34,13 +38,16 @@ from services.frames import (
     encode_answer,
     encode_auto_answer,
     encode_mask_answer,
+    encode_news,
     encode_refusal,
     encode_states,
+    part,
 )
 from services.front import or_caller_left
 from services.hosting import HOSTING, App, FrontedService
 from services.local_runner import LocalRunner
 from services.model_index import ModelIndex
+from services.progress import NEWS
 from services.remote_runner import DEADLINE_HEADER
 from services.upload import FORM_OVERHEAD, read_body
 from services.watch import Watch
@@ -84,6 +91,38 @@ async def _auto_masks(request: Request, runner: LocalRunner) -> bytes:
     )
 
 
+async def _auto_masks_with_news(request: Request) -> Response:
+    """The same as parts: news as they come, then the answer or a refusal. A caller who leaves ends the computation."""
+    if request.query_params.get("news") != "1":
+        return await _refusing(_auto_masks)(request)
+    logs.request_id.set(request.headers.get("x-request-id", ""))
+    runner: LocalRunner = request.app.state.runner
+    try:
+        key, ask = decode_auto_ask(await read_body(request, MAX_BYTES, FORM_OVERHEAD))
+    except Refusal as error:
+        return Response(encode_refusal(error), status_of(error), media_type="application/json")
+    deadline = _deadline(request, SETTINGS.auto_timeout_s)
+
+    async def parts() -> AsyncIterator[bytes]:
+        queue: asyncio.Queue[MaskNews | None] = asyncio.Queue()
+        NEWS.set(queue.put_nowait)
+        answering = asyncio.create_task(runner.auto_masks(key, ask, deadline))
+        answering.add_done_callback(lambda _: queue.put_nowait(None))
+        try:
+            while (news := await queue.get()) is not None:
+                yield part(NEWS_PART, encode_news(news))
+            yield part(ANSWER_PART, encode_auto_answer(*answering.result()))
+        except Refusal as error:
+            yield part(REFUSAL_PART, encode_refusal(error))
+        except Exception:
+            log.exception("runner")
+            yield part(REFUSAL_PART, encode_refusal(Unavailable("the runner failed; its log has the reason")))
+        finally:
+            answering.cancel()
+
+    return StreamingResponse(parts(), media_type=_BYTES)
+
+
 def _deadline(request: Request, otherwise: float) -> float:
     return time.monotonic() + float(request.headers.get(DEADLINE_HEADER, otherwise))
 
@@ -118,7 +157,7 @@ APP = Starlette(
     routes=[
         Route("/infer", _refusing(_infer), methods=["POST"]),
         Route("/masks", _refusing(_masks), methods=["POST"]),
-        Route("/auto_masks", _refusing(_auto_masks), methods=["POST"]),
+        Route("/auto_masks", _auto_masks_with_news, methods=["POST"]),
         Route("/load", _refusing(_load), methods=["POST"]),
         Route("/unload", _refusing(_unload), methods=["POST"]),
         Route("/states", _refusing(_states), methods=["POST"]),

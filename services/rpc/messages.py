@@ -6,12 +6,15 @@ otherwise (nested lists, a choice of forms) is told here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import orjson
 from google.protobuf.message import Message
 
+from models.mask_results import MaskNews
+from models.rle import to_uncompressed
+from services import mask_bodies
 from services.requests import Source
 
 _APART = frozenset({"image", "prompts"})
@@ -67,6 +70,16 @@ def auto_masks(body: Mapping[str, Any], format: str) -> dict[str, Any]:
 def auto_mask(body: Mapping[str, Any], format: str) -> dict[str, Any]:
     points = [{"x": x, "y": y} for x, y in body["point_coords"]]
     return {**body, "segmentation": _segmentation(body["segmentation"], format), "point_coords": points}
+
+
+def news(news: MaskNews) -> Iterator[dict[str, Any]]:
+    """The events of an AutoMasks stream: what was dropped first, for something better is found."""
+    for number in news.dropped:
+        yield {"dropped": {"number": number}}
+    for number, mask in news.found:
+        body = mask_bodies.auto_mask(mask, to_uncompressed(mask.rle))
+        yield {"found": {"number": number, "mask": auto_mask(body, "rle")}}
+    yield {"progress": news.progress}
 
 
 def _segmentation(drawn: Any, format: str) -> dict[str, Any]:

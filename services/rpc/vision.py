@@ -9,6 +9,7 @@ from typing import Any
 from ekiben.v1 import ekiben_pb2 as pb
 from ekiben.v1 import ekiben_pb2_grpc
 from models.images import sniff
+from models.mask_results import MaskNews
 from services.options import (
     AutoMasksOptions,
     ClassifyOptions,
@@ -17,6 +18,7 @@ from services.options import (
     SegmentOptions,
     check,
 )
+from services.progress import NEWS
 from services.rpc import messages
 from services.rpc.calls import Door, streaming, unary
 from services.volumes import medical_type
@@ -80,7 +82,9 @@ class Vision(ekiben_pb2_grpc.VisionServicer):
     @streaming
     async def AutoMasks(self, request: Any, timeout_s: float | None) -> AsyncIterator[Any]:
         options = check(AutoMasksOptions, messages.options(request))
-        body = await self._masks.automatic(
+        queue: asyncio.Queue[MaskNews | None] = asyncio.Queue()
+        NEWS.set(queue.put_nowait)
+        asked = self._masks.automatic(
             messages.source(request, timeout_s),
             options.auto,
             model=options.model,
@@ -88,6 +92,15 @@ class Vision(ekiben_pb2_grpc.VisionServicer):
             format=options.format,
             store=options.store,
         )
+        answering = asyncio.create_task(asked)
+        answering.add_done_callback(lambda _: queue.put_nowait(None))
+        try:
+            while (news := await queue.get()) is not None:
+                for event in messages.news(news):
+                    yield pb.AutoMasksEvent(**event)
+            body = answering.result()
+        finally:
+            answering.cancel()
         answer = await asyncio.to_thread(lambda: pb.AutoMasksResponse(**messages.auto_masks(body, options.format)))
         yield pb.AutoMasksEvent(finished=answer)
 
