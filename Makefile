@@ -4,16 +4,17 @@ PORT ?= $(or $(EKIBEN_PORT),3000)
 SERVE := .venv/.installed
 TORCH := .venv-torch/.installed
 BENCH := .venv-bench/.installed
+PROTOCOLS := .venv-protocols/.installed
 PIP := -m pip --disable-pip-version-check install --quiet
 
-.PHONY: protos help serve models bento test acceptance lint types imports coverage bench bench-sam bench-jobs bench-training clean
+.PHONY: protos help serve models bento test acceptance lint types imports coverage bench bench-sam bench-jobs bench-training bench-protocols clean
 
 help:
 	@echo "make serve        start Ekiben on http://127.0.0.1:$(PORT) (PORT= changes it)"
 	@echo "make test         the tests; make acceptance: the slow ones"
 	@echo "make models       try again to get default models whose weights were missing"
 	@echo "make bento        build a Bento that carries the models"
-	@echo "make lint types imports coverage bench bench-sam bench-jobs bench-training clean"
+	@echo "make lint types imports coverage bench bench-sam bench-jobs bench-training bench-protocols clean"
 
 serve: $(SERVE)
 	@.venv/bin/python -m export.provision --torch .venv-torch/bin/python --make "$(MAKE) --no-print-directory $(TORCH)"
@@ -59,6 +60,11 @@ bench-jobs: $(SERVE) $(TORCH)
 bench-training: $(SERVE) $(TORCH)
 	@.venv-torch/bin/python -m bench.training
 
+bench-protocols: $(SERVE) $(TORCH) $(PROTOCOLS)
+	@.venv/bin/python -m bench.doors
+	@.venv-protocols/bin/python -m bench.perf_analyzer
+	@.venv-protocols/bin/python -m bench.loadgen
+
 # The environments. The serving one has no torch; torch's own has everything, for exports and for the tests.
 $(SERVE): pyproject.toml
 	@echo "installing the serving environment into .venv (about a minute)"
@@ -80,5 +86,11 @@ $(BENCH): bench/requirements.txt
 	@.venv-bench/bin/python $(PIP) --requirement bench/requirements.txt
 	@touch $@
 
+$(PROTOCOLS): bench/protocol_requirements.txt
+	@echo "installing the clients of the protocols into .venv-protocols"
+	@$(PYTHON) -m venv .venv-protocols
+	@.venv-protocols/bin/python $(PIP) --requirement bench/protocol_requirements.txt
+	@touch $@
+
 clean:
-	rm -rf .venv .venv-torch .venv-bench build *.egg-info .mypy_cache .ruff_cache .pytest_cache .coverage
+	rm -rf .venv .venv-torch .venv-bench .venv-protocols build *.egg-info .mypy_cache .ruff_cache .pytest_cache .coverage

@@ -32,6 +32,7 @@ class Served:
     task: str
     classes: int
     family: str
+    digest: str = ""
     manifest: Mapping[str, Any] = field(repr=False, compare=False, default_factory=dict)
 
 
@@ -152,4 +153,6 @@ class ModelIndex:
 
 def _served(row: ModelVersion) -> Served:
     facts = row.manifest
-    return Served(ModelKey(row.owner, row.name, row.version), row.task, len(facts["labels"]), facts["family"], facts)
+    return Served(
+        ModelKey(row.owner, row.name, row.version), row.task, len(facts["labels"]), facts["family"], row.digest, facts
+    )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, Final
 
-from models.artifact import Manifest
+from models.artifact import GraphInput, Manifest
 from models.catalog import FAMILIES
 from models.results import TensorFacts
 from services.model_index import Served
@@ -34,6 +35,7 @@ SAM_TENSORS: Final = (
 _DATATYPE: Final = {"bool": "BOOL", "float32": "FP32", "uint8": "UINT8"}
 
 
+@lru_cache(256)  # a version never changes
 def tensors_of(served: Served) -> tuple[TensorFacts, ...]:
     """What a model can answer. Shapes of Segment Anything are whole; those of the others lack the batch axis."""
     if served.family == "sam":
@@ -82,6 +84,12 @@ def server_metadata(version: str) -> dict[str, Any]:
 
 def output_facts(served: Served) -> dict[str, TensorFacts]:
     return {one.name: one for one in tensors_of(served)}
+
+
+@lru_cache(256)
+def graph_input(served: Served) -> GraphInput:
+    """What the graph of a model takes; not of Segment Anything."""
+    return GraphInput.model_validate(served.manifest["input"])
 
 
 def _whole(served: Served, facts: TensorFacts) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from ekiben.errors import BadInput
 from models.artifact import GraphInput
 from models.asks import Prepared
 from services.model_index import Served
-from services.oip.facts import IMAGE
+from services.oip.facts import IMAGE, graph_input
 from services.oip.tensors import BYTES, Tensor
 from services.options import short
 
@@ -27,7 +27,7 @@ def read(served: Served, inputs: Mapping[str, Tensor]) -> tuple[Pictures, bool]:
     ``image`` is BYTES [n] (encoded), UINT8 [h, w, 3] or [n, h, w, 3] (pixels, RGB), or floating-point as the graph
     takes it; the graph's own input, by its name, is what it takes. BadInput says what is wrong.
     """
-    graph = GraphInput.model_validate(served.manifest["input"])
+    graph = graph_input(served)
     for name in inputs:
         if name not in (IMAGE, graph.name):
             raise BadInput(f"model {served.key.name} has no input {short(name)!r}; there is {IMAGE}")
