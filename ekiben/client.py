@@ -1,0 +1,179 @@
+"""The Python client: ``Client`` for scripts and notebooks, ``AsyncClient`` for event loops, over HTTP and gRPC.
+
+::
+
+    from ekiben.client import Client
+
+    client = Client("http://localhost:3000")  # or grpc://localhost:3001
+    print(client.classify("bird.jpg").top)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+from ekiben.remote import jobs_operations, library_operations, training_operations, vision_operations
+from ekiben.remote.asks import Ask, Done, Steps, Transport, Tries, advance
+from ekiben.remote.async_client import AsyncClient
+from ekiben.remote.connect import URL, connect
+from ekiben.remote.errors import EkibenError, JobFailed, TimedOut, Unreachable
+from ekiben.remote.jobs_operations import JobLike
+from ekiben.remote.methods import iterated, threaded
+from ekiben.remote.progress_bar import bar_of
+from ekiben.remote.records import Job, JobEvent
+from ekiben.remote.vision_operations import read_event, stream_ask
+from ekiben.remote.watch import Watch
+
+__all__ = ["AsyncClient", "Client", "EkibenError", "JobFailed", "TimedOut", "Unreachable"]
+
+T = TypeVar("T")
+
+
+class Client:
+    """Asks a server, and waits for the answer. One may be shared by threads.
+
+    ``url``: http://, https://, grpc:// or grpcs:// (TLS); ``ca``: a file of the certificates to trust. ``timeout_s``:
+    how long an answer may take. ``retries``: further tries of what a server refused for now, or where no connection
+    could be made; an inference that may have been computed is never asked for twice. ``headers``: sent along, over
+    gRPC as metadata.
+    """
+
+    def __init__(
+        self,
+        url: str = URL,
+        *,
+        timeout_s: float = 60.0,
+        retries: int = 2,
+        headers: Mapping[str, str] | None = None,
+        ca: str | Path | None = None,
+        transport: Transport | None = None,
+    ) -> None:
+        """``transport``: carries the requests instead, as in tests."""
+        self.url = url
+        self._retries = retries
+        self._transport = transport or connect(url, timeout_s, headers or {}, ca)
+
+    classify = threaded(vision_operations.classify)
+    segment = threaded(vision_operations.segment)
+    segment_volume = threaded(vision_operations.segment_volume)
+    render = threaded(vision_operations.render)
+    masks = threaded(vision_operations.masks)
+    auto_masks = threaded(vision_operations.auto_masks)
+    stream_auto_masks = iterated(stream_ask, read_event)
+    cutouts = threaded(vision_operations.cutouts)
+
+    submit = threaded(jobs_operations.submit)
+    batch = threaded(jobs_operations.batch)
+    job = threaded(jobs_operations.job)
+    jobs = threaded(jobs_operations.jobs)
+    items = threaded(jobs_operations.items)
+    result = threaded(jobs_operations.result)
+    download_result = threaded(jobs_operations.download_result)
+    cancel = threaded(jobs_operations.cancel)
+    retry = threaded(jobs_operations.retry)
+    delete_job = threaded(jobs_operations.delete_job)
+
+    models = threaded(library_operations.models)
+    model = threaded(library_operations.model)
+    load_model = threaded(library_operations.load_model)
+    unload_model = threaded(library_operations.unload_model)
+    activate = threaded(library_operations.activate)
+    import_model = threaded(library_operations.import_model)
+    download_version = threaded(library_operations.download_version)
+    delete_version = threaded(library_operations.delete_version)
+
+    upload_image = threaded(library_operations.upload_image)
+    images = threaded(library_operations.images)
+    image = threaded(library_operations.image)
+    image_content = threaded(library_operations.image_content)
+    delete_image = threaded(library_operations.delete_image)
+    predictions = threaded(library_operations.predictions)
+    prediction = threaded(library_operations.prediction)
+    delete_prediction = threaded(library_operations.delete_prediction)
+    artifact = threaded(library_operations.artifact)
+
+    upload_dataset = threaded(training_operations.upload_dataset)
+    dataset = threaded(training_operations.dataset)
+    datasets = threaded(training_operations.datasets)
+    dataset_preview = threaded(training_operations.dataset_preview)
+    delete_dataset = threaded(training_operations.delete_dataset)
+    train = threaded(training_operations.train)
+    training = threaded(training_operations.training)
+    trainings = threaded(training_operations.trainings)
+    compare_trainings = threaded(training_operations.compare_trainings)
+
+    def watch(self, job: JobLike, *, after: int = 0, timeout_s: float | None = None) -> Iterator[JobEvent]:
+        """What happens to a job, until it is over: each event once, whatever happens to the connection.
+
+        ``after``: go on after the event of that number. ``timeout_s``: TimedOut after so long.
+        """
+        return self._follow(Watch(job, after, timeout_s))
+
+    def wait(self, job: JobLike, *, progress: bool = False, timeout_s: float | None = None) -> Job:
+        """The job once it has succeeded. JobFailed where it has failed or was cancelled, TimedOut after ``timeout_s``.
+
+        ``progress``: show a bar meanwhile. Takes a dataset too, for its import.
+        """
+        watch, known = Watch(job, timeout_s=timeout_s), self.job(job)
+        with bar_of(known, progress) as bar:
+            while not known.over:
+                for event in self._follow(watch):
+                    bar.show(event)
+                known = self.job(job)
+        if known.state != "succeeded":
+            raise JobFailed(known)
+        return known
+
+    def close(self) -> None:
+        self._transport.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Client({self.url!r})"
+
+    def _run(self, steps: Steps[T]) -> T:
+        reply: object = None
+        try:
+            while True:
+                step = advance(steps, reply)
+                if isinstance(step, Done):
+                    return step.answer
+                reply = self._send(step)
+        finally:
+            steps.close()
+
+    def _send(self, ask: Ask) -> object:
+        tries = Tries(ask, self._retries)
+        while True:
+            try:
+                return self._transport.send(ask)
+            except EkibenError as error:
+                time.sleep(tries.pause_s(error))
+
+    def _follow(self, watch: Watch) -> Iterator[JobEvent]:
+        while True:
+            try:
+                with closing(self._transport.stream(watch.ask())) as told:
+                    for one in told:
+                        if one is not None:
+                            yield watch.take(one)
+                        if watch.stale:
+                            break
+                if watch.over or self.job(watch.id).over:
+                    return
+                pause_s = watch.pause_s()
+            except EkibenError as error:
+                pause_s = watch.pause_s(error)
+            time.sleep(pause_s)

@@ -1,0 +1,48 @@
+"""From an address to what carries requests there. httpx and grpc are imported when they are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from ekiben.remote.asks import AsyncTransport, Transport
+
+URL = "http://localhost:3000"
+GRPC_PORT = 3001
+
+
+def connect(url: str, timeout_s: float, headers: Mapping[str, str], ca: str | Path | None) -> Transport:
+    scheme, place, trusted = _read(url, ca)
+    if scheme in ("grpc", "grpcs"):
+        from ekiben.remote.over_grpc import GrpcTransport
+
+        return GrpcTransport(place, timeout_s, headers, scheme == "grpcs", trusted)
+    from ekiben.remote.over_http import HttpTransport
+
+    return HttpTransport(place, timeout_s, headers, trusted)
+
+
+def connect_async(url: str, timeout_s: float, headers: Mapping[str, str], ca: str | Path | None) -> AsyncTransport:
+    scheme, place, trusted = _read(url, ca)
+    if scheme in ("grpc", "grpcs"):
+        from ekiben.remote.over_grpc import AsyncGrpcTransport
+
+        return AsyncGrpcTransport(place, timeout_s, headers, scheme == "grpcs", trusted)
+    from ekiben.remote.over_http import AsyncHttpTransport
+
+    return AsyncHttpTransport(place, timeout_s, headers, trusted)
+
+
+def _read(url: str, ca: str | Path | None) -> tuple[str, str, Path | None]:
+    """Scheme, what httpx or grpc call the place, and the file of certificates. ValueError for another scheme."""
+    full = url if "://" in url else f"http://{url}"
+    parts = urlsplit(full)
+    port = parts.port  # ValueError for what is no number
+    if parts.scheme not in ("http", "https", "grpc", "grpcs") or not parts.hostname:
+        raise ValueError(f"{url!r} is no address: http://, https://, grpc:// or grpcs://, host and port")
+    trusted = Path(ca) if ca is not None else None
+    if parts.scheme in ("http", "https"):
+        return parts.scheme, full, trusted
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    return parts.scheme, f"{host}:{port or GRPC_PORT}", trusted
