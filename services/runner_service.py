@@ -47,6 +47,7 @@ from services.front import or_caller_left
 from services.hosting import HOSTING, App, FrontedService
 from services.local_runner import LocalRunner
 from services.model_index import ModelIndex
+from services.oip import tensors
 from services.progress import NEWS
 from services.remote_runner import DEADLINE_HEADER
 from services.upload import FORM_OVERHEAD, read_body
@@ -72,7 +73,8 @@ def _refusing(handler: Callable[[Request, LocalRunner], Awaitable[bytes]]) -> Ca
 
 async def _infer(request: Request, runner: LocalRunner) -> bytes:
     deadline = _deadline(request, SETTINGS.timeout_s)
-    key, ask = decode_ask(await read_body(request, MAX_BYTES, FORM_OVERHEAD))
+    # Pixels and prepared tensors may be larger than a file.
+    key, ask = decode_ask(await read_body(request, max(MAX_BYTES, tensors.MAX_BYTES), FORM_OVERHEAD))
     return encode_answer(await or_caller_left(request.receive, runner.infer(key, ask, deadline)))
 
 

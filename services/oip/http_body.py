@@ -17,6 +17,8 @@ from services.oip.tensors import BYTES, MAX_BYTES, Tensor, from_raw, from_values
 from services.options import short
 
 HEADER_LENGTH: Final = "inference-header-content-length"
+MAX_JSON: Final = 16 * 1024 * 1024
+"""Of the JSON of a request: read, it takes ten times as much memory. Larger tensors come as binary data."""
 _WINDOW: Final = {"gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}  # deflate is the zlib format (RFC 9110)
 _PIECE: Final = 1 << 20
 
@@ -83,6 +85,8 @@ def read_request(model: str, version: str, body: bytes, header_length: str | Non
             image = Tensor("image", texts([body], (1,)))
             return InferRequest(model, version, [image]), Answering()
         head, rest = body[:length], memoryview(body)[length:]
+    if len(head) > MAX_JSON:
+        raise TooLarge(f"the JSON has {len(head)} bytes; at most {MAX_JSON} are read: send tensors as binary data")
     try:
         given = orjson.loads(head)
     except orjson.JSONDecodeError as error:

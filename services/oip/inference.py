@@ -29,7 +29,7 @@ _AT_ONCE = 64
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """An output that is asked for. ``class_count``: its best classes as text instead."""
+    """An output that is asked for. ``class_count``: its best classes as text instead, at most all."""
 
     name: str
     class_count: int = 0
@@ -95,9 +95,9 @@ class Inference:
     ) -> tuple[list[Tensor], dict[str, Any]]:
         pictures, single = picture_inputs.read(served, inputs)
         names = tuple(dict.fromkeys(one.name for one in wanted if not one.class_count))
-        top_k = max((one.class_count for one in wanted), default=0)
-        if top_k > served.classes:
-            raise BadInput(f"class_count is {top_k}; this model has {served.classes} classes")
+        # As Triton counts: of a model with fewer classes, all.
+        counts = {one.name: min(one.class_count, served.classes) for one in wanted}
+        top_k = max(counts.values(), default=0)
 
         async def ask(number: int) -> _Answered:
             try:
@@ -111,9 +111,9 @@ class Inference:
         stacked = {name: _stack(name, [one.tensors[name] for one in answers], single) for name in names}
         outputs = []
         for one in wanted:
-            if one.class_count:
-                rows = [f"{p}:{i}:{label}" for each in answers for p, i, label in each.scores[: one.class_count]]
-                shape = (one.class_count,) if single else (len(answers), one.class_count)
+            if count := counts[one.name]:
+                rows = [f"{p}:{i}:{label}" for each in answers for p, i, label in each.scores[:count]]
+                shape = (count,) if single else (len(answers), count)
                 outputs.append(Tensor(one.name, texts(rows, shape)))
             else:
                 outputs.append(Tensor(one.name, stacked[one.name]))

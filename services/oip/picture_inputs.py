@@ -18,6 +18,9 @@ from services.options import short
 
 Pictures = list[bytes | NDArray[np.uint8] | Prepared]
 
+MAX_PICTURES = 1024
+"""Of one request."""
+
 _FLOATS = ("FP16", "FP32", "FP64", "BF16")
 
 
@@ -45,9 +48,8 @@ def encoded(tensor: Tensor) -> list[bytes]:
     """The files of a BYTES tensor. BadInput for a tensor of two axes, or of none."""
     if len(tensor.shape) not in (1, 2) or (len(tensor.shape) == 2 and tensor.shape[1] != 1):
         raise BadInput(f"{tensor.name} as BYTES is [n], n encoded pictures, not {list(tensor.shape)}")
+    _check_count(tensor, tensor.values.size)
     files: list[bytes] = list(tensor.values.ravel())
-    if not files:
-        raise BadInput(f"{tensor.name} has no picture in it")
     return files
 
 
@@ -58,6 +60,7 @@ def pixels(tensor: Tensor) -> tuple[Pictures, bool]:
         raise BadInput(f"{tensor.name} as UINT8 is pixels, [h, w, 3] or [n, h, w, 3], RGB; not {list(shape)}")
     if 0 in shape:
         raise BadInput(f"{tensor.name} has no pixels: {list(shape)}")
+    _check_count(tensor, shape[0] if len(shape) == 4 else 1)
     return (list(tensor.values), False) if len(shape) == 4 else ([tensor.values], True)
 
 
@@ -77,8 +80,14 @@ def _prepared(graph: GraphInput, tensor: Tensor) -> tuple[Pictures, bool]:
         raise BadInput(f"{tensor.name} is {tensor.datatype} {list(shape)}; as {_kind(graph)} the model takes {takes}")
     if 0 in shape:
         raise BadInput(f"{tensor.name} is empty: {list(shape)}")
+    _check_count(tensor, 1 if single else shape[0])
     values: NDArray[Any] = tensor.values.astype(graph.dtype, copy=False)
     return [Prepared(one) for one in (values[None] if single else values)], single
+
+
+def _check_count(tensor: Tensor, pictures: int) -> None:
+    if not 0 < pictures <= MAX_PICTURES:
+        raise BadInput(f"{tensor.name} has {pictures} pictures; 1 to {MAX_PICTURES} are taken at once")
 
 
 def _kind(graph: GraphInput) -> str:

@@ -16,7 +16,7 @@ from ekiben.errors import BadInput, TooLarge
 from models.asks import AutoAnswer, MaskAnswer
 from models.images import encode_png
 from models.mask_results import AutoMask, PromptMask
-from models.prompts import MAX_PROMPTS, Prompt, read_prompts
+from models.prompts import MAX_POINTS, MAX_PROMPTS, Prompt, read_prompts
 from models.sam_graphs import SIDE
 from services.masks import Masks
 from services.model_index import Served
@@ -109,6 +109,8 @@ def read_tensors(tensors: Mapping[str, NDArray[Any]]) -> tuple[Prompt, ...]:
             f"point_coords are [prompts, points, 2] and point_labels [prompts, points]; they are {list(coords.shape)} "
             f"and {list(labels.shape)}"
         )
+    if labels is not None and labels.shape[1] > MAX_POINTS:
+        raise BadInput(f"a prompt has at most {MAX_POINTS} points, padding included; these have {labels.shape[1]}")
     if boxes is not None and boxes.shape[1:] != (4,):
         raise BadInput(f"boxes are [prompts, 4], x0, y0, x1, y1; they are {list(boxes.shape)}")
     given = []

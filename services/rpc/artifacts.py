@@ -23,7 +23,8 @@ class Artifacts(ekiben_pb2_grpc.ArtifactsServicer):
     async def GetArtifact(self, request: Any, timeout_s: float | None) -> AsyncIterator[Any]:
         platform = self.door.platform
         found = await asyncio.to_thread(platform.records.artifact, LOCAL, required(request.id, "id"))
+        pieces = await asyncio.to_thread(platform.store.stream, found.storage_key)  # opens it: this may block
         facts: dict[str, Any] = {"mime_type": found.mime_type, "bytes": found.bytes}
-        async for data in in_thread(iter(platform.store.stream(found.storage_key))):
+        async for data in in_thread(pieces):
             yield pb.ArtifactChunk(data=data, **facts)
             facts = {}
