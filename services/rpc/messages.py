@@ -34,7 +34,7 @@ def source(request: Any, timeout_s: float | None) -> Source:
     image = request.image
     which = image.WhichOneof("source")
     return Source(
-        data=image.data if which == "data" else None,
+        data=image.data or None,  # no bytes are no picture, as an empty body is none
         filename=image.filename or None,
         image_id=image.image_id if which == "image_id" else None,
         timeout_s=timeout_s,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from pathlib import Path
 
@@ -27,6 +28,8 @@ from services.rpc.jobs import Jobs
 from services.rpc.models import Models
 from services.rpc.oip import OpenInference
 from services.rpc.vision import Vision
+
+log = logging.getLogger(__name__)
 
 MAX_MESSAGE = MAX_BYTES + 1024 * 1024
 """Bytes of one message, either way: 64 MiB of tensors or of a file, and what is said around them."""
@@ -69,10 +72,10 @@ class GrpcServer:
                 self._server.add_insecure_port(address)
             else:
                 self._server.add_secure_port(address, credentials)
-        except (RuntimeError, OSError) as error:
-            raise SystemExit(
-                f"gRPC cannot be served on {address}: {error}; EKIBEN_GRPC_PORT chooses another port, 0 none"
-            ) from None
+        except (RuntimeError, OSError):
+            message = f"gRPC cannot be served on {address}; EKIBEN_GRPC_PORT chooses another port, 0 none"
+            log.error(message)
+            raise SystemExit(message) from None
         await self._server.start()
 
     def begin_stop(self) -> None:
