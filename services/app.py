@@ -8,6 +8,7 @@ from fastapi import FastAPI
 
 from ekiben import __version__
 from services import errors
+from services.oip.wire import InferBody, ProtocolError
 from services.routes import (
     artifacts,
     batches,
@@ -74,20 +75,24 @@ def create_app() -> FastAPI:
 
 
 def _with_errors(schema: dict[str, Any]) -> dict[str, Any]:
-    """Put Ekiben's error body where FastAPI documents its own."""
+    """Put Ekiben's error bodies where FastAPI documents its own."""
     components = schema.setdefault("components", {}).setdefault("schemas", {})
     for name in ("HTTPValidationError", "ValidationError"):
         components.pop(name, None)
-    own = ErrorBody.model_json_schema(ref_template="#/components/schemas/{model}")
-    components.update(own.pop("$defs"))
-    components["ErrorBody"] = own
+    for body in (ErrorBody, InferBody):  # named where FastAPI does not see them
+        own = body.model_json_schema(ref_template="#/components/schemas/{model}")
+        components.update(own.pop("$defs"))
+        components[body.__name__] = own
     content = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}}}
-    for operations in schema["paths"].values():
+    protocol = {"application/json": {"schema": {"$ref": "#/components/schemas/ProtocolError"}}}
+    components["ProtocolError"] = ProtocolError.model_json_schema()
+    for path, operations in schema["paths"].items():
+        shape = protocol if path == "/v2" or path.startswith("/v2/") else content
         for operation in operations.values():
             responses = operation["responses"]
             responses.pop("422", None)
-            responses.setdefault("4XX", {"description": "Refused: the message says why.", "content": content})
-            responses.setdefault("503", {"description": "Not now; see Retry-After.", "content": content})
+            responses.setdefault("4XX", {"description": "Refused: the message says why.", "content": shape})
+            responses.setdefault("503", {"description": "Not now; see Retry-After.", "content": shape})
     return schema
 
 

@@ -93,7 +93,7 @@ _INFER: dict[str, Any] = {
         "requestBody": {
             "required": True,
             "content": {
-                "application/json": {"schema": wire.InferBody.model_json_schema()},
+                "application/json": {"schema": {"$ref": "#/components/schemas/InferBody"}},
                 "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
             },
         },

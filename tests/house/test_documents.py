@@ -64,6 +64,13 @@ def test_every_route_is_in_the_reference() -> None:
             assert f"`{method.upper()} {path}`" in reference, (method, path)
 
 
+def test_every_reference_in_openapi_leads_somewhere() -> None:
+    document = create_app().openapi()
+    named = set(re.findall(r'"\$ref": ?"([^"]+)"', json.dumps(document)))
+    assert named
+    assert named <= {f"#/components/schemas/{name}" for name in document["components"]["schemas"]}
+
+
 def test_answers_are_what_openapi_says(toy_server: Server) -> None:
     with toy_server.client() as client:
         schema = client.get("/openapi.json").json()
