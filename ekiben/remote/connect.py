@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -15,8 +16,8 @@ GRPC_PORT = 3001
 def connect(url: str, timeout_s: float, headers: Mapping[str, str], ca: str | Path | None) -> Transport:
     scheme, place, trusted = _read(url, ca)
     if scheme in ("grpc", "grpcs"):
-        from ekiben.remote.over_grpc import GrpcTransport
-
+        with _installed():
+            from ekiben.remote.over_grpc import GrpcTransport
         return GrpcTransport(place, timeout_s, headers, scheme == "grpcs", trusted)
     from ekiben.remote.over_http import HttpTransport
 
@@ -26,12 +27,21 @@ def connect(url: str, timeout_s: float, headers: Mapping[str, str], ca: str | Pa
 def connect_async(url: str, timeout_s: float, headers: Mapping[str, str], ca: str | Path | None) -> AsyncTransport:
     scheme, place, trusted = _read(url, ca)
     if scheme in ("grpc", "grpcs"):
-        from ekiben.remote.over_grpc import AsyncGrpcTransport
-
+        with _installed():
+            from ekiben.remote.over_grpc import AsyncGrpcTransport
         return AsyncGrpcTransport(place, timeout_s, headers, scheme == "grpcs", trusted)
     from ekiben.remote.over_http import AsyncHttpTransport
 
     return AsyncHttpTransport(place, timeout_s, headers, trusted)
+
+
+@contextmanager
+def _installed() -> Iterator[None]:
+    """Of several packages that gRPC needs, the one that brings the others."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"gRPC needs grpcio-status: pip install grpcio-status ({error})") from None
 
 
 def _read(url: str, ca: str | Path | None) -> tuple[str, str, Path | None]:

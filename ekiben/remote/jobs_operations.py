@@ -19,12 +19,11 @@ from ekiben.remote.vision_operations import read_segmentation
 
 T = TypeVar("T")
 
-JobLike: TypeAlias = "Job | Dataset | Training | str"
+JobLike: TypeAlias = Job | Dataset | Training | str
 """A job or its id; a dataset stands for its import, a training for itself."""
 
-Result: TypeAlias = (
-    "Classification | Segmentation | Masks | AutoMasks | Cutouts | Dataset | Training | tuple[Item, ...]"
-)
+Result: TypeAlias = Any
+"""Classification, Segmentation, Masks, AutoMasks, Cutouts, Dataset, Training or a tuple of Item: the job decides."""
 
 _ANSWERS: dict[str, Any] = {
     "classify": Classification,

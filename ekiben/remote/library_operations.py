@@ -25,7 +25,7 @@ class ImportOptions(TypedDict, total=False):
     crop: float
     shorter_side: int
     size: int | Sequence[int]
-    interpolation: Literal["bilinear", "bicubic", "nearest"]
+    interpolation: Literal["bilinear", "bicubic", "nearest", "lanczos"]
     layout: Literal["NCHW", "NHWC"]
     color: Literal["RGB", "BGR"]
     output_name: str

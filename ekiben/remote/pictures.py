@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 PictureLike: TypeAlias = (
-    "str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image.Image | NDArray[Any]"
+    str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image.Image | NDArray[Any]
 )
 """What a picture may be given as. An array is uint8, [H, W, 3] or [H, W]."""
 
