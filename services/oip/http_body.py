@@ -78,7 +78,8 @@ def read_request(model: str, version: str, body: bytes, header_length: str | Non
     if header_length is None:
         head, rest = body, memoryview(b"")
     else:
-        if not (header_length.isascii() and header_length.isdigit() and int(header_length) <= len(body)):
+        digits = header_length.isascii() and header_length.isdigit() and len(header_length) < 20
+        if not (digits and int(header_length) <= len(body)):
             raise BadInput(f"Inference-Header-Content-Length is the length of the JSON, 0 to {len(body)} bytes here")
         length = int(header_length)
         if length == 0:

@@ -37,6 +37,8 @@ DATATYPES: Final[dict[str, np.dtype[Any]]] = {
 _NAMES: Final = {dtype: name for name, dtype in DATATYPES.items()}
 _LENGTH: Final = struct.Struct("<I")
 _MAX_AXES: Final = 8
+_MAX_TEXTS: Final = 65_536
+"""Elements of BYTES: each is an object of its own, however short."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,9 +69,7 @@ def from_raw(name: str, datatype: str, shape: Sequence[int], data: bytes | memor
     """The array of a tensor's raw bytes: little-endian, row-major. BadInput where they do not fit its shape."""
     count = checked_count(name, datatype, shape)
     if datatype == BYTES:
-        values = np.empty(count, object)
-        values[:] = _elements(name, data, count)
-        return values.reshape(shape)
+        return texts(_elements(name, data, count), shape)
     size = 2 if datatype == "BF16" else DATATYPES[datatype].itemsize
     if len(data) != count * size:
         raise BadInput(
@@ -104,8 +104,9 @@ def checked_count(name: str, datatype: str, shape: Sequence[int]) -> int:
     if len(shape) > _MAX_AXES or any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in shape):
         raise BadInput(f"the shape of input {short(name)!r} is a list of at most {_MAX_AXES} whole numbers from 0 up")
     count = math.prod(shape)
-    if count > MAX_BYTES:
-        raise BadInput(f"input {short(name)!r} has {count} elements; at most {MAX_BYTES} bytes are read")
+    most = _MAX_TEXTS if datatype == BYTES else MAX_BYTES
+    if math.prod(n or 1 for n in shape) > most:  # an axis of 0 makes no other one right that is too long for an array
+        raise BadInput(f"input {short(name)!r} is {short(str(list(shape)))}; at most {most} {datatype} are read")
     return count
 
 
