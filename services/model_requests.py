@@ -22,7 +22,9 @@ _NO_COUNTS = {"predictions": 0, "batches": 0, "loads": 0, "waiting": 0, "batch_s
 class ModelRequests:
     """Lists models with their states, loads and unloads them. All methods take ``owner``."""
 
-    def __init__(self, registry: Registry, index: ModelIndex, runner: Runner) -> None:
+    def __init__(self, registry: Registry, index: ModelIndex, runner: Runner, process_id: str) -> None:
+        """``process_id``: of this process, as its own reports say it."""
+        self._process_id = process_id
         self._registry = registry
         self._index = index
         self._runner = runner
@@ -43,8 +45,14 @@ class ModelRequests:
     async def load(self, name: str, *, owner: str = LOCAL) -> dict[str, Any]:
         """Load the active version and keep it loaded. Ready in this process when it returns."""
         key = await self._active(name, owner)
-        await self._runner.load(key, pin=True)
+        before = (await self.model(name, owner=owner))["desired"]
+        # Said first: a watch that has not yet acted on an unload of a moment ago would unload it again.
         await asyncio.to_thread(self._registry.set_desired, name, "loaded")
+        try:
+            await self._runner.load(key, pin=True)
+        except BaseException:
+            await asyncio.to_thread(self._registry.set_desired, name, before)
+            raise
         return await self.model(name, owner=owner)
 
     async def unload(self, name: str, *, owner: str = LOCAL) -> dict[str, Any]:
@@ -82,7 +90,9 @@ class ModelRequests:
         state, reason, memory, counters = "unavailable", model.unavailable_reason, 0, _NO_COUNTS
         if active is not None:
             key = ModelKey(active.owner, active.name, active.version)
-            state, reason, memory = _state(key, held, mine)
+            # What this process reported is at times a second old; what it holds is known.
+            others = [row for row in mine if row.process_id != self._process_id]
+            state, reason, memory = _state(key, held, others)
             if held is not None and key in held:
                 counters = await self._runner.counters(key)
         weights = manifest.get("weights")

@@ -105,7 +105,7 @@ class Platform:
         health = Health(
             {"database": lambda: ping(database), "store": store.check}, {"runner": runner.check, "pinned": watch.check}
         )
-        models = ModelRequests(registry, index, runner)
+        models = ModelRequests(registry, index, runner, watch.process_id)
         inference = Inference(index, vision, masks)
         return cls(
             settings=settings,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import logging
@@ -9,7 +10,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 import grpc
@@ -19,7 +20,7 @@ from google.protobuf.message import Message
 from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
-from ekiben.errors import BadInput, CallerLeft, Overloaded, Refusal, Temporary
+from ekiben.errors import BadInput, CallerLeft, Overloaded, Refusal, Temporary, Unavailable
 from ekiben.ids import new_id
 from ekiben.logs import request_id
 from services import metrics
@@ -58,6 +59,39 @@ class Hand:
             self._held -= size
 
 
+class UnderWay:
+    """The calls that are being answered: counted, and after ``refuse_more`` no new ones."""
+
+    def __init__(self) -> None:
+        self.stopped = asyncio.Event()
+        self.ended = 0.0
+        """When the last one was answered, by time.monotonic()."""
+        self._count = 0
+        self._none = asyncio.Event()
+        self._none.set()
+
+    @property
+    def stopping(self) -> bool:
+        return self.stopped.is_set()
+
+    def refuse_more(self) -> None:
+        self.stopped.set()
+
+    async def over(self) -> None:
+        """Return when there is none."""
+        await self._none.wait()
+
+    def begin(self) -> None:
+        self._count += 1
+        self._none.clear()
+
+    def end(self) -> None:
+        self._count -= 1
+        self.ended = time.monotonic()
+        if not self._count:
+            self._none.set()
+
+
 @dataclass(frozen=True, slots=True)
 class Door:
     """What the methods of one process share."""
@@ -65,6 +99,7 @@ class Door:
     platform: Platform
     hand: Hand
     access_log: bool = False
+    calls: UnderWay = field(default_factory=UnderWay)
 
 
 class Servicer(Protocol):
@@ -82,6 +117,7 @@ def unary(
     async def answer(self: S, request: R, context: Context) -> A:
         with _Call(self.door, context, type(self), method.__name__) as call:
             try:
+                call.admit()
                 with self.door.hand.hold(request.ByteSize()):
                     result = await method(self, request, call.timeout_s)
             except Exception as error:
@@ -102,6 +138,7 @@ def streaming(
     async def answer(self: S, request: R, context: Context) -> AsyncIterator[A]:
         with _Call(self.door, context, type(self), method.__name__) as call:
             try:
+                call.admit()
                 with self.door.hand.hold(request.ByteSize()):
                     async for one in method(self, request, call.timeout_s):
                         yield one
@@ -119,6 +156,7 @@ class _Call:
     def __init__(self, door: Door, context: Context, service: type, method: str) -> None:
         self._door = door
         self._context = context
+        self._any_time = getattr(service, "WHILE_STOPPING", False)
         self._method = f"/{getattr(service, 'NAME', service.__name__)}/{method}"
         self.code = "CANCELLED"
         left = context.time_remaining()
@@ -131,10 +169,17 @@ class _Call:
         self._token = request_id.set(self._id)
         self._context.set_trailing_metadata(((REQUEST_ID, self._id),))
         metrics.in_progress.inc()
+        self._door.calls.begin()
         return self
+
+    def admit(self) -> None:
+        """Unavailable when this process is about to end: the caller may try another one."""
+        if self._door.calls.stopping and not self._any_time:
+            raise Unavailable("the server is stopping", retry_after_s=5)
 
     def __exit__(self, *_: object) -> None:
         seconds = time.perf_counter() - self._started
+        self._door.calls.end()
         metrics.in_progress.dec()
         metrics.requests.labels("gRPC", self._method, self.code).inc()
         metrics.request_seconds.labels(self._method).observe(seconds)

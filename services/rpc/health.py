@@ -20,6 +20,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
     """``services``: full names; "" is the server as a whole."""
 
     NAME = "grpc.health.v1.Health"
+    WHILE_STOPPING = True
 
     def __init__(self, door: Door, services: Collection[str]) -> None:
         self.door = door
@@ -36,12 +37,13 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
     async def Watch(self, request: Any, timeout_s: float | None) -> AsyncIterator[Any]:
         last = None
         while True:
+            stopping = self.stopping.is_set()  # asked first: who watches is told before the stream ends
             known = request.service in self._services
             status = await self._status() if known else pb.HealthCheckResponse.SERVICE_UNKNOWN
             if status != last:
                 yield pb.HealthCheckResponse(status=status)
             last = status
-            if self.stopping.is_set():
+            if stopping:
                 return
             try:
                 await asyncio.wait_for(self.stopping.wait(), _LOOK_S)

@@ -118,7 +118,7 @@ class OpenInference(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ign
 
     @streaming
     async def _stream(self, requests: Any, timeout_s: float | None) -> AsyncIterator[Any]:
-        async for request in requests.requests:
+        async for request in _until(self.door.calls.stopped, requests.requests):
             try:
                 with self.door.hand.hold(request.ByteSize()):
                     answer = await self._inference.infer(await _read(request, timeout_s))
@@ -127,6 +127,24 @@ class OpenInference(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ign
                 _, message = code_and_message(error)
                 about = pb.ModelInferResponse(model_name=request.model_name, id=request.id)
                 yield pb.ModelStreamInferResponse(error_message=message, infer_response=about)
+
+
+async def _until(stopped: asyncio.Event, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    """The requests, until there are no more or this process is to end: a stream may be open and silent."""
+    stop = asyncio.ensure_future(stopped.wait())
+    try:
+        while True:
+            coming = asyncio.ensure_future(anext(requests, None))
+            try:
+                await asyncio.wait({coming, stop}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                if not coming.done():
+                    coming.cancel()
+            if not coming.done() or (request := coming.result()) is None:
+                return
+            yield request
+    finally:
+        stop.cancel()
 
 
 class _Stream:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
+import time
 from pathlib import Path
 
 # Before grpc is imported: this process starts others, and none of them goes on with this one's channels. And grpc's own
@@ -43,13 +45,17 @@ _OPTIONS = [
 ]
 
 
+_READ_S = 1.0
+"""How long a client has to read an answer before its connection may be closed."""
+
+
 class GrpcServer:
     """Serves from ``start`` until ``stop``; ``begin_stop`` refuses new calls and lets those under way finish."""
 
     def __init__(self, platform: Platform, settings: Settings) -> None:
         self._settings = settings
         hand = Hand(4 * settings.queue_mb * 1_000_000)
-        door = Door(platform, hand, settings.access_log)
+        self._door = door = Door(platform, hand, settings.access_log)
         shared = 1 if settings.gateways > 1 else 0  # alone, a port that somebody has is an error and not a share
         self._server = grpc.aio.server(options=[*_OPTIONS, ("grpc.so_reuseport", shared)], maximum_concurrent_rpcs=4096)
         ekiben_pb2_grpc.add_VisionServicer_to_server(Vision(door), self._server)
@@ -82,13 +88,24 @@ class GrpcServer:
         """Take no new calls: their clients are told UNAVAILABLE and may try another server."""
         if self._stopping is None:
             self._health.stopping.set()
-            self._stopping = asyncio.create_task(self._server.stop(self._settings.timeout_s + 5))
+            self._door.calls.refuse_more()
+            self._stopping = asyncio.create_task(self._answer_the_rest())
 
     async def stop(self) -> None:
         """Return when all calls are answered, or have had their time."""
         self.begin_stop()
         if self._stopping is not None:
             await self._stopping
+
+    async def _answer_the_rest(self) -> None:
+        # Stopped earlier, gRPC would close each connection with its last answer, under a client that still reads: what
+        # such a client says meanwhile of its window makes the kernel reset the connection, and the rest is lost.
+        calls = self._door.calls
+        end = time.monotonic() + self._settings.timeout_s + 5
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(calls.over(), end - time.monotonic())
+            await asyncio.sleep(calls.ended + _READ_S - time.monotonic())
+        await self._server.stop(max(1.0, end - time.monotonic()))
 
     def _credentials(self) -> grpc.ServerCredentials | None:
         certificate, key = self._settings.grpc_tls_cert, self._settings.grpc_tls_key

@@ -1,0 +1,221 @@
+"""ekiben.v1 and the JSON of /v1 have the same fields, of the same kinds, optional where the others may be null."""
+
+from __future__ import annotations
+
+import types
+from typing import Any, Final, Literal, Union, get_args, get_origin
+
+import pytest
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.struct_pb2 import Struct
+from pydantic import BaseModel
+
+from ekiben.v1 import ekiben_pb2 as pb
+from models.auto_options import AutoOptions
+from services import job_wire, mask_wire, options, wire
+from services.routes import paging, submitting
+from services.rpc import jobs as rpc_jobs
+from services.rpc import messages
+
+Kind = FieldDescriptor
+
+ANSWERS: Final[dict[type[BaseModel], Any]] = {
+    wire.ClassifyBody: pb.ClassifyResponse,
+    wire.SegmentBody: pb.SegmentResponse,
+    mask_wire.MasksBody: pb.PromptMasksResponse,
+    mask_wire.AutoMasksBody: pb.AutoMasksResponse,
+    mask_wire.CutoutsBody: pb.CutoutsResponse,
+    job_wire.AcceptedBody: pb.SubmitJobResponse,
+    job_wire.JobBody: pb.Job,
+    job_wire.ItemBody: pb.JobItem,
+    wire.ModelBody: pb.Model,
+    wire.PageBody[job_wire.JobBody]: pb.ListJobsResponse,
+    wire.PageBody[job_wire.ItemBody]: pb.ListJobItemsResponse,
+}
+
+ONLY_IN_MESSAGES: Final = {
+    "SegmentResponse.rendered": "over HTTP the body itself, chosen by Accept",
+    "Cutout.png": "over HTTP the files of a ZIP, chosen by Accept",
+    "SubmitJobResponse.replayed": "over HTTP the header Idempotency-Replayed",
+}
+OTHERWISE: Final = {
+    "artifacts": "map",  # a field of each kind there, URL by kind here
+    "segmentation": "Segmentation",  # any JSON there, a choice of forms here
+    "point_coords": "Point2",  # lists in a list there, which protobuf has not
+}
+"""Fields whose kind is another: what they are here."""
+
+REQUESTS: Final[dict[Any, type[BaseModel]]] = {
+    pb.ClassifyRequest: options.ClassifyOptions,
+    pb.SegmentRequest: options.SegmentOptions,
+    pb.PromptMasksRequest: options.MasksOptions,
+    pb.AutoMasksRequest: options.AutoMasksOptions,
+    pb.CutoutsRequest: options.CutoutsOptions,
+}
+APART: Final = {"image", "image_id", "prompts"}
+"""Picture and prompts are messages: not options that may be set."""
+
+_SCALARS: Final[dict[type, tuple[int, ...]]] = {
+    bool: (Kind.TYPE_BOOL,),
+    int: (Kind.TYPE_INT32, Kind.TYPE_INT64, Kind.TYPE_UINT32),
+    float: (Kind.TYPE_DOUBLE,),
+    str: (Kind.TYPE_STRING,),
+}
+
+
+@pytest.mark.parametrize("body", ANSWERS, ids=lambda body: body.__name__)
+def test_answers_have_the_fields_of_the_json(body: type[BaseModel]) -> None:
+    compare(body, ANSWERS[body].DESCRIPTOR)
+
+
+def test_all_models_are_one_page() -> None:
+    (items,) = pb.ListModelsResponse.DESCRIPTOR.fields
+    assert (items.name, items.message_type, items.is_repeated) == ("items", pb.Model.DESCRIPTOR, True)
+
+
+def test_no_exception_is_stale() -> None:
+    for name in ONLY_IN_MESSAGES:
+        message, _, field = name.partition(".")
+        assert field in pb.DESCRIPTOR.message_types_by_name[message].fields_by_name, name
+
+
+@pytest.mark.parametrize("request_type", REQUESTS, ids=lambda message: message.DESCRIPTOR.name)
+def test_requests_have_the_options_of_http(request_type: Any) -> None:
+    fields = {field.name: field for field in request_type.DESCRIPTOR.fields if field.name not in APART}
+    known = {name: facts for name, facts in REQUESTS[request_type].model_fields.items() if name not in APART}
+    assert fields.keys() == known.keys()
+    for name, field in fields.items():
+        # What is not set is told from what is set to 0, "" or false; and then the default is the options' own.
+        assert field.has_presence and not field.is_repeated, name
+        assert not known[name].is_required(), name
+        check_kind(known[name].annotation, field, name)
+    assert ("prompts" in request_type.DESCRIPTOR.fields_by_name) == ("prompts" in REQUESTS[request_type].model_fields)
+    assert messages.options(request_type()) == {}
+
+
+def test_automatic_masks_take_every_option_of_the_generator() -> None:
+    for request_type in (pb.AutoMasksRequest, pb.CutoutsRequest):
+        assert set(AutoOptions.model_fields) <= set(request_type.DESCRIPTOR.fields_by_name)
+
+
+def test_options_are_what_was_set() -> None:
+    picture = pb.Picture(data=b"x")
+    request = pb.AutoMasksRequest(image=picture, model="", store=False, points_per_side=0, pred_iou_thresh=0.5)
+    assert messages.options(request) == {"model": "", "store": False, "points_per_side": 0, "pred_iou_thresh": 0.5}
+
+
+def test_prompts_are_worded_as_in_json() -> None:
+    given = [
+        pb.Prompt(points=[pb.Point(x=1.5, y=2, label=1), pb.Point(x=3, y=4)]),
+        pb.Prompt(box=pb.Box(x0=0, y0=1, x1=20, y1=30.25), mask_input="some id"),
+        pb.Prompt(),
+    ]
+    assert messages.prompts(pb.PromptMasksRequest(prompts=given)) == [
+        {"points": [[1.5, 2, 1], [3, 4, 0]]},
+        {"box": [0, 1, 20, 30.25], "mask_input": "some id"},
+        {},
+    ]
+    assert messages.prompts(pb.PromptMasksRequest()) is None
+
+
+def test_a_picture_is_bytes_or_an_id() -> None:
+    source = messages.source(pb.ClassifyRequest(image=pb.Picture(data=b"x", filename="a.png")), 2.5)
+    assert (source.data, source.image_id, source.filename, source.timeout_s) == (b"x", None, "a.png", 2.5)
+    source = messages.source(pb.ClassifyRequest(image=pb.Picture(image_id="an id")), None)
+    assert (source.data, source.image_id, source.filename, source.timeout_s) == (None, "an id", None, None)
+    for nothing in (None, pb.Picture(), pb.Picture(data=b"")):
+        source = messages.source(pb.ClassifyRequest(image=nothing), None)
+        assert (source.data, source.image_id) == (None, None)
+
+
+def test_jobs_are_asked_for_with_the_same_bounds() -> None:
+    over_http, here = submitting.JobOptions.model_fields, rpc_jobs.JobOptions.model_fields
+    assert here.keys() == {*over_http, "idempotency_key"}  # a header over HTTP
+    for name, facts in over_http.items():
+        assert (here[name].annotation, here[name].default) == (facts.annotation, facts.default), name
+        assert here[name].metadata == facts.metadata, name
+    fields = pb.SubmitJobRequest.DESCRIPTOR.fields_by_name
+    assert set(fields) == {"classify", "segment", "masks", "auto_masks", "cutouts", *here}
+    for name in here:
+        assert fields[name].has_presence
+        check_kind(here[name].annotation, fields[name], name)
+    for name in ("ListJobsRequest", "ListJobItemsRequest"):
+        asked = pb.DESCRIPTOR.message_types_by_name[name].fields_by_name
+        assert set(asked) - {"id"} == set(rpc_jobs.ListOptions.model_fields) - ({"kind"} if "id" in asked else set())
+
+
+def test_pages_have_the_same_bounds() -> None:
+    known = rpc_jobs.ListOptions.model_fields
+    for name, over_http, default in (("page", paging.Page, 1), ("limit", paging.Limit, 50)):
+        query = get_args(over_http)[1]
+        assert known[name].metadata == query.metadata, name
+        assert known[name].default == default
+
+
+# ---- comparing ----
+
+
+def compare(body: type[BaseModel], message: Descriptor) -> None:
+    there, here = body.model_fields, {field.name: field for field in message.fields}
+    beside = {name for name in here if f"{message.name}.{name}" in ONLY_IN_MESSAGES}
+    assert there.keys() == here.keys() - beside, message.name
+    assert not beside & there.keys()
+    for name, facts in there.items():
+        check_kind(facts.annotation, here[name], f"{message.name}.{name}")
+
+
+def check_kind(annotation: Any, field: FieldDescriptor, where: str) -> None:
+    given = [one for one in parts(annotation) if one is not type(None)]
+    nullable = len(given) < len(parts(annotation))
+    if (other := OTHERWISE.get(field.name)) is not None:
+        assert field.message_type is not None, where
+        is_map = field.message_type.GetOptions().map_entry
+        assert ("map" if is_map else field.message_type.name) == other, where
+        return
+    kinds = {kind_of(one) for one in given}
+    assert len(kinds) == 1, where
+    kind = kinds.pop()
+    # A repeated field cannot be absent, a message always may be.
+    assert not nullable or field.has_presence, f"{where} may be null"
+    if get_origin(kind) in (list, tuple):
+        inner = set(get_args(kind)) - {Ellipsis}
+        assert field.is_repeated and len(inner) == 1, where
+        check_one(inner.pop(), field, where)
+    elif get_origin(kind) is dict and get_args(kind)[1] is Any:
+        assert field.message_type is Struct.DESCRIPTOR and not field.is_repeated, where
+    elif get_origin(kind) is dict:
+        assert field.message_type.GetOptions().map_entry, where
+        entry = field.message_type.fields_by_name
+        check_one(get_args(kind)[0], entry["key"], where)
+        check_one(get_args(kind)[1], entry["value"], where)
+    else:
+        assert not field.is_repeated, where
+        check_one(kind, field, where)
+        # Proto's zero stands for what is not there: a plain field that may be null would be 0 or "".
+        assert nullable or field.message_type is not None or not optional_without_reason(field), where
+
+
+def check_one(kind: Any, field: FieldDescriptor, where: str) -> None:
+    kind = kind_of(kind)
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        assert field.message_type is not None, where
+        compare(kind, field.message_type)
+    else:
+        assert field.type in _SCALARS[kind], where
+
+
+def optional_without_reason(field: FieldDescriptor) -> bool:
+    """Of an answer; in requests every option may be absent."""
+    return bool(field.has_presence and not field.containing_type.name.endswith("Request"))
+
+
+def parts(annotation: Any) -> tuple[Any, ...]:
+    return get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+
+
+def kind_of(annotation: Any) -> Any:
+    """``str`` for a literal of texts; else what it is."""
+    if get_origin(annotation) is Literal:
+        assert all(isinstance(one, str) for one in get_args(annotation))
+        return str
+    return annotation
