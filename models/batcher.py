@@ -125,7 +125,7 @@ class Batcher:
         """Queue an item. Overloaded when the bytes or the wait are past their bound; nothing is queued then."""
         with self._changed:
             if self._closed:
-                raise Unavailable("the server is stopping", retry_after_s=5)
+                raise Unavailable("the server is stopping", code="stopping", retry_after_s=5)
             wait = lane.wait_s()
             if self.waiting_bytes + item.bytes > self.max_bytes and self.waiting_bytes:
                 raise Overloaded("too many images are waiting", retry_after_s=max(1, math.ceil(wait)))

@@ -38,10 +38,8 @@ class Segmenter:
     @property
     def tensors(self) -> tuple[TensorFacts, ...]:
         """``class_map``: the class of every pixel. The graph's own output, as it comes, under its own name."""
-        return (
-            TensorFacts("class_map", "uint8", (-1, -1)),
-            TensorFacts(self._output, "float32", (-1, -1, -1), usual=False),
-        )
+        own = TensorFacts(self._output, "float32", (-1, -1, -1), usual=False)
+        return (TensorFacts("class_map", "uint8", (-1, -1)), *((own,) if self._output != "class_map" else ()))
 
     def preprocess(self, picture: Picture) -> NDArray[np.generic]:
         return self._preprocess(picture.rgb)

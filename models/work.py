@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,10 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ekiben.errors import BadInput
 from models.asks import Answer, Ask, Prepared
 from models.images import Picture, open_picture
 from models.loader import Loaded
 from models.unet import Reading
+
+log = logging.getLogger(__name__)
 
 Fed = tuple[NDArray[np.generic], Picture | None]
 """What the run takes of one item, and the picture that it is of, if there is one."""
@@ -44,7 +48,15 @@ class VisionWork:
 
     def run(self, prepared: Sequence[Fed]) -> NDArray[Any]:
         if len(prepared) == 1:
-            return self._loaded.run(prepared[0][0][None])
+            tensor, picture = prepared[0]
+            try:
+                return self._loaded.run(tensor[None])
+            except Exception as error:  # the runtimes' own exceptions share no base
+                graph = self._loaded.manifest.input
+                if picture is not None or (graph.height is not None and graph.width is not None):
+                    raise
+                log.debug("a prepared tensor was not taken", exc_info=error)
+                raise BadInput(f"the network does not take a tensor of {list(tensor.shape)}") from None
         return self._loaded.run(np.stack([tensor for tensor, _ in prepared]))
 
     def finish(self, output: NDArray[Any], prepared: Fed, payload: Ask | Piece) -> Answer | int:

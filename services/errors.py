@@ -106,10 +106,10 @@ def install(app: FastAPI) -> None:
             detail = "nothing is at this path; /docs describes the API"
         return error_response(status, _CODES.get(status, "bad_request"), detail, headers, request.url.path)
 
-    async def invalid(_: Request, error: Exception) -> Response:
+    async def invalid(request: Request, error: Exception) -> Response:
         details = error.errors() if isinstance(error, RequestValidationError) else []
         text = "; ".join(f"{'.'.join(str(p) for p in e['loc'][1:])}: {e['msg']}" for e in details)
-        return error_response(400, "bad_request", text)
+        return error_response(400, "bad_request", text, path=request.url.path)
 
     app.add_exception_handler(Refusal, refusal)
     app.add_exception_handler(Exception, refusal)

@@ -20,6 +20,7 @@ _GIVEN_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 SCHEMA = "/schema.json"
 _RELEASE = "ekiben.release"
+_TAKE = "ekiben.take"
 
 
 class _Schema:
@@ -93,7 +94,14 @@ class Front:
             held -= size
             self._body_bytes -= size
 
-        scope[_RELEASE] = let_go
+        def take_up(size: int) -> None:
+            nonlocal held
+            if self._body_bytes + size > self._max_body_bytes:
+                raise Overloaded("too many bytes are on their way in", retry_after_s=1)
+            held += size
+            self._body_bytes += size
+
+        scope[_RELEASE], scope[_TAKE] = let_go, take_up
         metrics.in_progress.inc()
         try:
             if "\0" in scope["path"]:
@@ -128,6 +136,13 @@ def release(scope: Scope, size: int) -> None:
     let_go = scope.get(_RELEASE)
     if let_go is not None:
         let_go(size)
+
+
+def take(scope: Scope, size: int) -> None:
+    """A request's body became so many bytes larger when it was unpacked. Overloaded where they may not be held."""
+    take_up = scope.get(_TAKE)
+    if take_up is not None and size > 0:
+        take_up(size)
 
 
 async def or_caller_left(receive: Receive, work: Awaitable[Any]) -> Any:

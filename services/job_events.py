@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 
 from db.tables import JobEvent
-from ekiben.errors import Refusal
+from ekiben.errors import Unavailable
 from services.jobs import Jobs
 from services.vision import LOCAL
 
@@ -15,19 +16,18 @@ LOOK_S = 0.3
 
 
 async def follow(jobs: Jobs, id: str, after: int, *, owner: str = LOCAL) -> AsyncIterator[list[JobEvent]]:
-    """New events, every LOOK_S, perhaps none, until the job is over or this process is asked to end."""
+    """New events, every LOOK_S, perhaps none, until the job is over.
+
+    A refusal where it cannot be followed to its end: NotFound once it is removed, Unavailable while the database is
+    away, and when this process is asked to end.
+    """
     while True:
-        try:
-            found, ended = await jobs.events(id, after, owner=owner)
-        except Refusal:  # the job was removed, or the database is away: the caller connects again and is told
-            return
+        found, ended = await jobs.events(id, after, owner=owner)
         if found:
             after = found[-1].number
         yield found
         if ended:
             return
-        try:
+        with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(jobs.stopping.wait(), LOOK_S)
-            return
-        except TimeoutError:
-            continue
+            raise Unavailable("the server is stopping", code="stopping", retry_after_s=1)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
+import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ekiben.errors import BadInput
+from ekiben.errors import BadInput, TooLarge
 from models.auto_options import AutoOptions
 from models.cutouts import CutStyle
 from services import defaults
 from services.mask_formats import Format
+
+MAX_JSON = 4_000_000
+"""Characters of an option that is JSON."""
 
 NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 
@@ -128,3 +133,19 @@ def _sentence(error: Any, kind: type[BaseModel]) -> str:
 
 def short(text: str) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+async def read_json(name: str, text: str | None) -> Any:
+    """The value of an option that is JSON; None where it was not given. BadInput for what is no JSON, TooLarge."""
+    if text is None:
+        return None
+    if len(text) > MAX_JSON:
+        raise TooLarge(f"{name} has {len(text)} characters; at most {MAX_JSON} are read")
+    return await asyncio.to_thread(_loads, name, text) if len(text) > 64_000 else _loads(name, text)
+
+
+def _loads(name: str, text: str) -> Any:
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise BadInput(f"{name} is not JSON: {error.msg} at character {error.pos}") from None

@@ -106,7 +106,7 @@ class Platform:
             {"database": lambda: ping(database), "store": store.check}, {"runner": runner.check, "pinned": watch.check}
         )
         models = ModelRequests(registry, index, runner, watch.process_id)
-        inference = Inference(index, vision, masks)
+        inference = Inference(index, vision, masks, settings.timeout_s)
         return cls(
             settings=settings,
             database=database,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from db.tables import Image
-from ekiben.errors import BadInput
+from ekiben.errors import BadInput, NotFound
 from models.asks import PROBABILITY, RENDERS, Answer, Ask
 from models.classifier import check_top_k
 from models.images import decode, sniff
@@ -136,7 +137,16 @@ class Vision:
         async def infer(deadline: float) -> tuple[Answer, Timing]:
             return await self._runner.infer(served.key, ask, deadline)
 
-        return await self._requests.compute(served, infer, min(timeout_s or self._timeout_s, self._timeout_s))
+        return await self._requests.compute(
+            served, infer, self._timeout_s if timeout_s is None else min(timeout_s, self._timeout_s)
+        )
+
+    async def forget(self, predictions: Sequence[str], *, owner: str = LOCAL) -> None:
+        """Remove answers that were recorded, for what they were part of has failed."""
+        for id in predictions:
+            with contextlib.suppress(NotFound):
+                keys = await asyncio.to_thread(self._requests.records.delete_prediction, owner, id)
+                await self._requests.recorder.delete(keys)
 
     async def _segment(
         self, served: Served, ask: Ask, image: bytes, deadline: float, render: str | None, *, probability: bool

@@ -11,7 +11,7 @@ from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 
-from ekiben.remote.errors import EkibenError, Unreachable
+from ekiben.remote.errors import EkibenError, TimedOut, Unreachable
 from ekiben.remote.pictures import File
 
 T = TypeVar("T")
@@ -100,7 +100,10 @@ class Tries:
 
     def pause_s(self, error: EkibenError) -> float:
         """How long to wait before the next try. Raises ``error`` where none is due."""
-        safe = error.safe_to_retry or (self._repeatable and isinstance(error, Unreachable))
+        for_now = isinstance(error, Unreachable) or (
+            error.retry_after_s is not None and not isinstance(error, TimedOut)
+        )
+        safe = error.safe_to_retry or (self._repeatable and for_now)
         pause = error.retry_after_s if error.retry_after_s is not None else _FIRST_PAUSE_S * 2**self._made
         if not safe or self._made >= self._left or pause > _LONGEST_PAUSE_S:
             raise error

@@ -8,6 +8,10 @@ if TYPE_CHECKING:
     from ekiben.remote.records import Job
 
 
+BEFORE_ANY_WORK = frozenset({"overloaded", "model_loading", "memory_budget", "stopping"})
+"""Refusals that come before anything is computed or kept; others that ask to come back may come after."""
+
+
 class EkibenError(Exception):
     """What the server refused, in its words.
 

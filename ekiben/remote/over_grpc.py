@@ -17,7 +17,7 @@ from google.protobuf.message_factory import GetMessageClass
 from google.rpc import error_details_pb2, status_pb2
 
 from ekiben.remote.asks import Ask
-from ekiben.remote.errors import EkibenError, TimedOut, Unreachable
+from ekiben.remote.errors import BEFORE_ANY_WORK, EkibenError, TimedOut, Unreachable
 from ekiben.remote.pictures import File
 from ekiben.v1 import ekiben_pb2
 
@@ -202,7 +202,7 @@ def _error(error: Any) -> EkibenError:
             reason, request_id, retry_after_s = _details(value)
         elif name == "x-request-id" and request_id is None:
             request_id = value
-    kind, safe = EkibenError, retry_after_s is not None and status is grpc.StatusCode.UNAVAILABLE
+    kind, safe = EkibenError, retry_after_s is not None and reason in BEFORE_ANY_WORK
     if status is grpc.StatusCode.DEADLINE_EXCEEDED:
         kind = TimedOut
     elif status is grpc.StatusCode.UNAVAILABLE and reason is None:

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 
 from ekiben.remote.asks import Ask
-from ekiben.remote.errors import EkibenError, TimedOut, Unreachable
+from ekiben.remote.errors import BEFORE_ANY_WORK, EkibenError, TimedOut, Unreachable
 from ekiben.remote.pictures import File
 
 _CONNECT_S = 10.0
@@ -229,5 +229,5 @@ def _error(response: httpx.Response) -> EkibenError:
         status=status,
         request_id=request_id or response.headers.get("x-request-id"),
         retry_after_s=retry_after_s,
-        safe_to_retry=status == 503 and retry_after_s is not None,
+        safe_to_retry=code in BEFORE_ANY_WORK and retry_after_s is not None,
     )

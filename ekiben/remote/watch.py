@@ -64,10 +64,11 @@ class Watch:
 
     def pause_s(self, error: EkibenError | None = None) -> float:
         """How long to wait before connecting again. Raises ``error`` where that is final, TimedOut."""
-        if isinstance(error, TimedOut):  # a silence, or the deadline
-            self._left_s()
+        if isinstance(error, TimedOut) and time.monotonic() - self._opened_at > self._silence_s / 2:
+            self._left_s()  # a silence, or the deadline; what says so at once is something in between
             return 0.0
-        if error is not None and not isinstance(error, Unreachable) and not error.safe_to_retry:
+        for_now = isinstance(error, Unreachable | TimedOut) or (error is not None and error.retry_after_s is not None)
+        if error is not None and not for_now and not error.safe_to_retry:
             raise error
         now = time.monotonic()
         if self._lost_at is None:

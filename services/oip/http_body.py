@@ -11,14 +11,16 @@ from typing import Any, Final
 import orjson
 
 from ekiben.errors import BadInput, TooLarge, Unsupported
-from services.oip.inference import InferAnswer, InferRequest, Wanted
-from services.oip.parameters import refuse_unsupported
+from services.oip.inference import InferAnswer, InferRequest
+from services.oip.parameters import check_counts, refuse_unsupported, wanted
 from services.oip.tensors import BYTES, MAX_BYTES, Tensor, from_raw, from_values, texts, to_raw
 from services.options import short
 
 HEADER_LENGTH: Final = "inference-header-content-length"
 MAX_JSON: Final = 16 * 1024 * 1024
 """Of the JSON of a request: read, it takes ten times as much memory. Larger tensors come as binary data."""
+MAX_JSON_VALUES: Final = 4_000_000
+"""Of one output that is answered as JSON."""
 _WINDOW: Final = {"gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}  # deflate is the zlib format (RFC 9110)
 _PIECE: Final = 1 << 20
 
@@ -97,8 +99,8 @@ def read_request(model: str, version: str, body: bytes, header_length: str | Non
     parameters = _object(given, "parameters")
     outputs = _objects(given, "outputs")
     inputs = _objects(given, "inputs")
-    if not inputs:
-        raise BadInput("the request has no inputs")
+    check_counts(len(inputs), len(outputs), len(parameters))
+    asked = [wanted(one.get("name"), _object(one, "parameters")) for one in outputs]
     tensors = []
     for one in inputs:
         tensor, taken = _input(one, rest)
@@ -112,11 +114,10 @@ def read_request(model: str, version: str, body: bytes, header_length: str | Non
     by_output = {}
     for one in outputs:
         options = _object(one, "parameters")
-        refuse_unsupported(options)
         if "binary_data" in options:
             by_output[str(one.get("name"))] = _flag(options, "binary_data")
     answering = Answering(id, _flag(parameters, "binary_data_output"), by_output)
-    return InferRequest(model, version, tensors, [_wanted(one) for one in outputs], parameters), answering
+    return InferRequest(model, version, tensors, asked, parameters), answering
 
 
 def write_answer(answer: InferAnswer, answering: Answering) -> tuple[bytes, int | None]:
@@ -128,6 +129,11 @@ def write_answer(answer: InferAnswer, answering: Answering) -> tuple[bytes, int 
         if answering.binary(tensor):
             blocks.append(to_raw(tensor.values))
             facts["parameters"] = {"binary_data_size": len(blocks[-1])}
+        elif tensor.values.size > MAX_JSON_VALUES:
+            raise TooLarge(
+                f"output {tensor.name} has {tensor.values.size} values; at most {MAX_JSON_VALUES} are written as JSON: "
+                "ask for binary data (binary_data_output)"
+            )
         elif tensor.datatype == BYTES:
             facts["data"] = [one.decode() for one in tensor.values.ravel()]
         else:
@@ -160,16 +166,6 @@ def _input(given: dict[str, Any], rest: memoryview) -> tuple[Tensor, int]:
     if "data" in given:
         raise BadInput(f"input {short(name)!r} comes as JSON or as binary data, not both")
     return Tensor(name, from_raw(name, datatype, shape, rest[:size])), size
-
-
-def _wanted(given: dict[str, Any]) -> Wanted:
-    name, parameters = given.get("name"), _object(given, "parameters")
-    if not isinstance(name, str):
-        raise BadInput("an output that is asked for has a name")
-    count = parameters.get("classification", 0)
-    if isinstance(count, bool) or not isinstance(count, int):
-        raise BadInput("the parameter classification is the number of classes")
-    return Wanted(name, count)
 
 
 def _object(given: dict[str, Any], name: str) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,14 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ekiben.errors import BadInput, TooLarge, Unsupported
+from ekiben.errors import BadInput, DeadlineExceeded, TooLarge, Unsupported
 from models.asks import Ask, Prepared
 from services.local_sam import side_by_side
 from services.masks import Masks
 from services.model_index import ModelIndex, Served
 from services.oip import picture_inputs, prompted
 from services.oip.facts import output_facts
-from services.oip.parameters import Parameters, read_parameters
+from services.oip.parameters import Parameters, Wanted, read_parameters
 from services.oip.tensors import MAX_BYTES, Tensor, texts
 from services.options import short
 from services.requests import Source
@@ -25,14 +27,6 @@ from services.vision import LOCAL, Outcome, Vision
 
 _AT_ONCE = 64
 """Pictures of one request that are under way at a time."""
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """An output that is asked for. ``class_count``: its best classes as text instead, at most all."""
-
-    name: str
-    class_count: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,32 +46,49 @@ class InferAnswer:
     model: str
     version: str
     outputs: Sequence[Tensor]
-    parameters: dict[str, Any] = field(default_factory=dict)
+    parameters: dict[str, str] = field(default_factory=dict)
 
 
 class Inference:
     """Answers infer requests of every model. All methods take ``owner``."""
 
-    def __init__(self, index: ModelIndex, vision: Vision, masks: Masks) -> None:
+    def __init__(self, index: ModelIndex, vision: Vision, masks: Masks, timeout_s: float) -> None:
         self._index = index
         self._vision = vision
         self._masks = masks
+        self._timeout_s = timeout_s
 
     async def infer(self, request: InferRequest, *, owner: str = LOCAL) -> InferAnswer:
-        """The outputs asked for. BadInput names the tensor or parameter that is wrong."""
+        """The outputs asked for. BadInput names the tensor or parameter that is wrong.
+
+        When it fails, or the caller leaves, nothing of any of its pictures stays stored.
+        """
         served = await self.find(request.model, request.version, owner=owner)
         inputs = {tensor.name: tensor for tensor in request.inputs}
         if len(inputs) != len(request.inputs):
             raise BadInput("an input is given twice")
         wanted = _checked_outputs(served, request.outputs)
         parameters = read_parameters(served, request.parameters, request.timeout_s)
-        if served.family == "sam":
-            outputs, facts = await prompted.infer(self._masks, served, inputs, wanted, parameters, owner)
-        else:
-            outputs, facts = await self._pictures(served, inputs, wanted, parameters, owner)
-        if (size := sum(tensor.nbytes for tensor in outputs)) > MAX_BYTES:
-            raise TooLarge(f"the answer has {size} bytes; at most {MAX_BYTES} are sent: ask for less at once")
+        stored: list[str] = []
+        try:
+            if served.family == "sam":
+                outputs = await prompted.infer(self._masks, served, inputs, wanted, parameters, stored, owner)
+            else:
+                outputs = await self._pictures(served, inputs, wanted, parameters, stored, owner)
+            if (size := sum(tensor.nbytes for tensor in outputs)) > MAX_BYTES:
+                raise TooLarge(f"the answer has {size} bytes; at most {MAX_BYTES} are sent: ask for less at once")
+        except BaseException:
+            if stored:
+                await asyncio.shield(self._vision.forget(stored, owner=owner))
+            raise
+        name = "prediction_id" if len(stored) == 1 else "prediction_ids"
+        facts = {name: ",".join(stored)} if stored else {}
         return InferAnswer(served.key.name, str(served.key.version), outputs, facts)
+
+    async def forget(self, answer: InferAnswer, *, owner: str = LOCAL) -> None:
+        """Remove what was recorded of an answer that could not be sent."""
+        for ids in answer.parameters.values():
+            await self._vision.forget(ids.split(","), owner=owner)
 
     async def find(self, model: str, version: str, *, owner: str = LOCAL) -> Served:
         """The version meant by the protocol's text. NotFound, Unavailable, BadInput for what is no number."""
@@ -91,23 +102,37 @@ class Inference:
         inputs: Mapping[str, Tensor],
         wanted: Sequence[Wanted],
         parameters: Parameters,
+        stored: list[str],
         owner: str,
-    ) -> tuple[list[Tensor], dict[str, Any]]:
+    ) -> list[Tensor]:
         pictures, single = picture_inputs.read(served, inputs)
         names = tuple(dict.fromkeys(one.name for one in wanted if not one.class_count))
         # As Triton counts: of a model with fewer classes, all.
         counts = {one.name: min(one.class_count, served.classes) for one in wanted}
         top_k = max(counts.values(), default=0)
 
+        limit_s = self._timeout_s if parameters.timeout_s is None else min(parameters.timeout_s, self._timeout_s)
+        end = time.monotonic() + limit_s  # of all of them: each gets what is left when its turn comes
+        ids: dict[int, str] = {}
+
         async def ask(number: int) -> _Answered:
+            left_s = end - time.monotonic()
+            if left_s <= 0:
+                raise DeadlineExceeded("the request took longer than its deadline", retry_after_s=1)
             try:
-                return await self._one(served, pictures[number], names, top_k, parameters, owner)
+                answered = await self._one(served, pictures[number], names, top_k, parameters, left_s, owner)
+                if answered.prediction_id is not None:
+                    ids[number] = answered.prediction_id
+                return answered
             except BadInput as error:
                 if len(pictures) > 1:
                     raise type(error)(f"picture {number}: {error.message}", code=error.code) from None
                 raise
 
-        answers = await side_by_side(ask, range(len(pictures)), _AT_ONCE)
+        try:
+            answers = await side_by_side(ask, range(len(pictures)), _AT_ONCE)
+        finally:
+            stored.extend(ids[number] for number in sorted(ids))
         stacked = {name: _stack(name, [one.tensors[name] for one in answers], single) for name in names}
         outputs = []
         for one in wanted:
@@ -117,8 +142,7 @@ class Inference:
                 outputs.append(Tensor(one.name, texts(rows, shape)))
             else:
                 outputs.append(Tensor(one.name, stacked[one.name]))
-        ids = [one.prediction_id for one in answers if one.prediction_id]
-        return outputs, {"prediction_id": ids[0]} if len(ids) == 1 else {}
+        return outputs
 
     async def _one(
         self,
@@ -127,16 +151,17 @@ class Inference:
         names: tuple[str, ...],
         top_k: int,
         parameters: Parameters,
+        timeout_s: float,
         owner: str,
     ) -> _Answered:
         if not isinstance(image, bytes):
             if parameters.given("store"):
                 raise BadInput("store is for encoded pictures: of pixels and prepared tensors nothing is kept")
             ask = Ask(image, top_k=top_k or 1, flips=parameters.flips, tensors=names)
-            answer, _ = await self._vision.unrecorded(served, ask, timeout_s=parameters.timeout_s)
+            answer, _ = await self._vision.unrecorded(served, ask, timeout_s=timeout_s)
             scores = [(row.confidence, row.class_index, row.class_name) for row in answer.scores]
             return _Answered(answer.tensors, scores, None)
-        source = Source(image, timeout_s=parameters.timeout_s)
+        source = Source(image, timeout_s=timeout_s)
         model, version = served.key.name, served.key.version
         outcome: Outcome
         if served.task == "classify":

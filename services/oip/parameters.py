@@ -11,6 +11,11 @@ from models.auto_options import AutoOptions
 from services.model_index import Served
 from services.options import check, short
 
+MAX_INPUTS: Final = 16
+MAX_OUTPUTS: Final = 64
+MAX_PARAMETERS: Final = 64
+"""More than any model has: what is looked at one by one is counted first."""
+
 _RESERVED: Final = ("binary_data_output", "headers", "content_type")
 """The door's own, or a client's notes to other servers: read elsewhere, or by nobody."""
 _SEQUENCE: Final = ("sequence_id", "sequence_start", "sequence_end")
@@ -62,6 +67,38 @@ def read_parameters(served: Served, given: Mapping[str, Any], timeout_s: float |
         auto=check(AutoOptions, options) if options else None,
         names=frozenset(names),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """An output that is asked for. ``class_count``: its best classes as text instead, at most all."""
+
+    name: str
+    class_count: int = 0
+
+
+def check_counts(inputs: int, outputs: int, parameters: int) -> None:
+    """BadInput for a request of more parts than any model has."""
+    for count, most, what in (
+        (inputs, MAX_INPUTS, "inputs"),
+        (outputs, MAX_OUTPUTS, "outputs"),
+        (parameters, MAX_PARAMETERS, "parameters"),
+    ):
+        if count > most:
+            raise BadInput(f"the request has {count} {what}; at most {most} are read")
+    if not inputs:
+        raise BadInput("the request has no inputs")
+
+
+def wanted(name: Any, parameters: Mapping[str, Any]) -> Wanted:
+    """An output as it is asked for. BadInput, Unsupported."""
+    refuse_unsupported(parameters)
+    count = parameters.get("classification", 0)
+    if not isinstance(name, str):
+        raise BadInput("an output that is asked for has a name")
+    if isinstance(count, bool) or not isinstance(count, int):
+        raise BadInput("the parameter classification is the number of classes")
+    return Wanted(name, count)
 
 
 def refuse_unsupported(given: Mapping[str, Any]) -> None:

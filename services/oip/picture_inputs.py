@@ -81,6 +81,8 @@ def _prepared(graph: GraphInput, tensor: Tensor) -> tuple[Pictures, bool]:
     if 0 in shape:
         raise BadInput(f"{tensor.name} is empty: {list(shape)}")
     _check_count(tensor, 1 if single else shape[0])
+    if floats and not np.isfinite(tensor.values).all():
+        raise BadInput(f"{tensor.name} holds values that are not finite")
     values: NDArray[Any] = tensor.values.astype(graph.dtype, copy=False)
     return [Prepared(one) for one in (values[None] if single else values)], single
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -21,14 +21,11 @@ from models.sam_graphs import SIDE
 from services.masks import Masks
 from services.model_index import Served
 from services.oip.facts import IMAGE
-from services.oip.parameters import Parameters
+from services.oip.parameters import Parameters, Wanted
 from services.oip.picture_inputs import encoded, pixels
 from services.oip.tensors import BYTES, MAX_BYTES, Tensor
-from services.options import short
+from services.options import read_json, short
 from services.requests import Source
-
-if TYPE_CHECKING:
-    from services.oip.inference import Wanted
 
 INPUTS = ("point_coords", "point_labels", "boxes", "mask_input")
 _PADDING = -1
@@ -40,9 +37,13 @@ async def infer(
     inputs: Mapping[str, Tensor],
     wanted: Sequence[Wanted],
     parameters: Parameters,
+    stored: list[str],
     owner: str,
-) -> tuple[list[Tensor], dict[str, Any]]:
-    """Masks [prompts, masks of each, h, w]; automatic ones where an option of theirs is given: [1, masks, h, w]."""
+) -> list[Tensor]:
+    """Masks [prompts, masks of each, h, w]; automatic ones where an option of theirs is given: [1, masks, h, w].
+
+    ``stored``: takes the id of what was recorded.
+    """
     for name in inputs:
         if name not in (IMAGE, *INPUTS):
             raise BadInput(
@@ -52,10 +53,12 @@ async def infer(
         raise BadInput(f"the input {IMAGE} is missing")
     tensors = {name: tensor.values for name, tensor in inputs.items() if name != IMAGE}
     names = [one.name for one in wanted]
+    began = time.monotonic()
     data, is_file = await _picture(inputs[IMAGE])
+    left_s = None if parameters.timeout_s is None else max(0.0, parameters.timeout_s - (time.monotonic() - began))
     if not is_file and parameters.given("store"):
         raise BadInput("store is for encoded pictures: of pixels nothing is kept")
-    source = Source(data, timeout_s=parameters.timeout_s)
+    source = Source(data, timeout_s=left_s)
     store = parameters.store and is_file
     model, version = served.key.name, served.key.version
     rows: Sequence[Sequence[PromptMask | AutoMask]]
@@ -74,7 +77,12 @@ async def infer(
         if parameters.prompts is not None:
             if tensors:
                 raise BadInput("prompts come as a parameter or as inputs, not both")
-            prompts = _loads(parameters.prompts)
+            prompts = await read_json("prompts", parameters.prompts)
+        count = (len(prompts) if isinstance(prompts, (list, tuple)) else 1) * (3 if parameters.multimask else 1)
+        if "low_res_masks" in names and count * SIDE * SIDE * 4 > MAX_BYTES:
+            raise TooLarge(
+                f"low_res_masks of {count} masks have {count * SIDE * SIDE * 4} bytes; at most {MAX_BYTES} are sent"
+            )
         body, answer = await masks.answered(
             source,
             prompts,
@@ -86,9 +94,10 @@ async def infer(
             owner=owner,
         )
         rows = answer.results
+    if body["id"]:
+        stored.append(body["id"])
     size = answer.picture.height, answer.picture.width
-    outputs = await asyncio.to_thread(lambda: [Tensor(name, _output(name, rows, size)) for name in names])
-    return outputs, {"prediction_id": body["id"]} if body["id"] else {}
+    return await asyncio.to_thread(lambda: [Tensor(name, _output(name, rows, size)) for name in names])
 
 
 def read_tensors(tensors: Mapping[str, NDArray[Any]]) -> tuple[Prompt, ...]:
@@ -194,10 +203,3 @@ def _output(name: str, rows: Sequence[Sequence[PromptMask | AutoMask]], size: tu
     for place, mask in zip(whole.reshape(-1, *size), flat, strict=True):
         place[:] = mask.rle.decode()
     return whole
-
-
-def _loads(text: str) -> Any:
-    try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        raise BadInput(f"prompts is not JSON: {error.msg} at character {error.pos}") from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -47,7 +47,6 @@ class Tensor:
 
     name: str
     values: NDArray[Any]
-    parameters: dict[str, Any] = field(default_factory=dict)
 
     @property
     def datatype(self) -> str:

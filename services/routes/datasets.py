@@ -14,9 +14,9 @@ from ekiben.errors import BadInput, NotFound
 from models.images import sniff
 from services.dataset_requests import DatasetOptions, SampleOptions
 from services.dataset_wire import BroughtBody, DatasetBody, SampleBody, dataset_body
-from services.options import check
+from services.options import check, read_json
 from services.platform import Platform
-from services.routes.options import gather, read_json
+from services.routes.options import gather
 from services.routes.paging import Limit, Page
 from services.routes.submitting import IDEMPOTENCY, JobOptions, idempotency_key
 from services.streamed_form import read_archive

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
@@ -10,7 +11,7 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response, StreamingResponse
 
 from db.job_states import OVER
-from ekiben.errors import BadInput, Conflict, NotFound
+from ekiben.errors import BadInput, Conflict, NotFound, Refusal
 from services.job_events import LOOK_S, follow
 from services.job_results import in_thread, json_lines, zip_archive
 from services.job_wire import (
@@ -205,13 +206,14 @@ def _last_event(request: Request) -> int:
 async def _stream(platform: Platform, id: str, last: int) -> AsyncIterator[bytes]:
     yield b"retry: 2000\n\n"
     silent_s = 0.0
-    async for found in follow(platform.jobs, id, last):
-        for event in found:
-            yield event_text(event, _data(event.data))
-        silent_s = 0.0 if found else silent_s + LOOK_S
-        if silent_s >= _PING_S:
-            yield b": still here\n\n"
-            silent_s = 0.0
+    with contextlib.suppress(Refusal):  # the caller connects again, and is told
+        async for found in follow(platform.jobs, id, last):
+            for event in found:
+                yield event_text(event, _data(event.data))
+            silent_s = 0.0 if found else silent_s + LOOK_S
+            if silent_s >= _PING_S:
+                yield b": still here\n\n"
+                silent_s = 0.0
 
 
 def _data(data: dict[str, Any]) -> bytes:

@@ -16,11 +16,11 @@ from services.front import or_caller_left
 from services.job_wire import AcceptedBody
 from services.mask_bodies import CutOut
 from services.mask_wire import AutoMasksBody, CutoutsBody, MasksBody
-from services.options import AutoMasksOptions, CutoutsOptions, MasksOptions
+from services.options import AutoMasksOptions, CutoutsOptions, MasksOptions, read_json
 from services.platform import Platform
 from services.requests import Source
 from services.routes.accept import prefers
-from services.routes.options import openapi, read_json
+from services.routes.options import openapi
 from services.routes.submitting import openapi_job, split, submit
 from services.upload import Upload, read_upload
 from services.wire import json_response

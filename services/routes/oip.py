@@ -10,8 +10,8 @@ import orjson
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from ekiben.errors import BadInput, NotFound, Unsupported
-from services.front import or_caller_left, release
+from ekiben.errors import BadInput, NotFound, TooLarge, Unsupported
+from services.front import or_caller_left, release, take
 from services.oip import wire
 from services.oip.http_body import HEADER_LENGTH, chosen_encoding, pack, read_request, unpack, write_answer
 from services.oip.tensors import MAX_BYTES
@@ -21,7 +21,7 @@ from services.wire import json_response
 
 router = APIRouter(tags=["Open Inference Protocol"])
 
-_IN_THREAD = 256 * 1024
+_IN_THREAD = 64 * 1024
 _UNOFFERED = ("systemsharedmemory", "cudasharedmemory", "trace", "logging")
 _NO_BODY: dict[int | str, dict[str, Any]] = {200: {"description": "Done; the body is empty."}}
 _STATISTICS: dict[int | str, dict[str, Any]] = {200: {"description": "As Triton's statistics extension gives them."}}
@@ -117,13 +117,14 @@ async def infer(request: Request, model: str, version: str = "") -> Response:
     body = await read_body(request, MAX_BYTES)
     encoding = request.headers.get("content-encoding", "")
     length = request.headers.get(HEADER_LENGTH)
-
-    def read() -> Any:
-        return read_request(model, version, unpack(body, encoding), length)
-
-    asked, answering = await _run(read, len(body) if length is None or encoding else 0)
+    data = body if not encoding else await asyncio.to_thread(unpack, body, encoding)
+    take(request.scope, len(data) - len(body))
+    head = (
+        int(length) if length is not None and length.isascii() and length.isdigit() and len(length) < 12 else len(data)
+    )
+    asked, answering = await _run(lambda: read_request(model, version, data, length), head)
     answer = await or_caller_left(request.receive, platform.inference.infer(asked))
-    release(request.scope, len(body))
+    release(request.scope, len(data))
     packed = chosen_encoding(request.headers.get("accept-encoding", ""))
 
     def write() -> tuple[bytes, int | None, str | None]:
@@ -132,12 +133,16 @@ async def infer(request: Request, model: str, version: str = "") -> Response:
         return (text, head, None) if packed is None or small else (pack(text, packed), head, packed)
 
     size = sum(tensor.nbytes for tensor in answer.outputs)
-    data, head, packed_as = await _run(write, size)
-    headers = {} if head is None else {"Inference-Header-Content-Length": str(head)}
+    try:
+        text, length_of_json, packed_as = await _run(write, size)
+    except TooLarge:
+        await platform.inference.forget(answer)
+        raise
+    headers = {} if length_of_json is None else {"Inference-Header-Content-Length": str(length_of_json)}
     if packed_as is not None:
         headers["Content-Encoding"] = packed_as
-    kind = "application/json" if head is None else "application/octet-stream"
-    return Response(data, headers=headers, media_type=kind)
+    kind = "application/json" if length_of_json is None else "application/octet-stream"
+    return Response(text, headers=headers, media_type=kind)
 
 
 _INDEX: dict[str, Any] = {

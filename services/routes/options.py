@@ -2,36 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-import orjson
 from pydantic import BaseModel
 from starlette.datastructures import QueryParams
 
-from ekiben.errors import BadInput, TooLarge
+from ekiben.errors import BadInput
 from services.options import OptionsT, check, short
 
-MAX_JSON = 4_000_000
-
 PICTURES = ("image/jpeg", "image/png", "image/webp", "image/bmp", "image/tiff")
-
-
-async def read_json(name: str, text: str | None) -> Any:
-    """The value of an option that is JSON; None where it was not given. BadInput for what is no JSON, TooLarge."""
-    if text is None:
-        return None
-    if len(text) > MAX_JSON:
-        raise TooLarge(f"{name} has {len(text)} characters; at most {MAX_JSON} are read")
-    return await asyncio.to_thread(_loads, name, text) if len(text) > 64_000 else _loads(name, text)
-
-
-def _loads(name: str, text: str) -> Any:
-    try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        raise BadInput(f"{name} is not JSON: {error.msg} at character {error.pos}") from None
 
 
 def parse(kind: type[OptionsT], query: QueryParams, fields: Mapping[str, str] | None = None) -> OptionsT:

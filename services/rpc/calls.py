@@ -175,7 +175,7 @@ class _Call:
     def admit(self) -> None:
         """Unavailable when this process is about to end: the caller may try another one."""
         if self._door.calls.stopping and not self._any_time:
-            raise Unavailable("the server is stopping", retry_after_s=5)
+            raise Unavailable("the server is stopping", code="stopping", retry_after_s=5)
 
     def __exit__(self, *_: object) -> None:
         seconds = time.perf_counter() - self._started

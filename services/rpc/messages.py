@@ -12,7 +12,9 @@ from typing import Any
 import orjson
 from google.protobuf.message import Message
 
+from ekiben.errors import BadInput
 from models.mask_results import MaskNews
+from models.prompts import MAX_POINTS_IN_ALL, MAX_PROMPTS
 from models.rle import to_uncompressed
 from services import mask_bodies
 from services.requests import Source
@@ -45,6 +47,8 @@ def prompts(request: Any) -> list[dict[str, Any]] | None:
     """As JSON has them; None where there are none."""
     if not request.prompts:
         return None
+    if len(request.prompts) > MAX_PROMPTS or sum(len(one.points) for one in request.prompts) > MAX_POINTS_IN_ALL:
+        raise BadInput(f"at most {MAX_PROMPTS} prompts and {MAX_POINTS_IN_ALL} points are taken at once")
     return [_prompt(one) for one in request.prompts]
 
 

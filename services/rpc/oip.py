@@ -12,14 +12,15 @@ from tritonclient.grpc import service_pb2_grpc
 
 from ekiben.errors import BadInput, NotFound, Refusal, Unsupported
 from services.errors import code_and_message
-from services.oip.inference import InferAnswer, InferRequest, Wanted
-from services.oip.parameters import refuse_unsupported
+from services.oip.inference import InferAnswer, InferRequest
+from services.oip.parameters import MAX_INPUTS, MAX_PARAMETERS, check_counts, refuse_unsupported, wanted
 from services.oip.tensors import BYTES, DATATYPES, Tensor, checked_count, from_raw, texts, to_raw
 from services.options import short
 from services.rpc.calls import Door, streaming, unary
 
 _IN_THREAD: Final = 256 * 1024
 _PIECE: Final = 1 << 16
+_MANY: Final = 1024
 _CONTENTS: Final = {
     "BOOL": "bool_contents",
     **dict.fromkeys(("INT8", "INT16", "INT32"), "int_contents"),
@@ -158,15 +159,17 @@ class _Stream:
 
 
 async def _read(request: Any, timeout_s: float | None) -> InferRequest:
-    """On a thread where there is much to do: typed contents are read number by number."""
-    if request.raw_input_contents or request.ByteSize() < _IN_THREAD:
+    """On a thread where there is much to do: typed contents are read number by number, BYTES element by element."""
+    elements = any(one.datatype == BYTES and one.shape and one.shape[0] > _MANY for one in request.inputs[:MAX_INPUTS])
+    if (request.raw_input_contents and not elements) or request.ByteSize() < _IN_THREAD:
         return read_request(request, timeout_s)
     return await asyncio.to_thread(read_request, request, timeout_s)
 
 
 def read_request(message: Any, timeout_s: float | None) -> InferRequest:
     """BadInput names the tensor that is wrong."""
-    raw = list(message.raw_input_contents)
+    check_counts(len(message.inputs), len(message.outputs), len(message.parameters))
+    raw = message.raw_input_contents
     if raw and len(raw) != len(message.inputs):
         raise BadInput(f"there are {len(message.inputs)} inputs, but {len(raw)} raw_input_contents")
     tensors = []
@@ -180,16 +183,7 @@ def read_request(message: Any, timeout_s: float | None) -> InferRequest:
         else:
             values = from_raw(one.name, one.datatype, shape, raw[number])
         tensors.append(Tensor(one.name, values))
-    outputs = []
-    for one in message.outputs:
-        parameters = _parameters(one.parameters)
-        refuse_unsupported(parameters)
-        count = parameters.get("classification", 0)
-        if isinstance(count, bool) or not isinstance(count, int):
-            raise BadInput("the parameter classification is the number of classes")
-        outputs.append(Wanted(one.name, count))
-    if not tensors:
-        raise BadInput("the request has no inputs")
+    outputs = [wanted(one.name, _parameters(one.parameters)) for one in message.outputs]
     return InferRequest(
         message.model_name, message.model_version, tensors, outputs, _parameters(message.parameters), timeout_s
     )
@@ -227,6 +221,8 @@ def _typed(tensor: Any, shape: list[int]) -> Any:
 
 
 def _parameters(given: Mapping[str, Any]) -> dict[str, Any]:
+    if len(given) > MAX_PARAMETERS:
+        raise BadInput(f"there are {len(given)} parameters; at most {MAX_PARAMETERS} are read")
     return {
         name: getattr(value, which) for name, value in given.items() if (which := value.WhichOneof("parameter_choice"))
     }

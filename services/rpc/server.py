@@ -101,7 +101,7 @@ class GrpcServer:
         # Stopped earlier, gRPC would close each connection with its last answer, under a client that still reads: what
         # such a client says meanwhile of its window makes the kernel reset the connection, and the rest is lost.
         calls = self._door.calls
-        end = time.monotonic() + self._settings.timeout_s + 5
+        end = time.monotonic() + self._settings.timeout_s + 5  # automatic masks may have longer, a stop has not
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(calls.over(), end - time.monotonic())
             await asyncio.sleep(calls.ended + _READ_S - time.monotonic())
