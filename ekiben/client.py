@@ -38,7 +38,7 @@ class Client:
     """Asks a server, and waits for the answer. One may be shared by threads.
 
     ``url``: http://, https://, grpc:// or grpcs:// (TLS); ``ca``: a file of the certificates to trust. ``timeout_s``:
-    how long an answer may take. ``retries``: further tries of what a server refused for now, or where no connection
+    how long an answer may take (over HTTP: how long the server may be silent). ``retries``: further tries of what a server refused for now, or where no connection
     could be made; an inference that may have been computed is never asked for twice. ``headers``: sent along, over
     gRPC as metadata.
     """

@@ -25,7 +25,8 @@ A = TypeVar("A")
 class Source:
     """The picture of a request: its bytes, or the id of a stored image; or the item of a job.
 
-    ``timeout_s``: how long its caller waits, where that is said; the deadline of requests holds besides.
+    ``timeout_s``: how long its caller waits, where that is said; the deadline of requests holds besides. ``told``: is
+    given the id of the prediction before it is committed, so that a caller of many can take it back.
     """
 
     data: bytes | None = None
@@ -33,6 +34,7 @@ class Source:
     image_id: str | None = None
     item: JobItemSource | None = None
     timeout_s: float | None = None
+    told: Callable[[str], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,7 @@ class Asked:
     record: Record | None
     deadline: float
     item: JobItemSource | None = None
+    told: Callable[[str], None] | None = None
 
 
 class Requests:
@@ -92,7 +95,7 @@ class Requests:
                 data, record = await self._begin(source, store, owner, deadline, sniff)
                 answer, timing = await infer(data, deadline)
                 spent(timing)
-            return answer, timing, Asked(data, record, deadline, source.item)
+            return answer, timing, Asked(data, record, deadline, source.item, source.told)
         except BaseException:
             if record is not None:
                 await self.recorder.abandon(record)
@@ -151,6 +154,8 @@ class Requests:
         """
         ids = self.recorder.ids(asked.record, files)
         answer = body(ids)
+        if asked.told is not None and ids.prediction is not None:
+            asked.told(ids.prediction)
         then = None
         if asked.item is not None:
             asked.item.computed()

@@ -6,7 +6,7 @@ import asyncio
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -120,10 +120,8 @@ class Inference:
             if left_s <= 0:
                 raise DeadlineExceeded("the request took longer than its deadline", retry_after_s=1)
             try:
-                answered = await self._one(served, pictures[number], names, top_k, parameters, left_s, owner)
-                if answered.prediction_id is not None:
-                    ids[number] = answered.prediction_id
-                return answered
+                source = Source(timeout_s=left_s, told=lambda id: ids.update({number: id}))
+                return await self._one(served, pictures[number], names, top_k, parameters, source, owner)
             except BadInput as error:
                 if len(pictures) > 1:
                     raise type(error)(f"picture {number}: {error.message}", code=error.code) from None
@@ -151,17 +149,17 @@ class Inference:
         names: tuple[str, ...],
         top_k: int,
         parameters: Parameters,
-        timeout_s: float,
+        source: Source,
         owner: str,
     ) -> _Answered:
         if not isinstance(image, bytes):
             if parameters.given("store"):
                 raise BadInput("store is for encoded pictures: of pixels and prepared tensors nothing is kept")
             ask = Ask(image, top_k=top_k or 1, flips=parameters.flips, tensors=names)
-            answer, _ = await self._vision.unrecorded(served, ask, timeout_s=timeout_s)
+            answer, _ = await self._vision.unrecorded(served, ask, timeout_s=source.timeout_s)
             scores = [(row.confidence, row.class_index, row.class_name) for row in answer.scores]
-            return _Answered(answer.tensors, scores, None)
-        source = Source(image, timeout_s=timeout_s)
+            return _Answered(answer.tensors, scores)
+        source = replace(source, data=image)
         model, version = served.key.name, served.key.version
         outcome: Outcome
         if served.task == "classify":
@@ -186,7 +184,7 @@ class Inference:
             )
         rows = outcome.body.get("predictions", ())
         scores = [(row["confidence"], row["class_index"], row["class_name"]) for row in rows]
-        return _Answered(outcome.tensors, scores, outcome.body["id"])
+        return _Answered(outcome.tensors, scores)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +193,6 @@ class _Answered:
 
     tensors: Mapping[str, NDArray[np.generic]]
     scores: list[tuple[float, int, str]]
-    prediction_id: str | None
 
 
 def _checked_outputs(served: Served, outputs: Sequence[Wanted]) -> Sequence[Wanted]:

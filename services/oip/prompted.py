@@ -58,7 +58,7 @@ async def infer(
     left_s = None if parameters.timeout_s is None else max(0.0, parameters.timeout_s - (time.monotonic() - began))
     if not is_file and parameters.given("store"):
         raise BadInput("store is for encoded pictures: of pixels nothing is kept")
-    source = Source(data, timeout_s=left_s)
+    source = Source(data, timeout_s=left_s, told=stored.append)
     store = parameters.store and is_file
     model, version = served.key.name, served.key.version
     rows: Sequence[Sequence[PromptMask | AutoMask]]
@@ -68,7 +68,7 @@ async def infer(
             raise BadInput("options of automatic masks go without prompts")
         if "low_res_masks" in names:
             raise BadInput("low_res_masks are of prompts; automatic masks have none")
-        body, answer = await masks.all_masks(
+        _, answer = await masks.all_masks(
             source, parameters.auto, model=model, version=version, store=store, owner=owner
         )
         rows = [answer.masks]
@@ -83,7 +83,7 @@ async def infer(
             raise TooLarge(
                 f"low_res_masks of {count} masks have {count * SIDE * SIDE * 4} bytes; at most {MAX_BYTES} are sent"
             )
-        body, answer = await masks.answered(
+        _, answer = await masks.answered(
             source,
             prompts,
             model=model,
@@ -94,8 +94,6 @@ async def infer(
             owner=owner,
         )
         rows = answer.results
-    if body["id"]:
-        stored.append(body["id"])
     size = answer.picture.height, answer.picture.width
     return await asyncio.to_thread(lambda: [Tensor(name, _output(name, rows, size)) for name in names])
 

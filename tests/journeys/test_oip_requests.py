@@ -71,8 +71,9 @@ def test_a_deadline(oip: Client) -> None:
     """``timeout`` is in microseconds."""
     slow = toys.encoded(toys.noise(900, 700, seed=76))
     code, message = oip.refusal("oip_cells", files(slow), timeout=1000, parameters=KEPT)
-    assert code == oip.code(504, "DEADLINE_EXCEEDED")
-    assert "deadline" in message
+    # Where past runs tell that it would be late, it is refused on arrival.
+    late = code == oip.code(504, "DEADLINE_EXCEEDED") and "deadline" in message
+    assert late or (code == oip.code(503, "UNAVAILABLE") and "requests wait" in message)
     in_time = oip.infer("oip_colours", files(PNGS[0]), timeout=30_000_000, priority=1, parameters=KEPT)
     assert near(in_time.tensors["probs"], PROBS[:1])
 

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 
-from models.artifact import Manifest
+from models.artifact import ONNX, Manifest, write_manifest
 from models.asks import RENDERS, Answer, Ask
 from models.catalog import FAMILIES
 from models.engine import ModelKey
@@ -70,6 +71,17 @@ def toy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     loaded = load_artifact(ModelKey("local", name, 1), folder, RuntimeOptions(device="cpu"))
     yield Toy(manifest, FAMILIES[name](manifest), loaded)
     loaded.session.close()
+
+
+def renamed(folder: Path, manifest: Manifest, name: str) -> Manifest:
+    """The artifact with another name for the output of its graph."""
+    model = onnx.load(folder / ONNX)
+    (output,) = model.graph.output
+    (last,) = (node for node in model.graph.node if node.output[0] == output.name)
+    output.name = last.output[0] = name
+    onnx.save(model, folder / ONNX)
+    changed = manifest.only_output.model_copy(update={"name": name})
+    return write_manifest(folder, manifest.model_copy(update={"output": changed, "files": {}}))
 
 
 def picture(color: tuple[int, int, int], width: int = 32, height: int = 32) -> Picture:
@@ -130,7 +142,7 @@ def test_answers_are_well_formed(toy: Toy) -> None:
             assert score.class_name == labels[score.class_index] and 0 <= score.confidence <= 1
         confidences = [score.confidence for score in answer.scores]
         assert confidences == sorted(confidences, reverse=True)
-        if answer.scores and toy.manifest.output.activation != "sigmoid":
+        if answer.scores and toy.manifest.only_output.activation != "sigmoid":
             assert sum(confidences) == pytest.approx(1, abs=1e-4)
         for area in answer.areas:
             assert area.class_name == labels[area.class_index]
@@ -147,3 +159,36 @@ def test_nothing_is_remembered_between_pictures(toy: Toy) -> None:
     first = toy.answer(noise(40, 30), ask)
     toy.answer(picture(COLORS["green"], 5, 5), ask)
     assert toy.answer(noise(40, 30), ask) == first
+
+
+def test_tensors_have_names_of_their_own_and_are_given(toy: Toy) -> None:
+    known = toy.family.tensors
+    assert len({facts.name for facts in known}) == len(known) > 0
+    given = noise(50, 40)
+    answer = toy.answer(given, Ask(b"", top_k=1, tensors=tuple(facts.name for facts in known)))
+    for facts in known:
+        tensor = answer.tensors[facts.name]
+        assert tensor.dtype == np.dtype(facts.dtype), facts.name
+        assert tensor.ndim == len(facts.shape), facts.name
+        assert all(want in (-1, has) for want, has in zip(facts.shape, tensor.shape, strict=True)), facts.name
+    if toy.manifest.task == "segment":
+        assert answer.tensors["class_map"].shape == (40, 50)
+
+
+@pytest.mark.parametrize("name", ["class_map", "probs", "probability"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_graph_whose_output_is_called_as_ours_is(family: str, name: str, tmp_path: Path) -> None:
+    """Under that name the family's own tensor is given, as for any other graph."""
+    manifest = toys.TOYS[family](tmp_path)
+    ours = "probs" if manifest.task == "classify" else "class_map"
+    outputs = []
+    for written in (manifest, renamed(tmp_path, manifest, name)):
+        loaded = load_artifact(ModelKey("local", family, 1), tmp_path, RuntimeOptions(device="cpu"))
+        toy = Toy(written, FAMILIES[family](written), loaded)
+        outputs.append(toy.answer(noise(50, 40), Ask(b"", top_k=1, tensors=(ours,))).tensors[ours])
+        loaded.close()
+    assert written.only_output.name == name
+    names = [facts.name for facts in toy.family.tensors]
+    assert ours in names and len(set(names)) == len(names)
+    assert outputs[0].dtype == outputs[1].dtype and np.array_equal(outputs[0], outputs[1])
+    assert len(np.unique(outputs[0])) == len(toys.CLASSES)  # all occur, or all have confidences of their own

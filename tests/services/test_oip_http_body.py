@@ -25,7 +25,8 @@ from services.oip.http_body import (
     unpack,
     write_answer,
 )
-from services.oip.inference import InferAnswer, Wanted
+from services.oip.inference import InferAnswer
+from services.oip.parameters import MAX_INPUTS, MAX_OUTPUTS, MAX_PARAMETERS, Wanted
 from services.oip.tensors import DATATYPES, MAX_BYTES, Tensor, texts
 
 KINDS = ("BOOL", "UINT8", "INT64", "FP32", "FP64", "BYTES")
@@ -184,6 +185,42 @@ def test_deep_json(depth: int) -> None:
 def test_long_json() -> None:
     with pytest.raises(TooLarge, match="binary"):
         read_request("m", "", b" " * (MAX_JSON + 1), None)
+
+
+def counted(inputs: int, outputs: int, parameters: int) -> bytes:
+    one = {"datatype": "INT32", "shape": [1], "data": [7]}
+    request = {
+        "inputs": [{"name": f"i{n}", **one} for n in range(inputs)],
+        "outputs": [{"name": f"o{n}"} for n in range(outputs)],
+        "parameters": {f"p{n}": n for n in range(parameters)},
+    }
+    return json.dumps(request).encode()
+
+
+def test_a_request_of_too_many_parts() -> None:
+    request, _ = read_request("m", "", counted(MAX_INPUTS, MAX_OUTPUTS, MAX_PARAMETERS), None)
+    assert (len(request.inputs), len(request.outputs), len(request.parameters)) == (16, 64, 64)
+    for counts, said in [
+        ((MAX_INPUTS + 1, 0, 0), "17 inputs; at most 16"),
+        ((1, MAX_OUTPUTS + 1, 0), "65 outputs; at most 64"),
+        ((1, 0, MAX_PARAMETERS + 1), "65 parameters; at most 64"),
+        ((0, 0, 0), "no inputs"),
+    ]:
+        with pytest.raises(BadInput, match=said):
+            read_request("m", "", counted(*counts), None)
+
+
+def test_values_as_json_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each output for itself; as binary data there is no such bound."""
+    monkeypatch.setattr("services.oip.http_body.MAX_JSON_VALUES", 6)
+    small, large = Tensor("small", np.arange(6).reshape(2, 3)), Tensor("large", np.zeros((7, 1), np.uint8))
+    body, head = write_answer(InferAnswer("m", "1", [small, small]), Answering())
+    assert head is None and json.loads(body)["outputs"][1]["data"] == [0, 1, 2, 3, 4, 5]
+    with pytest.raises(TooLarge, match=r"large has 7 values; at most 6 .*binary_data_output"):
+        write_answer(InferAnswer("m", "1", [small, large]), Answering())
+    for answering in (Answering(binary=True), Answering(by_output={"large": True})):
+        body, head = write_answer(InferAnswer("m", "1", [small, large]), answering)
+        assert head is not None and body[head:].endswith(bytes(7))
 
 
 @given(

@@ -10,8 +10,10 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.struct_pb2 import Struct
 from pydantic import BaseModel
 
+from ekiben.errors import BadInput
 from ekiben.v1 import ekiben_pb2 as pb
 from models.auto_options import AutoOptions
+from models.prompts import MAX_POINTS_IN_ALL, MAX_PROMPTS
 from services import job_wire, mask_wire, options, wire
 from services.routes import paging, submitting
 from services.rpc import jobs as rpc_jobs
@@ -116,6 +118,19 @@ def test_prompts_are_worded_as_in_json() -> None:
         {},
     ]
     assert messages.prompts(pb.PromptMasksRequest()) is None
+
+
+def test_prompts_are_counted_before_they_are_read() -> None:
+    most = pb.PromptMasksRequest(prompts=[pb.Prompt()] * MAX_PROMPTS)
+    assert messages.prompts(most) == [{}] * MAX_PROMPTS
+    most.prompts.add()
+    with pytest.raises(BadInput, match=f"{MAX_PROMPTS} prompts"):
+        messages.prompts(most)
+    half = pb.Prompt(points=[pb.Point(x=1, y=2, label=1)] * (MAX_POINTS_IN_ALL // 2))
+    both = messages.prompts(pb.CutoutsRequest(prompts=[half, half]))
+    assert both == [{"points": [[1, 2, 1]] * (MAX_POINTS_IN_ALL // 2)}] * 2
+    with pytest.raises(BadInput, match=f"{MAX_POINTS_IN_ALL} points"):
+        messages.prompts(pb.PromptMasksRequest(prompts=[half, half, pb.Prompt(points=[pb.Point()])]))
 
 
 def test_a_picture_is_bytes_or_an_id() -> None:
