@@ -38,9 +38,9 @@ class Client:
     """Asks a server, and waits for the answer. One may be shared by threads.
 
     ``url``: http://, https://, grpc:// or grpcs:// (TLS); ``ca``: a file of the certificates to trust. ``timeout_s``:
-    how long an answer may take (over HTTP: how long the server may be silent). ``retries``: further tries of what a server refused for now, or where no connection
-    could be made; an inference that may have been computed is never asked for twice. ``headers``: sent along, over
-    gRPC as metadata.
+    how long an answer may take; over HTTP, how long the server may be silent. ``retries``: further tries where nothing
+    was begun, because the server was too busy or no connection could be made; an inference that may have been computed
+    is never asked for twice. ``headers``: sent along, over gRPC as metadata.
     """
 
     def __init__(

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ekiben.errors import BadInput, DeadlineExceeded, TooLarge, Unsupported
+from ekiben.errors import BadInput, DeadlineExceeded, Overloaded, TooLarge, Unsupported
 from models.asks import Ask, Prepared
 from services.local_sam import side_by_side
 from services.masks import Masks
@@ -122,6 +122,11 @@ class Inference:
             try:
                 source = Source(timeout_s=left_s, told=lambda id: ids.update({number: id}))
                 return await self._one(served, pictures[number], names, top_k, parameters, source, owner)
+            except Overloaded:
+                if number == 0:
+                    raise
+                # What waits before it, most of it this request's own, would take it past the deadline.
+                raise DeadlineExceeded("the request took longer than its deadline", retry_after_s=1) from None
             except BadInput as error:
                 if len(pictures) > 1:
                     raise type(error)(f"picture {number}: {error.message}", code=error.code) from None
