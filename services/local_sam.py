@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -32,6 +32,7 @@ from services.drawing import draw
 from services.flights import Flights
 from services.lanes import Lanes
 from services.progress import NEWS, advance
+from services.side_by_side import side_by_side
 
 P = TypeVar("P")
 T = TypeVar("T")
@@ -257,22 +258,3 @@ def _together(encoding: Timing, decoding: Sequence[Timing], prompts: int) -> Tim
         encoding.inference_ms + sum(timing.inference_ms for timing in decoding),
         prompts,
     )
-
-
-async def side_by_side(ask: Callable[[P], Coroutine[Any, Any, T]], calls: Sequence[P], at_once: int) -> list[T]:
-    """The answers to ``calls`` in order, ``at_once`` under way. The first error, or a cancellation, ends the others."""
-    results: dict[int, T] = {}
-    waiting = iter(enumerate(calls))
-
-    async def worker() -> None:
-        for number, call in waiting:
-            results[number] = await ask(call)
-
-    workers = [asyncio.create_task(worker()) for _ in range(min(at_once, len(calls)))]
-    try:
-        await asyncio.gather(*workers)
-    finally:
-        for task in workers:
-            task.cancel()
-        await asyncio.gather(*workers, return_exceptions=True)
-    return [results[number] for number in range(len(calls))]

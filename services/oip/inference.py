@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from ekiben.errors import BadInput, DeadlineExceeded, Overloaded, TooLarge, Unsupported
 from models.asks import Ask, Prepared
-from services.local_sam import side_by_side
 from services.masks import Masks
 from services.model_index import ModelIndex, Served
 from services.oip import picture_inputs, prompted
@@ -23,6 +22,7 @@ from services.oip.parameters import Parameters, Wanted, read_parameters
 from services.oip.tensors import MAX_BYTES, Tensor, texts
 from services.options import short
 from services.requests import Source
+from services.side_by_side import side_by_side
 from services.vision import LOCAL, Outcome, Vision
 
 _AT_ONCE = 64
