@@ -109,6 +109,22 @@ class CutoutsOptions(InferenceOptions, AutoOptions):
         return CutStyle(self.frame, self.padding_px, self.feather_px)
 
 
+IDEMPOTENCY_KEY = r"[\x21-\x7e]{1,255}"
+"""Visible ASCII characters."""
+
+
+class JobTerms(BaseModel):
+    """Of a request that becomes a job, and of batches."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    priority: int = Field(default=5, ge=0, le=9, description="As a job: 9 goes first, 0 last.")
+    timeout_s: float | None = Field(
+        default=None, gt=0, le=30 * 86_400, description="As a job: its time limit. EKIBEN_JOB_TIMEOUT_S otherwise."
+    )
+    webhook: str | None = Field(default=None, description="As a job: address that is told when it is over.")
+
+
 OptionsT = TypeVar("OptionsT", bound=BaseModel)
 
 

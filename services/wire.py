@@ -103,7 +103,9 @@ class SegmentBody(Body):
     model: ModelRef
     image: ImageRef
     classes: list[Area]
-    artifacts: SegmentArtifacts | None = Field(description="None when nothing was stored.")
+    artifacts: SegmentArtifacts | None = Field(
+        description="None when nothing was stored; but what `render` asks for is there then, as a data: URL."
+    )
     timing: TimingBody
 
 

@@ -6,13 +6,12 @@ import re
 from typing import Any
 
 from fastapi import Request
-from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from db.tables import Job
 from ekiben.errors import BadInput
 from services.jobs import Asking
-from services.options import InferenceOptions, OptionsT, check
+from services.options import IDEMPOTENCY_KEY, InferenceOptions, JobTerms, OptionsT, check
 from services.platform import Platform
 from services.requests import Source
 from services.routes.options import gather
@@ -22,7 +21,7 @@ from services.wire import json_response
 
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
 _RESPOND_ASYNC = re.compile(r'respond-async(\s*=\s*"")?')  # with an empty value it means the same
-_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+_KEY = re.compile(IDEMPOTENCY_KEY)
 
 
 IDEMPOTENCY = {
@@ -35,16 +34,8 @@ IDEMPOTENCY = {
 """In OpenAPI."""
 
 
-class JobOptions(BaseModel):
-    """Options that only work with ``Prefer: respond-async``, and with batches."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    priority: int = Field(default=5, ge=0, le=9, description="As a job: 9 goes first, 0 last.")
-    timeout_s: float | None = Field(
-        default=None, gt=0, le=30 * 86_400, description="As a job: its time limit. EKIBEN_JOB_TIMEOUT_S otherwise."
-    )
-    webhook: str | None = Field(default=None, description="As a job: address that is told when it is over.")
+class JobOptions(JobTerms):
+    """As a request gives them; the idempotency key is a header."""
 
     def asking(self, request: Request) -> Asking:
         return Asking(self.priority, self.timeout_s, webhook=self.webhook, idempotency_key=idempotency_key(request))

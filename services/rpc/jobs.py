@@ -14,7 +14,7 @@ from services.job_events import follow
 from services.job_wire import Kind, State, item_body, job_body
 from services.jobs import Asking
 from services.operations import operation, read_parameters
-from services.options import check
+from services.options import IDEMPOTENCY_KEY, JobTerms, check
 from services.rpc import messages
 from services.rpc.calls import Door, required, streaming, unary
 from services.submission import submit_request
@@ -31,13 +31,8 @@ class ListOptions(BaseModel):
     limit: int = Field(default=50, ge=1, le=500)
 
 
-class JobOptions(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    priority: int = Field(default=5, ge=0, le=9)
-    timeout_s: float | None = Field(default=None, gt=0, le=30 * 86_400)
-    webhook: str | None = None
-    idempotency_key: str | None = Field(default=None, pattern=r"^[\x21-\x7e]{1,255}$")
+class JobOptions(JobTerms):
+    idempotency_key: str | None = Field(default=None, pattern=f"^{IDEMPOTENCY_KEY}$")
 
 
 class Jobs(ekiben_pb2_grpc.JobsServicer):
