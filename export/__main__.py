@@ -20,8 +20,8 @@ from ekiben.settings import Settings
 from export.weights import ShownProgress, WeightsUnavailable, fetch
 from export.zoo import ZOO, Row
 from models.artifact import MANIFEST, Activation, Color, Interpolation, Layout, Manifest, Task
-from models.import_options import parse_options, read_labels, read_palette
-from models.intake import build_artifact
+from models.onnx_import.artifact_builder import build_artifact
+from models.onnx_import.options import parse_options, read_labels, read_palette
 
 OK, REFUSED, USAGE, NO_WEIGHTS = 0, 1, 2, 3
 

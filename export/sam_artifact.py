@@ -12,7 +12,7 @@ from export.sam_verify import measure_parity
 from export.sam_writer import OPSET, save, write_graphs
 from export.verify import TOLERANCE
 from models.artifact import ENCODER, Agreement, GraphInput, Manifest, Weights, write_manifest
-from models.intake import whole_folder
+from models.onnx_import.artifact_builder import whole_folder
 
 
 def write_artifact(

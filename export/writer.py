@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from export.recipe import Recipe, pictures
 from export.verify import TOLERANCE, Shape, measure_parity
 from models.artifact import ONNX, TORCHSCRIPT, GraphInput, GraphOutput, Manifest, voc_palette, write_manifest
-from models.intake import whole_folder
+from models.onnx_import.artifact_builder import whole_folder
 
 INPUT, OUTPUT = "input", "logits"
 OPSET = 17

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from models.artifact import FamilyName, Preprocess, Task
-from models.import_options import read_labels
+from models.onnx_import.options import read_labels
 
 _LABELS = Path(__file__).parent / "labels"
 

@@ -14,7 +14,7 @@ MANIFEST = "manifest.json"
 ONNX = "model.onnx"
 TORCHSCRIPT = "model.torchscript.pt"
 ENCODER, MASK_PROMPT, DECODER = "encoder.onnx", "mask_prompt.onnx", "decoder.onnx"
-"""The graphs of a Segment Anything artifact; what each takes and gives is said in models/sam_graphs.py."""
+"""The graphs of a Segment Anything artifact; what each takes and gives is said in models/sam/graphs.py."""
 
 MAX_MASK_CLASSES = 256
 
@@ -99,7 +99,7 @@ class Preprocess(_Frozen):
         return self
 
 
-class FileFacts(_Frozen):
+class FileInfo(_Frozen):
     sha256: str
     bytes: int
 
@@ -160,7 +160,7 @@ class Manifest(_Frozen):
     opset: int
     parity: Parity | None = None
     agreement: Agreement | None = None
-    files: dict[str, FileFacts] = Field(default_factory=dict)
+    files: dict[str, FileInfo] = Field(default_factory=dict)
     metrics: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -205,14 +205,14 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def facts_of(path: Path) -> FileFacts:
-    return FileFacts(sha256=sha256_of(path), bytes=path.stat().st_size)
+def file_info(path: Path) -> FileInfo:
+    return FileInfo(sha256=sha256_of(path), bytes=path.stat().st_size)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
     """Fill in ``files`` from what lies in the folder, write ``manifest.json`` and give the manifest back."""
     files = {
-        str(path.relative_to(folder)): facts_of(path)
+        str(path.relative_to(folder)): file_info(path)
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != MANIFEST
     }

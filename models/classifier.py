@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from ekiben.errors import BadInput
 from models.artifact import Manifest
-from models.asks import Answer, Ask
-from models.images import Picture
+from models.images import DecodedImage
+from models.inference_requests import InferenceRequest, InferenceResponse
 from models.preprocess import Preprocessor
-from models.results import ClassScore, PictureFacts, TensorFacts
+from models.results import ClassScore, ImageInfo, TensorInfo
 
 FloatArray = NDArray[np.floating[Any]]
 
@@ -27,13 +27,13 @@ class Classifier:
         self._output = manifest.only_output.name
 
     @property
-    def tensors(self) -> tuple[TensorFacts, ...]:
+    def tensors(self) -> tuple[TensorInfo, ...]:
         """``probs``: the confidences. The graph's own output, as it comes, under its own name."""
         classes = (len(self._labels),)
-        own = () if self._output == "probs" else (TensorFacts(self._output, "float32", classes, usual=False),)
-        return (TensorFacts("probs", "float32", classes), *own)
+        own = () if self._output == "probs" else (TensorInfo(self._output, "float32", classes, usual=False),)
+        return (TensorInfo("probs", "float32", classes), *own)
 
-    def preprocess(self, picture: Picture) -> NDArray[np.generic]:
+    def preprocess(self, picture: DecodedImage) -> NDArray[np.generic]:
         return self._preprocess(picture.rgb)
 
     def confidences(self, output: FloatArray) -> FloatArray:
@@ -44,7 +44,7 @@ class Classifier:
         exps = np.exp(scores - scores.max())
         return np.asarray(exps / exps.sum(), dtype=np.float32)
 
-    def postprocess(self, output: FloatArray, picture: Picture | None, ask: Ask) -> Answer:
+    def postprocess(self, output: FloatArray, picture: DecodedImage | None, ask: InferenceRequest) -> InferenceResponse:
         """The ``top_k`` best classes; ties keep the order of the labels. BadInput when there are not so many."""
         check_top_k(ask.top_k, len(self._labels))
         confidences = self.confidences(output)
@@ -53,7 +53,7 @@ class Classifier:
         tensors: dict[str, NDArray[np.generic]] = {}
         for name in ask.tensors:
             tensors[name] = confidences if name == "probs" else output.reshape(-1).astype(np.float32, copy=False)
-        return Answer(picture.facts if picture else PictureFacts(0, 0, ""), scores=scores, tensors=tensors)
+        return InferenceResponse(picture.facts if picture else ImageInfo(0, 0, ""), scores=scores, tensors=tensors)
 
 
 def check_top_k(top_k: int, classes: int) -> None:

@@ -7,24 +7,26 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from models.asks import Answer, Ask
-from models.images import Picture
-from models.results import TensorFacts
+from models.images import DecodedImage
+from models.inference_requests import InferenceRequest, InferenceResponse
+from models.results import TensorInfo
 
 
 class Family(Protocol):
     """One kind of network. Built from a manifest alone; holds no session and no state between requests."""
 
     @property
-    def tensors(self) -> tuple[TensorFacts, ...]:
+    def tensors(self) -> tuple[TensorInfo, ...]:
         """What ``Ask.tensors`` may name."""
         ...
 
-    def preprocess(self, picture: Picture) -> NDArray[np.generic]:
+    def preprocess(self, picture: DecodedImage) -> NDArray[np.generic]:
         """The graph's input for one picture, without the batch axis, in the layout and dtype of the manifest."""
         ...
 
-    def postprocess(self, output: NDArray[np.floating[Any]], picture: Picture | None, ask: Ask) -> Answer:
+    def postprocess(
+        self, output: NDArray[np.floating[Any]], picture: DecodedImage | None, ask: InferenceRequest
+    ) -> InferenceResponse:
         """The answer for one picture from its row of the graph's output (no batch axis).
 
         ``picture`` is None where the input came prepared: nothing can be drawn, and maps have the output's size.

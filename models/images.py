@@ -12,13 +12,8 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from ekiben.errors import BadImage, TooLarge, UnsupportedImage
-from models.results import PictureFacts
-
-MAX_BYTES: Final = 50 * 1024 * 1024
-MAX_PIXELS: Final = 64_000_000
-# A progressive JPEG repeats work over all its pixels in each scan, and 95 bytes are enough for one: real files have
-# about ten, and a thumbnail or two inside them.
-MAX_SCANS: Final = 128
+from models.limits import MAX_IMAGE_BYTES, MAX_JPEG_SCANS, MAX_PIXELS
+from models.results import ImageInfo
 
 _DICOM: Final = "application/dicom"
 _MAX_INFLATED = 256 * 1024 * 1024  # of a deflated DICOM file: 64 megapixels of 8-bit RGB fit
@@ -61,7 +56,7 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class DecodedImage:
     """A decoded picture, turned as its EXIF orientation says.
 
     ``rgb``: PIL image, mode RGB, 8 bits. ``width`` and ``height`` are its pixels; every mask and coordinate
@@ -80,14 +75,14 @@ class Picture:
         return self.rgb.height
 
     @property
-    def facts(self) -> PictureFacts:
-        return PictureFacts(self.rgb.width, self.rgb.height, self.mime_type)
+    def facts(self) -> ImageInfo:
+        return ImageInfo(self.rgb.width, self.rgb.height, self.mime_type)
 
 
 def sniff(data: bytes) -> str:
     """The MIME type by the first bytes. Refuses what is not one of the formats that are read, before any decoding."""
-    if len(data) > MAX_BYTES:
-        raise TooLarge(f"the image has {len(data)} bytes; at most {MAX_BYTES} are accepted")
+    if len(data) > MAX_IMAGE_BYTES:
+        raise TooLarge(f"the image has {len(data)} bytes; at most {MAX_IMAGE_BYTES} are accepted")
     if not data:
         raise BadImage("the image is empty (0 bytes)")
     # First: the 128 bytes before it are free, and many writers put a TIFF header there.
@@ -110,7 +105,7 @@ def sniff(data: bytes) -> str:
     raise BadImage("the bytes are not an image; JPEG, PNG, WebP, BMP, TIFF and DICOM are read")
 
 
-def decode(data: bytes) -> Picture:
+def decode(data: bytes) -> DecodedImage:
     """Decode fully: EXIF-turned, RGB, 8 bits a channel; of DICOM what a viewer shows.
 
     16-bit and 32-bit integer grey is scaled from 16 bits (``>> 8``), as Pillow itself does for 16-bit colour;
@@ -119,10 +114,10 @@ def decode(data: bytes) -> Picture:
     """
     mime_type = sniff(data)
     if mime_type == _DICOM:
-        return Picture(_dicom(data), _DICOM)
+        return DecodedImage(_dicom(data), _DICOM)
     # Inside compressed data 0xff is always followed by 0x00 or a restart marker, so this counts start-of-scan markers.
-    if mime_type == "image/jpeg" and data.count(b"\xff\xda") > MAX_SCANS:
-        raise BadImage(f"the JPEG has more than {MAX_SCANS} scans")
+    if mime_type == "image/jpeg" and data.count(b"\xff\xda") > MAX_JPEG_SCANS:
+        raise BadImage(f"the JPEG has more than {MAX_JPEG_SCANS} scans")
     # Pillow's readers raise whatever their parsers run into (OSError, SyntaxError, ValueError, struct.error,
     # zlib.error, KeyError, ...). All of it is input; nothing of ours runs inside.
     try:
@@ -146,17 +141,17 @@ def decode(data: bytes) -> Picture:
     except Exception as error:
         reason = "is truncated" if "truncated" in str(error).lower() else "is damaged"
         raise BadImage(f"the {_MIME[image.format or 'JPEG']} {reason}") from None
-    return Picture(rgb, _MIME[image.format or "JPEG"])
+    return DecodedImage(rgb, _MIME[image.format or "JPEG"])
 
 
-def open_picture(image: bytes | NDArray[np.uint8]) -> Picture:
+def open_image(image: bytes | NDArray[np.uint8]) -> DecodedImage:
     """The picture of encoded bytes, or of pixels uint8 [height, width, 3], RGB. Refuses as ``decode`` does."""
     if isinstance(image, bytes):
         return decode(image)
     height, width = image.shape[:2]
     if width * height > MAX_PIXELS:
         raise TooLarge(f"the image is {width} x {height}; at most {MAX_PIXELS} pixels are accepted")
-    return Picture(Image.fromarray(np.ascontiguousarray(image)), "image/x-rgb")
+    return DecodedImage(Image.fromarray(np.ascontiguousarray(image)), "image/x-rgb")
 
 
 def encode_png(image: Image.Image, level: int = 1) -> bytes:
@@ -174,7 +169,7 @@ def encode_jpeg(image: Image.Image, quality: int = 90) -> bytes:
 
 def _dicom(data: bytes) -> Image.Image:
     # Most processes never see one; its readers and theirs take half a second to import.
-    from models.dicom import DicomVolume
+    from models.medical.dicom import DicomVolume
 
     with DicomVolume(data, _MAX_INFLATED, _MAX_ATTRIBUTES) as volume:
         if volume.depth > 1:
@@ -185,7 +180,7 @@ def _dicom(data: bytes) -> Image.Image:
 
 
 def _is_nifti(data: bytes) -> bool:
-    from models.nifti import is_nifti
+    from models.medical.nifti import is_nifti
 
     return is_nifti(data[:4096])
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from ekiben.errors import TooLarge
 from models.artifact import Manifest
-from models.grids import longest_side_shape
+from models.sam.grids import longest_side_shape
 
 # Where the longer side follows the picture's, so does the memory of the run: at most this many squares.
 MAX_ASPECT = 16

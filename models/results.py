@@ -39,7 +39,7 @@ class Segmentation:
 
 
 @dataclass(frozen=True, slots=True)
-class TensorFacts:
+class TensorInfo:
     """An array that can be answered: ``shape`` of one picture, -1 where it follows the picture. ``usual``: it is
     answered where nothing is said of outputs."""
 
@@ -63,7 +63,7 @@ class Timing:
 
 
 @dataclass(frozen=True, slots=True)
-class PictureFacts:
+class ImageInfo:
     """Pixels of the picture as the user sees it (EXIF-turned)."""
 
     width: int

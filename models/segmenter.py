@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from models.artifact import Manifest
-from models.asks import Answer, Ask
-from models.images import Picture, encode_png
+from models.images import DecodedImage, encode_png
+from models.inference_requests import InferenceRequest, InferenceResponse
 from models.preprocess import Preprocessor
-from models.results import ClassArea, PictureFacts, Segmentation, TensorFacts
+from models.results import ClassArea, ImageInfo, Segmentation, TensorInfo
 
 FloatArray = NDArray[np.floating[Any]]
 
@@ -36,15 +36,15 @@ class Segmenter:
         self._output = manifest.only_output.name
 
     @property
-    def tensors(self) -> tuple[TensorFacts, ...]:
+    def tensors(self) -> tuple[TensorInfo, ...]:
         """``class_map``: the class of every pixel. The graph's own output, as it comes, under its own name."""
-        own = TensorFacts(self._output, "float32", (-1, -1, -1), usual=False)
-        return (TensorFacts("class_map", "uint8", (-1, -1)), *((own,) if self._output != "class_map" else ()))
+        own = TensorInfo(self._output, "float32", (-1, -1, -1), usual=False)
+        return (TensorInfo("class_map", "uint8", (-1, -1)), *((own,) if self._output != "class_map" else ()))
 
-    def preprocess(self, picture: Picture) -> NDArray[np.generic]:
+    def preprocess(self, picture: DecodedImage) -> NDArray[np.generic]:
         return self._preprocess(picture.rgb)
 
-    def postprocess(self, output: FloatArray, picture: Picture | None, ask: Ask) -> Answer:
+    def postprocess(self, output: FloatArray, picture: DecodedImage | None, ask: InferenceRequest) -> InferenceResponse:
         """What each class covers, and the pictures and arrays that were asked for."""
         segmentation = self.segmentation(output, picture)
         renders = {}
@@ -54,9 +54,9 @@ class Segmenter:
         for name in ask.tensors:
             tensors[name] = segmentation.class_map if name == "class_map" else output.astype(np.float32, copy=False)
         facts = picture.facts if picture is not None else _size(segmentation.class_map)
-        return Answer(facts, areas=segmentation.classes, renders=renders, tensors=tensors)
+        return InferenceResponse(facts, areas=segmentation.classes, renders=renders, tensors=tensors)
 
-    def segmentation(self, output: FloatArray, picture: Picture | None) -> Segmentation:
+    def segmentation(self, output: FloatArray, picture: DecodedImage | None) -> Segmentation:
         """Class per pixel at the picture's own size (the output's where there is none), and what each class covers."""
         scores = output.transpose(2, 0, 1) if self._channels_last else output
         height, width = (picture.height, picture.width) if picture is not None else scores.shape[1:]
@@ -82,8 +82,8 @@ class Segmenter:
         )
 
 
-def _size(class_map: NDArray[np.uint8]) -> PictureFacts:
-    return PictureFacts(class_map.shape[1], class_map.shape[0], "")
+def _size(class_map: NDArray[np.uint8]) -> ImageInfo:
+    return ImageInfo(class_map.shape[1], class_map.shape[0], "")
 
 
 def enlarge_and_choose(scores: FloatArray, height: int, width: int, *, sigmoid: bool = False) -> NDArray[np.uint8]:
@@ -127,7 +127,7 @@ def band(plane: FloatArray, top: int, bottom: int, height: int, width: int) -> N
     return np.asarray(Image.fromarray(plane).resize((width, bottom - top), Image.Resampling.BILINEAR, box=box))
 
 
-def render(name: str, segmentation: Segmentation, picture: Picture) -> Image.Image:
+def render(name: str, segmentation: Segmentation, picture: DecodedImage) -> Image.Image:
     """The picture called ``name`` (one of asks.RENDERS)."""
     if name == "overlay":
         return overlay(segmentation, picture.rgb)

@@ -13,11 +13,11 @@ from PIL import Image
 
 from ekiben.errors import BadModelFile
 from models.artifact import Manifest
-from models.asks import PROBABILITY, Answer, Ask
-from models.images import Picture, encode_png
-from models.results import PictureFacts, Segmentation, TensorFacts
+from models.images import DecodedImage, encode_png
+from models.inference_requests import PROBABILITY, InferenceRequest, InferenceResponse
+from models.results import ImageInfo, Segmentation, TensorInfo
 from models.segmenter import BAND_PIXELS, Segmenter, band, render
-from models.windows import Blender, Grid, Paint, Window, patch
+from models.sliding_window import PaintRegion, Tile, TileBlender, TileGrid, cut_tile
 
 FloatArray = NDArray[np.floating[Any]]
 
@@ -46,29 +46,29 @@ class Unet(Segmenter):
         self._least_logit = np.float32(math.log(output.threshold / (1 - output.threshold)))
 
     @property
-    def tensors(self) -> tuple[TensorFacts, ...]:
+    def tensors(self) -> tuple[TensorInfo, ...]:
         """``class_map``: the class of every pixel. With two labels ``probability``: of label 1, in steps of 1/65535."""
-        sure = TensorFacts(PROBABILITY, "float32", (-1, -1), usual=False)
-        return (TensorFacts("class_map", "uint8", (-1, -1)), *((sure,) if self.channels == 1 else ()))
+        sure = TensorInfo(PROBABILITY, "float32", (-1, -1), usual=False)
+        return (TensorInfo("class_map", "uint8", (-1, -1)), *((sure,) if self.channels == 1 else ()))
 
     @property
     def tiled(self) -> bool:
         """The picture is cut into windows at its own size; else it is resized to one."""
         return self.overlap is not None
 
-    def grid(self, height: int, width: int) -> Grid:
+    def grid(self, height: int, width: int) -> TileGrid:
         """The windows of a picture; where it is not tiled, the one of the resized picture."""
         if self.overlap is None:
-            return Grid(self.side, self.side, self.side, 0)
-        return Grid(height, width, self.side, self.overlap)
+            return TileGrid(self.side, self.side, self.side, 0)
+        return TileGrid(height, width, self.side, self.overlap)
 
-    def windows(self, height: int, width: int) -> tuple[Window, ...]:
+    def windows(self, height: int, width: int) -> tuple[Tile, ...]:
         """Of a picture of this size, in the order in which they are blended; corners are of the padded picture."""
         return self.grid(height, width).windows
 
-    def cut(self, pixels: NDArray[np.uint8], window: Window) -> NDArray[np.generic]:
+    def cut(self, pixels: NDArray[np.uint8], window: Tile) -> NDArray[np.generic]:
         """[3, side, side] of ``pixels`` uint8 [H, W, 3], normalised, in the layout and dtype of the graph."""
-        return self.normalised(patch(pixels, window, self.side))
+        return self.normalised(cut_tile(pixels, window, self.side))
 
     def predict(
         self, rgb: Image.Image, run: Callable[[NDArray[Any]], FloatArray], *, flips: bool = False, batch: int = 1
@@ -82,7 +82,7 @@ class Unet(Segmenter):
         def paint(rows: slice, columns: slice, part: NDArray[np.float32]) -> None:
             logits[:, rows, columns] = part
 
-        reading = Reading(self, rgb, paint, flips=flips)
+        reading = TiledImage(self, rgb, paint, flips=flips)
         for first in range(0, reading.pieces, batch):
             numbers = range(first, min(first + batch, reading.pieces))
             for number, row in zip(numbers, run(np.stack([reading.tensor(n) for n in numbers])), strict=True):
@@ -110,26 +110,30 @@ class Unet(Segmenter):
             classes[better] = channel
         return classes
 
-    def preprocess(self, picture: Picture) -> NDArray[np.generic]:
+    def preprocess(self, picture: DecodedImage) -> NDArray[np.generic]:
         """The whole picture as one input: resized, or one that is a window already."""
         if self.tiled and picture.rgb.size != (self.side, self.side):
             raise ValueError("a picture that is cut into windows has no single input: see Reading")
         return super().preprocess(picture)
 
-    def postprocess(self, output: FloatArray, picture: Picture | None, ask: Ask) -> Answer:
+    def postprocess(self, output: FloatArray, picture: DecodedImage | None, ask: InferenceRequest) -> InferenceResponse:
         height, width = (picture.height, picture.width) if picture is not None else output.shape[1:]
         canvas = self.canvas(height, width, ask)
         for rows, logits in self.enlarged(output, height, width):
             canvas.paint(rows, slice(0, width), logits)
         return self.answer(canvas, picture, ask)
 
-    def canvas(self, height: int, width: int, ask: Ask) -> Canvas:
+    def canvas(self, height: int, width: int, ask: InferenceRequest) -> PredictionMap:
         """Where a picture of this size is read to, for ``answer`` to the same ask."""
-        return Canvas(self, height, width, probability=PROBABILITY in (*ask.renders, *ask.tensors))
+        return PredictionMap(self, height, width, probability=PROBABILITY in (*ask.renders, *ask.tensors))
 
     def answer(
-        self, canvas: Canvas, picture: Picture | None, ask: Ask, check: Callable[[], None] = lambda: None
-    ) -> Answer:
+        self,
+        canvas: PredictionMap,
+        picture: DecodedImage | None,
+        ask: InferenceRequest,
+        check: Callable[[], None] = lambda: None,
+    ) -> InferenceResponse:
         """What was read of ``picture``, and what was asked for besides. ``check`` is called before each render."""
         segmentation = Segmentation(canvas.class_map, self._areas(canvas.class_map), self._palette)
         renders = {}
@@ -140,9 +144,9 @@ class Unet(Segmenter):
             elif picture is not None:
                 renders[name] = encode_png(render(name, segmentation, picture))
         height, width = canvas.class_map.shape
-        facts = picture.facts if picture is not None else PictureFacts(width, height, "")
+        facts = picture.facts if picture is not None else ImageInfo(width, height, "")
         tensors = {name: canvas.tensor(name) for name in ask.tensors}
-        return Answer(facts, areas=segmentation.classes, renders=renders, tensors=tensors)
+        return InferenceResponse(facts, areas=segmentation.classes, renders=renders, tensors=tensors)
 
     def enlarged(self, output: FloatArray, height: int, width: int) -> Iterator[tuple[slice, NDArray[np.float32]]]:
         """``output`` [C, h, w] brought bilinearly to ``height`` x ``width``, some rows at a time."""
@@ -161,7 +165,7 @@ class Unet(Segmenter):
         return self._preprocess(Image.fromarray(square))
 
 
-class Canvas:
+class PredictionMap:
     """What is kept of the logits: the class of every pixel and, where asked, the probability of class 1.
 
     ``class_map``: uint8 [height, width]. ``probability``: uint16 [height, width], 65535 is 1.
@@ -184,7 +188,7 @@ class Canvas:
             self.probability[rows, columns] = np.rint(self._unet.probabilities(logits)[0] * np.float32(65535))
 
 
-class Reading:
+class TiledImage:
     """A picture that is being read: ``pieces`` inputs of the graph by number, and what is made of its outputs.
 
     A piece is a window or, with ``flips``, one of the four mirror images of a window. Outputs may come in any order and
@@ -192,13 +196,13 @@ class Reading:
     early is held until then.
     """
 
-    def __init__(self, unet: Unet, rgb: Image.Image, paint: Paint, *, flips: bool) -> None:
+    def __init__(self, unet: Unet, rgb: Image.Image, paint: PaintRegion, *, flips: bool) -> None:
         self._unet = unet
         self._size = rgb.height, rgb.width
         self._pixels = np.asarray(unet.resized(rgb))
         self._grid = unet.grid(*self._pixels.shape[:2])
         self._paint = paint
-        self._blender = Blender(self._grid, unet.channels, paint if unet.tiled else self._paint_enlarged)
+        self._blender = TileBlender(self._grid, unet.channels, paint if unet.tiled else self._paint_enlarged)
         self._flips = _FLIPS if flips else _FLIPS[:1]
         self.pieces = len(self._grid.windows) * len(self._flips)
         self._early: dict[int, NDArray[np.float32]] = {}
@@ -215,7 +219,7 @@ class Reading:
         """The graph's input for piece ``number``."""
         window, flip = divmod(number, len(self._flips))
         down, across = self._flips[flip]
-        square = patch(self._pixels, self._grid.windows[window], self._unet.side)[::down, ::across]
+        square = cut_tile(self._pixels, self._grid.windows[window], self._unet.side)[::down, ::across]
         return self._unet.normalised(np.ascontiguousarray(square))
 
     def add(self, number: int, logits: FloatArray) -> None:

@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 from typing import IO
 
 from ekiben.errors import BadInput, Refusal, TooLarge
-from models.images import MAX_BYTES
+from models.limits import MAX_IMAGE_BYTES
 from services.upload import clean_name
 
 MAX_DIRECTORY = 64_000_000
@@ -61,16 +61,16 @@ def _read(archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo]) -> Iterator[
         try:
             with archive.open(info) as entry:
                 # Not what the archive says of its size: what comes out of it.
-                data = entry.read(MAX_BYTES + 1)
+                data = entry.read(MAX_IMAGE_BYTES + 1)
         except DAMAGED as error:
             yield BadInput(f"this entry of the archive cannot be read: {error}"[:200]), name
             continue
-        yield (data if len(data) <= MAX_BYTES else too_large(), name)
+        yield (data if len(data) <= MAX_IMAGE_BYTES else too_large(), name)
 
 
 def too_large() -> TooLarge:
     """The refusal of one picture among many."""
-    return TooLarge(f"the image has more than {MAX_BYTES} bytes")
+    return TooLarge(f"the image has more than {MAX_IMAGE_BYTES} bytes")
 
 
 def directory_bytes(file: IO[bytes]) -> int:

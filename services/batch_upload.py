@@ -13,7 +13,7 @@ from fastapi import Request
 from python_multipart.multipart import parse_options_header
 
 from ekiben.errors import BadInput, Refusal, TooLarge
-from models.images import MAX_BYTES
+from models.limits import MAX_IMAGE_BYTES
 from services.archives import open_archive
 from services.front import release
 from services.streamed_form import MAX_JSON, ZIP_TYPES, Form, chunks, read_json
@@ -77,7 +77,7 @@ async def _take_archive(file: IO[bytes], limit: int, take: Take) -> None:
     while (entry := await asyncio.to_thread(next, entries, None)) is not None:
         data, filename = entry
         # One that is too large was unpacked as far as that.
-        left -= MAX_BYTES if isinstance(data, TooLarge) else len(data) if isinstance(data, bytes) else 0
+        left -= MAX_IMAGE_BYTES if isinstance(data, TooLarge) else len(data) if isinstance(data, bytes) else 0
         if left < 0:
             raise TooLarge(f"the archive holds more than {limit} bytes (EKIBEN_BATCH_MB)")
         await take(data, filename)

@@ -16,7 +16,7 @@ from db.registry import Registry
 from db.session import connect
 from ekiben.settings import Settings
 from models.artifact import MANIFEST, ONNX, read_manifest, verify
-from models.engine import ModelKey
+from models.engine.engine import ModelKey
 from services.carried import TAG
 from services.model_index import ModelIndex
 

@@ -17,7 +17,7 @@ from db.records import Records
 from db.tables import Image
 from ekiben.errors import BadInput, NotFound
 from models.images import EXTENSIONS, encode_png
-from models.rle import from_coco, from_uncompressed
+from models.masks.rle import from_coco, from_uncompressed
 
 BACKGROUND = "background"
 MAX_CLASSES = 255

@@ -12,14 +12,23 @@ import orjson
 from numpy.typing import NDArray
 
 from ekiben.errors import REFUSALS, Refusal, Temporary, Unavailable
-from models.asks import Answer, Ask, AutoAnswer, AutoAsk, EmbeddingUse, MaskAnswer, MaskAsk, Prepared
-from models.auto_options import AutoOptions
-from models.engine import ModelKey, ModelState
-from models.mask_results import AutoMask, MaskNews, PromptMask
-from models.prompts import Prompt
-from models.results import ClassArea, ClassScore, PictureFacts, Timing
-from models.rle import Rle
-from models.sam_graphs import SIDE
+from models.engine.engine import ModelKey, ModelState
+from models.inference_requests import (
+    AutoMaskRequest,
+    AutoMaskResponse,
+    EmbeddingUse,
+    InferenceRequest,
+    InferenceResponse,
+    MaskRequest,
+    MaskResponse,
+    PreparedTensor,
+)
+from models.masks.predicted_masks import AutoMask, MaskUpdate, PromptMask
+from models.masks.rle import Rle
+from models.results import ClassArea, ClassScore, ImageInfo, Timing
+from models.sam.auto_options import AutoOptions
+from models.sam.graphs import SIDE
+from models.sam.prompts import Prompt
 from services.runner import Answered
 
 _LENGTH = struct.Struct("<I")
@@ -84,7 +93,7 @@ def decode_key(data: bytes) -> ModelKey:
     return ModelKey(owner, name, version)
 
 
-def encode_ask(key: ModelKey, ask: Ask) -> bytes:
+def encode_ask(key: ModelKey, ask: InferenceRequest) -> bytes:
     header = {
         "key": list(key),
         "top_k": ask.top_k,
@@ -94,19 +103,19 @@ def encode_ask(key: ModelKey, ask: Ask) -> bytes:
     }
     if isinstance(ask.image, bytes):
         return frame({**header, "image": "encoded"}, ask.image)
-    prepared = isinstance(ask.image, Prepared)
-    facts, data = _array(ask.image.values if isinstance(ask.image, Prepared) else ask.image)
+    prepared = isinstance(ask.image, PreparedTensor)
+    facts, data = _array(ask.image.values if isinstance(ask.image, PreparedTensor) else ask.image)
     return frame({**header, "image": "prepared" if prepared else "pixels", "array": facts}, data)
 
 
-def decode_ask(data: bytes) -> tuple[ModelKey, Ask]:
+def decode_ask(data: bytes) -> tuple[ModelKey, InferenceRequest]:
     header, (part,) = unframe(data)
     image: Any = part
     if header["image"] != "encoded":
         image = _read_array(header["array"], part)
     if header["image"] == "prepared":
-        image = Prepared(image)
-    ask = Ask(image, header["top_k"], tuple(header["renders"]), header["flips"], tuple(header["tensors"]))
+        image = PreparedTensor(image)
+    ask = InferenceRequest(image, header["top_k"], tuple(header["renders"]), header["flips"], tuple(header["tensors"]))
     return ModelKey(*header["key"]), ask
 
 
@@ -125,8 +134,8 @@ def encode_answer(answered: Answered) -> bytes:
 
 def decode_answer(data: bytes) -> Answered:
     header, parts = unframe(data)
-    answer = Answer(
-        PictureFacts(**header["picture"]),
+    answer = InferenceResponse(
+        ImageInfo(**header["picture"]),
         tuple(ClassScore(**row) for row in header["scores"]),
         tuple(ClassArea(**{**row, "color": tuple(row["color"])}) for row in header["areas"]),
         dict(zip(header["renders"], parts, strict=False)),
@@ -138,7 +147,7 @@ def decode_answer(data: bytes) -> Answered:
     return Answered(answer, Timing(**header["timing"]))
 
 
-def encode_mask_ask(key: ModelKey, ask: MaskAsk) -> bytes:
+def encode_mask_ask(key: ModelKey, ask: MaskRequest) -> bytes:
     prompts, masks = [], []
     for prompt in ask.prompts:
         prompts.append({"points": prompt.points, "box": prompt.box, "masked": prompt.mask_input is not None})
@@ -148,7 +157,7 @@ def encode_mask_ask(key: ModelKey, ask: MaskAsk) -> bytes:
     return frame(header, ask.image, *masks)
 
 
-def decode_mask_ask(data: bytes) -> tuple[ModelKey, MaskAsk]:
+def decode_mask_ask(data: bytes) -> tuple[ModelKey, MaskRequest]:
     header, (image, *masks) = unframe(data)
     logits = iter(masks)
     prompts = tuple(
@@ -159,10 +168,10 @@ def decode_mask_ask(data: bytes) -> tuple[ModelKey, MaskAsk]:
         )
         for row in header["prompts"]
     )
-    return ModelKey(*header["key"]), MaskAsk(image, prompts, header["multimask"], header["keep_logits"])
+    return ModelKey(*header["key"]), MaskRequest(image, prompts, header["multimask"], header["keep_logits"])
 
 
-def encode_mask_answer(answer: MaskAnswer, timing: Timing) -> bytes:
+def encode_mask_answer(answer: MaskResponse, timing: Timing) -> bytes:
     masks = [mask for row in answer.results for mask in row]
     header = {
         "picture": asdict(answer.picture),
@@ -177,9 +186,9 @@ def encode_mask_answer(answer: MaskAnswer, timing: Timing) -> bytes:
     return frame(header, _counts(mask.rle for mask in masks), *logits)
 
 
-def decode_mask_answer(data: bytes) -> tuple[MaskAnswer, Timing]:
+def decode_mask_answer(data: bytes) -> tuple[MaskResponse, Timing]:
     header, (counts, *parts) = unframe(data)
-    picture = PictureFacts(**header["picture"])
+    picture = ImageInfo(**header["picture"])
     logits = iter(parts)
     rles = _rles(counts, [row[2] for row in header["masks"]], picture.height, picture.width)
     masks = iter(
@@ -189,19 +198,19 @@ def decode_mask_answer(data: bytes) -> tuple[MaskAnswer, Timing]:
         ]
     )
     results = tuple(tuple(next(masks) for _ in range(count)) for count in header["prompts"])
-    return MaskAnswer(picture, EmbeddingUse(**header["embedding"]), results), Timing(**header["timing"])
+    return MaskResponse(picture, EmbeddingUse(**header["embedding"]), results), Timing(**header["timing"])
 
 
-def encode_auto_ask(key: ModelKey, ask: AutoAsk) -> bytes:
+def encode_auto_ask(key: ModelKey, ask: AutoMaskRequest) -> bytes:
     return frame({"key": list(key), "options": ask.options.parameters}, ask.image)
 
 
-def decode_auto_ask(data: bytes) -> tuple[ModelKey, AutoAsk]:
+def decode_auto_ask(data: bytes) -> tuple[ModelKey, AutoMaskRequest]:
     header, (image,) = unframe(data)
-    return ModelKey(*header["key"]), AutoAsk(image, AutoOptions(**header["options"]))
+    return ModelKey(*header["key"]), AutoMaskRequest(image, AutoOptions(**header["options"]))
 
 
-def encode_auto_answer(answer: AutoAnswer, timing: Timing) -> bytes:
+def encode_auto_answer(answer: AutoMaskResponse, timing: Timing) -> bytes:
     header = {
         "picture": asdict(answer.picture),
         "embedding": asdict(answer.embedding),
@@ -211,11 +220,11 @@ def encode_auto_answer(answer: AutoAnswer, timing: Timing) -> bytes:
     return frame(header, _counts(mask.rle for mask in answer.masks))
 
 
-def decode_auto_answer(data: bytes) -> tuple[AutoAnswer, Timing]:
+def decode_auto_answer(data: bytes) -> tuple[AutoMaskResponse, Timing]:
     header, (counts,) = unframe(data)
-    picture = PictureFacts(**header["picture"])
+    picture = ImageInfo(**header["picture"])
     masks = _auto_masks(header["masks"], counts, picture.height, picture.width)
-    return AutoAnswer(picture, EmbeddingUse(**header["embedding"]), masks), Timing(**header["timing"])
+    return AutoMaskResponse(picture, EmbeddingUse(**header["embedding"]), masks), Timing(**header["timing"])
 
 
 def _array(values: NDArray[Any]) -> tuple[list[Any], bytes]:
@@ -227,7 +236,7 @@ def _read_array(facts: list[Any], data: bytes) -> NDArray[Any]:
     return np.frombuffer(data, np.dtype(facts[0])).reshape(facts[1])
 
 
-def encode_news(news: MaskNews) -> bytes:
+def encode_news(news: MaskUpdate) -> bytes:
     masks = [mask for _, mask in news.found]
     size = [masks[0].rle.height, masks[0].rle.width] if masks else [0, 0]
     header = {
@@ -240,11 +249,11 @@ def encode_news(news: MaskNews) -> bytes:
     return frame(header, _counts(mask.rle for mask in masks))
 
 
-def decode_news(data: bytes) -> MaskNews:
+def decode_news(data: bytes) -> MaskUpdate:
     header, (counts,) = unframe(data)
     masks = _auto_masks(header["masks"], counts, *header["size"])
     found = tuple(zip(header["numbers"], masks, strict=True))
-    return MaskNews(found, tuple(header["dropped"]), header["progress"])
+    return MaskUpdate(found, tuple(header["dropped"]), header["progress"])
 
 
 def _auto_facts(mask: AutoMask) -> list[Any]:

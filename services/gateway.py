@@ -154,7 +154,7 @@ class Gateway:
         store: bool = True,
     ) -> dict[str, Any]:
         """Masks of everything; as POST /v1/masks/auto, which takes every option of the generator besides."""
-        from models.auto_options import AutoOptions
+        from models.sam.auto_options import AutoOptions
 
         options = AutoOptions(preset=preset)
         return await self.platform.masks.automatic(
@@ -172,7 +172,7 @@ class Gateway:
         store: bool = True,
     ) -> dict[str, Any]:
         """Objects with a transparent background; as POST /v1/cutouts, which takes more options."""
-        from models.auto_options import AutoOptions
+        from models.sam.auto_options import AutoOptions
 
         body, _ = await self.platform.masks.cutouts(
             _source(image), prompts, AutoOptions(preset=preset), model=model, version=version, store=store

@@ -12,8 +12,8 @@ from db.publishing import publish_folder
 from db.registry import Registry
 from db.tables import ModelVersion
 from models.artifact import sha256_of
-from models.import_options import ImportOptions
-from models.intake import build_artifact
+from models.onnx_import.artifact_builder import build_artifact
+from models.onnx_import.options import ImportOptions
 
 MAX_MODEL_BYTES = 512 * 1024 * 1024
 """Of an upload over HTTP; the command line takes up to 2 GB."""

@@ -8,9 +8,9 @@ import time
 from typing import TypeVar
 
 from ekiben.errors import DeadlineExceeded
-from models.batcher import Batcher, Item, Lane
-from models.engine import Engine
-from models.resident import Resident
+from models.engine.batcher import Batcher, Item, ModelQueue
+from models.engine.engine import Engine
+from models.engine.loaded_model import LoadedModel
 from models.results import Timing
 
 P = TypeVar("P")
@@ -24,12 +24,14 @@ class Lanes:
     same picture, so what was begun is finished for them; a job that is cancelled does not.
     """
 
-    def __init__(self, batcher: Batcher, engine: Engine[Resident], *, break_off: bool = False) -> None:
+    def __init__(self, batcher: Batcher, engine: Engine[LoadedModel], *, break_off: bool = False) -> None:
         self.batcher = batcher
         self._engine = engine
         self._break_off = break_off
 
-    async def ask(self, lane: Lane[P, R], loaded: Resident, payload: P, size: int, deadline: float) -> tuple[R, Timing]:
+    async def ask(
+        self, lane: ModelQueue[P, R], loaded: LoadedModel, payload: P, size: int, deadline: float
+    ) -> tuple[R, Timing]:
         """The answer to ``payload``. Takes over one lease on ``loaded``.
 
         DeadlineExceeded once ``deadline`` (``time.monotonic()`` seconds) has passed; the item is not computed then,

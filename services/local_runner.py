@@ -13,17 +13,25 @@ from typing import Any, cast
 
 from ekiben.errors import BadInput, Unavailable
 from ekiben.settings import Settings
-from models.asks import Answer, Ask, AutoAnswer, AutoAsk, MaskAnswer, MaskAsk, Prepared
-from models.batcher import Batcher, Lane
-from models.embeddings import EmbeddingCache
-from models.engine import Engine, ModelKey, ModelState
-from models.loader import Loaded, estimate_bytes, load_model
-from models.resident import Resident
+from models.engine.batcher import Batcher, ModelQueue
+from models.engine.engine import Engine, ModelKey, ModelState
+from models.engine.loaded_model import LoadedModel
+from models.engine.loader import LoadedNetwork, estimate_bytes, load_model
+from models.engine.session_options import SessionOptions, cores
+from models.image_batch_steps import ImageBatchSteps, TileInput
+from models.inference_requests import (
+    AutoMaskRequest,
+    AutoMaskResponse,
+    InferenceRequest,
+    InferenceResponse,
+    MaskRequest,
+    MaskResponse,
+    PreparedTensor,
+)
 from models.results import Timing
-from models.runtime import RuntimeOptions, cores
-from models.sam_loader import Sam
+from models.sam.embedding_cache import EmbeddingCache
+from models.sam.loader import LoadedSam
 from models.unet import Unet
-from models.work import Piece, VisionWork
 from services import runner_metrics as gauges
 from services.lanes import Lanes
 from services.local_sam import LocalSam
@@ -36,8 +44,8 @@ class LocalRunner:
 
     def __init__(self, settings: Settings, locate: Callable[[ModelKey], Path], *, break_off: bool = False) -> None:
         self._locate = locate
-        self._options = RuntimeOptions(settings.device, settings.threads, settings.runtime)
-        self.engine: Engine[Resident] = Engine(
+        self._options = SessionOptions(settings.device, settings.threads, settings.runtime)
+        self.engine: Engine[LoadedModel] = Engine(
             self._open, lambda key: estimate_bytes(locate(key)), settings.model_memory_mb * 1_000_000, self._closed
         )
         self.batcher = Batcher(settings.threads or cores(), settings.queue_mb * 1_000_000, self._ran)
@@ -46,17 +54,19 @@ class LocalRunner:
             self.lanes, self.engine.share, EmbeddingCache(settings.cache_mb * 1_000_000, gauges.saw_embedding)
         )
         self.unet = LocalUnet(self.lanes, self.engine.share, self.batcher.slots)
-        self._lanes: dict[ModelKey, tuple[Loaded, Lane[Ask | Piece, Answer | int]]] = {}
+        self._lanes: dict[
+            ModelKey, tuple[LoadedNetwork, ModelQueue[InferenceRequest | TileInput, InferenceResponse | int]]
+        ] = {}
         self._loads = ThreadPoolExecutor(4, thread_name_prefix="load")
         self._counts: Counter[tuple[ModelKey, str]] = Counter()
 
-    async def infer(self, key: ModelKey, ask: Ask, deadline: float) -> Answered:
+    async def infer(self, key: ModelKey, ask: InferenceRequest, deadline: float) -> Answered:
         loaded = await self._lease(key, deadline)
-        if not isinstance(loaded, Loaded):
+        if not isinstance(loaded, LoadedNetwork):
             self.engine.release(loaded)
             raise BadInput(f"{key} answers prompts, not {type(ask).__name__}")
         lane, family = self._lane(key, loaded), loaded.family
-        whole_at_once = isinstance(ask.image, Prepared) and not ask.flips
+        whole_at_once = isinstance(ask.image, PreparedTensor) and not ask.flips
         if isinstance(family, Unet) and (family.tiled or ask.flips) and not whole_at_once:
             try:
                 answer, timing = await self.unet.segment(loaded, family, lane, ask, deadline)
@@ -64,15 +74,15 @@ class LocalRunner:
                 self._release(loaded)
         else:
             whole, timing = await self.lanes.ask(lane, loaded, ask, ask.nbytes, deadline)
-            answer = cast(Answer, whole)
+            answer = cast(InferenceResponse, whole)
         self._counts[key, "predictions"] += 1
         return Answered(answer, timing)
 
-    async def masks(self, key: ModelKey, ask: MaskAsk, deadline: float) -> tuple[MaskAnswer, Timing]:
+    async def masks(self, key: ModelKey, ask: MaskRequest, deadline: float) -> tuple[MaskResponse, Timing]:
         async with self._sam(key, deadline) as sam:
             return await self.sam.masks(sam, ask, deadline)
 
-    async def auto_masks(self, key: ModelKey, ask: AutoAsk, deadline: float) -> tuple[AutoAnswer, Timing]:
+    async def auto_masks(self, key: ModelKey, ask: AutoMaskRequest, deadline: float) -> tuple[AutoMaskResponse, Timing]:
         async with self._sam(key, deadline) as sam:
             return await self.sam.auto_masks(sam, ask, deadline)
 
@@ -123,26 +133,26 @@ class LocalRunner:
         return self.batcher.depth(key) + self.sam.depth(key)
 
     @contextlib.asynccontextmanager
-    async def _sam(self, key: ModelKey, deadline: float) -> AsyncIterator[Sam]:
+    async def _sam(self, key: ModelKey, deadline: float) -> AsyncIterator[LoadedSam]:
         loaded = await self._lease(key, deadline)
         try:
-            if not isinstance(loaded, Sam):
+            if not isinstance(loaded, LoadedSam):
                 raise BadInput(f"{key} does not answer prompts")
             yield loaded
             self._counts[key, "predictions"] += 1
         finally:
             self._release(loaded)
 
-    def _release(self, loaded: Resident) -> None:
+    def _release(self, loaded: LoadedModel) -> None:
         if loaded.detached:  # perhaps the last lease: closing a model frees gigabytes, which is no work for the loop
             asyncio.get_running_loop().run_in_executor(self._loads, self.engine.release, loaded)
         else:
             self.engine.release(loaded)
 
-    async def _lease(self, key: ModelKey, deadline: float) -> Resident:
+    async def _lease(self, key: ModelKey, deadline: float) -> LoadedModel:
         return self.engine.try_lease(key) or await self._lease_after_load(key, deadline)
 
-    async def _lease_after_load(self, key: ModelKey, deadline: float) -> Resident:
+    async def _lease_after_load(self, key: ModelKey, deadline: float) -> LoadedModel:
         loop = asyncio.get_running_loop()
         leasing = loop.run_in_executor(self._loads, self.engine.lease, key)
         try:
@@ -155,24 +165,26 @@ class LocalRunner:
             leasing.add_done_callback(self._give_back)
             raise
 
-    def _give_back(self, leasing: asyncio.Future[Resident]) -> None:
+    def _give_back(self, leasing: asyncio.Future[LoadedModel]) -> None:
         if not leasing.cancelled() and leasing.exception() is None:
             self.engine.release(leasing.result())
 
-    def _lane(self, key: ModelKey, loaded: Loaded) -> Lane[Ask | Piece, Answer | int]:
+    def _lane(
+        self, key: ModelKey, loaded: LoadedNetwork
+    ) -> ModelQueue[InferenceRequest | TileInput, InferenceResponse | int]:
         known = self._lanes.get(key)
         if known is not None and known[0] is loaded:
             return known[1]
         limit = loaded.session.max_batch or 64
-        lane = self.batcher.open_lane(key, VisionWork(loaded), slots=loaded.slots, max_batch=limit)
+        lane = self.batcher.open_lane(key, ImageBatchSteps(loaded), slots=loaded.slots, max_batch=limit)
         self._lanes[key] = (loaded, lane)
         return lane
 
-    def _open(self, key: ModelKey) -> Resident:
+    def _open(self, key: ModelKey) -> LoadedModel:
         return load_model(key, self._locate(key), self._options)
 
-    def _closed(self, loaded: Resident) -> None:
-        if isinstance(loaded, Sam):
+    def _closed(self, loaded: LoadedModel) -> None:
+        if isinstance(loaded, LoadedSam):
             self.sam.close_lanes(loaded)
             return
         # The model may have been loaded again meanwhile: its new lane is not ours to close.

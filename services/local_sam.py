@@ -12,21 +12,21 @@ from typing import Any, TypeVar
 from PIL import Image
 
 from ekiben.errors import DeadlineExceeded, Overloaded, TooLarge
-from models.asks import AutoAnswer, AutoAsk, EmbeddingUse, MaskAnswer, MaskAsk
-from models.auto_masks import Candidate, Crop, Points, Sighting, best_of_crop, merge, plan
-from models.auto_options import AutoOptions
-from models.batcher import Lane
-from models.embeddings import Embedding, EmbeddingCache, FileKey, file_hash
+from models.engine.batcher import ModelQueue
 from models.images import decode
-from models.mask_results import AutoMask, MaskNews, PromptMask
-from models.prompts import Prompt, check_prompts, whole_picture
-from models.resident import ModelKey
+from models.inference_requests import AutoMaskRequest, AutoMaskResponse, EmbeddingUse, MaskRequest, MaskResponse
+from models.masks.predicted_masks import AutoMask, MaskUpdate, PromptMask
+from models.masks.rle import Rle
+from models.model_key import ModelKey
 from models.results import Timing
-from models.rle import Rle
-from models.sam_graphs import Features
-from models.sam_loader import Sam
-from models.sam_work import DecodeCall, DecodeWork, EncodeCall, EncodeWork, GridCall, GridWork
-from models.upsampling import Upsampler
+from models.sam.auto_masks import Candidate, Crop, IncrementalNms, Points, best_of_crop, merge, plan
+from models.sam.auto_options import AutoOptions
+from models.sam.batch_steps import DecodeInput, DecodeSteps, EncodeInput, EncodeSteps, GridInput, GridSteps
+from models.sam.embedding_cache import Embedding, EmbeddingCache, FileKey, file_hash
+from models.sam.graphs import Features
+from models.sam.loader import LoadedSam
+from models.sam.prompts import Prompt, check_prompts, whole_image
+from models.sam.upsampling import Upsampler
 from services import runner_metrics as gauges
 from services.drawing import draw
 from services.flights import Flights
@@ -46,16 +46,16 @@ _ENCODED = 0.1
 class _SamLanes:
     """Of one loaded model. Grids wait apart from prompts, so that a click never waits behind a whole grid."""
 
-    sam: Sam
-    encode: Lane[EncodeCall, tuple[Embedding, bool]]
-    decode: Lane[DecodeCall, list[tuple[PromptMask, ...]]]
-    grid: Lane[GridCall, list[Candidate]]
+    sam: LoadedSam
+    encode: ModelQueue[EncodeInput, tuple[Embedding, bool]]
+    decode: ModelQueue[DecodeInput, list[tuple[PromptMask, ...]]]
+    grid: ModelQueue[GridInput, list[Candidate]]
 
 
 class LocalSam:
     """Answers mask asks with the lanes of this process and one cache of embeddings."""
 
-    def __init__(self, lanes: Lanes, share: Callable[[Sam], None], cache: EmbeddingCache) -> None:
+    def __init__(self, lanes: Lanes, share: Callable[[LoadedSam], None], cache: EmbeddingCache) -> None:
         self._lanes = lanes
         self._share = share
         self.cache = cache
@@ -63,13 +63,13 @@ class LocalSam:
         self._open: dict[ModelKey, _SamLanes] = {}
         self.counts: Counter[tuple[ModelKey, str]] = Counter()
 
-    async def masks(self, sam: Sam, ask: MaskAsk, deadline: float) -> tuple[MaskAnswer, Timing]:
+    async def masks(self, sam: LoadedSam, ask: MaskRequest, deadline: float) -> tuple[MaskResponse, Timing]:
         """The masks of every prompt. The caller holds a lease on ``sam`` meanwhile."""
         lanes = self._lanes_of(sam)
         embedding, cached, spent = await self._embedding(lanes, ask.image, deadline)
         facts = embedding.facts
         check_prompts(ask.prompts, facts.width, facts.height)
-        prompts = ask.prompts or (whole_picture(facts.width, facts.height),)
+        prompts = ask.prompts or (whole_image(facts.width, facts.height),)
         upsampler = Upsampler(facts.height, facts.width)
         # Features of mask prompts are copies of their own: fewer at a time.
         step = sam.prompts_per_run // (1 if all(prompt.mask_input is None for prompt in prompts) else 4)
@@ -78,7 +78,7 @@ class LocalSam:
         runs = RunBound()
 
         async def answer(part: Sequence[Prompt]) -> tuple[list[tuple[PromptMask, ...]], Timing]:
-            call = DecodeCall(embedding, part, upsampler, ask.multimask, ask.keep_logits, wide=len(parts) > 1)
+            call = DecodeInput(embedding, part, upsampler, ask.multimask, ask.keep_logits, wide=len(parts) > 1)
             answered: tuple[list[tuple[PromptMask, ...]], Timing] = await self._ask(
                 lanes.decode, sam, call, 0, deadline
             )
@@ -88,9 +88,11 @@ class LocalSam:
         answers = await side_by_side(answer, parts, sam.threads + 1)
         results = tuple(row for rows, _ in answers for row in rows)
         timing = _together(spent, [timing for _, timing in answers], len(prompts))
-        return MaskAnswer(facts, EmbeddingUse(cached, embedding.encode_ms), results), timing
+        return MaskResponse(facts, EmbeddingUse(cached, embedding.encode_ms), results), timing
 
-    async def auto_masks(self, sam: Sam, ask: AutoAsk, deadline: float) -> tuple[AutoAnswer, Timing]:
+    async def auto_masks(
+        self, sam: LoadedSam, ask: AutoMaskRequest, deadline: float
+    ) -> tuple[AutoMaskResponse, Timing]:
         """The masks of everything. Nothing more is computed once the call is cancelled or late."""
         started = time.perf_counter()
         lanes = self._lanes_of(sam)
@@ -103,7 +105,7 @@ class LocalSam:
         points_asked = sum(len(points) for _, points in crops)
         points_done = 0
         advance(_ENCODED)
-        listener, sighting, one_at_a_time = NEWS.get(), Sighting(frame, ask.options), asyncio.Lock()
+        listener, sighting, one_at_a_time = NEWS.get(), IncrementalNms(frame, ask.options), asyncio.Lock()
 
         async def done(crop: Crop, points: int, found: list[Candidate]) -> None:
             nonlocal points_done
@@ -113,7 +115,7 @@ class LocalSam:
             if listener is not None:
                 async with one_at_a_time:
                     new, dropped = await asyncio.to_thread(sighting.add, crop, found)
-                listener(MaskNews(tuple(new), tuple(dropped), share))
+                listener(MaskUpdate(tuple(new), tuple(dropped), share))
 
         for number, (crop, points) in enumerate(crops):
             features = embedding.features
@@ -123,9 +125,9 @@ class LocalSam:
             kept.append(await asyncio.to_thread(best_of_crop, found, crop, frame, ask.options))
         masks = await draw(deadline, lambda check: merge(kept, ask.options, check))
         timing = Timing(spent.queue_ms, (time.perf_counter() - started) * 1e3 - spent.queue_ms, points_asked)
-        return AutoAnswer(facts, EmbeddingUse(cached, embedding.encode_ms), tuple(masks)), timing
+        return AutoMaskResponse(facts, EmbeddingUse(cached, embedding.encode_ms), tuple(masks)), timing
 
-    def close_lanes(self, sam: Sam) -> None:
+    def close_lanes(self, sam: LoadedSam) -> None:
         """The model goes: so do its lanes and what it made."""
         known = self._open.get(sam.key)
         if known is not None and known.sam is sam:
@@ -154,13 +156,13 @@ class LocalSam:
         upsampler = Upsampler(crop[3] - crop[1], crop[2] - crop[0])
         step = min(options.points_per_batch, lanes.sam.points_per_run)
         calls = [
-            GridCall(features, points[first : first + step], crop, frame, upsampler, options)
+            GridInput(features, points[first : first + step], crop, frame, upsampler, options)
             for first in range(0, len(points), step)
         ]
 
         runs = RunBound()
 
-        async def answer(call: GridCall) -> tuple[list[Candidate], Timing]:
+        async def answer(call: GridInput) -> tuple[list[Candidate], Timing]:
             try:
                 answered: tuple[list[Candidate], Timing] = await self._ask(lanes.grid, lanes.sam, call, 0, deadline)
                 runs.add(one.rle for one in answered[0])
@@ -174,7 +176,7 @@ class LocalSam:
 
     async def _crop_features(self, lanes: _SamLanes, rgb: Image.Image, crop: Crop, deadline: float) -> Features:
         pixels = await asyncio.to_thread(rgb.crop, crop)
-        (embedding, _), _ = await self._ask(lanes.encode, lanes.sam, EncodeCall(crop=pixels), 0, deadline)
+        (embedding, _), _ = await self._ask(lanes.encode, lanes.sam, EncodeInput(crop=pixels), 0, deadline)
         return embedding.features
 
     async def _embedding(self, lanes: _SamLanes, image: bytes, deadline: float) -> tuple[Embedding, bool, Timing]:
@@ -189,7 +191,7 @@ class LocalSam:
             return found, True, Timing(0.0, 0.0, 1)
 
         async def encode() -> tuple[Embedding, bool, Timing]:
-            call = EncodeCall(image, key)
+            call = EncodeInput(image, key)
             (embedding, held), timing = await self._ask(lanes.encode, lanes.sam, call, len(image), deadline)
             return embedding, held, timing
 
@@ -205,11 +207,13 @@ class LocalSam:
                 if mine or time.monotonic() > deadline:
                     raise  # else it was the deadline of the one who began: begin anew
 
-    async def _ask(self, lane: Lane[Any, T], sam: Sam, call: Any, size: int, deadline: float) -> tuple[T, Timing]:
+    async def _ask(
+        self, lane: ModelQueue[Any, T], sam: LoadedSam, call: Any, size: int, deadline: float
+    ) -> tuple[T, Timing]:
         self._share(sam)
         return await self._lanes.ask(lane, sam, call, size, deadline)
 
-    def _lanes_of(self, sam: Sam) -> _SamLanes:
+    def _lanes_of(self, sam: LoadedSam) -> _SamLanes:
         known = self._open.get(sam.key)
         if known is not None and known.sam is sam:
             return known
@@ -223,12 +227,12 @@ class LocalSam:
         def decoded(prompts: int) -> None:
             gauges.decoder_prompts.labels(name).inc(prompts)
 
-        encode = EncodeWork(sam, self.cache, gauges.decoded_pictures.labels(name).inc, encoded)
+        encode = EncodeSteps(sam, self.cache, gauges.decoded_pictures.labels(name).inc, encoded)
         lanes = _SamLanes(
             sam,
             batcher.open_lane((sam.key, "encode"), encode, slots=sam.slots, max_batch=sam.encode_batch),
-            batcher.open_lane((sam.key, "decode"), DecodeWork(sam, decoded), slots=sam.decode_slots, max_batch=1),
-            batcher.open_lane((sam.key, "grid"), GridWork(sam, decoded), slots=sam.decode_slots, max_batch=1),
+            batcher.open_lane((sam.key, "decode"), DecodeSteps(sam, decoded), slots=sam.decode_slots, max_batch=1),
+            batcher.open_lane((sam.key, "grid"), GridSteps(sam, decoded), slots=sam.decode_slots, max_batch=1),
         )
         self._open[sam.key] = lanes
         return lanes

@@ -10,18 +10,19 @@ from dataclasses import dataclass
 from PIL import Image
 
 from ekiben.errors import BadInput, DeadlineExceeded, Overloaded
-from models.asks import Answer, Ask, Prepared
-from models.batcher import Lane
-from models.images import MAX_PIXELS, Picture, open_picture
-from models.loader import Loaded
-from models.results import PictureFacts, Timing
-from models.unet import Canvas, Reading, Unet
-from models.work import Piece
+from models.engine.batcher import ModelQueue
+from models.engine.loader import LoadedNetwork
+from models.image_batch_steps import TileInput
+from models.images import DecodedImage, open_image
+from models.inference_requests import InferenceRequest, InferenceResponse, PreparedTensor
+from models.limits import MAX_PIXELS
+from models.results import ImageInfo, Timing
+from models.unet import PredictionMap, TiledImage, Unet
 from services.drawing import Check, draw
 from services.lanes import Lanes
 from services.progress import advance
 
-UnetLane = Lane[Ask | Piece, Answer | int]
+UnetLane = ModelQueue[InferenceRequest | TileInput, InferenceResponse | int]
 
 _ROOM_PIXELS = 2 * MAX_PIXELS
 _JUDGED_AFTER_S = 2.0
@@ -32,29 +33,29 @@ _TOO_SLOW = 1.5
 class _Opened:
     """A decoded picture. ``rgb`` is None where ``reading`` has its pixels: it would be a quarter gigabyte more."""
 
-    facts: PictureFacts
-    reading: Reading
-    canvas: Canvas
+    facts: ImageInfo
+    reading: TiledImage
+    canvas: PredictionMap
     rgb: Image.Image | None
 
     @property
-    def picture(self) -> Picture:
+    def picture(self) -> DecodedImage:
         rgb = self.rgb if self.rgb is not None else Image.fromarray(self.reading.pixels)
-        return Picture(rgb, self.facts.mime_type)
+        return DecodedImage(rgb, self.facts.mime_type)
 
 
 class LocalUnet:
     """Reads pictures piece by piece. ``at_once``: pictures that are decoded at a time."""
 
-    def __init__(self, lanes: Lanes, share: Callable[[Loaded], None], at_once: int) -> None:
+    def __init__(self, lanes: Lanes, share: Callable[[LoadedNetwork], None], at_once: int) -> None:
         self._lanes = lanes
         self._share = share
         self._doors = asyncio.Semaphore(at_once)
         self._room = Room(_ROOM_PIXELS)
 
     async def segment(
-        self, loaded: Loaded, unet: Unet, lane: UnetLane, ask: Ask, deadline: float
-    ) -> tuple[Answer, Timing]:
+        self, loaded: LoadedNetwork, unet: Unet, lane: UnetLane, ask: InferenceRequest, deadline: float
+    ) -> tuple[InferenceResponse, Timing]:
         """The answer, and its time from the first piece to the last. The caller holds a lease on ``loaded`` meanwhile.
 
         DeadlineExceeded once ``deadline`` has passed, or when it is plain that it will; nothing more is computed then,
@@ -71,7 +72,7 @@ class LocalUnet:
             self._room.give_back(taken)
         return answer, Timing((began - arrived + waited) * 1e3, took * 1e3, opened.reading.pieces)
 
-    async def _open(self, unet: Unet, ask: Ask, deadline: float) -> tuple[_Opened, int]:
+    async def _open(self, unet: Unet, ask: InferenceRequest, deadline: float) -> tuple[_Opened, int]:
         """The picture, once there is room for it, and how much it takes of that."""
         loop = asyncio.get_running_loop()
         try:
@@ -83,16 +84,16 @@ class LocalUnet:
             raise DeadlineExceeded("the request took longer than its deadline", retry_after_s=1) from None
         return opened, pixels
 
-    async def _read(self, loaded: Loaded, lane: UnetLane, reading: Reading, deadline: float) -> float:
+    async def _read(self, loaded: LoadedNetwork, lane: UnetLane, reading: TiledImage, deadline: float) -> float:
         """Run all pieces; the seconds that the first one waited. An error, or a cancellation, ends the others."""
         numbers = iter(range(reading.pieces))
-        under_way: set[asyncio.Task[tuple[Answer | int, Timing]]] = set()
-        ended: set[asyncio.Task[tuple[Answer | int, Timing]]] = set()
+        under_way: set[asyncio.Task[tuple[InferenceResponse | int, Timing]]] = set()
+        ended: set[asyncio.Task[tuple[InferenceResponse | int, Timing]]] = set()
         waited, done, began = 0.0, 0, time.monotonic()
         try:
             while True:
                 while len(under_way) < self._bound(lane) and (number := next(numbers, None)) is not None:
-                    under_way.add(asyncio.create_task(self._ask(loaded, lane, Piece(reading, number), deadline)))
+                    under_way.add(asyncio.create_task(self._ask(loaded, lane, TileInput(reading, number), deadline)))
                 if not under_way:
                     return waited
                 ended, under_way = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
@@ -116,7 +117,9 @@ class LocalUnet:
         much that others who ask this model wait for a whole picture."""
         return (lane.slots + 2) * self._lanes.batcher.batch_size(lane.key)
 
-    async def _ask(self, loaded: Loaded, lane: UnetLane, piece: Piece, deadline: float) -> tuple[Answer | int, Timing]:
+    async def _ask(
+        self, loaded: LoadedNetwork, lane: UnetLane, piece: TileInput, deadline: float
+    ) -> tuple[InferenceResponse | int, Timing]:
         self._share(loaded)
         try:
             return await self._lanes.ask(lane, loaded, piece, 0, deadline)
@@ -150,16 +153,16 @@ class Room:
                 freed.set_result(None)
 
 
-def _decoded(unet: Unet, ask: Ask) -> _Opened:
-    if isinstance(ask.image, Prepared):
+def _decoded(unet: Unet, ask: InferenceRequest) -> _Opened:
+    if isinstance(ask.image, PreparedTensor):
         raise BadInput("flips are made of a picture, not of a tensor that was prepared elsewhere")
-    picture = open_picture(ask.image)
+    picture = open_image(ask.image)
     canvas = unet.canvas(picture.height, picture.width, ask)
-    reading = Reading(unet, picture.rgb, canvas.paint, flips=ask.flips)
+    reading = TiledImage(unet, picture.rgb, canvas.paint, flips=ask.flips)
     return _Opened(picture.facts, reading, canvas, None if unet.tiled else picture.rgb)
 
 
-def _answer(unet: Unet, opened: _Opened, ask: Ask, check: Check) -> Answer:
+def _answer(unet: Unet, opened: _Opened, ask: InferenceRequest, check: Check) -> InferenceResponse:
     return unet.answer(opened.canvas, opened.picture, ask, check)
 
 

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from ekiben.errors import TooLarge
-from models.asks import AutoAnswer, MaskAnswer
-from models.cutouts import CutStyle, cut, place
 from models.images import decode, encode_png
-from models.mask_pictures import color_picture, overlay_picture, paint
-from models.mask_results import AutoMask, PromptMask
-from models.sam_graphs import Floats
+from models.inference_requests import AutoMaskResponse, MaskResponse
+from models.masks.cutouts import CutStyle, cut, place
+from models.masks.predicted_masks import AutoMask, PromptMask
+from models.masks.rendering import color_image, overlay_image, paint
+from models.sam.graphs import Floats
 from services.drawing import Check
 from services.mask_formats import Format, segmentation
 from services.recording import NPY, NewFile
@@ -33,7 +33,7 @@ class CutOut:
 
 
 def results(
-    answer: MaskAnswer, format: Format, files: list[NewFile], *, store: bool, check: Check = lambda: None
+    answer: MaskResponse, format: Format, files: list[NewFile], *, store: bool, check: Check = lambda: None
 ) -> list[dict[str, Any]]:
     """One entry per prompt; the masks' logits and PNGs are added to ``files``."""
     entries = []
@@ -52,7 +52,7 @@ def results(
 
 
 def auto_masks(
-    answer: AutoAnswer, format: Format, files: list[NewFile], check: Check, *, store: bool
+    answer: AutoMaskResponse, format: Format, files: list[NewFile], check: Check, *, store: bool
 ) -> list[dict[str, Any]]:
     """One entry per mask; their PNGs are added to ``files``."""
     entries = []
@@ -67,14 +67,14 @@ def auto_mask(mask: AutoMask, drawn: Any) -> dict[str, Any]:
     return {**_facts(mask, drawn), "point_coords": [list(mask.point)], "crop_box": list(mask.crop_box)}
 
 
-def auto_pictures(answer: AutoAnswer, image: bytes, check: Check) -> list[NewFile]:
+def auto_pictures(answer: AutoMaskResponse, image: bytes, check: Check) -> list[NewFile]:
     """All masks in colours, alone and over the photo."""
     masks = [mask.rle for mask in answer.masks]
     painted = paint(masks, answer.picture.height, answer.picture.width, check)
-    color = color_picture(painted, len(masks))
+    color = color_image(painted, len(masks))
     files = [NewFile("color", encode_png(color))]
     check()
-    overlay = overlay_picture(painted, color, decode(image).rgb)
+    overlay = overlay_image(painted, color, decode(image).rgb)
     return [*files, NewFile("overlay", encode_png(overlay))]
 
 

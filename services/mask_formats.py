@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 from typing import Any, Literal
 
-from models.outlines import to_geojson, to_polygons
-from models.rle import Rle, to_coco, to_png, to_uncompressed
+from models.masks.polygons import to_geojson, to_polygons
+from models.masks.rle import Rle, to_coco, to_png, to_uncompressed
 from services.recording import NewFile
 
 Format = Literal["rle", "coco", "polygons", "geojson", "png"]

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from ekiben.errors import BadInput, NotFound
-from models.asks import AutoAnswer, AutoAsk, EmbeddingUse, MaskAnswer, MaskAsk
-from models.auto_options import AutoOptions
-from models.cutouts import CutStyle
-from models.mask_results import AutoMask, PromptMask
-from models.prompts import Prompt, read_prompts
-from models.results import PictureFacts, Timing
-from models.sam_graphs import SIDE, Floats
+from models.inference_requests import AutoMaskRequest, AutoMaskResponse, EmbeddingUse, MaskRequest, MaskResponse
+from models.masks.cutouts import CutStyle
+from models.masks.predicted_masks import AutoMask, PromptMask
+from models.results import ImageInfo, Timing
+from models.sam.auto_options import AutoOptions
+from models.sam.graphs import SIDE, Floats
+from models.sam.prompts import Prompt, read_prompts
 from services import defaults, mask_bodies
 from services.drawing import Check, draw
 from services.mask_formats import Format
@@ -90,11 +90,11 @@ class Masks:
         give_logits: bool = False,
         store: bool = True,
         owner: str = LOCAL,
-    ) -> tuple[dict[str, Any], MaskAnswer]:
+    ) -> tuple[dict[str, Any], MaskResponse]:
         """The same, and the masks themselves. ``prompts`` may be a tuple of Prompt; ``give_logits``: with theirs."""
         served = await self.served(owner, model or defaults.MASKS, version)
         keep_logits = _keeps_logits(prompts, multimask) and store and logits
-        ask = MaskAsk(b"", (), multimask, keep_logits=keep_logits or give_logits)
+        ask = MaskRequest(b"", (), multimask, keep_logits=keep_logits or give_logits)
         given, spent, asked = await self._ask(source, served, prompts, ask, store, owner)
         answer = given if keep_logits or not give_logits else _without_logits(given)
         files: list[NewFile] = []
@@ -155,7 +155,7 @@ class Masks:
         format: Format = "rle",
         store: bool = True,
         owner: str = LOCAL,
-    ) -> tuple[dict[str, Any], AutoAnswer]:
+    ) -> tuple[dict[str, Any], AutoMaskResponse]:
         """The same, and the masks themselves."""
         served = await self.served(owner, model or defaults.MASKS, version)
         answer, spent, asked = await self._ask_auto(source, served, options, store, owner)
@@ -213,9 +213,9 @@ class Masks:
         served = await self.served(owner, model or defaults.MASKS, version)
         style = style or CutStyle()
         objects: list[tuple[int | None, PromptMask | AutoMask]]
-        answer: MaskAnswer | AutoAnswer
+        answer: MaskResponse | AutoMaskResponse
         if prompts:
-            ask = MaskAsk(b"", (), multimask)
+            ask = MaskRequest(b"", (), multimask)
             answer, spent, asked = await self._ask(source, served, prompts, ask, store, owner)
             best = (max(row, key=lambda mask: mask.predicted_iou) for row in answer.results)
             objects = list(enumerate(best))
@@ -266,8 +266,8 @@ class Masks:
             raise
 
     async def _ask(
-        self, source: Source, served: Served, prompts: Any, ask: MaskAsk, store: bool, owner: str
-    ) -> tuple[MaskAnswer, Timing, Asked]:
+        self, source: Source, served: Served, prompts: Any, ask: MaskRequest, store: bool, owner: str
+    ) -> tuple[MaskResponse, Timing, Asked]:
         read: list[Prompt] = []
         idents: list[str | None] = []
         if isinstance(prompts, tuple):
@@ -276,7 +276,7 @@ class Masks:
             many = isinstance(prompts, list) and len(prompts) > _INLINE_PROMPTS
             read, idents = await asyncio.to_thread(read_prompts, prompts) if many else read_prompts(prompts)
 
-        async def infer(image: bytes, deadline: float) -> tuple[MaskAnswer, Timing]:
+        async def infer(image: bytes, deadline: float) -> tuple[MaskResponse, Timing]:
             sizes = await self._fill_in(read, idents, owner)
             answer, spent = await self._runner.masks(
                 served.key, replace(ask, image=image, prompts=tuple(read)), deadline
@@ -302,9 +302,9 @@ class Masks:
 
     async def _ask_auto(
         self, source: Source, served: Served, options: AutoOptions, store: bool, owner: str
-    ) -> tuple[AutoAnswer, Timing, Asked]:
-        async def infer(image: bytes, deadline: float) -> tuple[AutoAnswer, Timing]:
-            return await self._runner.auto_masks(served.key, AutoAsk(image, options), deadline)
+    ) -> tuple[AutoMaskResponse, Timing, Asked]:
+        async def infer(image: bytes, deadline: float) -> tuple[AutoMaskResponse, Timing]:
+            return await self._runner.auto_masks(served.key, AutoMaskRequest(image, options), deadline)
 
         return await self._requests.infer(
             source, served, infer, store=store, owner=owner, timeout_s=self._auto_timeout_s
@@ -333,7 +333,7 @@ def _keeps_logits(prompts: Any, multimask: bool) -> bool:
     return count * (3 if multimask else 1) <= MAX_KEPT_LOGITS
 
 
-def _without_logits(answer: MaskAnswer) -> MaskAnswer:
+def _without_logits(answer: MaskResponse) -> MaskResponse:
     results = tuple(tuple(replace(mask, logits=None) for mask in row) for row in answer.results)
     return replace(answer, results=results)
 
@@ -348,7 +348,7 @@ def _worded(prompts: Any) -> Any:
     ]
 
 
-def _check_sizes(sizes: dict[int, tuple[int, int]], picture: PictureFacts) -> None:
+def _check_sizes(sizes: dict[int, tuple[int, int]], picture: ImageInfo) -> None:
     for number, size in sizes.items():
         if size != (picture.width, picture.height):
             raise BadInput(

@@ -18,7 +18,7 @@ from db.registry import Registry
 from db.tables import ModelVersion
 from ekiben.errors import BadInput, NotFound, Unavailable
 from models.artifact import MANIFEST, Manifest, read_manifest, verify
-from models.engine import ModelKey
+from models.engine.engine import ModelKey
 from services import metrics
 
 log = logging.getLogger(__name__)

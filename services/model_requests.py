@@ -10,7 +10,7 @@ from db.listing import Listed
 from db.registry import Registry
 from db.tables import ModelReplica
 from ekiben.errors import NotFound, Temporary
-from models.engine import ModelKey, ModelState
+from models.engine.engine import ModelKey, ModelState
 from services.model_files import version_body
 from services.model_index import ModelIndex
 from services.runner import Runner

@@ -11,7 +11,7 @@ import orjson
 from db.records import Records
 from ekiben.errors import BadInput
 from models.classifier import check_top_k
-from models.prompts import read_prompts
+from models.sam.prompts import read_prompts
 from services.masks import Masks
 from services.model_index import ModelIndex
 from services.options import (

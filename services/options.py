@@ -10,8 +10,8 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ekiben.errors import BadInput, TooLarge
-from models.auto_options import AutoOptions
-from models.cutouts import CutStyle
+from models.masks.cutouts import CutStyle
+from models.sam.auto_options import AutoOptions
 from services import defaults
 from services.mask_formats import Format
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextvars import ContextVar
 
-from models.mask_results import MaskNews
+from models.masks.predicted_masks import MaskUpdate
 
 LISTENER: ContextVar[Callable[[float], None] | None] = ContextVar("LISTENER", default=None)
 """Set around a computation by whoever wants to know; it is called on the event loop."""
 
 
-NEWS: ContextVar[Callable[[MaskNews], None] | None] = ContextVar("NEWS", default=None)
+NEWS: ContextVar[Callable[[MaskUpdate], None] | None] = ContextVar("NEWS", default=None)
 """Likewise, for the masks of one picture."""
 
 

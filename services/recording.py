@@ -23,7 +23,7 @@ from db.writer import Values
 from ekiben.errors import Refusal
 from ekiben.ids import derived_id, new_id
 from models.images import EXTENSIONS
-from models.results import PictureFacts
+from models.results import ImageInfo
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +136,7 @@ class Recorder:
     async def finish(
         self,
         record: Record,
-        picture: PictureFacts,
+        picture: ImageInfo,
         made: Sequence[NewFile],
         prediction: dict[str, Any] | None,
         *,
@@ -232,7 +232,7 @@ class Recorder:
         sha256 = await asyncio.shield(stored.done)
         return {"storage_key": stored.key, "mime_type": stored.mime_type, "bytes": stored.size, "sha256": sha256}
 
-    async def _image(self, record: Record, upload: StoredBytes, picture: PictureFacts, kept: bool) -> dict[str, Any]:
+    async def _image(self, record: Record, upload: StoredBytes, picture: ImageInfo, kept: bool) -> dict[str, Any]:
         own = {
             "id": upload.id,
             "filename": record.filename,

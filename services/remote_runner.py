@@ -11,8 +11,8 @@ import orjson
 
 from ekiben.errors import DeadlineExceeded, Temporary, Unavailable
 from ekiben.logs import request_id
-from models.asks import Ask, AutoAnswer, AutoAsk, MaskAnswer, MaskAsk
-from models.engine import ModelKey, ModelState
+from models.engine.engine import ModelKey, ModelState
+from models.inference_requests import AutoMaskRequest, AutoMaskResponse, InferenceRequest, MaskRequest, MaskResponse
 from models.results import Timing
 from services.frames import (
     NEWS_PART,
@@ -46,16 +46,16 @@ class RemoteRunner:
         self._url = url.rstrip("/")
         self._session: aiohttp.ClientSession | None = None
 
-    async def infer(self, key: ModelKey, ask: Ask, deadline: float) -> Answered:
+    async def infer(self, key: ModelKey, ask: InferenceRequest, deadline: float) -> Answered:
         left = deadline - time.monotonic()
         body = await self._post("/infer", encode_ask(key, ask), max(left, 0.001))
         return decode_answer(body)
 
-    async def masks(self, key: ModelKey, ask: MaskAsk, deadline: float) -> tuple[MaskAnswer, Timing]:
+    async def masks(self, key: ModelKey, ask: MaskRequest, deadline: float) -> tuple[MaskResponse, Timing]:
         left = deadline - time.monotonic()
         return decode_mask_answer(await self._post("/masks", encode_mask_ask(key, ask), max(left, 0.001)))
 
-    async def auto_masks(self, key: ModelKey, ask: AutoAsk, deadline: float) -> tuple[AutoAnswer, Timing]:
+    async def auto_masks(self, key: ModelKey, ask: AutoMaskRequest, deadline: float) -> tuple[AutoMaskResponse, Timing]:
         left, listener = deadline - time.monotonic(), NEWS.get()
         if listener is None:
             return decode_auto_answer(await self._post("/auto_masks", encode_auto_ask(key, ask), max(left, 0.001)))

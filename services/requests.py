@@ -13,7 +13,7 @@ from db.job_states import ClaimedItem, Settling
 from db.records import Records
 from ekiben.errors import BadInput, DeadlineExceeded, NotFound, Overloaded
 from models.images import sniff
-from models.results import PictureFacts, Timing
+from models.results import ImageInfo, Timing
 from services import metrics
 from services.model_index import Served
 from services.recording import NewFile, Record, Recorder, RecordIds
@@ -137,7 +137,7 @@ class Requests:
         self,
         asked: Asked,
         served: Served,
-        picture: PictureFacts,
+        picture: ImageInfo,
         timing: Timing,
         body: Callable[[RecordIds], dict[str, Any]],
         *,

@@ -4,28 +4,35 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
-from models.asks import Answer, Ask, AutoAnswer, AutoAsk, MaskAnswer, MaskAsk
-from models.engine import ModelKey, ModelState
+from models.engine.engine import ModelKey, ModelState
+from models.inference_requests import (
+    AutoMaskRequest,
+    AutoMaskResponse,
+    InferenceRequest,
+    InferenceResponse,
+    MaskRequest,
+    MaskResponse,
+)
 from models.results import Timing
 
 
 class Answered(NamedTuple):
-    answer: Answer
+    answer: InferenceResponse
     timing: Timing
 
 
 class Runner(Protocol):
     """Where inference happens: in this process (local_runner.py), or in a runner process (remote_runner.py)."""
 
-    async def infer(self, key: ModelKey, ask: Ask, deadline: float) -> Answered:
+    async def infer(self, key: ModelKey, ask: InferenceRequest, deadline: float) -> Answered:
         """The answer; ``deadline`` is in ``time.monotonic()`` seconds. Cancelling the call cancels the computation."""
         ...
 
-    async def masks(self, key: ModelKey, ask: MaskAsk, deadline: float) -> tuple[MaskAnswer, Timing]:
+    async def masks(self, key: ModelKey, ask: MaskRequest, deadline: float) -> tuple[MaskResponse, Timing]:
         """Masks of prompts, by a Segment Anything model."""
         ...
 
-    async def auto_masks(self, key: ModelKey, ask: AutoAsk, deadline: float) -> tuple[AutoAnswer, Timing]:
+    async def auto_masks(self, key: ModelKey, ask: AutoMaskRequest, deadline: float) -> tuple[AutoMaskResponse, Timing]:
         """Masks of everything."""
         ...
 

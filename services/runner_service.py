@@ -21,10 +21,10 @@ from db.session import connect
 from ekiben import logs
 from ekiben.errors import Refusal, Unavailable
 from ekiben.settings import Settings
-from models.images import MAX_BYTES
-from models.mask_results import MaskNews
-from models.prompts import MAX_PROMPTS
-from models.sam_graphs import MASK_BYTES
+from models.limits import MAX_IMAGE_BYTES
+from models.masks.predicted_masks import MaskUpdate
+from models.sam.graphs import MASK_BYTES
+from models.sam.prompts import MAX_PROMPTS
 from services import metrics
 from services.errors import log, status_of
 from services.frames import (
@@ -74,20 +74,20 @@ def _refusing(handler: Callable[[Request, LocalRunner], Awaitable[bytes]]) -> Ca
 async def _infer(request: Request, runner: LocalRunner) -> bytes:
     deadline = _deadline(request, SETTINGS.timeout_s)
     # Pixels and prepared tensors may be larger than a file.
-    key, ask = decode_ask(await read_body(request, max(MAX_BYTES, tensors.MAX_BYTES), FORM_OVERHEAD))
+    key, ask = decode_ask(await read_body(request, max(MAX_IMAGE_BYTES, tensors.MAX_BYTES), FORM_OVERHEAD))
     return encode_answer(await or_caller_left(request.receive, runner.infer(key, ask, deadline)))
 
 
 async def _masks(request: Request, runner: LocalRunner) -> bytes:
     # Each mask that a prompt starts from is 256 KB.
-    key, ask = decode_mask_ask(await read_body(request, MAX_BYTES + MAX_PROMPTS * MASK_BYTES, FORM_OVERHEAD))
+    key, ask = decode_mask_ask(await read_body(request, MAX_IMAGE_BYTES + MAX_PROMPTS * MASK_BYTES, FORM_OVERHEAD))
     return encode_mask_answer(
         *await or_caller_left(request.receive, runner.masks(key, ask, _deadline(request, SETTINGS.timeout_s)))
     )
 
 
 async def _auto_masks(request: Request, runner: LocalRunner) -> bytes:
-    key, ask = decode_auto_ask(await read_body(request, MAX_BYTES, FORM_OVERHEAD))
+    key, ask = decode_auto_ask(await read_body(request, MAX_IMAGE_BYTES, FORM_OVERHEAD))
     return encode_auto_answer(
         *await or_caller_left(request.receive, runner.auto_masks(key, ask, _deadline(request, SETTINGS.auto_timeout_s)))
     )
@@ -100,13 +100,13 @@ async def _auto_masks_with_news(request: Request) -> Response:
     logs.request_id.set(request.headers.get("x-request-id", ""))
     runner: LocalRunner = request.app.state.runner
     try:
-        key, ask = decode_auto_ask(await read_body(request, MAX_BYTES, FORM_OVERHEAD))
+        key, ask = decode_auto_ask(await read_body(request, MAX_IMAGE_BYTES, FORM_OVERHEAD))
     except Refusal as error:
         return Response(encode_refusal(error), status_of(error), media_type="application/json")
     deadline = _deadline(request, SETTINGS.auto_timeout_s)
 
     async def parts() -> AsyncIterator[bytes]:
-        queue: asyncio.Queue[MaskNews | None] = asyncio.Queue()
+        queue: asyncio.Queue[MaskUpdate | None] = asyncio.Queue()
         NEWS.set(queue.put_nowait)
         answering = asyncio.create_task(runner.auto_masks(key, ask, deadline))
         answering.add_done_callback(lambda _: queue.put_nowait(None))

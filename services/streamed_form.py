@@ -16,7 +16,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect
 
 from ekiben.errors import BadInput, CallerLeft, Refusal, TooLarge, TooSlow
-from models.images import MAX_BYTES
+from models.limits import MAX_IMAGE_BYTES
 from services.archives import too_large
 from services.front import release
 from services.upload import PATIENCE_S, SLOWEST_BYTES_PER_S, clean_name
@@ -220,7 +220,7 @@ class Form:
         if self._part == self._archive_field and self.archive is not None:
             self.archive.write(data[start:end])
         elif self._part == self._files_field:
-            if self._size <= MAX_BYTES:
+            if self._size <= MAX_IMAGE_BYTES:
                 self._chunks.append(data[start:end])
             else:
                 self._chunks.clear()
@@ -235,7 +235,7 @@ class Form:
             return
         if self._part == self._files_field:
             data = b"".join(self._chunks)
-            self._ready.append((data if self._size <= MAX_BYTES else too_large(), self._filename))
+            self._ready.append((data if self._size <= MAX_IMAGE_BYTES else too_large(), self._filename))
         elif self._part in self.fields:
             raise BadInput(f"the form has '{self._part[:80]}' twice")
         else:

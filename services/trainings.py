@@ -18,7 +18,7 @@ from db.publishing import publish_folder
 from db.tables import Dataset, Job, ModelVersion
 from ekiben.errors import NotFound
 from models.artifact import read_manifest
-from models.engine import ModelKey
+from models.engine.engine import ModelKey
 from services.children import Message, run_child
 from services.free_memory import free_mb
 from services.model_index import ModelIndex

@@ -12,7 +12,8 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
 from ekiben.errors import BadInput, CallerLeft, TooLarge, TooSlow
-from models.images import MAX_BYTES, sniff
+from models.images import sniff
+from models.limits import MAX_IMAGE_BYTES
 
 FORM_OVERHEAD = 64 * 1024
 """Bytes that boundaries, part headers and text fields of a form may add to the file."""
@@ -65,7 +66,11 @@ async def read_body(request: Request, limit: int, overhead: int = 0) -> bytes:
 
 
 async def read_upload(
-    request: Request, *, file_field: str = "file", limit: int = MAX_BYTES, text_files: frozenset[str] = frozenset()
+    request: Request,
+    *,
+    file_field: str = "file",
+    limit: int = MAX_IMAGE_BYTES,
+    text_files: frozenset[str] = frozenset(),
 ) -> Upload:
     """The file of a request: multipart field ``file_field``, else the raw body; None where there is neither.
 

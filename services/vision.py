@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from db.tables import Image
 from ekiben.errors import BadInput, NotFound
-from models.asks import PROBABILITY, RENDERS, Answer, Ask
 from models.classifier import check_top_k
 from models.images import decode, sniff
-from models.results import PictureFacts, Timing
+from models.inference_requests import PROBABILITY, RENDERS, InferenceRequest, InferenceResponse
+from models.results import ImageInfo, Timing
 from services import defaults, volumes
 from services.model_index import ModelIndex, Served
 from services.recording import NewFile, RecordIds
@@ -62,7 +62,7 @@ class Vision:
         if top_k is None:
             top_k = min(5, served.classes)
         check_top_k(top_k, served.classes)
-        ask = Ask(b"", top_k=top_k, tensors=tensors)
+        ask = InferenceRequest(b"", top_k=top_k, tensors=tensors)
         answer, spent, asked = await self._infer(source, served, ask, store, owner)
         scores = [score(row) for row in answer.scores]
         body = await self._requests.record(
@@ -103,8 +103,8 @@ class Vision:
         if render in volumes.MIME_TYPES and not store:
             renders = ("mask",)
 
-        async def infer(image: bytes, deadline: float) -> tuple[Answer, Timing]:
-            ask = Ask(image, renders=renders, flips=flips, tensors=tensors)
+        async def infer(image: bytes, deadline: float) -> tuple[InferenceResponse, Timing]:
+            ask = InferenceRequest(image, renders=renders, flips=flips, tensors=tensors)
             return await self._segment(served, ask, image, deadline, render, probability=probability)
 
         answer, spent, asked = await self._requests.infer(
@@ -131,10 +131,12 @@ class Vision:
         )
         return Outcome(body, dict(answer.renders), answer.tensors)
 
-    async def unrecorded(self, served: Served, ask: Ask, *, timeout_s: float | None = None) -> tuple[Answer, Timing]:
+    async def unrecorded(
+        self, served: Served, ask: InferenceRequest, *, timeout_s: float | None = None
+    ) -> tuple[InferenceResponse, Timing]:
         """The answer to pixels, or to what was prepared elsewhere: there is no file of it that could be kept."""
 
-        async def infer(deadline: float) -> tuple[Answer, Timing]:
+        async def infer(deadline: float) -> tuple[InferenceResponse, Timing]:
             return await self._runner.infer(served.key, ask, deadline)
 
         return await self._requests.compute(
@@ -149,11 +151,18 @@ class Vision:
                 await self._requests.recorder.delete(keys)
 
     async def _segment(
-        self, served: Served, ask: Ask, image: bytes, deadline: float, render: str | None, *, probability: bool
-    ) -> tuple[Answer, Timing]:
+        self,
+        served: Served,
+        ask: InferenceRequest,
+        image: bytes,
+        deadline: float,
+        render: str | None,
+        *,
+        probability: bool,
+    ) -> tuple[InferenceResponse, Timing]:
         """Of a picture; of a volume slice by slice; of a DICOM picture DICOM segments besides."""
 
-        async def infer(one: Ask) -> tuple[Answer, Timing]:
+        async def infer(one: InferenceRequest) -> tuple[InferenceResponse, Timing]:
             return await self._runner.infer(served.key, one, deadline)
 
         kind = volumes.medical_type(image)
@@ -201,9 +210,9 @@ class Vision:
         return await asyncio.to_thread(self._requests.records.image, owner, str(ids.image))
 
     async def _infer(
-        self, source: Source, served: Served, ask: Ask, store: bool, owner: str
-    ) -> tuple[Answer, Timing, Asked]:
-        async def infer(image: bytes, deadline: float) -> tuple[Answer, Timing]:
+        self, source: Source, served: Served, ask: InferenceRequest, store: bool, owner: str
+    ) -> tuple[InferenceResponse, Timing, Asked]:
+        async def infer(image: bytes, deadline: float) -> tuple[InferenceResponse, Timing]:
             return await self._runner.infer(served.key, replace(ask, image=image), deadline)
 
         return await self._requests.infer(source, served, infer, store=store, owner=owner, timeout_s=self._timeout_s)
@@ -232,7 +241,7 @@ def urls(artifacts: Mapping[str, str]) -> dict[str, str]:
     return {kind: f"/v1/artifacts/{ident}" for kind, ident in artifacts.items()}
 
 
-def head(ids: RecordIds, served: Served, picture: PictureFacts) -> dict[str, Any]:
+def head(ids: RecordIds, served: Served, picture: ImageInfo) -> dict[str, Any]:
     """How every answer begins."""
     return {
         "id": ids.prediction,

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ekiben.errors import UnsupportedImage
-from models.asks import Answer, Ask
 from models.images import encode_png, sniff
-from models.medical import Volume, is_dicom, is_nifti, open_volume, write_dicom_seg, write_nifti
-from models.results import ClassArea, PictureFacts, Timing
+from models.inference_requests import InferenceRequest, InferenceResponse
+from models.medical.formats import Volume, is_dicom, is_nifti, open_volume, write_dicom_seg, write_nifti
+from models.results import ClassArea, ImageInfo, Timing
 from services.progress import advance
 
 NIFTI, DICOM_SEG = "nifti", "dicom_seg"
@@ -31,7 +31,7 @@ _HEAD = 4096
 _AT_ONCE = 4
 """Slices on their way: while some are computed others are read and packed."""
 
-Infer = Callable[[Ask], Awaitable[tuple[Answer, Timing]]]
+Infer = Callable[[InferenceRequest], Awaitable[tuple[InferenceResponse, Timing]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ def sniff_any(data: bytes) -> str:
 def open_slices(data: bytes) -> Slices | None:
     """The slices of a NIfTI file, or of a DICOM file with several frames; None for a picture. Blocks.
 
-    Refuses what models.medical refuses.
+    Refuses what models.medical.formats refuses.
     """
     mime_type = medical_type(data)
     if mime_type is None:
@@ -78,8 +78,8 @@ def open_slices(data: bytes) -> Slices | None:
 
 
 async def segment_slices(
-    slices: Slices, data: bytes, ask: Ask, infer: Infer, *, required: bool
-) -> tuple[Answer, Timing]:
+    slices: Slices, data: bytes, ask: InferenceRequest, infer: Infer, *, required: bool
+) -> tuple[InferenceResponse, Timing]:
     """One answer for all slices: classes over the whole volume, and the mask in its format as the only render.
 
     UnsupportedImage where that is ``required`` and cannot be made.
@@ -109,9 +109,11 @@ async def segment_slices(
     except* Exception as errors:
         raise errors.exceptions[0] from None
     kind, made = await asyncio.to_thread(_in_its_format, slices, data, class_map, names, required)
-    facts = PictureFacts(volume.width, volume.height, slices.mime_type)
+    facts = ImageInfo(volume.width, volume.height, slices.mime_type)
     timing = Timing(spent[0].queue_ms, sum(each.inference_ms for each in spent), volume.depth)
-    return Answer(facts, areas=_areas(class_map, names), renders={kind: made} if made is not None else {}), timing
+    return InferenceResponse(
+        facts, areas=_areas(class_map, names), renders={kind: made} if made is not None else {}
+    ), timing
 
 
 def dicom_seg(data: bytes, mask_png: bytes, areas: Sequence[ClassArea], *, required: bool) -> bytes | None:

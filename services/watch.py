@@ -15,7 +15,7 @@ from db.listing import Listed
 from db.replicas import Holding
 from ekiben.errors import Refusal, Unavailable
 from ekiben.ids import new_id
-from models.engine import ModelKey, ModelState
+from models.engine.engine import ModelKey, ModelState
 from services.model_index import ModelIndex
 
 if TYPE_CHECKING:

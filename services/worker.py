@@ -24,7 +24,7 @@ from ekiben import logs
 from ekiben.errors import Refusal
 from ekiben.ids import new_id
 from ekiben.settings import Settings
-from models.runtime import cores
+from models.engine.session_options import cores
 from services import dataset_imports, trainings
 from services.dataset_imports import ImportDataset
 from services.hands import HandWork

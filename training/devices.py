@@ -9,7 +9,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.plugins.precision.precision import _PRECISION_INPUT_STR
 
 from ekiben.training import TrainingOptions
-from models.runtime import cores
+from models.engine.session_options import cores
 
 
 def make_fabric(options: TrainingOptions) -> Fabric:

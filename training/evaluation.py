@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.artifact import Manifest
-from models.runtime import RuntimeOptions, cores, open_session
+from models.engine.session import open_session
+from models.engine.session_options import SessionOptions, cores
 from models.unet import Unet
 from training import metrics
 from training.data import Archive
@@ -44,7 +45,7 @@ def judge(
     On the CPU through ONNX Runtime with all cores, whatever trained it: the artifact is what is served.
     """
     family = Unet(manifest)
-    session = open_session(folder, manifest, RuntimeOptions(device="cpu", threads=cores()))
+    session = open_session(folder, manifest, SessionOptions(device="cpu", threads=cores()))
     classes = len(manifest.labels)
     tables = np.zeros((len(indices), classes, 3), np.int64)
     hd95 = np.full((len(indices), classes), math.nan)

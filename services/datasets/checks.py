@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ekiben.training import FEW_IMAGES
-from models.images import MAX_PIXELS
+from models.limits import MAX_PIXELS
 from services.datasets.class_map import Decision
 from services.datasets.mask_checks import check_masks
 from services.datasets.options import ImportOptions

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from ekiben.errors import BadImage, TooLarge
-from models.images import MAX_BYTES, MAX_PIXELS
+from models.limits import MAX_IMAGE_BYTES, MAX_PIXELS
 
 MAX_VALUES: Final = 32
 """More values than this are no classes, unless as many class names are given."""
@@ -88,8 +88,8 @@ class MaskFacts:
 
 def read_mask(data: bytes, page: int = 0) -> MaskPixels:
     """The mask in the bytes of a PNG, JPEG, TIFF, BMP, WebP or GIF. Raises TooLarge, BadImage."""
-    if len(data) > MAX_BYTES:
-        raise TooLarge(f"the mask has {len(data)} bytes; at most {MAX_BYTES} are accepted")
+    if len(data) > MAX_IMAGE_BYTES:
+        raise TooLarge(f"the mask has {len(data)} bytes; at most {MAX_IMAGE_BYTES} are accepted")
     try:
         image = Image.open(io.BytesIO(data), formats=_READ)
         if page:

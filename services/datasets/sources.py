@@ -12,10 +12,11 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from ekiben.errors import BadImage, Refusal, TooLarge
-from models.dicom import DicomVolume
-from models.images import EXTENSIONS, MAX_BYTES, MAX_PIXELS, Picture, decode, encode_png
-from models.medical import is_dicom, is_nifti, open_volume
-from models.volume import Volume
+from models.images import EXTENSIONS, DecodedImage, decode, encode_png
+from models.limits import MAX_IMAGE_BYTES, MAX_PIXELS
+from models.medical.dicom import DicomVolume
+from models.medical.formats import is_dicom, is_nifti, open_volume
+from models.medical.volume import Volume
 from services.datasets.masks import MaskPixels, label_mask, read_mask
 
 MAX_PAGES = 10_000
@@ -35,7 +36,7 @@ class Source(ABC):
     series: str | None = None
 
     @abstractmethod
-    def picture(self, frame: int) -> Picture:
+    def picture(self, frame: int) -> DecodedImage:
         """The decoded frame. Raises a refusal where it cannot be read."""
 
     @abstractmethod
@@ -74,8 +75,8 @@ def open_source(path: Path) -> Source:
         return _VolumeFile(open_volume(path))
     if head[:4] in _TIFF and (pages := _pages(path)) > 1:
         return _Pages(path, pages)
-    if path.stat().st_size > MAX_BYTES:
-        raise TooLarge(f"it has {path.stat().st_size} bytes; at most {MAX_BYTES} are accepted")
+    if path.stat().st_size > MAX_IMAGE_BYTES:
+        raise TooLarge(f"it has {path.stat().st_size} bytes; at most {MAX_IMAGE_BYTES} are accepted")
     return _PictureFile(path)
 
 
@@ -90,7 +91,7 @@ class _PictureFile(Source):
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def picture(self, frame: int) -> Picture:
+    def picture(self, frame: int) -> DecodedImage:
         return decode(self._path.read_bytes())
 
     def mask(self, frame: int) -> MaskPixels:
@@ -125,7 +126,7 @@ class _Pages(Source):
                 f"it has {pages} pages of {width} x {height}; at most {MAX_PAGES} of {MAX_PIXELS} pixels are accepted"
             )
 
-    def picture(self, frame: int) -> Picture:
+    def picture(self, frame: int) -> DecodedImage:
         return decode(self._png(frame))
 
     def mask(self, frame: int) -> MaskPixels:
@@ -176,8 +177,8 @@ class _VolumeFile(Source):
         if isinstance(volume, DicomVolume):
             self.series = str(volume.dataset.get("SeriesInstanceUID") or "") or None
 
-    def picture(self, frame: int) -> Picture:
-        return Picture(self._volume.slice(frame), "image/png")
+    def picture(self, frame: int) -> DecodedImage:
+        return DecodedImage(self._volume.slice(frame), "image/png")
 
     def mask(self, frame: int) -> MaskPixels:
         return label_mask(self._volume.values(frame))

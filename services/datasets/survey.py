@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ekiben.errors import Refusal, TooLarge
-from models.images import Picture
+from models.images import DecodedImage
 from services.datasets.layout import File, Pair
 from services.datasets.masks import MaskFacts, MaskPixels, codes_of, facts_of
 from services.datasets.sources import Source, open_source
@@ -150,7 +150,7 @@ def _group(pair: Pair, image: Source) -> str:
     return f"series {image.series}" if image.series else pair.key
 
 
-def _mismatch(picture: Picture, pixels: MaskPixels, turned: bool) -> str:
+def _mismatch(picture: DecodedImage, pixels: MaskPixels, turned: bool) -> str:
     size, mask = (picture.width, picture.height), pixels.size
     why = f"image {size[0]} x {size[1]}, mask {mask[0]} x {mask[1]}"
     if mask == size[::-1]:
@@ -171,7 +171,7 @@ def _identity(rgb: Image.Image) -> tuple[str, bool, int, bool]:
     return digest.hexdigest(), grey, max(high for _, high in ranges), all(low == high for low, high in ranges)
 
 
-def _same_picture(picture: Picture, pixels: MaskPixels) -> bool:
+def _same_picture(picture: DecodedImage, pixels: MaskPixels) -> bool:
     rgb = np.asarray(picture.rgb)
     some = MaskPixels(pixels.kind, pixels.data[:_SOME_ROWS], pixels.palette)  # nearly always they settle it
     if not np.array_equal(codes_of(rgb[:_SOME_ROWS]), some.colors()):

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from models.artifact import GraphInput, Manifest
 from models.catalog import FAMILIES
-from models.results import TensorFacts
+from models.results import TensorInfo
 from services.model_index import Served
 from services.oip.tensors import BYTES
 
@@ -25,10 +25,10 @@ EXTENSIONS: Final = (
 IMAGE: Final = "image"
 
 SAM_TENSORS: Final = (
-    TensorFacts("masks", "bool", (-1, -1, -1, -1)),
-    TensorFacts("iou_predictions", "float32", (-1, -1)),
-    TensorFacts("stability_scores", "float32", (-1, -1), usual=False),
-    TensorFacts("low_res_masks", "float32", (-1, -1, 256, 256), usual=False),
+    TensorInfo("masks", "bool", (-1, -1, -1, -1)),
+    TensorInfo("iou_predictions", "float32", (-1, -1)),
+    TensorInfo("stability_scores", "float32", (-1, -1), usual=False),
+    TensorInfo("low_res_masks", "float32", (-1, -1, 256, 256), usual=False),
 )
 """Of [prompts, masks of each]; stability is NaN for a mask that is empty at any threshold."""
 
@@ -36,7 +36,7 @@ _DATATYPE: Final = {"bool": "BOOL", "float32": "FP32", "uint8": "UINT8"}
 
 
 @lru_cache(256)  # a version never changes
-def tensors_of(served: Served) -> tuple[TensorFacts, ...]:
+def tensors_of(served: Served) -> tuple[TensorInfo, ...]:
     """What a model can answer. Shapes of Segment Anything are whole; those of the others lack the batch axis."""
     if served.family == "sam":
         return SAM_TENSORS
@@ -82,7 +82,7 @@ def server_metadata(version: str) -> dict[str, Any]:
     return {"name": "ekiben", "version": version, "extensions": list(EXTENSIONS)}
 
 
-def output_facts(served: Served) -> dict[str, TensorFacts]:
+def output_facts(served: Served) -> dict[str, TensorInfo]:
     return {one.name: one for one in tensors_of(served)}
 
 
@@ -92,7 +92,7 @@ def graph_input(served: Served) -> GraphInput:
     return GraphInput.model_validate(served.manifest["input"])
 
 
-def _whole(served: Served, facts: TensorFacts) -> tuple[int, ...]:
+def _whole(served: Served, facts: TensorInfo) -> tuple[int, ...]:
     return facts.shape if served.family == "sam" else (-1, *facts.shape)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ekiben.errors import BadInput, DeadlineExceeded, Overloaded, TooLarge, Unsupported
-from models.asks import Ask, Prepared
+from models.inference_requests import InferenceRequest, PreparedTensor
 from services.masks import Masks
 from services.model_index import ModelIndex, Served
 from services.oip import picture_inputs, prompted
@@ -150,7 +150,7 @@ class Inference:
     async def _one(
         self,
         served: Served,
-        image: bytes | NDArray[np.uint8] | Prepared,
+        image: bytes | NDArray[np.uint8] | PreparedTensor,
         names: tuple[str, ...],
         top_k: int,
         parameters: Parameters,
@@ -160,7 +160,7 @@ class Inference:
         if not isinstance(image, bytes):
             if parameters.given("store"):
                 raise BadInput("store is for encoded pictures: of pixels and prepared tensors nothing is kept")
-            ask = Ask(image, top_k=top_k or 1, flips=parameters.flips, tensors=names)
+            ask = InferenceRequest(image, top_k=top_k or 1, flips=parameters.flips, tensors=names)
             answer, _ = await self._vision.unrecorded(served, ask, timeout_s=source.timeout_s)
             scores = [(row.confidence, row.class_index, row.class_name) for row in answer.scores]
             return _Answered(answer.tensors, scores)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from ekiben.errors import BadInput, Unsupported
-from models.auto_options import AutoOptions
+from models.sam.auto_options import AutoOptions
 from services.model_index import Served
 from services.options import check, short
 

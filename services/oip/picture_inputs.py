@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 
 from ekiben.errors import BadInput
 from models.artifact import GraphInput
-from models.asks import Prepared
+from models.inference_requests import PreparedTensor
 from services.model_index import Served
 from services.oip.facts import IMAGE, graph_input
 from services.oip.tensors import BYTES, Tensor
 from services.options import short
 
-Pictures = list[bytes | NDArray[np.uint8] | Prepared]
+Pictures = list[bytes | NDArray[np.uint8] | PreparedTensor]
 
 MAX_PICTURES = 1024
 """Of one request."""
@@ -84,7 +84,7 @@ def _prepared(graph: GraphInput, tensor: Tensor) -> tuple[Pictures, bool]:
     if floats and not np.isfinite(tensor.values).all():
         raise BadInput(f"{tensor.name} holds values that are not finite")
     values: NDArray[Any] = tensor.values.astype(graph.dtype, copy=False)
-    return [Prepared(one) for one in (values[None] if single else values)], single
+    return [PreparedTensor(one) for one in (values[None] if single else values)], single
 
 
 def _check_count(tensor: Tensor, pictures: int) -> None:

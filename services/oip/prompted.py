@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ekiben.errors import BadInput, TooLarge
-from models.asks import AutoAnswer, MaskAnswer
 from models.images import encode_png
-from models.mask_results import AutoMask, PromptMask
-from models.prompts import MAX_POINTS, MAX_PROMPTS, Prompt, read_prompts
-from models.sam_graphs import SIDE
+from models.inference_requests import AutoMaskResponse, MaskResponse
+from models.masks.predicted_masks import AutoMask, PromptMask
+from models.sam.graphs import SIDE
+from models.sam.prompts import MAX_POINTS, MAX_PROMPTS, Prompt, read_prompts
 from services.masks import Masks
 from services.model_index import Served
 from services.oip.facts import IMAGE
@@ -62,7 +62,7 @@ async def infer(
     store = parameters.store and is_file
     model, version = served.key.name, served.key.version
     rows: Sequence[Sequence[PromptMask | AutoMask]]
-    answer: MaskAnswer | AutoAnswer
+    answer: MaskResponse | AutoMaskResponse
     if parameters.auto is not None:
         if tensors or parameters.prompts is not None or parameters.given("multimask"):
             raise BadInput("options of automatic masks go without prompts")

@@ -13,9 +13,9 @@ import orjson
 from google.protobuf.message import Message
 
 from ekiben.errors import BadInput
-from models.mask_results import MaskNews
-from models.prompts import MAX_POINTS_IN_ALL, MAX_PROMPTS
-from models.rle import to_uncompressed
+from models.masks.predicted_masks import MaskUpdate
+from models.masks.rle import to_uncompressed
+from models.sam.prompts import MAX_POINTS_IN_ALL, MAX_PROMPTS
 from services import mask_bodies
 from services.requests import Source
 
@@ -76,7 +76,7 @@ def auto_mask(body: Mapping[str, Any], format: str) -> dict[str, Any]:
     return {**body, "segmentation": _segmentation(body["segmentation"], format), "point_coords": points}
 
 
-def news(news: MaskNews) -> Iterator[dict[str, Any]]:
+def news(news: MaskUpdate) -> Iterator[dict[str, Any]]:
     """The events of an AutoMasks stream: what was dropped first, for something better is found."""
     for number in news.dropped:
         yield {"dropped": {"number": number}}

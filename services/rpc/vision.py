@@ -9,7 +9,7 @@ from typing import Any
 from ekiben.v1 import ekiben_pb2 as pb
 from ekiben.v1 import ekiben_pb2_grpc
 from models.images import sniff
-from models.mask_results import MaskNews
+from models.masks.predicted_masks import MaskUpdate
 from services.options import (
     AutoMasksOptions,
     ClassifyOptions,
@@ -82,7 +82,7 @@ class Vision(ekiben_pb2_grpc.VisionServicer):
     @streaming
     async def AutoMasks(self, request: Any, timeout_s: float | None) -> AsyncIterator[Any]:
         options = check(AutoMasksOptions, messages.options(request))
-        queue: asyncio.Queue[MaskNews | None] = asyncio.Queue()
+        queue: asyncio.Queue[MaskUpdate | None] = asyncio.Queue()
         NEWS.set(queue.put_nowait)
         asked = self._masks.automatic(
             messages.source(request, timeout_s),

@@ -22,8 +22,8 @@ from ekiben.remote.operations import AutoOptions, prompts_of
 from ekiben.remote.reading import read
 from ekiben.remote.training_operations import TrainingOptions
 from ekiben.training import TrainingOptions as ServerTrainingOptions
-from models.auto_options import AutoOptions as ServerAutoOptions
-from models.import_options import ImportOptions as ServerImportOptions
+from models.onnx_import.options import ImportOptions as ServerImportOptions
+from models.sam.auto_options import AutoOptions as ServerAutoOptions
 from services import options as server
 from services.routes.batches import BatchOptions
 from services.routes.datasets import UploadOptions

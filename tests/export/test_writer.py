@@ -17,7 +17,7 @@ from export import writer  # noqa: E402
 from export.recipe import Recipe, pictures  # noqa: E402
 from export.verify import ParityError, measure_parity  # noqa: E402
 from models.artifact import read_manifest, verify, voc_palette  # noqa: E402
-from models.intake import read_graph  # noqa: E402
+from models.onnx_import.artifact_builder import read_graph  # noqa: E402
 
 ONE_AND_THREE = ((1, 224, 224), (3, 224, 224))
 

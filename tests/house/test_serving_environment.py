@@ -15,7 +15,7 @@ from tests.serving import ROOT, environ
 _PROBE = """
 import json, sys
 import services.gateway, services.runner_service, services.__main__, export.__main__, export.provision
-import models.intake, models.catalog, models.loader
+import models.onnx_import.artifact_builder, models.catalog, models.engine.loader
 print(json.dumps([m for m in sys.modules if m.split(".")[0] in ("torch", "torchvision", "onnx")]))
 """
 

@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 
 from models.artifact import read_manifest
-from models.rle import encode, to_coco
+from models.masks.rle import encode, to_coco
 from tests import toys
 from tests.conftest import publish
 from tests.journeys.dataset_client import as_openapi_says, bring, brought, disc, discs, png, ready, zipped

@@ -17,7 +17,7 @@ from typing import Any
 
 import httpx
 
-from models.runtime import cores
+from models.engine.session_options import cores
 from tests import toys
 from tests.journeys.job_client import (
     ASYNC,

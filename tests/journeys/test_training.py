@@ -18,7 +18,7 @@ import httpx
 import numpy as np
 import pytest
 
-from models.rle import encode
+from models.masks.rle import encode
 from tests.conftest import publish
 from tests.journeys.dataset_client import (
     LONG,

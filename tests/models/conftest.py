@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from models.batcher import Batcher
+from models.engine.batcher import Batcher
 from tests import toys
 from tests.models.shelf import Shelf
 

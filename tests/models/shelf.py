@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from models.engine import Engine, ModelKey, ModelState
-from models.loader import Loaded, load_artifact
-from models.runtime import RuntimeOptions
+from models.engine.engine import Engine, ModelKey, ModelState
+from models.engine.loader import LoadedNetwork, load_artifact
+from models.engine.session_options import SessionOptions
 from tests import toys
 
 MEGABYTE = 1_000_000
@@ -41,12 +41,12 @@ class Shelf:
     def size(self, name: str) -> int:
         return self.sizes_mb.get(name, 10) * MEGABYTE
 
-    def open(self, model: ModelKey) -> Loaded:
+    def open(self, model: ModelKey) -> LoadedNetwork:
         self.opened.append(model.name)
         assert self.slow.wait(20)
         if model.name in self.broken:
             raise self.broken[model.name]
-        loaded = load_artifact(model, self.folder, RuntimeOptions(device="cpu"))
+        loaded = load_artifact(model, self.folder, SessionOptions(device="cpu"))
         loaded.memory_bytes = self.size(model.name)
         return loaded
 

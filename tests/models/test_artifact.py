@@ -17,7 +17,7 @@ from models.artifact import (
     Manifest,
     Preprocess,
     Weights,
-    facts_of,
+    file_info,
     read_manifest,
     sha256_of,
     verify,
@@ -41,7 +41,7 @@ def test_the_manifest_lists_every_file_but_itself(folder: Path) -> None:
     assert set(manifest.files) == {ONNX, "extra/notes.txt"}
     assert manifest.files["extra/notes.txt"].bytes == 5
     assert manifest.files["extra/notes.txt"].sha256 == hashlib.sha256(b"hello").hexdigest()
-    assert manifest.files[ONNX] == facts_of(folder / ONNX)
+    assert manifest.files[ONNX] == file_info(folder / ONNX)
     assert manifest.files[ONNX].sha256 == hashlib.sha256((folder / ONNX).read_bytes()).hexdigest()
     assert sha256_of(folder / ONNX) == manifest.files[ONNX].sha256
 

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from ekiben.errors import BadInput
 from models.artifact import Activation, Manifest
-from models.asks import Ask
 from models.classifier import Classifier, check_top_k
-from models.images import Picture
+from models.images import DecodedImage
+from models.inference_requests import InferenceRequest
 from tests import toys
 
-PICTURE = Picture(toys.solid((255, 0, 0), 20, 10), "image/png")
+PICTURE = DecodedImage(toys.solid((255, 0, 0), 20, 10), "image/png")
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,9 @@ def test_softmax_of_huge_logits_does_not_overflow(manifest: Manifest, shift: flo
 @pytest.mark.parametrize("activation", ["probabilities", "sigmoid"])
 def test_values_that_are_confidences_already_stay_as_they_are(manifest: Manifest, activation: Activation) -> None:
     values = [0.7, 0.9, 0.001, 0.7]
-    answer = of(manifest, 4, activation).postprocess(np.array(values, np.float32), PICTURE, Ask(b"", top_k=4))
+    answer = of(manifest, 4, activation).postprocess(
+        np.array(values, np.float32), PICTURE, InferenceRequest(b"", top_k=4)
+    )
     assert [s.class_index for s in answer.scores] == [1, 0, 3, 2]
     assert [s.confidence for s in answer.scores] == pytest.approx([0.9, 0.7, 0.7, 0.001], rel=1e-6)
 
@@ -78,7 +80,7 @@ def test_axes_of_length_one_and_the_float_type_do_not_matter(
 
 
 def test_the_best_come_first_with_name_index_and_plain_numbers(manifest: Manifest) -> None:
-    answer = of(manifest, 4).postprocess(np.array([1, 3, 2, -5], np.float32), PICTURE, Ask(b"", top_k=3))
+    answer = of(manifest, 4).postprocess(np.array([1, 3, 2, -5], np.float32), PICTURE, InferenceRequest(b"", top_k=3))
     expected = softmax([1, 3, 2, -5])
     assert [(s.class_index, s.class_name) for s in answer.scores] == [(1, "class 1"), (2, "class 2"), (0, "class 0")]
     assert [s.confidence for s in answer.scores] == pytest.approx([expected[1], expected[2], expected[0]], abs=1e-6)
@@ -90,7 +92,9 @@ def test_the_best_come_first_with_name_index_and_plain_numbers(manifest: Manifes
 @given(levels=st.lists(st.integers(0, 3), min_size=1, max_size=40), data=st.data())
 def test_ties_keep_the_order_of_the_labels(levels: list[int], data: st.DataObject, manifest: Manifest) -> None:
     top_k = data.draw(st.integers(1, len(levels)))
-    answer = of(manifest, len(levels)).postprocess(np.array(levels, np.float32), PICTURE, Ask(b"", top_k=top_k))
+    answer = of(manifest, len(levels)).postprocess(
+        np.array(levels, np.float32), PICTURE, InferenceRequest(b"", top_k=top_k)
+    )
     expected = sorted(range(len(levels)), key=lambda i: (-levels[i], i))[:top_k]
     assert [s.class_index for s in answer.scores] == expected
 
@@ -99,19 +103,19 @@ def test_ties_keep_the_order_of_the_labels(levels: list[int], data: st.DataObjec
 def test_top_k_outside_the_classes_is_refused(manifest: Manifest, top_k: int) -> None:
     message = f"top_k is {top_k}; this model has 4 classes, so 1 to 4 can be asked for"
     with pytest.raises(BadInput, match=message):
-        of(manifest, 4).postprocess(np.zeros(4, np.float32), PICTURE, Ask(b"", top_k=top_k))
+        of(manifest, 4).postprocess(np.zeros(4, np.float32), PICTURE, InferenceRequest(b"", top_k=top_k))
     with pytest.raises(BadInput):
         check_top_k(top_k, 4)
 
 
 @pytest.mark.parametrize("top_k", [1, 2, 4])
 def test_top_k_within_the_classes_gives_so_many(manifest: Manifest, top_k: int) -> None:
-    answer = of(manifest, 4).postprocess(np.zeros(4, np.float32), PICTURE, Ask(b"", top_k=top_k))
+    answer = of(manifest, 4).postprocess(np.zeros(4, np.float32), PICTURE, InferenceRequest(b"", top_k=top_k))
     assert len(answer.scores) == top_k
 
 
 def test_preprocess_is_the_manifest_s(tmp_path: Path) -> None:
     classifier = Classifier(toys.classifier(tmp_path, layout="NHWC", color="BGR", dtype="uint8"))
-    tensor = classifier.preprocess(Picture(toys.solid((1, 2, 3)), "image/png"))
+    tensor = classifier.preprocess(DecodedImage(toys.solid((1, 2, 3)), "image/png"))
     assert tensor.shape == (toys.SIDE, toys.SIDE, 3) and tensor.dtype == np.uint8
     assert tensor[0, 0].tolist() == [3, 2, 1]

@@ -15,13 +15,13 @@ import pytest
 from PIL import Image
 
 from models.artifact import ONNX, Manifest, write_manifest
-from models.asks import RENDERS, Answer, Ask
 from models.catalog import FAMILIES
-from models.engine import ModelKey
+from models.engine.engine import ModelKey
+from models.engine.loader import LoadedNetwork, load_artifact
+from models.engine.session_options import SessionOptions
 from models.family import Family
-from models.images import Picture
-from models.loader import Loaded, load_artifact
-from models.runtime import RuntimeOptions
+from models.images import DecodedImage
+from models.inference_requests import RENDERS, InferenceRequest, InferenceResponse
 from tests import toys
 
 COLORS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
@@ -44,12 +44,12 @@ ROWS = [(name, variant) for name in FAMILIES for variant in (UNET_VARIANTS if na
 class Toy:
     manifest: Manifest
     family: Family
-    loaded: Loaded
+    loaded: LoadedNetwork
 
-    def answer(self, picture: Picture, ask: Ask) -> Answer:
+    def answer(self, picture: DecodedImage, ask: InferenceRequest) -> InferenceResponse:
         return self.answers([picture], ask)[0]
 
-    def answers(self, pictures: list[Picture], ask: Ask) -> list[Answer]:
+    def answers(self, pictures: list[DecodedImage], ask: InferenceRequest) -> list[InferenceResponse]:
         outputs = self.loaded.run(np.stack([self.family.preprocess(picture) for picture in pictures]))
         assert len(outputs) == len(pictures)
         return [self.family.postprocess(o, p, ask) for o, p in zip(outputs, pictures, strict=True)]
@@ -68,7 +68,7 @@ def toy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     name, variant = request.param
     folder: Path = tmp_path_factory.mktemp("toy")
     manifest = toys.TOYS[name](folder, **variant)
-    loaded = load_artifact(ModelKey("local", name, 1), folder, RuntimeOptions(device="cpu"))
+    loaded = load_artifact(ModelKey("local", name, 1), folder, SessionOptions(device="cpu"))
     yield Toy(manifest, FAMILIES[name](manifest), loaded)
     loaded.session.close()
 
@@ -84,15 +84,15 @@ def renamed(folder: Path, manifest: Manifest, name: str) -> Manifest:
     return write_manifest(folder, manifest.model_copy(update={"output": changed, "files": {}}))
 
 
-def picture(color: tuple[int, int, int], width: int = 32, height: int = 32) -> Picture:
-    return Picture(toys.solid(color, width, height), "image/png")
+def picture(color: tuple[int, int, int], width: int = 32, height: int = 32) -> DecodedImage:
+    return DecodedImage(toys.solid(color, width, height), "image/png")
 
 
-def noise(width: int, height: int, seed: int = 0) -> Picture:
-    return Picture(toys.noise(width, height, seed), "image/png")
+def noise(width: int, height: int, seed: int = 0) -> DecodedImage:
+    return DecodedImage(toys.noise(width, height, seed), "image/png")
 
 
-def best(answer: Answer) -> str:
+def best(answer: InferenceResponse) -> str:
     return answer.scores[0].class_name if answer.scores else answer.areas[0].class_name
 
 
@@ -115,12 +115,12 @@ def test_preprocess_gives_the_graph_s_input(toy: Toy) -> None:
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_the_right_answer_comes_out(toy: Toy, size: tuple[int, int]) -> None:
     for name, color in COLORS.items():
-        assert best(toy.answer(picture(color, *size), Ask(b"", top_k=1))) == name
+        assert best(toy.answer(picture(color, *size), InferenceRequest(b"", top_k=1))) == name
 
 
 def test_a_batch_answers_each_as_alone(toy: Toy) -> None:
     pictures = [picture(COLORS["blue"]), noise(50, 40), picture(COLORS["red"], 7, 90)][: toy.manifest.input.batch]
-    ask = Ask(b"", top_k=2, renders=toy.renders)
+    ask = InferenceRequest(b"", top_k=2, renders=toy.renders)
     together, alone = toy.answers(pictures, ask), [toy.answer(one, ask) for one in pictures]
     for one, other in zip(together, alone, strict=True):
         assert (one.picture, one.areas, dict(one.renders)) == (other.picture, other.areas, dict(other.renders))
@@ -132,7 +132,7 @@ def test_a_batch_answers_each_as_alone(toy: Toy) -> None:
 def test_answers_are_well_formed(toy: Toy) -> None:
     for width, height in SIZES:
         given = noise(width, height, seed=3)
-        answer = toy.answer(given, Ask(b"", top_k=4, renders=toy.renders))
+        answer = toy.answer(given, InferenceRequest(b"", top_k=4, renders=toy.renders))
         assert answer.picture == given.facts
         # A classification or a segmentation, never both.
         assert bool(answer.scores) is (toy.manifest.task == "classify")
@@ -155,7 +155,7 @@ def test_answers_are_well_formed(toy: Toy) -> None:
 
 
 def test_nothing_is_remembered_between_pictures(toy: Toy) -> None:
-    ask = Ask(b"", top_k=1, renders=toy.renders)
+    ask = InferenceRequest(b"", top_k=1, renders=toy.renders)
     first = toy.answer(noise(40, 30), ask)
     toy.answer(picture(COLORS["green"], 5, 5), ask)
     assert toy.answer(noise(40, 30), ask) == first
@@ -165,7 +165,7 @@ def test_tensors_have_names_of_their_own_and_are_given(toy: Toy) -> None:
     known = toy.family.tensors
     assert len({facts.name for facts in known}) == len(known) > 0
     given = noise(50, 40)
-    answer = toy.answer(given, Ask(b"", top_k=1, tensors=tuple(facts.name for facts in known)))
+    answer = toy.answer(given, InferenceRequest(b"", top_k=1, tensors=tuple(facts.name for facts in known)))
     for facts in known:
         tensor = answer.tensors[facts.name]
         assert tensor.dtype == np.dtype(facts.dtype), facts.name
@@ -183,9 +183,9 @@ def test_a_graph_whose_output_is_called_as_ours_is(family: str, name: str, tmp_p
     ours = "probs" if manifest.task == "classify" else "class_map"
     outputs = []
     for written in (manifest, renamed(tmp_path, manifest, name)):
-        loaded = load_artifact(ModelKey("local", family, 1), tmp_path, RuntimeOptions(device="cpu"))
+        loaded = load_artifact(ModelKey("local", family, 1), tmp_path, SessionOptions(device="cpu"))
         toy = Toy(written, FAMILIES[family](written), loaded)
-        outputs.append(toy.answer(noise(50, 40), Ask(b"", top_k=1, tensors=(ours,))).tensors[ours])
+        outputs.append(toy.answer(noise(50, 40), InferenceRequest(b"", top_k=1, tensors=(ours,))).tensors[ours])
         loaded.close()
     assert written.only_output.name == name
     names = [facts.name for facts in toy.family.tensors]

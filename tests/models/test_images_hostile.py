@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ekiben.errors import BadImage, Refusal, TooLarge, UnsupportedImage
-from models.images import MAX_BYTES, MAX_PIXELS, Picture, decode, sniff
+from models.images import DecodedImage, decode, sniff
+from models.limits import MAX_IMAGE_BYTES, MAX_PIXELS
 from tests.models.peak import peak_growth_bytes
 from tests.toys import encoded, noise
 
@@ -88,9 +89,9 @@ def test_what_is_no_picture_is_refused_by_name(data: bytes, refusal: type[Refusa
 
 
 def test_more_than_50_mb_is_refused_before_anything_is_read() -> None:
-    data = MAGICS["png"] + bytes(MAX_BYTES - len(MAGICS["png"]))
+    data = MAGICS["png"] + bytes(MAX_IMAGE_BYTES - len(MAGICS["png"]))
     assert sniff(data) == "image/png"
-    with pytest.raises(TooLarge, match=f"{MAX_BYTES + 1} bytes; at most {MAX_BYTES}"):
+    with pytest.raises(TooLarge, match=f"{MAX_IMAGE_BYTES + 1} bytes; at most {MAX_IMAGE_BYTES}"):
         sniff(data + b"\0")
     with pytest.raises(TooLarge):
         decode(data + b"\0")
@@ -187,6 +188,6 @@ def _only_refusals(data: bytes) -> None:
     except Refusal as refusal:
         assert refusal.message and "\n" not in refusal.message
         return
-    assert isinstance(picture, Picture)
+    assert isinstance(picture, DecodedImage)
     assert picture.rgb.mode == "RGB" and 1 <= picture.width * picture.height <= MAX_PIXELS
     assert io.BytesIO(picture.rgb.tobytes()).getbuffer().nbytes == 3 * picture.width * picture.height

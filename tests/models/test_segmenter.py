@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from models.artifact import voc_palette
-from models.asks import RENDERS, Ask
-from models.images import Picture
+from models.images import DecodedImage
+from models.inference_requests import RENDERS, InferenceRequest
 from models.results import Segmentation
 from models.segmenter import Segmenter, color_mask, enlarge_and_choose, index_mask, overlay, render
 from tests import toys
@@ -129,11 +129,13 @@ def test_a_64_megapixel_mask_stays_under_a_gigabyte() -> None:
 @pytest.mark.parametrize("activation", ["logits", "sigmoid"])
 def test_areas_count_every_pixel_most_first(tmp_path: Path, layout: Any, activation: Any) -> None:
     segmenter = Segmenter(toys.segmenter(tmp_path, layout=layout, activation=activation))
-    picture = Picture(stripes(BLACK, BLUE, BLUE, BLUE, GREEN), "image/png")
+    picture = DecodedImage(stripes(BLACK, BLUE, BLUE, BLUE, GREEN), "image/png")
     # The scores that the network would give: channels in the order background, red, green, blue.
     pixels = np.asarray(picture.rgb).astype(np.float32).transpose(2, 0, 1) / 255
     scores = pixels if activation == "sigmoid" else np.concatenate([np.full((1, 8, 30), 0.5, np.float32), pixels])
-    answer = segmenter.postprocess(scores if layout == "NCHW" else scores.transpose(1, 2, 0), picture, Ask(b""))
+    answer = segmenter.postprocess(
+        scores if layout == "NCHW" else scores.transpose(1, 2, 0), picture, InferenceRequest(b"")
+    )
     areas = [(a.class_index, a.class_name, a.color, a.pixels, a.share) for a in answer.areas]
     assert areas == [
         (3, "blue", (128, 128, 0), 3 * 48, 0.6),
@@ -149,7 +151,7 @@ def test_areas_count_every_pixel_most_first(tmp_path: Path, layout: Any, activat
 @given(width=st.integers(1, 80), height=st.integers(1, 80), seed=st.integers(0, 2**31))
 def test_areas_add_up_for_any_picture(toy: Segmenter, width: int, height: int, seed: int) -> None:
     scores = np.random.default_rng(seed).normal(0, 1, (4, 8, 8)).astype(np.float32)
-    segmentation = toy.segmentation(scores, Picture(toys.solid(RED, width, height), "image/png"))
+    segmentation = toy.segmentation(scores, DecodedImage(toys.solid(RED, width, height), "image/png"))
     assert segmentation.class_map.shape == (height, width)
     assert sum(a.pixels for a in segmentation.classes) == width * height
     assert sum(a.share for a in segmentation.classes) == pytest.approx(1)
@@ -184,10 +186,10 @@ def test_overlay_tints_all_but_the_background() -> None:
 
 
 def test_renders_are_the_pictures_that_were_asked_for(toy: Segmenter) -> None:
-    picture = Picture(stripes(RED, BLACK, BLUE), "image/png")
+    picture = DecodedImage(stripes(RED, BLACK, BLUE), "image/png")
     pixels = np.asarray(picture.rgb).astype(np.float32).transpose(2, 0, 1) / 255
     scores = np.concatenate([np.full((1, 8, 18), 0.5, np.float32), pixels])
-    answer = toy.postprocess(scores, picture, Ask(b"", renders=RENDERS))
+    answer = toy.postprocess(scores, picture, InferenceRequest(b"", renders=RENDERS))
     assert list(answer.renders) == ["mask", "color", "overlay"]
     segmentation = toy.segmentation(scores, picture)
     for name, data in answer.renders.items():
@@ -195,4 +197,4 @@ def test_renders_are_the_pictures_that_were_asked_for(toy: Segmenter) -> None:
         assert image.format == "PNG" and image.size == picture.rgb.size
         assert np.array_equal(np.asarray(image), np.asarray(render(name, segmentation, picture)))
     assert np.asarray(opened(answer.renders["mask"]))[0, ::6].tolist() == [1, 0, 3]
-    assert [*toy.postprocess(scores, picture, Ask(b"", renders=("color",))).renders] == ["color"]
+    assert [*toy.postprocess(scores, picture, InferenceRequest(b"", renders=("color",))).renders] == ["color"]

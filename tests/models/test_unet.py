@@ -13,31 +13,31 @@ from PIL import Image
 
 from ekiben.errors import BadModelFile
 from models.artifact import Manifest, Preprocess, Tiling
-from models.asks import PROBABILITY, RENDERS, Ask
-from models.engine import ModelKey
-from models.images import Picture
-from models.loader import Loaded, load_artifact
-from models.runtime import RuntimeOptions
-from models.unet import Canvas, Reading, Unet
-from models.windows import Window
+from models.engine.engine import ModelKey
+from models.engine.loader import LoadedNetwork, load_artifact
+from models.engine.session_options import SessionOptions
+from models.images import DecodedImage
+from models.inference_requests import PROBABILITY, RENDERS, InferenceRequest
+from models.sliding_window import Tile
+from models.unet import PredictionMap, TiledImage, Unet
 from tests import toys
 
 SIZES = [(32, 32), (100, 70), (70, 101), (20, 50), (7, 3)]
 
 
-def open_toy(folder: Path, **how: Any) -> tuple[Unet, Loaded]:
+def open_toy(folder: Path, **how: Any) -> tuple[Unet, LoadedNetwork]:
     manifest = toys.unet(folder, **how)
-    return Unet(manifest), load_artifact(ModelKey("local", "toy", 1), folder, RuntimeOptions(device="cpu"))
+    return Unet(manifest), load_artifact(ModelKey("local", "toy", 1), folder, SessionOptions(device="cpu"))
 
 
 @pytest.fixture(scope="module")
-def cells(tmp_path_factory: pytest.TempPathFactory) -> tuple[Unet, Loaded]:
+def cells(tmp_path_factory: pytest.TempPathFactory) -> tuple[Unet, LoadedNetwork]:
     """Tiled, one channel, threshold 0.7."""
     return open_toy(tmp_path_factory.mktemp("cells"), binary=True, overlap=0.5, threshold=0.7)
 
 
 @pytest.fixture(scope="module")
-def areas(tmp_path_factory: pytest.TempPathFactory) -> tuple[Unet, Loaded]:
+def areas(tmp_path_factory: pytest.TempPathFactory) -> tuple[Unet, LoadedNetwork]:
     return open_toy(tmp_path_factory.mktemp("areas"), overlap=0.25)
 
 
@@ -54,7 +54,7 @@ def position(batch: NDArray[Any]) -> NDArray[np.float32]:
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize(("flips", "batch"), [(False, 1), (False, 5), (True, 3)])
 def test_the_logits_of_a_picture_at_its_own_size(
-    cells: tuple[Unet, Loaded], size: tuple[int, int], flips: bool, batch: int
+    cells: tuple[Unet, LoadedNetwork], size: tuple[int, int], flips: bool, batch: int
 ) -> None:
     unet, loaded = cells
     picture = toys.noise(*size)
@@ -79,7 +79,7 @@ def test_cut_normalises_as_the_manifest_says(tmp_path: Path) -> None:
     steps = Preprocess(mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 0.2))
     unet = Unet(toys.unet(tmp_path, binary=True, overlap=0.5, preprocess=steps))
     pixels = pixels_of(toys.noise(60, 50))
-    given = unet.cut(pixels, Window(10, 20))
+    given = unet.cut(pixels, Tile(10, 20))
     expected = (pixels[10:42, 20:52] / 255.0 - np.array(steps.mean)) / np.array(steps.std)
     assert given.shape == (3, 32, 32) and given.dtype == np.float32
     assert given.flags.c_contiguous
@@ -110,7 +110,7 @@ def test_as_monai_does(tmp_path: Path, size: tuple[int, int], flips: bool) -> No
     assert np.abs(unet.predict(picture, position, flips=flips, batch=3) - expected[0].numpy()).max() <= 1e-4
 
 
-def test_several_classes(areas: tuple[Unet, Loaded]) -> None:
+def test_several_classes(areas: tuple[Unet, LoadedNetwork]) -> None:
     unet, loaded = areas
     picture = toys.noise(75, 50)
     logits = unet.predict(picture, loaded.run)
@@ -123,11 +123,11 @@ def test_several_classes(areas: tuple[Unet, Loaded]) -> None:
     assert unet.probabilities(logits).dtype == np.float32
 
 
-def test_equal_logits_are_the_lower_class(areas: tuple[Unet, Loaded]) -> None:
+def test_equal_logits_are_the_lower_class(areas: tuple[Unet, LoadedNetwork]) -> None:
     assert areas[0].class_map(np.zeros((4, 2, 3), np.float32)).tolist() == [[0, 0, 0], [0, 0, 0]]
 
 
-def test_probabilities_of_large_logits(cells: tuple[Unet, Loaded], areas: tuple[Unet, Loaded]) -> None:
+def test_probabilities_of_large_logits(cells: tuple[Unet, LoadedNetwork], areas: tuple[Unet, LoadedNetwork]) -> None:
     with np.errstate(all="raise", under="ignore"):
         given = cells[0].probabilities(np.array([[[-1000.0, -1, 0, 1, 1000]]], np.float32))
         assert given[0, 0].tolist() == pytest.approx([0, 0.268941, 0.5, 0.731059, 1], abs=1e-6)
@@ -141,13 +141,13 @@ def test_the_threshold_itself_is_class_1(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("flips", [False, True])
-def test_outputs_may_come_in_any_order(cells: tuple[Unet, Loaded], flips: bool) -> None:
+def test_outputs_may_come_in_any_order(cells: tuple[Unet, LoadedNetwork], flips: bool) -> None:
     unet = cells[0]
     picture = toys.noise(70, 100)
 
     def read(order: list[int]) -> NDArray[np.float32]:
         out = np.zeros((1, 100, 70), np.float32)
-        reading = Reading(
+        reading = TiledImage(
             unet, picture, lambda rows, columns, part: out.__setitem__((..., rows, columns), part), flips=flips
         )
         assert reading.pieces == len(order)
@@ -170,9 +170,11 @@ def test_untiled_is_resized_and_enlarged(tmp_path: Path) -> None:
     logits = unet.predict(picture, loaded.run)
     assert np.abs(logits[0] - expected).max() < 1e-4
     assert np.abs(unet.predict(picture, loaded.run, flips=True)[0] - expected).max() < 1e-4
-    ask = Ask(b"", renders=("mask", PROBABILITY))
+    ask = InferenceRequest(b"", renders=("mask", PROBABILITY))
     answer = unet.postprocess(
-        loaded.run(unet.preprocess(Picture(picture, "image/png"))[None])[0], Picture(picture, "image/png"), ask
+        loaded.run(unet.preprocess(DecodedImage(picture, "image/png"))[None])[0],
+        DecodedImage(picture, "image/png"),
+        ask,
     )
     mask = np.asarray(Image.open(io.BytesIO(answer.renders["mask"])))
     assert np.array_equal(mask, unet.class_map(logits))
@@ -182,16 +184,19 @@ def test_untiled_is_resized_and_enlarged(tmp_path: Path) -> None:
     }
 
 
-def test_the_probability_is_a_16_bit_picture(cells: tuple[Unet, Loaded]) -> None:
+def test_the_probability_is_a_16_bit_picture(cells: tuple[Unet, LoadedNetwork]) -> None:
     unet, loaded = cells
     image = toys.noise(50, 70)
-    canvas = Canvas(unet, 70, 50, probability=True)
-    reading = Reading(unet, image, canvas.paint, flips=False)
+    canvas = PredictionMap(unet, 70, 50, probability=True)
+    reading = TiledImage(unet, image, canvas.paint, flips=False)
     for number in range(reading.pieces):
         reading.add(number, loaded.run(reading.tensor(number)[None])[0])
     checks: list[int] = []
     answer = unet.answer(
-        canvas, Picture(image, "image/png"), Ask(b"", renders=(*RENDERS, PROBABILITY)), lambda: checks.append(1)
+        canvas,
+        DecodedImage(image, "image/png"),
+        InferenceRequest(b"", renders=(*RENDERS, PROBABILITY)),
+        lambda: checks.append(1),
     )
     assert len(checks) == 4
     assert tuple(answer.renders) == (*RENDERS, PROBABILITY)
@@ -205,13 +210,13 @@ def test_the_probability_is_a_16_bit_picture(cells: tuple[Unet, Loaded]) -> None
     assert np.array_equal((levels >= 0.7)[sure], (mask == 1)[sure])
 
 
-def test_a_tiled_picture_has_no_single_input(cells: tuple[Unet, Loaded]) -> None:
+def test_a_tiled_picture_has_no_single_input(cells: tuple[Unet, LoadedNetwork]) -> None:
     with pytest.raises(ValueError, match="windows"):
-        cells[0].preprocess(Picture(toys.noise(64, 64), "image/png"))
+        cells[0].preprocess(DecodedImage(toys.noise(64, 64), "image/png"))
 
 
-def test_a_graph_that_gives_something_else(cells: tuple[Unet, Loaded]) -> None:
-    reading = Reading(cells[0], toys.noise(32, 32), lambda *_: None, flips=False)
+def test_a_graph_that_gives_something_else(cells: tuple[Unet, LoadedNetwork]) -> None:
+    reading = TiledImage(cells[0], toys.noise(32, 32), lambda *_: None, flips=False)
     with pytest.raises(BadModelFile, match=r"\[2, 32, 32\].*\[1, 32, 32\]"):
         reading.add(0, np.zeros((2, 32, 32), np.float32))
 
@@ -234,7 +239,7 @@ def test_manifests_that_are_no_unet_s(tmp_path: Path, part: str, change: dict[st
 
 def test_windows_of_the_manifest_s_overlap(tmp_path: Path) -> None:
     manifest = toys.unet(tmp_path, overlap=0.5)
-    assert Unet(manifest).windows(64, 32) == (Window(0, 0), Window(16, 0), Window(32, 0))
+    assert Unet(manifest).windows(64, 32) == (Tile(0, 0), Tile(16, 0), Tile(32, 0))
     apart = manifest.model_copy(update={"tiling": Tiling(overlap=0)})
-    assert Unet(apart).windows(64, 32) == (Window(0, 0), Window(32, 0))
-    assert Unet(manifest.model_copy(update={"tiling": None})).windows(640, 320) == (Window(0, 0),)
+    assert Unet(apart).windows(64, 32) == (Tile(0, 0), Tile(32, 0))
+    assert Unet(manifest.model_copy(update={"tiling": None})).windows(640, 320) == (Tile(0, 0),)

@@ -23,7 +23,7 @@ from db.session import connect
 from db.tables import Dataset, Image, Installation, Job, JobEvent, JobItem, now
 from ekiben.errors import NotFound
 from ekiben.ids import derived_id, new_id
-from models import engine
+from models.engine import engine
 from services.clean_up import MARKS, CleanUp
 from services.requests import Source
 from services.vision import LOCAL

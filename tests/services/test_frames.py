@@ -10,13 +10,21 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from ekiben.errors import REFUSALS, Overloaded, Refusal, Temporary, Unavailable
-from models.asks import Answer, Ask, AutoAnswer, AutoAsk, EmbeddingUse, MaskAnswer, MaskAsk
-from models.auto_options import AutoOptions
-from models.engine import ModelKey, ModelState
-from models.mask_results import AutoMask, PromptMask
-from models.prompts import Prompt
-from models.results import ClassArea, ClassScore, PictureFacts, Timing
-from models.rle import Rle, encode
+from models.engine.engine import ModelKey, ModelState
+from models.inference_requests import (
+    AutoMaskRequest,
+    AutoMaskResponse,
+    EmbeddingUse,
+    InferenceRequest,
+    InferenceResponse,
+    MaskRequest,
+    MaskResponse,
+)
+from models.masks.predicted_masks import AutoMask, PromptMask
+from models.masks.rle import Rle, encode
+from models.results import ClassArea, ClassScore, ImageInfo, Timing
+from models.sam.auto_options import AutoOptions
+from models.sam.prompts import Prompt
 from services import frames
 from services.runner import Answered
 
@@ -25,14 +33,14 @@ KEY = ModelKey("local", "areas", 3)
 
 @given(image=st.binary(max_size=3000), top_k=st.integers(1, 1000))
 def test_asks(image: bytes, top_k: int) -> None:
-    ask = Ask(image, top_k, ("mask", "overlay"))
+    ask = InferenceRequest(image, top_k, ("mask", "overlay"))
     assert frames.decode_ask(frames.encode_ask(KEY, ask)) == (KEY, ask)
 
 
 @given(one=st.binary(max_size=3000), two=st.binary(max_size=3000), confidence=st.floats(0, 1))
 def test_answers(one: bytes, two: bytes, confidence: float) -> None:
-    answer = Answer(
-        PictureFacts(640, 480, "image/jpeg"),
+    answer = InferenceResponse(
+        ImageInfo(640, 480, "image/jpeg"),
         (ClassScore(3, "bird", confidence),),
         (ClassArea(1, "sky", (1, 2, 3), 10, 0.5),),
         {"mask": one, "overlay": two},
@@ -42,7 +50,7 @@ def test_answers(one: bytes, two: bytes, confidence: float) -> None:
 
 
 SAM = ModelKey("ann", "sam_vit_b", 2)
-FACTS = PictureFacts(9, 7, "image/webp")
+FACTS = ImageInfo(9, 7, "image/webp")
 SPENT = Timing(0.5, 7.25, 4)
 USE = EmbeddingUse(True, 4321.5)
 
@@ -78,7 +86,7 @@ def random_rle(seed: int) -> Rle:
 @settings(max_examples=50, deadline=None)
 @given(st.binary(max_size=500), st.lists(_prompts, max_size=5), st.booleans(), st.booleans())
 def test_mask_asks(image: bytes, prompts: list[Prompt], multimask: bool, keep_logits: bool) -> None:
-    ask = MaskAsk(image, tuple(with_mask(prompt) for prompt in prompts), multimask, keep_logits)
+    ask = MaskRequest(image, tuple(with_mask(prompt) for prompt in prompts), multimask, keep_logits)
     key, back = frames.decode_mask_ask(frames.encode_mask_ask(SAM, ask))
     assert key == SAM and type(key) is ModelKey
     assert (back.image, back.multimask, back.keep_logits) == (image, multimask, keep_logits)
@@ -93,7 +101,7 @@ def test_a_mask_input_in_another_order_of_memory() -> None:
     doubled = logits(2).repeat(2, axis=1)[:, ::2]
     wide = logits(3).astype(np.float64)
     prompts = tuple(Prompt(mask_input=one) for one in (turned, doubled, wide))  # type: ignore[arg-type]
-    _, back = frames.decode_mask_ask(frames.encode_mask_ask(SAM, MaskAsk(b"", prompts)))
+    _, back = frames.decode_mask_ask(frames.encode_mask_ask(SAM, MaskRequest(b"", prompts)))
     for number, prompt in enumerate(back.prompts, 1):
         assert alike(prompt.mask_input, logits(number))
 
@@ -111,7 +119,7 @@ def test_mask_answers(rows: list[list[tuple[int, float, float | None, bool]]]) -
         )
         for row in rows
     )
-    answer, timing = frames.decode_mask_answer(frames.encode_mask_answer(MaskAnswer(FACTS, USE, results), SPENT))
+    answer, timing = frames.decode_mask_answer(frames.encode_mask_answer(MaskResponse(FACTS, USE, results), SPENT))
     assert (answer.picture, answer.embedding, timing) == (FACTS, USE, SPENT)
     assert [len(row) for row in answer.results] == [len(row) for row in results]
     for one, two in zip(sum(answer.results, ()), sum(results, ()), strict=True):
@@ -124,7 +132,7 @@ def test_mask_answers(rows: list[list[tuple[int, float, float | None, bool]]]) -
 def test_logits_that_are_no_rows_of_their_own() -> None:
     cut = np.stack([logits(1), logits(2)], axis=-1)[..., 1]
     row = (PromptMask(random_rle(1), 0.5, None, cut), PromptMask(random_rle(2), 0.5, 1.0, None))
-    answer, _ = frames.decode_mask_answer(frames.encode_mask_answer(MaskAnswer(FACTS, USE, (row,)), SPENT))
+    answer, _ = frames.decode_mask_answer(frames.encode_mask_answer(MaskResponse(FACTS, USE, (row,)), SPENT))
     assert alike(answer.results[0][0].logits, logits(2)) and answer.results[0][1].logits is None
 
 
@@ -138,7 +146,7 @@ def test_logits_that_are_no_rows_of_their_own() -> None:
     ids=str,
 )
 def test_auto_asks(options: AutoOptions) -> None:
-    key, back = frames.decode_auto_ask(frames.encode_auto_ask(SAM, AutoAsk(b"picture", options)))
+    key, back = frames.decode_auto_ask(frames.encode_auto_ask(SAM, AutoMaskRequest(b"picture", options)))
     assert (key, back.image, back.options.parameters) == (SAM, b"picture", options.parameters)
 
 
@@ -149,15 +157,15 @@ def test_auto_answers(rows: list[tuple[int, float, float | None]]) -> None:
         AutoMask(random_rle(seed), iou, stability, (seed / 7, iou), (0, 1, seed % 9, 7))
         for seed, iou, stability in rows
     )
-    given = AutoAnswer(FACTS, USE, masks)
+    given = AutoMaskResponse(FACTS, USE, masks)
     assert frames.decode_auto_answer(frames.encode_auto_answer(given, SPENT)) == (given, SPENT)
 
 
 def test_a_large_answer_is_not_much_larger_than_its_runs() -> None:
     rle = encode(np.random.default_rng(0).random((400, 300)) < 0.5)
-    facts = PictureFacts(300, 400, "image/png")
+    facts = ImageInfo(300, 400, "image/png")
     mask = AutoMask(rle, 0.9, 0.9, (1.0, 2.0), (0, 0, 300, 400))
-    data = frames.encode_auto_answer(AutoAnswer(facts, USE, (mask,) * 20), SPENT)
+    data = frames.encode_auto_answer(AutoMaskResponse(facts, USE, (mask,) * 20), SPENT)
     assert 20 * rle.counts.nbytes < len(data) < 20 * rle.counts.nbytes + 2500
     answer, _ = frames.decode_auto_answer(data)
     assert answer.masks == (mask,) * 20

@@ -20,7 +20,7 @@ from db import job_states
 from db.tables import now
 from db.workers import Workers
 from ekiben.errors import Conflict, NotFound, Unavailable
-from models import engine
+from models.engine import engine
 from services import hands, operations
 from services.hands import HandWork
 from services.options import AutoMasksOptions, CutoutsOptions

@@ -20,7 +20,7 @@ from db.tables import Chore, Job, Worker, now
 from db.workers import Workers
 from ekiben.errors import Unavailable
 from ekiben.ids import new_id
-from models import engine
+from models.engine import engine
 from services import hands, housekeeping
 from services.housekeeping import BEAT_S, DEAD_S, STALLED_S, Heartbeat, Housekeeping
 from services.vision import LOCAL

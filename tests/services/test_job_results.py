@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 import pytest
 
-from models import engine
+from models.engine import engine
 from services import job_results
 from services.job_results import in_thread, json_lines, zip_archive
 from services.job_wire import item_body, job_body

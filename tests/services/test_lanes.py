@@ -10,13 +10,13 @@ from typing import Any, cast
 import pytest
 
 from ekiben.errors import BadImage, DeadlineExceeded, Overloaded, Unavailable
-from models.batcher import Batcher, Lane
-from models.engine import Engine
-from models.resident import Resident
+from models.engine.batcher import Batcher, ModelQueue
+from models.engine.engine import Engine
+from models.engine.loaded_model import LoadedModel
 from services.lanes import Lanes
-from tests.models.lanes import Kitchen, Order, wait_for
+from tests.models.engine.queues import Kitchen, Order, wait_for
 
-LOADED = cast(Resident, object())
+LOADED = cast(LoadedModel, object())
 
 
 class Leases:
@@ -35,9 +35,9 @@ class Bench:
     def __init__(self) -> None:
         self.leases = Leases()
         self.batcher = Batcher(1, 100)
-        self.lanes = Lanes(self.batcher, cast("Engine[Resident]", self.leases))
+        self.lanes = Lanes(self.batcher, cast("Engine[LoadedModel]", self.leases))
         self.kitchen = Kitchen()
-        self.lane: Lane[Order, Any] = self.batcher.open_lane("k", self.kitchen, max_batch=1)
+        self.lane: ModelQueue[Order, Any] = self.batcher.open_lane("k", self.kitchen, max_batch=1)
 
     async def ask(self, number: int, *, timeout_s: float = 20, size: int = 1, trouble: str = "") -> tuple[Any, Any]:
         order = Order(number, trouble=trouble)

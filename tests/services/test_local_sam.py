@@ -16,14 +16,14 @@ from PIL import Image
 
 from ekiben.errors import BadInput, DeadlineExceeded, TooLarge
 from ekiben.settings import Settings
-from models import engine
-from models.asks import Ask, AutoAsk, MaskAnswer, MaskAsk
-from models.auto_options import AutoOptions
-from models.prompts import Prompt
-from models.resident import ModelKey
-from models.rle import encode
-from models.sam_graphs import Decoded, Features
-from models.sam_loader import Sam
+from models.engine import engine
+from models.inference_requests import AutoMaskRequest, InferenceRequest, MaskRequest, MaskResponse
+from models.masks.rle import encode
+from models.model_key import ModelKey
+from models.sam.auto_options import AutoOptions
+from models.sam.graphs import Decoded, Features
+from models.sam.loader import LoadedSam
+from models.sam.prompts import Prompt
 from services.local_runner import LocalRunner
 from tests import toys, toys_sam
 
@@ -60,19 +60,19 @@ class Served:
         self.encode_gate.set()
         self.decode_gate.set()
         self.entered = threading.Semaphore(0)
-        self.closed: list[Sam] = []
+        self.closed: list[LoadedSam] = []
         given = {"home": folder, "threads": 2, "device": "cpu"} | settings
         self.runner = LocalRunner(Settings(**given), lambda key: folder / key.name)
 
-    async def load(self) -> Sam:
+    async def load(self) -> LoadedSam:
         await self.runner.load(SAM)
         sam = self.runner.engine.lease(SAM)
         self.runner.engine.release(sam)
-        assert isinstance(sam, Sam)
+        assert isinstance(sam, LoadedSam)
         self._spy(sam)
         return sam
 
-    def _spy(self, sam: Sam) -> None:
+    def _spy(self, sam: LoadedSam) -> None:
         graphs = sam.graphs
         encode_, decode_, close = graphs.encode, graphs.decode, graphs.close
 
@@ -104,12 +104,12 @@ class Served:
         entry = self.runner.engine._entries[SAM]
         return entry.users
 
-    async def masks(self, *prompts: Prompt, image: bytes = PICTURE, timeout_s: float = 20, **more: Any) -> MaskAnswer:
-        answer, _ = await self.runner.masks(SAM, MaskAsk(image, prompts, **more), time.monotonic() + timeout_s)
+    async def masks(self, *prompts: Prompt, image: bytes = PICTURE, timeout_s: float = 20, **more: Any) -> MaskResponse:
+        answer, _ = await self.runner.masks(SAM, MaskRequest(image, prompts, **more), time.monotonic() + timeout_s)
         return answer
 
     async def auto(self, points: int = 8, image: bytes = PICTURE, timeout_s: float = 20, **options: Any) -> Any:
-        ask = AutoAsk(image, AutoOptions(points_per_side=points, **options))
+        ask = AutoMaskRequest(image, AutoOptions(points_per_side=points, **options))
         answer, _ = await self.runner.auto_masks(SAM, ask, time.monotonic() + timeout_s)
         return answer
 
@@ -231,13 +231,13 @@ def test_each_family_answers_its_own_asks(run: Run) -> None:
     async def main(served: Served) -> None:
         late = time.monotonic() + 20
         with pytest.raises(BadInput, match="sam_toy version 1 answers prompts, not Ask"):
-            await served.runner.infer(SAM, Ask(PICTURE), late)
+            await served.runner.infer(SAM, InferenceRequest(PICTURE), late)
         with pytest.raises(BadInput, match="areas version 1 does not answer prompts"):
-            await served.runner.masks(AREAS, MaskAsk(PICTURE), late)
+            await served.runner.masks(AREAS, MaskRequest(PICTURE), late)
         with pytest.raises(BadInput, match="areas version 1 does not answer prompts"):
-            await served.runner.auto_masks(AREAS, AutoAsk(PICTURE, AutoOptions()), late)
+            await served.runner.auto_masks(AREAS, AutoMaskRequest(PICTURE, AutoOptions()), late)
         assert [entry.users for entry in served.runner.engine._entries.values()] == [0, 0]
-        answered = await served.runner.infer(AREAS, Ask(PICTURE), late)
+        answered = await served.runner.infer(AREAS, InferenceRequest(PICTURE), late)
         assert answered.answer.picture.width == SIZE[0]
         counts = await served.runner.counters(SAM)
         assert (counts["predictions"], counts["batches"]) == (0, 0)
@@ -324,7 +324,7 @@ def test_one_of_several_leaves_and_the_others_are_answered(run: Run) -> None:
         await asyncio.sleep(0.02)
         served.encode_gate.set()
         answers = await asyncio.gather(*callers, return_exceptions=True)
-        assert [isinstance(answer, MaskAnswer) for answer in answers] == [False, True, False, True]
+        assert [isinstance(answer, MaskResponse) for answer in answers] == [False, True, False, True]
         assert served.encoded == 1 and served.decoded == 2
 
     run(main)
@@ -495,7 +495,7 @@ def test_unloading_during_the_encoder_leaves_no_embedding(run: Run) -> None:
         await asyncio.sleep(0.01)
         served.encode_gate.set()
         answers = await asyncio.gather(*callers, return_exceptions=True)
-        assert [isinstance(answer, MaskAnswer) for answer in answers] == [False, True, True]
+        assert [isinstance(answer, MaskResponse) for answer in answers] == [False, True, True]
         await until(lambda: len(served.closed) == 1)
         assert served.runner.sam.cache.used_bytes == 0
 
@@ -532,11 +532,11 @@ def test_an_unload_takes_no_other_model_s_embeddings(run: Run) -> None:
         await served.runner.load(other)
         late = time.monotonic() + 20
         await served.masks(CLICK)
-        await served.runner.masks(other, MaskAsk(PICTURE, (CLICK,)), late)
+        await served.runner.masks(other, MaskRequest(PICTURE, (CLICK,)), late)
         assert len(served.runner.sam.cache) == 2
         assert await served.runner.unload(SAM)
         assert len(served.runner.sam.cache) == 1
-        answer, _ = await served.runner.masks(other, MaskAsk(PICTURE, (CLICK,)), late)
+        answer, _ = await served.runner.masks(other, MaskRequest(PICTURE, (CLICK,)), late)
         assert answer.embedding.cached
 
     run(main)

@@ -18,12 +18,12 @@ from PIL import Image
 
 from ekiben.errors import BadImage, BadInput, DeadlineExceeded, NotFound, Overloaded, Refusal
 from ekiben.settings import Settings
-from models import engine
-from models.asks import PROBABILITY, RENDERS, Answer, Ask
-from models.batch_size import BatchSizer
-from models.images import MAX_PIXELS
-from models.loader import Loaded
-from models.resident import ModelKey
+from models.engine import engine
+from models.engine.batch_size import BatchSizer
+from models.engine.loader import LoadedNetwork
+from models.inference_requests import PROBABILITY, RENDERS, InferenceRequest, InferenceResponse
+from models.limits import MAX_PIXELS
+from models.model_key import ModelKey
 from models.results import Timing
 from services import defaults, local_unet, operations
 from services.local_runner import LocalRunner
@@ -60,11 +60,11 @@ class Served:
         given = {"home": folder, "threads": 2, "device": "cpu"} | settings
         self.runner = LocalRunner(Settings(**given), lambda key: folder / key.name)
 
-    async def load(self, key: ModelKey = TILED) -> Loaded:
+    async def load(self, key: ModelKey = TILED) -> LoadedNetwork:
         await self.runner.load(key)
         loaded = self.runner.engine.lease(key)
         self.runner.engine.release(loaded)
-        assert isinstance(loaded, Loaded)
+        assert isinstance(loaded, LoadedNetwork)
         run = loaded.session.run
 
         def spied(batch: NDArray[np.generic]) -> NDArray[np.floating[Any]]:
@@ -79,8 +79,8 @@ class Served:
 
     async def segment(
         self, image: bytes, *, key: ModelKey = TILED, timeout_s: float = 20, **more: Any
-    ) -> tuple[Answer, Timing]:
-        return await self.runner.infer(key, Ask(image, **more), time.monotonic() + timeout_s)
+    ) -> tuple[InferenceResponse, Timing]:
+        return await self.runner.infer(key, InferenceRequest(image, **more), time.monotonic() + timeout_s)
 
     async def in_a_run(self, times: int = 1) -> None:
         for _ in range(times):
@@ -119,7 +119,7 @@ def pixels_of(image: Image.Image) -> NDArray[np.uint8]:
     return np.asarray(image)
 
 
-def mask_of(answer: Answer) -> NDArray[np.uint8]:
+def mask_of(answer: InferenceResponse) -> NDArray[np.uint8]:
     return np.asarray(Image.open(io.BytesIO(answer.renders["mask"])))
 
 

@@ -18,10 +18,10 @@ from shapely.geometry import shape
 
 from ekiben.errors import BadInput, DeadlineExceeded, NotFound, TooLarge
 from ekiben.settings import Settings
-from models import engine
-from models.auto_options import AutoOptions
-from models.cutouts import CutStyle, cut
-from models.rle import encode, from_coco, from_uncompressed
+from models.engine import engine
+from models.masks.cutouts import CutStyle, cut
+from models.masks.rle import encode, from_coco, from_uncompressed
+from models.sam.auto_options import AutoOptions
 from services import mask_bodies as masks_module
 from services.platform import Platform
 from services.requests import Source

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ekiben.errors import BadInput, NotFound, Refusal
-from models import engine
+from models.engine import engine
 from services import operations
 from services.operations import operation, read_parameters, settle_parameters
 from services.requests import Source

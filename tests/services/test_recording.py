@@ -14,10 +14,10 @@ from db.folder_store import FolderStore
 from db.migrate import migrate
 from db.records import Records
 from db.session import connect
-from models.results import PictureFacts
+from models.results import ImageInfo
 from services.recording import NewFile, Recorder
 
-FACTS = PictureFacts(4, 3, "image/png")
+FACTS = ImageInfo(4, 3, "image/png")
 COLUMNS = {
     "task": "classify",
     "model_name": "m",

@@ -12,8 +12,8 @@ from pydantic import BaseModel
 
 from ekiben.errors import BadInput
 from ekiben.v1 import ekiben_pb2 as pb
-from models.auto_options import AutoOptions
-from models.prompts import MAX_POINTS_IN_ALL, MAX_PROMPTS
+from models.sam.auto_options import AutoOptions
+from models.sam.prompts import MAX_POINTS_IN_ALL, MAX_PROMPTS
 from services import job_wire, mask_wire, options, wire
 from services.routes import paging, submitting
 from services.rpc import jobs as rpc_jobs

@@ -28,8 +28,8 @@ from db.tables import Artifact, Job, JobEvent, ModelVersion, now
 from db.workers import Workers
 from ekiben.errors import Conflict, NotFound, Refusal, Unavailable
 from ekiben.ids import derived_id
-from models import engine
 from models.artifact import read_manifest
+from models.engine import engine
 from services import hands, torch_environment, undertakings
 from services.children import ChildFailed
 from services.clean_up import CleanUp

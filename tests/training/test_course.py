@@ -13,7 +13,8 @@ from PIL import Image
 
 from ekiben.errors import Refusal
 from models.artifact import ONNX, TORCHSCRIPT, read_manifest, verify
-from models.runtime import RuntimeOptions, open_session
+from models.engine.session import open_session
+from models.engine.session_options import SessionOptions
 from models.unet import Unet
 from tests.training import discs
 from training.checkpoint import Checkpoint
@@ -38,7 +39,7 @@ def test_discs_are_learned_and_the_reported_dice_is_that_of_the_artifact(learned
     assert (manifest.parity.torchscript_max_abs or 0) <= 1e-3
     judged = [row for row in json.loads((folder / "evaluation.json").read_text())["samples"] if row["part"] == "test"]
     family = Unet(manifest)
-    session = open_session(folder / "artifact", manifest, RuntimeOptions(device="cpu", threads=2))
+    session = open_session(folder / "artifact", manifest, SessionOptions(device="cpu", threads=2))
     for row in judged:
         rgb, truth = discs.pictures(40)[int(row["name"].split(".")[0])]
         predicted = family.class_map(family.predict(Image.fromarray(rgb), session.run))

@@ -1,0 +1,292 @@
+"""The batcher: items wait per model, a free slot takes what is waiting at once."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
+
+from ekiben.errors import CallerLeft, DeadlineExceeded, Overloaded, Refusal, Unavailable
+from models.engine.batch_size import BatchSizer
+from models.engine.cancellation import RunCancellation
+from models.results import Timing
+
+P = TypeVar("P")
+Q = TypeVar("Q")
+R = TypeVar("R")
+P_contra = TypeVar("P_contra", contravariant=True)
+R_co = TypeVar("R_co", covariant=True)
+
+log = logging.getLogger(__name__)
+
+
+class BatchSteps(Protocol[P_contra, Q, R_co]):
+    """What a lane does with its items. All three run on a slot's thread."""
+
+    def prepare(self, payload: P_contra) -> tuple[Hashable, Q]:
+        """What the run takes of one item; items with equal keys may share a run."""
+        ...
+
+    def run(self, prepared: Sequence[Q]) -> Collection[Any]:
+        """The outputs of a batch, one per item."""
+        ...
+
+    def finish(self, output: Any, prepared: Q, payload: P_contra) -> R_co:
+        """The answer of one item from its output."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class Item(Generic[P, R]):
+    """One waiting request. ``answer`` is called exactly once, from a slot's thread, with a result or an error."""
+
+    payload: P
+    bytes: int
+    deadline: float
+    answer: Callable[[R | None, Timing | None, BaseException | None], None]
+    left: bool = False
+    deserted: bool = False
+    halt: RunCancellation | None = None
+    prepare_ms: float = 0.0
+    submitted: float = field(default_factory=time.monotonic)
+
+    def leave(self, *, break_off: bool = False) -> None:
+        """The caller went away: the item is not computed any more; with ``break_off`` a run that it is in is stopped,
+        if all who are in it left like that."""
+        self.left = True
+        if break_off:
+            self.deserted = True
+            if self.halt is not None:
+                self.halt.look()
+
+
+@dataclass(slots=True, eq=False)
+class ModelQueue(Generic[P, R]):
+    """The queue of one model. ``slots``: runs at once; ``max_batch``: what the graph takes."""
+
+    key: Hashable
+    work: BatchSteps[P, Any, R]
+    slots: int
+    sizer: BatchSizer
+    queue: deque[Item[P, R]] = field(default_factory=deque)
+    running: int = 0
+
+    def wait_s(self) -> float:
+        """Seconds until an item that arrives now would be taken, as far as past runs tell."""
+        cost = self.sizer.per_item_s()
+        return 0.0 if cost is None else cost * len(self.queue) / self.slots
+
+
+class Batcher:
+    """Threads ("slots") that serve lanes in turn.
+
+    Nothing waits for a timer: an idle slot takes one item at once; while all slots are busy items gather, and the
+    next free slot takes as many as pay for that model (see BatchSizer). An error belongs to its item. ``max_bytes``
+    bounds what may wait; a request that could not be answered before its deadline is refused on arrival.
+    """
+
+    def __init__(
+        self, slots: int, max_bytes: int, observe: Callable[[Hashable, int, float], None] | None = None
+    ) -> None:
+        self.slots = slots
+        self.max_bytes = max_bytes
+        self.waiting_bytes = 0
+        self._observe = observe
+        self._lanes: dict[Hashable, ModelQueue[Any, Any]] = {}
+        self._turn: deque[ModelQueue[Any, Any]] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._threads = [threading.Thread(target=self._serve, name=f"slot-{n}", daemon=True) for n in range(slots)]
+        for thread in self._threads:
+            thread.start()
+
+    def open_lane(
+        self, key: Hashable, work: BatchSteps[P, Any, R], *, slots: int | None = None, max_batch: int = 64
+    ) -> ModelQueue[P, R]:
+        """The lane of ``key``, made with ``work`` if it is new."""
+        with self._changed:
+            lane = self._lanes.get(key)
+            if lane is None or lane.work is not work:
+                lane = ModelQueue(key, work, min(slots or self.slots, self.slots), BatchSizer(max_batch))
+                self._lanes[key] = lane
+            return lane
+
+    def close_lane(self, key: Hashable) -> None:
+        """Forget a lane. What waits in it is still served."""
+        with self._changed:
+            self._lanes.pop(key, None)
+
+    def submit(self, lane: ModelQueue[P, R], item: Item[P, R]) -> None:
+        """Queue an item. Overloaded when the bytes or the wait are past their bound; nothing is queued then."""
+        with self._changed:
+            if self._closed:
+                raise Unavailable("the server is stopping", code="stopping", retry_after_s=5)
+            wait = lane.wait_s()
+            if self.waiting_bytes + item.bytes > self.max_bytes and self.waiting_bytes:
+                raise Overloaded("too many images are waiting", retry_after_s=max(1, math.ceil(wait)))
+            if item.submitted + wait > item.deadline:
+                raise Overloaded(
+                    f"{len(lane.queue)} requests wait for this model, about {wait:.0f} s",
+                    retry_after_s=max(1, math.ceil(wait)),
+                )
+            self.waiting_bytes += item.bytes
+            if not lane.queue:
+                self._turn.append(lane)
+            lane.queue.append(item)
+            self._changed.notify()
+
+    def depth(self, key: Hashable) -> int:
+        """Items waiting for ``key``."""
+        lane = self._lanes.get(key)
+        return len(lane.queue) if lane else 0
+
+    def batch_size(self, key: Hashable) -> int:
+        """The batch size learned for ``key`` so far."""
+        lane = self._lanes.get(key)
+        return lane.sizer.size if lane else 1
+
+    def close(self, timeout_s: float = 20.0) -> None:
+        """Refuse new items, serve those that wait, stop the threads."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        end = time.monotonic() + timeout_s
+        for thread in self._threads:
+            thread.join(max(0.0, end - time.monotonic()))
+
+    def _serve(self) -> None:
+        while True:
+            with self._changed:
+                while (taken := self._take()) is None:
+                    if self._closed and not self._turn:
+                        self._changed.notify_all()  # the others wait for the item that was the last one
+                        return
+                    self._changed.wait()
+            lane, items, dead = taken
+            for item in dead:
+                _refuse_dead(item)
+            if items:
+                started = time.monotonic()
+                prepared = 0
+                try:
+                    prepared = run_batch(lane.work, items, started)
+                except BaseException:  # a slot must survive anything; each item has been answered by run_batch
+                    log.exception("a batch failed outside its items")
+                took = time.monotonic() - started
+            with self._changed:
+                lane.running -= 1
+                if items and prepared == len(items):
+                    lane.sizer.observe(len(items), took)
+                if lane.queue:
+                    self._changed.notify()
+            if items and prepared and self._observe is not None:
+                try:
+                    self._observe(lane.key, prepared, took)
+                except Exception:
+                    log.exception("a run could not be observed")
+
+    def _take(self) -> tuple[ModelQueue[Any, Any], list[Item[Any, Any]], list[Item[Any, Any]]] | None:
+        """The next lane in turn that has a free slot, with the items to run and those nobody waits for."""
+        for _ in range(len(self._turn)):
+            lane = self._turn.popleft()
+            if lane.running >= lane.slots:
+                self._turn.append(lane)
+                continue
+            want = lane.sizer.take(len(lane.queue))
+            items: list[Item[Any, Any]] = []
+            dead: list[Item[Any, Any]] = []
+            now = time.monotonic()
+            while lane.queue and len(items) < want:
+                item = lane.queue.popleft()
+                self.waiting_bytes -= item.bytes
+                (dead if item.left or now > item.deadline else items).append(item)
+            if lane.queue:
+                self._turn.append(lane)
+                self._changed.notify()
+            lane.running += 1
+            return lane, items, dead
+        return None
+
+
+def run_batch(work: BatchSteps[P, Q, R], items: Sequence[Item[P, R]], started: float) -> int:
+    """Prepare, run and finish; answer every item once, each with its own result or its own error.
+
+    Gives back how many could be prepared: only a batch of which all could says what its size costs. 0 for a batch that
+    was broken off.
+    """
+    halt = RunCancellation(lambda: all(item.deserted for item in items))
+    for item in items:
+        item.halt = halt
+    with halt.present():
+        prepared = _run_all(work, items, started)
+    return 0 if halt.deserted else prepared
+
+
+def _run_all(work: BatchSteps[P, Q, R], items: Sequence[Item[P, R]], started: float) -> int:
+    groups: dict[Hashable, list[tuple[Item[P, R], Q]]] = {}
+    for item in items:
+        if item.left:
+            _refuse_dead(item)
+            continue
+        begin = time.perf_counter()
+        try:
+            key, prepared = work.prepare(item.payload)
+            item.prepare_ms = (time.perf_counter() - begin) * 1e3
+        except BaseException as error:
+            _answer(item, None, None, error)
+            continue
+        groups.setdefault(key, []).append((item, prepared))
+    for group in groups.values():
+        _run_group(work, group, started)
+    return sum(len(group) for group in groups.values())
+
+
+def _run_group(work: BatchSteps[P, Q, R], group: list[tuple[Item[P, R], Q]], started: float) -> None:
+    begin = time.perf_counter()
+    try:
+        outputs = work.run([prepared for _, prepared in group])
+        if len(outputs) != len(group):
+            raise RuntimeError(f"the network gave {len(outputs)} rows for a batch of {len(group)}")
+    except BaseException as error:
+        if all(item.deserted for item, _ in group):
+            for item, _ in group:
+                _refuse_dead(item)
+        elif len(group) == 1:
+            _answer(group[0][0], None, None, error)
+        else:  # find the item that does it: the others must not pay
+            for member in group:
+                _run_group(work, [member], started)
+        return
+    inference_ms = (time.perf_counter() - begin) * 1e3
+    for (item, prepared), output in zip(group, outputs, strict=True):
+        begin = time.perf_counter()
+        try:
+            result = work.finish(output, prepared, item.payload)
+        except BaseException as error:
+            _answer(item, None, None, error)
+            continue
+        finish_ms = (time.perf_counter() - begin) * 1e3
+        waited_ms = (started - item.submitted) * 1e3
+        timing = Timing(waited_ms, inference_ms, len(group), item.prepare_ms, finish_ms)
+        _answer(item, result, timing, None)
+
+
+def _answer(item: Item[P, R], result: R | None, timing: Timing | None, error: BaseException | None) -> None:
+    try:
+        item.answer(result, timing, error)
+    except Exception:  # the caller's own; neither the rest of the batch nor the slot may pay for it
+        log.exception("an answer was not taken")
+
+
+def _refuse_dead(item: Item[Any, Any]) -> None:
+    error: Refusal
+    if item.left:
+        error = CallerLeft("the caller left before its turn")
+    else:
+        error = DeadlineExceeded("the request waited longer than its deadline", retry_after_s=1)
+    _answer(item, None, None, error)

@@ -1,0 +1,274 @@
+"""The engine: name -> loaded model, within a memory budget."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Generic, Literal, TypeVar
+
+from ekiben.errors import Refusal, Unavailable
+from models.engine.loaded_model import LoadedModel
+from models.engine.memory import give_back
+from models.model_key import ModelKey
+
+log = logging.getLogger(__name__)
+
+__all__ = ["Engine", "ModelKey", "ModelState", "State"]
+
+State = Literal["unloaded", "loading", "ready", "failed"]
+
+
+M = TypeVar("M", bound=LoadedModel)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelState:
+    """What this process says of one model version. ``memory_bytes`` is 0 unless it is loaded."""
+
+    key: ModelKey
+    state: State
+    reason: str = ""
+    memory_bytes: int = 0
+    pinned: bool = False
+    loads: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class _Entry(Generic[M]):
+    key: ModelKey
+    state: State = "unloaded"
+    reason: str = ""
+    loaded: M | None = None
+    pinned: bool = False
+    users: int = 0
+    loads: int = 0
+    last_used: float = 0.0
+    failed_at: float = 0.0
+    settled: threading.Event = field(default_factory=threading.Event)
+
+
+class Engine(Generic[M]):
+    """Loads on demand, once however many ask; evicts the least recently used when the budget is short.
+
+    A model in use (``lease``) or pinned is never evicted. ``open_model`` reads the artifact and gives a warm model;
+    ``estimate`` says its bytes before that. ``on_close`` is told when a model goes, before its session is closed.
+    """
+
+    RETRY_FAILED_S = 5.0
+    """A load that failed is not tried again for so long: a broken file must not cost a load per request."""
+
+    def __init__(
+        self,
+        open_model: Callable[[ModelKey], M],
+        estimate: Callable[[ModelKey], int],
+        budget_bytes: int,
+        on_close: Callable[[M], None] | None = None,
+    ) -> None:
+        self.budget_bytes = budget_bytes
+        self._open = open_model
+        self._estimate = estimate
+        self._on_close = on_close
+        self._entries: dict[ModelKey, _Entry[M]] = {}
+        self._lock = threading.RLock()
+        self._loading = threading.Lock()  # one load at a time: their memory is measured, their peaks do not add up
+
+    @property
+    def used_bytes(self) -> int:
+        with self._lock:
+            return sum(e.loaded.memory_bytes for e in self._entries.values() if e.loaded is not None)
+
+    def states(self) -> list[ModelState]:
+        """Every version this process has heard of."""
+        with self._lock:
+            return [
+                ModelState(e.key, e.state, e.reason, e.loaded.memory_bytes if e.loaded else 0, e.pinned, e.loads)
+                for e in self._entries.values()
+            ]
+
+    def try_lease(self, key: ModelKey) -> M | None:
+        """A lease on a model that is ready, else None; never blocks. Give it back with ``release``."""
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is None or entry.loaded is None or entry.state != "ready":
+                return None
+            entry.users += 1
+            entry.last_used = time.monotonic()
+            return entry.loaded
+
+    def lease(self, key: ModelKey) -> M:
+        """A lease on a model, loading it first if need be. Blocks; raises the refusal that the load ended in."""
+        while True:
+            if (loaded := self.try_lease(key)) is not None:
+                return loaded
+            self.load(key)
+
+    def share(self, loaded: M) -> None:
+        """One more lease on a model of which the caller holds one."""
+        with self._lock:
+            if loaded.detached:
+                loaded.users_left += 1
+            elif (entry := self._entries.get(loaded.key)) is not None:
+                entry.users += 1
+
+    def release(self, loaded: M) -> None:
+        """Give a lease back. The last lease of an unloaded model closes it."""
+        with self._lock:
+            loaded.users_left -= 1 if loaded.detached else 0
+            entry = self._entries.get(loaded.key)
+            if entry is not None and entry.loaded is loaded:
+                entry.users -= 1
+            close = loaded.detached and loaded.users_left == 0
+        if close:
+            self._close(loaded)
+
+    @contextmanager
+    def using(self, key: ModelKey) -> Iterator[M]:
+        """``lease`` and ``release`` around a block."""
+        loaded = self.lease(key)
+        try:
+            yield loaded
+        finally:
+            self.release(loaded)
+
+    def load(self, key: ModelKey, *, pin: bool = False) -> None:
+        """Make a model ready; waits if another thread is loading it. Raises the refusal the load ended in."""
+        with self._lock:
+            entry = self._entries.setdefault(key, _Entry(key))
+            entry.pinned = entry.pinned or pin
+            if entry.state == "ready":
+                return
+            if entry.state == "failed" and time.monotonic() - entry.failed_at < self.RETRY_FAILED_S and not pin:
+                raise Unavailable(f"{key} could not be loaded: {entry.reason}", retry_after_s=int(self.RETRY_FAILED_S))
+            mine = entry.state != "loading"
+            if mine:
+                entry.state = "loading"
+                entry.settled.clear()
+        if mine:
+            self._load(entry)
+        else:
+            entry.settled.wait()
+            with self._lock:
+                if entry.state == "failed":
+                    raise Unavailable(
+                        f"{key} could not be loaded: {entry.reason}", retry_after_s=int(self.RETRY_FAILED_S)
+                    )
+
+    def unload(self, key: ModelKey) -> bool:
+        """Take a model out of memory; requests that hold a lease finish first. False when it was not loaded.
+
+        Blocks while it is being loaded: otherwise it would be ready right after it was unloaded.
+        """
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is None:
+                return False
+            loading = entry.state == "loading"
+        if loading:
+            entry.settled.wait()
+        with self._lock:
+            entry.pinned = False
+            if entry.loaded is None:
+                if entry.state == "failed":
+                    entry.state, entry.reason = "unloaded", ""
+                return False
+            idle = self._detach(entry)
+        if idle is not None:
+            self._close(idle)
+        return True
+
+    def unpin(self, key: ModelKey) -> None:
+        with self._lock:
+            if entry := self._entries.get(key):
+                entry.pinned = False
+
+    def forget(self, key: ModelKey) -> None:
+        """Unload, and do not list it any more (its version was deleted)."""
+        self.unload(key)
+        with self._lock:
+            self._entries.pop(key, None)
+
+    def close(self) -> None:
+        for key in list(self._entries):
+            self.unload(key)
+
+    def _load(self, entry: _Entry[M]) -> None:
+        try:
+            with self._loading:
+                self._make_room(self._estimate(entry.key), entry.key)
+                started = time.monotonic()
+                loaded = self._open(entry.key)
+                with self._lock:
+                    entry.loaded, entry.state, entry.reason = loaded, "ready", ""
+                    entry.loads += 1
+                    entry.users = 0
+                    entry.last_used = time.monotonic()
+                log.info(
+                    "model loaded",
+                    extra={
+                        "model": entry.key.name,
+                        "version": entry.key.version,
+                        "seconds": round(time.monotonic() - started, 3),
+                        "memory_bytes": loaded.memory_bytes,
+                    },
+                )
+                # The measured size can be larger than the estimate; what others hold idle then makes room.
+                self._make_room(0, entry.key, refuse=False)
+        except BaseException as error:
+            with self._lock:
+                entry.state = "failed"
+                entry.reason = error.message if isinstance(error, Refusal) else "internal error"
+                entry.failed_at = time.monotonic()
+            log.warning("model not loaded: %s", error, extra={"model": entry.key.name, "version": entry.key.version})
+            raise
+        finally:
+            entry.settled.set()
+
+    def _make_room(self, need: int, for_key: ModelKey, *, refuse: bool = True) -> None:
+        """Evict idle models, least recently used first, until ``need`` more bytes fit.
+
+        Where they cannot fit at all nobody is evicted in vain: Unavailable, if ``refuse``.
+        """
+        closing: list[M] = []
+        with self._lock:
+            held = [(e, e.loaded) for e in self._entries.values() if e.loaded is not None]
+            idle = [(e, model) for e, model in held if e.users == 0 and not e.pinned and e.key != for_key]
+            over = sum(model.memory_bytes for _, model in held) + need - self.budget_bytes
+            short = over - sum(model.memory_bytes for _, model in idle)
+            if short > 0 and refuse:
+                kept = {e.key for e, _ in held} - {e.key for e, _ in idle}
+                raise Unavailable(
+                    f"{for_key} needs about {need / 1e6:.0f} MB, {short / 1e6:.0f} MB more than the memory budget of "
+                    f"{self.budget_bytes / 1e6:.0f} MB leaves (in use or pinned: "
+                    f"{', '.join(sorted({key.name for key in kept})) or 'none'}); "
+                    "unload a model or raise EKIBEN_MODEL_MEMORY_MB",
+                    code="memory_budget",
+                    retry_after_s=5,
+                )
+            for victim, model in sorted(idle, key=lambda pair: pair[0].last_used):
+                if over <= 0:
+                    break
+                log.info("model evicted", extra={"model": victim.key.name, "version": victim.key.version})
+                over -= model.memory_bytes
+                self._detach(victim)
+                closing.append(model)
+        for loaded in closing:
+            self._close(loaded)
+
+    def _detach(self, entry: _Entry[M]) -> M | None:
+        """Under the lock: the entry becomes unloaded; its model is given back if nobody uses it."""
+        loaded = entry.loaded
+        if loaded is None:
+            return None
+        loaded.detached, loaded.users_left = True, entry.users
+        entry.loaded, entry.state, entry.users = None, "unloaded", 0
+        return loaded if loaded.users_left == 0 else None
+
+    def _close(self, loaded: M) -> None:
+        if self._on_close is not None:
+            self._on_close(loaded)
+        loaded.close()
+        give_back()

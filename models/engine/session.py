@@ -1,0 +1,124 @@
+"""The session seam: an artifact's graph, ready to run a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ekiben.errors import BadModelFile, Unavailable
+from models.artifact import ONNX, Manifest
+from models.engine.cancellation import run_session
+from models.engine.session_options import SessionOptions
+
+FloatArray = NDArray[np.floating[Any]]
+
+
+class Session(Protocol):
+    """One loaded graph. ``run`` is called by several threads at once."""
+
+    device: str
+    max_batch: int | None
+
+    def run(self, batch: NDArray[np.generic]) -> FloatArray:
+        """The output for ``batch`` [N, ...]: the manifest's output, first axis N."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class OnnxSession:
+    """ONNX Runtime behind the seam."""
+
+    def __init__(self, folder: Path, manifest: Manifest, options: SessionOptions) -> None:
+        self._session, self.device = open_graph(folder / ONNX, options, options.threads)
+        self._input = manifest.input.name
+        self._outputs = [manifest.only_output.name]
+        self.max_batch = manifest.input.batch
+        self._fixed = manifest.input.batch
+
+    def run(self, batch: NDArray[np.generic]) -> FloatArray:
+        count = len(batch)
+        if self._fixed is None or count == self._fixed:
+            return self._run(batch)
+        if count > self._fixed:
+            raise ValueError(f"a batch of {count} for a graph that takes {self._fixed}")
+        padding = np.zeros((self._fixed - count, *batch.shape[1:]), batch.dtype)
+        return self._run(np.concatenate([batch, padding]))[:count]
+
+    def _run(self, batch: NDArray[np.generic]) -> FloatArray:
+        output: FloatArray = run_session(self._session, self._outputs, {self._input: batch})[0]
+        return output
+
+    def close(self) -> None:
+        del self._session
+
+
+def open_graph(path: Path, options: SessionOptions, threads: int, *, arena: bool = True) -> tuple[Any, str]:
+    """An ONNX Runtime session on one file, and the device it runs on (cpu or cuda).
+
+    ``arena`` False: memory of a run goes back to the system at its end, for a graph that needs much and runs seldom.
+    BadModelFile when the graph does not load.
+    """
+    import onnxruntime as ort
+
+    device = _pick_device(options.device, ort.get_available_providers())
+    cpu = "CPUExecutionProvider"
+    settings = ort.SessionOptions()
+    settings.intra_op_num_threads = threads
+    settings.inter_op_num_threads = 1
+    settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    settings.log_severity_level = 3
+    # Spinning threads take a core from decoding and from the event loop while they wait for work.
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    settings.enable_cpu_mem_arena = arena
+    try:
+        session = ort.InferenceSession(
+            str(path), settings, providers=["CUDAExecutionProvider", cpu] if device == "cuda" else [cpu]
+        )
+    except Exception as error:  # ONNX Runtime's own exception types share no base but Exception
+        raise BadModelFile(f"ONNX Runtime cannot load {path}: {_first_line(error)}") from error
+    if device == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
+        # ONNX Runtime takes the CPU by itself where the driver or a library of CUDA is missing.
+        if options.device == "cuda":
+            raise Unavailable("EKIBEN_DEVICE=cuda, but CUDA does not start here (is its driver installed?)")
+        device = "cpu"
+    return session, device
+
+
+def _torchscript(folder: Path, manifest: Manifest, options: SessionOptions) -> Session:
+    # The single exception to "serving never needs torch": imported only when a person asks for this runtime.
+    try:
+        from models.engine.torchscript_session import TorchScriptSession
+    except ImportError as error:
+        raise Unavailable(f"the torchscript runtime needs torch, which is not installed ({error.name})") from None
+    return TorchScriptSession(folder, manifest, options)
+
+
+RUNTIMES: dict[str, Callable[[Path, Manifest, SessionOptions], Session]] = {
+    "onnx": OnnxSession,
+    "torchscript": _torchscript,
+}
+
+
+def open_session(folder: Path, manifest: Manifest, options: SessionOptions) -> Session:
+    """A session on the artifact in ``folder``. BadModelFile when the graph does not load."""
+    return RUNTIMES[options.runtime](folder, manifest, options)
+
+
+def _pick_device(wanted: str, providers: list[str]) -> str:
+    if wanted == "cpu":
+        return "cpu"
+    if "CUDAExecutionProvider" in providers:
+        return "cuda"
+    if wanted == "cuda":
+        raise Unavailable("EKIBEN_DEVICE=cuda, but ONNX Runtime offers no CUDA here (install onnxruntime-gpu)")
+    return "cpu"
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

@@ -1,0 +1,68 @@
+"""The work of a lane: a picture's bytes and options in, an answer out; or a piece of a picture that is being read."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ekiben.errors import BadInput
+from models.engine.loader import LoadedNetwork
+from models.images import DecodedImage, open_image
+from models.inference_requests import InferenceRequest, InferenceResponse, PreparedTensor
+from models.unet import TiledImage
+
+log = logging.getLogger(__name__)
+
+PreparedInput = tuple[NDArray[np.generic], DecodedImage | None]
+"""What the run takes of one item, and the picture that it is of, if there is one."""
+
+
+@dataclass(frozen=True, slots=True)
+class TileInput:
+    """Input ``number`` of a picture that is read in pieces. Its answer is that number; ``reading`` has the rest."""
+
+    reading: TiledImage
+    number: int
+
+
+class ImageBatchSteps:
+    """Decodes, runs and reads pictures for one loaded model. Whole pictures and pieces of equal shape share runs."""
+
+    def __init__(self, loaded: LoadedNetwork) -> None:
+        self._loaded = loaded
+
+    def prepare(self, payload: InferenceRequest | TileInput) -> tuple[Hashable, PreparedInput]:
+        if isinstance(payload, TileInput):
+            picture, tensor = None, payload.reading.tensor(payload.number)
+        elif isinstance(payload.image, PreparedTensor):
+            picture, tensor = None, payload.image.values
+        else:
+            picture = open_image(payload.image)
+            tensor = self._loaded.family.preprocess(picture)
+        return (tensor.shape, tensor.dtype.str), (tensor, picture)
+
+    def run(self, prepared: Sequence[PreparedInput]) -> NDArray[Any]:
+        if len(prepared) == 1:
+            tensor, picture = prepared[0]
+            try:
+                return self._loaded.run(tensor[None])
+            except Exception as error:  # the runtimes' own exceptions share no base
+                graph = self._loaded.manifest.input
+                if picture is not None or (graph.height is not None and graph.width is not None):
+                    raise
+                log.debug("a prepared tensor was not taken", exc_info=error)
+                raise BadInput(f"the network does not take a tensor of {list(tensor.shape)}") from None
+        return self._loaded.run(np.stack([tensor for tensor, _ in prepared]))
+
+    def finish(
+        self, output: NDArray[Any], prepared: PreparedInput, payload: InferenceRequest | TileInput
+    ) -> InferenceResponse | int:
+        if isinstance(payload, TileInput):
+            payload.reading.add(payload.number, output)
+            return payload.number
+        return self._loaded.family.postprocess(output, prepared[1], payload)

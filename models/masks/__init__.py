@@ -1,0 +1,1 @@
+"""Masks as values: run lengths, polygons, rendering, non-maximum suppression."""

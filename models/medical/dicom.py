@@ -1,0 +1,199 @@
+"""DICOM files, single-frame and multi-frame: frames in, 8-bit RGB as a viewer would show them out."""
+
+from __future__ import annotations
+
+import io
+import logging
+import struct
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ekiben.errors import BadImage, Refusal, TooLarge, UnsupportedImage
+from models.limits import MAX_VOLUME_BYTES
+from models.medical.dicom_display import color_levels, frame_attributes, grey_levels, spacing
+from models.medical.dicom_file import EXPLICIT, Bounded, inflated, transfer_syntax
+from models.medical.dicom_frames import DECODED, Layout, check_frame
+from models.medical.volume import Values, Volume, check_size, grey, whole
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+_IMPLICIT: Final = "1.2.840.10008.1.2"
+_BIG_ENDIAN: Final = "1.2.840.10008.1.2.2"
+_DEFLATED: Final = "1.2.840.10008.1.2.1.99"
+_JPEG_EXTENDED: Final = "1.2.840.10008.1.2.4.51"
+_NATIVE: Final = frozenset((_IMPLICIT, EXPLICIT, _BIG_ENDIAN))
+_SEGMENTATIONS: Final = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
+_PIXEL_DATA: Final = 0x7FE00008  # and the float and double kinds at 8 and 9; the offset tables come before
+_PALETTE: Final = "PALETTE COLOR"
+
+_DEFERRED = 1 << 20
+"""Bytes of an attribute above which it stays in the file: none that is asked for is so long."""
+ATTRIBUTE_BYTES: Final = 32 << 20
+"""Of all attributes that are read: as objects they take some forty times as much memory, and a second a megabyte."""
+
+# What pydicom thinks of a file's conformance is nothing that the one who serves could act on.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"pydicom\.")
+logging.getLogger("pydicom").setLevel(logging.ERROR)
+
+
+def is_dicom(head: bytes) -> bool:
+    """Whether a file that begins so is a DICOM file (PS3.10, 7.1: 128 bytes of any kind, then DICM)."""
+    return head[128:132] == b"DICM"
+
+
+class DicomVolume(Volume):
+    """A frame is a slice; a single-frame file has one.
+
+    ``dataset``: what the file says, but its pixels. ``limit``: bytes that a deflated file may unpack to;
+    ``attribute_bytes``: how much is read but for pixels. Raises
+    BadImage, TooLarge, and UnsupportedImage (which names the compression where its decoder is not installed).
+    """
+
+    slice_axis = 0
+    affine = None
+
+    def __init__(
+        self, source: Path | bytes, limit: int = MAX_VOLUME_BYTES, attribute_bytes: int = ATTRIBUTE_BYTES
+    ) -> None:
+        self._file: Any = io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
+        try:
+            self._syntax = self._open(limit)
+            self.dataset = self._attributes(attribute_bytes)
+            self._check()
+        except Refusal:
+            self._file.close()
+            raise
+        except MemoryError:
+            self._file.close()
+            raise TooLarge("the DICOM file does not fit in memory") from None
+        except Exception as error:  # pydicom raises whatever its parser runs into; all of it is input
+            self._file.close()
+            raise BadImage(f"the DICOM file is damaged: {error}"[:200]) from None
+
+    def _open(self, limit: int) -> str:
+        """The transfer syntax; a deflated file is inflated first."""
+        if not is_dicom(self._file.read(132)):
+            raise BadImage("the file is no DICOM file")
+        syntax = transfer_syntax(self._file)
+        if syntax is None:
+            raise BadImage("the DICOM file does not say its transfer syntax")
+        if syntax == _DEFLATED:
+            packed, self._file = self._file, inflated(self._file, limit)
+            packed.close()
+            return EXPLICIT
+        return syntax
+
+    def _attributes(self, limit: int) -> Dataset:
+        from pydicom.filereader import read_partial
+
+        self._file.seek(0)
+        reader = Bounded(self._file, limit)
+        dataset = read_partial(
+            reader,  # type: ignore[arg-type]
+            stop_when=lambda tag, vr, length: tag >= _PIXEL_DATA,
+            defer_size=_DEFERRED,
+        )
+        return dataset
+
+    def _check(self) -> None:
+        from pydicom.pixels.utils import as_pixel_options
+        from pydicom.uid import UID
+
+        data = self.dataset
+        if data.get("SOPClassUID") in _SEGMENTATIONS:
+            raise UnsupportedImage("the DICOM file is a segmentation, not a picture")
+        start = self._file.tell()
+        tag = self._file.read(8)
+        if not {"Rows", "Columns", "BitsAllocated"} <= set(data.dir()) or len(tag) < 8:
+            kind = UID(str(data.get("SOPClassUID") or "")).name or "unknown kind"
+            raise UnsupportedImage(f"the DICOM file ({kind}) holds no picture")
+        big = ">" if self._syntax == _BIG_ENDIAN else "<"
+        if struct.unpack(f"{big}HH", tag[:4]) != (0x7FE0, 0x0010):
+            raise UnsupportedImage("DICOM pictures of floating-point pixels are not read")
+        self._pixels = start + (8 if self._syntax == _IMPLICIT else 12)
+        self._options = as_pixel_options(data)
+        self._options["transfer_syntax_uid"] = UID(self._syntax)
+        self._options["pixel_keyword"] = "PixelData"
+        self._options["pixel_vr"] = "OW" if self._syntax == _IMPLICIT else tag[4:6].decode("latin-1")
+        samples, bits = int(data.get("SamplesPerPixel") or 1), int(data.BitsAllocated)
+        if samples not in (1, 3) or bits not in (1, 8, 16, 32):
+            raise UnsupportedImage(f"DICOM pictures of {samples} x {bits} bits a pixel are not read")
+        self.depth, self.height, self.width = int(self._options["number_of_frames"]), int(data.Rows), int(data.Columns)
+        check_size("DICOM picture", self.depth, self.height, self.width, samples * max(1, bits // 8))
+        self._layout = Layout(self.height, self.width, samples, bits)
+        self._check_decoder()
+        self.pixel_spacing = spacing(frame_attributes(data, 0))
+
+    def _check_decoder(self) -> None:
+        from pydicom.pixels import get_decoder  # type: ignore[attr-defined]
+        from pydicom.uid import UID
+
+        syntax = UID(self._syntax)
+        if self._syntax in _NATIVE:
+            self._check_length()
+        elif self._syntax == _JPEG_EXTENDED and int(self.dataset.get("BitsStored") or 8) > 8:
+            raise UnsupportedImage("DICOM pictures compressed as JPEG of 12 bits are not read here")
+        elif self._syntax not in DECODED or not get_decoder(syntax).is_available:
+            raise UnsupportedImage(f"DICOM pictures compressed as {syntax.name} ({self._syntax}) are not read here")
+        self._decoder = get_decoder(syntax)
+
+    def _check_length(self) -> None:
+        layout = self._layout
+        pixels = self.depth * layout.height * layout.width * layout.samples
+        if self._options.get("photometric_interpretation") == "YBR_FULL_422":
+            pixels = pixels // 3 * 2
+        needed = (pixels * layout.bits_allocated + 7) // 8
+        if self._file.seek(0, io.SEEK_END) - self._pixels < needed:
+            raise BadImage("the pixel data of the DICOM file are truncated")
+
+    def _frame(self, index: int) -> tuple[Values, str]:
+        """Stored values [height, width] or [height, width, 3], and what they mean (YBR comes as RGB)."""
+        from pydicom.encaps import encapsulate, get_frame
+
+        self._file.seek(self._pixels)
+        try:
+            options = dict(self._options)
+            if self._syntax in _NATIVE:
+                array, facts = self._decoder.as_array(self._file, index=index, validate=True, **options)
+            else:
+                extended = options.pop("extended_offsets", None)
+                frame = get_frame(self._file, index, number_of_frames=self.depth, extended_offsets=extended)
+                check_frame(frame, self._syntax, self._layout)
+                options["number_of_frames"] = 1
+                array, facts = self._decoder.as_array(encapsulate([frame]), index=0, validate=True, **options)
+        except Refusal:
+            raise
+        except MemoryError:
+            raise TooLarge("the DICOM picture does not fit in memory") from None
+        except Exception as error:
+            raise BadImage(f"the pixel data of the DICOM file are damaged: {error}"[:200]) from None
+        return array, str(facts["photometric_interpretation"])
+
+    def slice(self, index: int) -> Image.Image:
+        array, photometric = self._frame(self.checked(index))
+        try:
+            if array.ndim == 2 and photometric in ("MONOCHROME1", "MONOCHROME2"):
+                return grey(grey_levels(array, frame_attributes(self.dataset, index)))
+            return Image.fromarray(np.ascontiguousarray(color_levels(array, self.dataset, photometric)))
+        except Refusal:
+            raise
+        except MemoryError:
+            raise TooLarge("the DICOM picture does not fit in memory") from None
+        except Exception as error:
+            raise BadImage(f"the look-up tables of the DICOM file are damaged: {error}"[:200]) from None
+
+    def values(self, index: int) -> NDArray[np.integer[Any]]:
+        """The stored values, which neither slope nor window changes."""
+        array, _ = self._frame(self.checked(index))
+        if array.ndim != 2:
+            raise BadImage("the DICOM picture is no mask: it has three channels")
+        return whole(array.astype(array.dtype.newbyteorder("=")), "DICOM picture")
+
+    def close(self) -> None:
+        self._file.close()

@@ -1,0 +1,98 @@
+"""What a compressed DICOM frame says of its own size, checked before a decoder believes it."""
+
+from __future__ import annotations
+
+import io
+import struct
+from dataclasses import dataclass
+from typing import Final
+
+from PIL import Image
+
+from ekiben.errors import BadImage
+from models.limits import MAX_JPEG_SCANS
+
+_RLE: Final = "1.2.840.10008.1.2.5"
+_JPEG_LS: Final = ("1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81")
+_PILLOW: Final = (  # JPEG and JPEG 2000
+    "1.2.840.10008.1.2.4.50",
+    "1.2.840.10008.1.2.4.51",
+    "1.2.840.10008.1.2.4.90",
+    "1.2.840.10008.1.2.4.91",
+)
+DECODED: Final = frozenset((_RLE, *_JPEG_LS, *_PILLOW))
+"""Compressed transfer syntaxes whose frames are read, where a decoder is installed."""
+
+# A run of two bytes unpacks to 128: below this many bytes a frame is harmless whatever it says.
+_RLE_HARMLESS = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What the file says of each frame."""
+
+    height: int
+    width: int
+    samples: int
+    bits_allocated: int
+
+
+def check_frame(frame: bytes, syntax: str, layout: Layout) -> None:
+    """Raises BadImage where the compressed ``frame`` is not of the size that the file says."""
+    if syntax == _RLE:
+        if len(frame) > _RLE_HARMLESS:
+            _check_runs(frame, layout)
+        return
+    size = _jpeg_ls_size(frame) if syntax in _JPEG_LS else _pillow_size(frame)
+    if size != (layout.width, layout.height):
+        says = f"the compressed frame is {size[0]} x {size[1]}" if size else "the compressed frame is damaged"
+        raise BadImage(f"{says}, the DICOM file says {layout.width} x {layout.height}")
+    if frame.count(b"\xff\xda") > MAX_JPEG_SCANS and frame.startswith(b"\xff\xd8"):
+        raise BadImage(f"the compressed frame has more than {MAX_JPEG_SCANS} scans")
+
+
+def _pillow_size(frame: bytes) -> tuple[int, int] | None:
+    try:
+        return Image.open(io.BytesIO(frame), formats=("JPEG", "JPEG2000")).size
+    except Exception:  # Pillow's readers raise whatever their parsers run into
+        return None
+
+
+def _jpeg_ls_size(frame: bytes) -> tuple[int, int] | None:
+    """ISO/IEC 14495-1, C.2.2: the frame header behind marker 0xFFF7, among segments that say their length."""
+    place = 2
+    while place + 9 <= len(frame) and frame[place] == 0xFF:
+        marker, length = struct.unpack_from(">BH", frame, place + 1)
+        if marker == 0xF7:
+            height, width = struct.unpack_from(">HH", frame, place + 5)
+            return width, height
+        place += 2 + length
+    return None
+
+
+def _check_runs(frame: bytes, layout: Layout) -> None:
+    """PS3.5, annex G: up to 15 segments, each a byte plane of the frame in runs."""
+    if len(frame) < 64:
+        raise BadImage("the compressed frame is truncated")
+    count, *starts = struct.unpack_from("<16L", frame)
+    if count != layout.samples * layout.bits_allocated // 8 or count > 15:
+        raise BadImage("the compressed frame has not as many planes as the DICOM file says")
+    ends = [*starts[1:count], len(frame)]
+    for start, end in zip(starts[:count], ends, strict=True):
+        # A pad byte is allowed; a decoder would unpack whatever comes after the last pixel too.
+        if _unpacked(frame[start:end], limit := layout.height * layout.width + 1) > limit:
+            raise BadImage("the compressed frame unpacks to more than the DICOM file says")
+
+
+def _unpacked(segment: bytes, limit: int) -> int:
+    """Bytes that a segment unpacks to, counted until they pass ``limit``."""
+    place = total = 0
+    while place < len(segment) and total <= limit:
+        head = segment[place]
+        if head < 128:
+            total += head + 1
+            place += head + 2
+        else:
+            total += 257 - head if head > 128 else 0
+            place += 2 if head > 128 else 1
+    return total

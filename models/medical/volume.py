@@ -1,0 +1,121 @@
+"""A stack of slices: what NIfTI and DICOM files have in common, and how values become 8-bit levels."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from types import TracebackType
+from typing import Any, Final, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ekiben.errors import BadImage, TooLarge, UnsupportedImage
+from models.limits import MAX_PIXELS, MAX_VOLUME_BYTES
+
+PERCENTILES: Final = (0.5, 99.5)
+"""What becomes black and what white where a file does not say it."""
+
+_BAND_PIXELS = 1 << 20
+
+Values = NDArray[np.number[Any]]
+
+
+class Volume(ABC):
+    """A picture of ``depth`` slices of ``height`` x ``width`` pixels; a single picture has one slice.
+
+    ``affine``: float64 [4, 4], from array indices to millimetres, as NIfTI has it; None where the file has none.
+    ``pixel_spacing``: millimetres from row to row and from column to column. ``slice_axis``: the axis of the file's
+    own array that counts slices. Slices are read when they are asked for, from the file, which stays open until
+    ``close()``; one thread may read at a time.
+    """
+
+    depth: int
+    height: int
+    width: int
+    affine: NDArray[np.float64] | None
+    pixel_spacing: tuple[float, float] | None
+    slice_axis: int
+
+    @abstractmethod
+    def slice(self, index: int) -> Image.Image:
+        """RGB, 8 bits. IndexError outside 0 to depth - 1; BadImage where the file is damaged there."""
+
+    @abstractmethod
+    def values(self, index: int) -> NDArray[np.integer[Any]]:
+        """Integers [height, width]: the labels of a mask. BadImage where the values are not whole numbers."""
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def checked(self, index: int) -> int:
+        if not 0 <= index < self.depth:
+            raise IndexError(f"slice {index} of {self.depth}")
+        return index
+
+
+def check_size(kind: str, depth: int, height: int, width: int, pixel_bytes: int) -> None:
+    """Raises BadImage for no pixels, TooLarge for more than the limits; ``pixel_bytes``: of one pixel, unpacked."""
+    if min(depth, height, width) < 1:
+        raise BadImage(f"the {kind} has no pixels ({depth} slices of {width} x {height})")
+    if height * width > MAX_PIXELS:
+        raise TooLarge(f"a slice of the {kind} is {width} x {height}; at most {MAX_PIXELS} pixels are accepted")
+    if (size := depth * height * width * pixel_bytes) > MAX_VOLUME_BYTES:
+        raise TooLarge(f"the {kind} unpacks to {size} bytes; at most {MAX_VOLUME_BYTES} are accepted")
+
+
+def levels(values: Values, low: float, high: float) -> NDArray[np.uint8]:
+    """uint8 of the same shape: ``low`` and less become 0, ``high`` and more 255, evenly between; NaN is 0."""
+    out = np.empty(values.shape, np.uint8)
+    # A double's range, halved, so that its width is finite too.
+    low, high = float(np.clip(low, -8e307, 8e307)), float(np.clip(high, -8e307, 8e307))
+    for band in bands(values):
+        part = np.nan_to_num(values[band].astype(np.float64), nan=low, posinf=high, neginf=low)
+        part = np.clip(part, low, high)
+        share = (part - low) / (high - low) if high > low else np.zeros_like(part)
+        out[band] = np.rint(share * 255)
+    return out
+
+
+def bands(values: Values) -> list[slice]:
+    """Rows to work on at a time, so that a large slice does not need many times its size in doubles."""
+    rows = max(1, _BAND_PIXELS // max(1, values[:1].size))
+    return [slice(top, top + rows) for top in range(0, len(values), rows)]
+
+
+def spread(values: Values) -> tuple[float, float]:
+    """The 0.5 and 99.5 percentile of the finite ones among ``values``; (0, 0) where there are none."""
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        return 0.0, 0.0
+    low, high = np.percentile(finite, PERCENTILES)
+    if low == high:  # a few bright pixels on an even ground are all there is to see
+        low, high = finite.min(), finite.max()
+    return float(low), float(high)
+
+
+def whole(values: Values, kind: str) -> NDArray[np.integer[Any]]:
+    """``values`` as integers. BadImage where one is not."""
+    if values.dtype.kind in "iu":
+        return values  # type: ignore[return-value]
+    if values.dtype.kind != "f":
+        raise UnsupportedImage(f"a mask of {values.dtype} values is not read")
+    finite = np.isfinite(values)
+    if not finite.all() or (np.abs(values) > 2**31).any() or (values != np.rint(values)).any():
+        wrong = values[~finite | (values != np.rint(values))]
+        example = f" (it has {float(wrong.flat[0]):g})" if wrong.size else ""
+        raise BadImage(f"the {kind} is no mask: its values are not whole numbers{example}")
+    return values.astype(np.int64)
+
+
+def grey(plane: NDArray[np.uint8]) -> Image.Image:
+    """The RGB picture of grey levels [height, width]."""
+    return Image.fromarray(np.ascontiguousarray(plane)).convert("RGB")

@@ -1,0 +1,236 @@
+"""A user's ONNX file becomes an artifact folder, once a limited child process has read it and run it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ekiben.errors import BadInput, BadModelFile, Conflict
+from models.artifact import (
+    MAX_MASK_CLASSES,
+    ONNX,
+    GraphInput,
+    GraphOutput,
+    Layout,
+    Manifest,
+    Preprocess,
+    Weights,
+    sha256_of,
+    voc_palette,
+    write_manifest,
+)
+from models.onnx_import.graph_metadata import DEFAULT_LIMITS, GraphInfo, Limits, OutputInfo, read_graph
+from models.onnx_import.options import ImportOptions
+
+__all__ = ["GraphInfo", "ImportOptions", "Limits", "build_artifact", "read_graph", "whole_folder"]
+
+BACKGROUND = "background"
+_SLACK = 0.01  # of a probability: graphs that were quantised are that much off
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes ``folder`` at the end, or vanishes when the block raises.
+
+    Conflict when ``folder`` is there and not empty.
+    """
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise Conflict(f"{folder} exists; remove it or name another folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        yield staging
+        staging.chmod(0o755)  # mkdtemp's 0700 would hide the model from a server of another user
+        try:
+            os.replace(staging, folder)
+        except OSError as error:
+            raise Conflict(f"{folder} cannot be made: {error.strerror}") from None
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def build_artifact(
+    model_file: Path, folder: Path, options: ImportOptions, *, file_name: str = "", limits: Limits = DEFAULT_LIMITS
+) -> Manifest:
+    """Make ``folder`` the artifact of a user's ONNX file and give back its manifest.
+
+    ``file_name`` is what the person calls the file, where ``model_file`` is an upload under another name.
+
+    BadModelFile when the file cannot become a model, BadInput when it does not fit what ``options`` say of it,
+    Conflict when the folder is there already.
+    """
+    name = file_name or model_file.name
+    with whole_folder(folder) as staging:
+        copy = staging / ONNX
+        try:
+            shutil.copyfile(model_file, copy)
+        except OSError as error:
+            raise BadModelFile(f"{name} cannot be read: {error.strerror}") from None
+        # The copy is what is read: nobody can change it between the check and its use.
+        try:
+            facts = read_graph(copy, layout=options.layout, size=_trial_size(options), limits=limits)
+        except BadInput as error:
+            raise type(error)(error.message.replace(ONNX, name, 1)) from None
+        manifest = _manifest(facts, options, Weights(kind="imported", detail=name, sha256=sha256_of(copy)))
+        return write_manifest(staging, manifest)
+
+
+def _trial_size(options: ImportOptions) -> tuple[int, int] | None:
+    if options.size is None and options.shorter_side is not None:
+        # Not a square: a network that takes only multiples of 32 shows it.
+        return options.shorter_side, options.shorter_side * 4 // 3
+    return options.size
+
+
+def _manifest(facts: GraphInfo, options: ImportOptions, weights: Weights) -> Manifest:
+    output, layout, classes = _choose_output(facts, options)
+    labels, palette = _labels_and_palette(classes, options)
+    _check_values(output, classes, options)
+    height, width = _input_size(facts, options)
+    normalised = options.mean != (0.0, 0.0, 0.0) or options.std != (1.0, 1.0, 1.0)
+    if facts.dtype == "uint8" and normalised:
+        raise BadInput("the graph takes uint8 pixels, which are not normalised: leave out mean and std")
+    return Manifest(
+        family="classifier" if options.task == "classify" else "segmenter",
+        task=options.task,
+        input=GraphInput(
+            name=facts.input_name,
+            layout=options.layout,
+            color=options.color,
+            dtype=facts.dtype,
+            batch=1 if facts.batch is None and not output.batched else facts.batch,
+            height=height,
+            width=width,
+        ),
+        output=GraphOutput(name=output.name, activation=options.output, layout=layout),
+        preprocess=Preprocess(
+            crop_share=options.crop,
+            shorter_side=options.shorter_side,
+            center_crop=_center_crop(height, width, options),
+            interpolation=options.interpolation,
+            mean=options.mean,
+            std=options.std,
+        ),
+        labels=labels,
+        palette=palette,
+        weights=weights,
+        licence=options.licence,
+        source=options.source,
+        precision=facts.precision,
+        opset=facts.opset,
+    )
+
+
+def _choose_output(facts: GraphInfo, options: ImportOptions) -> tuple[OutputInfo, Layout, int]:
+    """The output to read, its layout and its number of classes: the only one that fits the task, or the labels."""
+    names = ", ".join(output.name for output in facts.outputs)
+    outputs = [output for output in facts.outputs if options.output_name in (None, output.name)]
+    if not outputs:
+        raise BadInput(f"output_name: the graph has no output {options.output_name!r}; it has {names}")
+    fitting, misfits = [], []
+    for output in outputs:
+        try:
+            fitting.append((output, *_read_as(output, facts, options)))
+        except BadModelFile as error:
+            misfits.append(error.message)
+    if not fitting:
+        raise BadModelFile(f"no output suits {options.task}: " + "; ".join(misfits[:3]))
+    if len(fitting) > 1:
+        labelled = [one for one in fitting if len(options.labels) in _label_counts(one[2], options)]
+        if len(labelled) != 1:
+            fit = ", ".join(one[0].name for one in fitting)
+            raise BadInput(f"several outputs suit {options.task} ({fit}); say which with output_name")
+        return labelled[0]
+    return fitting[0]
+
+
+def _read_as(output: OutputInfo, facts: GraphInfo, options: ImportOptions) -> tuple[Layout, int]:
+    """Layout and number of classes of an output that suits the task. BadModelFile says why it does not."""
+    shape, name = output.shape, f"output {output.name} of shape {list(output.shape)}"
+    if not output.dtype.startswith("float"):
+        raise BadModelFile(f"output {output.name} is of type {output.dtype}; a score per class, in floats, is read")
+    if len(shape) < 2 or shape[0] != (facts.batch or 1) or 0 in shape:
+        raise BadModelFile(f"{name} has no batch axis in front")
+    if options.task == "classify":
+        if sum(side > 1 for side in shape[1:]) > 1:
+            raise BadModelFile(f"{name} is not [batch, classes]")
+        return "NCHW", max(shape[1:])
+    if len(shape) != 4 or shape[1:].count(1) > 1:
+        raise BadModelFile(f"{name} is not [batch, classes, height, width]")
+    counts: dict[Layout, int] = {"NCHW": shape[1], "NHWC": shape[3]}
+    other: Layout = "NHWC" if options.layout == "NCHW" else "NCHW"
+    # A graph may take one layout and give the other: the labels tell.
+    for layout in (options.layout, other):
+        if len(options.labels) in _label_counts(counts[layout], options):
+            return layout, counts[layout]
+    return options.layout, counts[options.layout]
+
+
+def _label_counts(classes: int, options: ImportOptions) -> tuple[int, ...]:
+    """How many labels suit so many output channels: with sigmoid masks, background may be named or not."""
+    return (classes + 1, classes) if options.task == "segment" and options.output == "sigmoid" else (classes,)
+
+
+def _labels_and_palette(
+    classes: int, options: ImportOptions
+) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:
+    given, palette = options.labels, options.palette
+    if len(given) not in _label_counts(classes, options):
+        raise BadInput(f"labels: the graph gives {classes} classes, but there are {len(given)} labels")
+    if options.task == "classify":
+        return given, ()
+    labels = given
+    if options.output == "sigmoid" and len(given) == classes:
+        labels = (BACKGROUND, *given)
+        palette = ((0, 0, 0), *palette) if palette is not None and len(palette) == classes else palette
+    if len(labels) > MAX_MASK_CLASSES:
+        raise BadInput(f"labels: a mask holds {MAX_MASK_CLASSES} classes at most; there are {len(labels)}")
+    if palette is not None and len(palette) != len(labels):
+        raise BadInput(f"palette: {len(labels)} classes, but {len(palette)} colours")
+    return labels, palette if palette is not None else voc_palette(len(labels))
+
+
+def _check_values(output: OutputInfo, classes: int, options: ImportOptions) -> None:
+    """Compare what the trial run gave with what ``options.output`` says of it."""
+    low, high, mean = output.low, output.high, output.mean
+    if low is None or high is None or mean is None:
+        raise BadModelFile(f"output {output.name} is not a finite number everywhere in a trial run on a black picture")
+    shares = low >= -_SLACK and high <= 1 + _SLACK
+    if options.output != "logits" and not shares:
+        raise BadInput(f"output: {options.output} lie in 0-1, but a trial run gave {low:.3g} to {high:.3g}")
+    if classes == 1 and options.output != "sigmoid":
+        raise BadInput(f"output: one class as {options.output} would always win; a single channel is read as sigmoid")
+    # Softmax of softmax would name the same class with a wrong confidence, and nobody would notice.
+    if options.output == "logits" and shares and abs(mean * classes - 1) < _SLACK:
+        raise BadInput("output: a trial run gave values that add up to 1; say probabilities, not logits")
+
+
+def _input_size(facts: GraphInfo, options: ImportOptions) -> tuple[int | None, int | None]:
+    """Height and width that every picture is brought to, or None, None where only the shorter side is fixed."""
+    fixed = (facts.height, facts.width)
+    if options.task == "segment" and options.shorter_side is not None:
+        if fixed != (None, None):
+            raise BadInput(f"shorter_side: the graph's size is fixed at {_sides(fixed)}")
+        return None, None
+    if None in fixed and options.size is None:
+        raise BadInput(f"size: the graph's size is {_sides(fixed)}; say which height and width to bring pictures to")
+    size = options.size or fixed
+    if any(side not in (None, wanted) for side, wanted in zip(fixed, size, strict=True)):
+        raise BadInput(f"size: the graph's size is fixed at {_sides(fixed)}")
+    return size
+
+
+def _center_crop(height: int | None, width: int | None, options: ImportOptions) -> int | None:
+    if options.task == "segment" or options.shorter_side is None or height is None:
+        return None
+    if height != width or options.shorter_side < height:
+        raise BadInput(f"shorter_side: at least the side of a square input is needed; the input is {height} x {width}")
+    return height
+
+
+def _sides(size: tuple[int | None, int | None]) -> str:
+    return " x ".join("any" if side is None else str(side) for side in size)

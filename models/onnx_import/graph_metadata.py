@@ -1,0 +1,129 @@
+"""What an ONNX file is, found out by a limited child process that reads it and runs it once."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ekiben.errors import BadModelFile, TooLarge
+from models.artifact import Layout
+
+MAX_FILE_BYTES = 2 << 30  # what one protobuf message can hold
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the child process may use. Memory is address space: ``memory_bytes`` and four times the file."""
+
+    memory_bytes: int = 4 << 30
+    cpu_s: int = 60
+    wall_s: float = 120.0
+
+
+DEFAULT_LIMITS = Limits()
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class OutputInfo(_Frozen):
+    """One output as a trial run on zeros gave it.
+
+    ``batched``: a second run, on two pictures, gave two rows. The last three are None unless it is all finite floats.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    batched: bool
+    low: float | None
+    high: float | None
+    mean: float | None
+
+
+class GraphInfo(_Frozen):
+    """What an ONNX file says of itself, and did when run. None is dynamic; the trial's size is what it was run at."""
+
+    input_name: str
+    dtype: Literal["float32", "float16", "uint8"]
+    layout: Layout
+    batch: int | None
+    height: int | None
+    width: int | None
+    trial_height: int
+    trial_width: int
+    opset: int
+    precision: Literal["float32", "float16", "int8", "bfloat16"]
+    outputs: tuple[OutputInfo, ...]
+
+
+def read_graph(
+    path: Path, *, layout: Layout = "NCHW", size: tuple[int, int] | None = None, limits: Limits = DEFAULT_LIMITS
+) -> GraphInfo:
+    """The facts of an ONNX file, which is read and run on zeros in a child process. BadModelFile says what is wrong.
+
+    ``size`` (height, width) is what a graph of dynamic size is run at.
+    """
+    try:
+        file_bytes = path.stat().st_size
+    except OSError as error:
+        raise BadModelFile(f"{path.name} cannot be read: {error.strerror}") from None
+    if file_bytes == 0:
+        raise BadModelFile(f"{path.name} is empty")
+    if file_bytes > MAX_FILE_BYTES:
+        raise TooLarge(f"{path.name} has {file_bytes >> 20} MB; {MAX_FILE_BYTES >> 20} MB are read")
+    height, width = size or (0, 0)
+    memory_bytes = limits.memory_bytes + 4 * file_bytes
+    arguments = [str(path.absolute()), layout, str(height), str(width), str(memory_bytes), str(limits.cpu_s)]
+    report = _run_child(path.name, arguments, limits)
+    if "refused" in report:
+        raise BadModelFile(f"{path.name}: {report['refused']}")
+    try:
+        return GraphInfo.model_validate(report["facts"])
+    except (KeyError, ValidationError) as error:
+        raise BadModelFile(f"{path.name}: it makes no sense of itself ({type(error).__name__})") from None
+
+
+def _run_child(name: str, arguments: list[str], limits: Limits) -> dict[str, Any]:
+    # The child gets no settings and no keys: a file that takes it over finds none.
+    environment = {key: os.environ[key] for key in ("PATH", "LD_LIBRARY_PATH", "LANG") if key in os.environ}
+    root = str(Path(__file__).resolve().parents[1])
+    environment["PYTHONPATH"] = os.pathsep.join([root, *(entry for entry in sys.path if entry)])
+    environment["OMP_NUM_THREADS"] = environment["OPENBLAS_NUM_THREADS"] = "1"  # each thread's stack is address space
+    with tempfile.TemporaryDirectory(prefix="ekiben-intake-") as folder, tempfile.TemporaryFile() as output:
+        child = [sys.executable, "-m", "models.onnx_import.check_process", *arguments]
+        try:
+            done = subprocess.run(
+                child,
+                cwd=folder,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.DEVNULL,
+                timeout=limits.wall_s,
+                start_new_session=True,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise BadModelFile(f"{name}: reading and running it once takes more than {limits.wall_s:g} s") from None
+        output.seek(0)
+        try:
+            report = json.loads(output.read())
+        except ValueError:
+            report = None
+    if done.returncode == 0 and isinstance(report, dict):
+        return report
+    if done.returncode == -signal.SIGXCPU:
+        raise BadModelFile(f"{name}: reading and running it once takes more than {limits.cpu_s} s of processor time")
+    how = signal.Signals(-done.returncode).name if done.returncode < 0 else f"exit code {done.returncode}"
+    raise BadModelFile(f"{name}: the process that read it ended with {how}; it may need too much memory, or be damaged")

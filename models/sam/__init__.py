@@ -1,0 +1,1 @@
+"""Segment Anything at serve time: prompts in, embeddings and masks out."""

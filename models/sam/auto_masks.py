@@ -1,0 +1,185 @@
+"""Automatic masks: a grid of points, each answered, and what is left after the filters.
+
+The steps and their order are those of ``SamAutomaticMaskGenerator``; what is different is when they happen. Masks
+that the predicted IoU rules out are never made, the others are enlarged one at a time and only around the object, and
+kept as runs: no full-size logits of many masks exist at once.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ekiben.errors import BadInput
+from models.masks.nms import nms
+from models.masks.predicted_masks import AutoMask
+from models.masks.regions import remove_small_regions
+from models.masks.rle import Rle, encode_window
+from models.sam.auto_options import AutoOptions
+from models.sam.graphs import Decoded, Floats
+from models.sam.grids import crop_boxes, layer_grids, near_crop_edge
+from models.sam.prompts import FOREGROUND, PADDING
+from models.sam.upsampling import Upsampler
+
+Crop = tuple[int, int, int, int]
+"""x0, y0, x1, y1 in the picture; x1 and y1 are exclusive."""
+
+Points = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A mask that passed both thresholds. ``rle``, ``box`` (inclusive x0, y0, x1, y1) and ``point`` are in the frame
+    of its crop until ``merge``."""
+
+    rle: Rle
+    box: tuple[int, int, int, int]
+    iou: float
+    stability: float | None
+    point: tuple[float, float]
+
+
+def plan(height: int, width: int, options: AutoOptions) -> list[tuple[Crop, Points]]:
+    """The crops to look at, the whole picture first, each with its points [N, 2] in pixels of the crop."""
+    grids = layer_grids(options.points_per_side, options.crop_n_layers, options.crop_n_points_downscale_factor)
+    crops = []
+    for box, layer in crop_boxes(height, width, options.crop_n_layers, options.crop_overlap_ratio):
+        x0, y0, x1, y1 = box
+        if not (x0 < x1 and y0 < y1):
+            raise BadInput(f"a picture of {width} x {height} is too small for {options.crop_n_layers} layers of crops")
+        crops.append(((x0, y0, x1, y1), grids[layer] * np.array([[x1 - x0, y1 - y0]])))
+    return crops
+
+
+def grid_tokens(points: Points, scaled: Points) -> tuple[Floats, Floats]:
+    """One foreground point per prompt and the padding that follows it: coordinates [B, 2, 2], labels [B, 2]."""
+    coords = np.zeros((len(points), 2, 2), np.float32)
+    coords[:, 0] = scaled
+    return coords, np.tile(np.array([FOREGROUND, PADDING], np.float32), (len(points), 1))
+
+
+def candidates(
+    decoded: Decoded, points: Points, crop: Crop, frame: tuple[int, int], upsampler: Upsampler, options: AutoOptions
+) -> list[Candidate]:
+    """The masks of one chunk of points that pass, in the order of points and mask tokens.
+
+    ``frame``: height and width of the picture.
+    """
+    found: list[Candidate] = []
+    for logits, prompt in zip(decoded.logits, decoded.kept, strict=True):
+        for token in (1, 2, 3):
+            iou = float(decoded.iou[prompt, token])
+            if options.pred_iou_thresh > 0 and not decoded.iou[prompt, token] > np.float32(options.pred_iou_thresh):
+                continue
+            window = upsampler.window(logits[token], offset=options.stability_score_offset)
+            stability = window.stability
+            if options.stability_score_thresh > 0 and not (stability or 0.0) >= options.stability_score_thresh:
+                continue
+            rle = encode_window(window.mask, window.top, window.left, upsampler.height, upsampler.width)
+            x, y = points[prompt]
+            found.append(Candidate(rle, rle.box_xyxy, iou, stability, (float(x), float(y))))
+    if not found:
+        return []
+    boxes = np.array([one.box for one in found], np.float32)
+    height, width = frame
+    cut = near_crop_edge(boxes, crop, (width, height))
+    return [one for one, near in zip(found, cut, strict=True) if not near]
+
+
+def best_of_crop(
+    found: Sequence[Candidate], crop: Crop, frame: tuple[int, int], options: AutoOptions
+) -> list[AutoMask]:
+    """What is left of one crop's candidates, best predicted IoU first, in the picture's frame."""
+    return [_in_image(found[i], crop, frame) for i in _left_of_crop(found, options)]
+
+
+class IncrementalNms:
+    """Which candidates stand while a grid is being answered: what came is kept until something better comes.
+
+    The last word is that of ``best_of_crop`` and ``merge``; this is for those who watch.
+    """
+
+    def __init__(self, frame: tuple[int, int], options: AutoOptions) -> None:
+        self._frame = frame
+        self._options = options
+        self._numbers = itertools.count()
+        self._crop: Crop | None = None
+        self._candidates: list[Candidate] = []
+        self._told: dict[int, int] = {}
+
+    def add(self, crop: Crop, found: Sequence[Candidate]) -> tuple[list[tuple[int, AutoMask]], list[int]]:
+        """The masks that stand now and did not before, each with a number of its own, and the numbers of those that do
+        not stand any more. A crop's candidates come before the next crop's."""
+        if crop != self._crop:
+            self._crop, self._candidates, self._told = crop, [], {}
+        self._candidates.extend(found)
+        left = _left_of_crop(self._candidates, self._options)
+        dropped = [self._told.pop(i) for i in set(self._told) - set(left)]
+        new: list[tuple[int, AutoMask]] = []
+        for i in left:
+            if i not in self._told:
+                self._told[i] = next(self._numbers)
+                new.append((self._told[i], _in_image(self._candidates[i], crop, self._frame)))
+        return new, sorted(dropped)
+
+
+def _left_of_crop(found: Sequence[Candidate], options: AutoOptions) -> list[int]:
+    if not found:
+        return []
+    boxes = np.array([one.box for one in found], np.float32)
+    scores = np.array([one.iou for one in found], np.float32)
+    return [int(i) for i in nms(boxes, scores, options.box_nms_thresh)]
+
+
+def _in_image(one: Candidate, crop: Crop, frame: tuple[int, int]) -> AutoMask:
+    x0, y0, x1, y1 = crop
+    return AutoMask(
+        rle=one.rle.shifted(y0, x0, *frame),
+        predicted_iou=one.iou,
+        stability_score=one.stability,
+        point=(one.point[0] + x0, one.point[1] + y0),
+        crop_box=(x0, y0, x1 - x0, y1 - y0),
+    )
+
+
+def merge(
+    crops: Iterable[Sequence[AutoMask]], options: AutoOptions, check: Callable[[], None] = lambda: None
+) -> list[AutoMask]:
+    """All crops' masks as one list, the largest first: doubles between crops go, smaller crops win.
+
+    ``check`` is called before each mask whose regions are looked at, and may raise.
+    """
+    lists = list(crops)
+    masks = [mask for one in lists for mask in one]
+    if len(lists) > 1 and masks:
+        areas = np.array([mask.crop_box[2] * mask.crop_box[3] for mask in masks], np.float32)
+        masks = [masks[i] for i in nms(_boxes(masks), np.float32(1.0) / areas, options.crop_nms_thresh)]
+    if options.min_mask_region_area > 0 and masks:
+        masks = _without_small_regions(masks, options, check)
+    return sorted(masks, key=lambda mask: -mask.rle.area)
+
+
+def _without_small_regions(masks: list[AutoMask], options: AutoOptions, check: Callable[[], None]) -> list[AutoMask]:
+    """Holes are filled, then islands removed; masks that became alike are dropped, untouched ones preferred.
+
+    As in the reference, predicted IoU and stability stay those of before.
+    """
+    cleaned: list[AutoMask] = []
+    scores: list[float] = []
+    for mask in masks:
+        check()
+        filled, holes = remove_small_regions(mask.rle, options.min_mask_region_area, "holes")
+        rle, islands = remove_small_regions(filled, options.min_mask_region_area, "islands")
+        changed = holes or islands
+        cleaned.append(replace(mask, rle=rle) if changed else mask)
+        scores.append(0.0 if changed else 1.0)
+    threshold = max(options.box_nms_thresh, options.crop_nms_thresh)
+    return [cleaned[i] for i in nms(_boxes(cleaned), np.array(scores, np.float32), threshold)]
+
+
+def _boxes(masks: Sequence[AutoMask]) -> NDArray[np.float32]:
+    return np.array([mask.rle.box_xyxy for mask in masks], np.float32)

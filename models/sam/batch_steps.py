@@ -1,0 +1,164 @@
+"""The work of Segment Anything's lanes: pictures to embeddings, prompts to masks, grid points to candidates."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from models.engine.memory import trim
+from models.images import DecodedImage, decode
+from models.masks.predicted_masks import PromptMask
+from models.results import ImageInfo
+from models.sam.auto_masks import Candidate, Crop, Points, candidates, grid_tokens
+from models.sam.auto_options import AutoOptions
+from models.sam.embedding_cache import Embedding, EmbeddingCache, FileKey, pixels_hash
+from models.sam.graphs import Decoded, Features, Floats
+from models.sam.grids import longest_side_shape, to_input_coordinates
+from models.sam.loader import LoadedSam
+from models.sam.mask_decoding import decode_prompts, read_masks, refuse_strip
+from models.sam.prompts import Prompt
+from models.sam.upsampling import Upsampler
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeInput:
+    """``image``: encoded bytes, to be looked up and kept under ``key``; or ``crop``: pixels that are not kept."""
+
+    image: bytes = b""
+    key: FileKey | None = None
+    crop: Image.Image | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedImage:
+    """A picture on its way into the encoder: ``pixels`` are the graph's input, or ``found`` is what was held."""
+
+    facts: ImageInfo
+    hash: str
+    pixels: Floats | None
+    found: Embedding | None
+
+
+class EncodeSteps:
+    """Decodes and encodes pictures. The pixels are looked up first: another file may have held the same."""
+
+    def __init__(
+        self, sam: LoadedSam, cache: EmbeddingCache, decoded: Callable[[], None], ran: Callable[[], None]
+    ) -> None:
+        self._sam = sam
+        self._cache = cache
+        self._decoded = decoded
+        self._ran = ran
+
+    def prepare(self, payload: EncodeInput) -> tuple[Hashable, PreparedImage]:
+        if payload.crop is not None:
+            picture, name = DecodedImage(payload.crop, "image/png"), ""
+        else:
+            picture = decode(payload.image)
+            self._decoded()
+            refuse_strip(picture.width, picture.height)
+            name = pixels_hash(picture)
+        if payload.key is not None:
+            found = self._cache.by_pixels(payload.key, name, picture.facts)
+            if found is not None:
+                return "held", PreparedImage(picture.facts, name, None, found)
+        pixels = np.asarray(self._sam.preprocess(picture.rgb), np.float32)
+        return "new", PreparedImage(picture.facts, name, pixels, None)
+
+    def run(self, prepared: Sequence[PreparedImage]) -> Sequence[tuple[Features, float] | None]:
+        new = [seen.pixels for seen in prepared if seen.pixels is not None]
+        if not new:
+            return [None] * len(prepared)
+        started = time.perf_counter()
+        features = self._sam.graphs.encode(np.stack(new))
+        spent = (time.perf_counter() - started) * 1e3
+        self._ran()
+        if self._sam.graphs.device == "cpu":
+            trim()  # glibc keeps half a gigabyte of a run's memory otherwise; 3 % of its time
+        return [(one, spent) for one in features]
+
+    def finish(
+        self, output: tuple[Features, float] | None, prepared: PreparedImage, payload: EncodeInput
+    ) -> tuple[Embedding, bool]:
+        """The embedding, and whether it was held already."""
+        if output is None:
+            if prepared.found is None:
+                raise RuntimeError("a picture was neither found nor encoded")
+            return prepared.found, True
+        embedding = Embedding(prepared.facts, output[0], output[1], prepared.hash)
+        if payload.key is not None:
+            self._cache.put(payload.key, embedding)
+        return embedding, False
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeInput:
+    """``prompts`` on one picture. ``wide``: beside other calls, on one thread."""
+
+    embedding: Embedding
+    prompts: Sequence[Prompt]
+    upsampler: Upsampler
+    multimask: bool
+    keep_logits: bool
+    wide: bool
+
+
+class DecodeSteps:
+    """Answers prompts, a call at a time: the image side of a run belongs to one picture."""
+
+    def __init__(self, sam: LoadedSam, ran: Callable[[int], None]) -> None:
+        self._sam = sam
+        self._ran = ran
+
+    def prepare(self, payload: DecodeInput) -> tuple[Hashable, DecodeInput]:
+        return id(payload), payload
+
+    def run(self, prepared: Sequence[DecodeInput]) -> Sequence[Decoded]:
+        (call,) = prepared
+        decoded = decode_prompts(self._sam.graphs, call.embedding, call.prompts, wide=call.wide)
+        self._ran(len(call.prompts))
+        return [decoded]
+
+    def finish(self, output: Decoded, prepared: DecodeInput, payload: DecodeInput) -> list[tuple[PromptMask, ...]]:
+        return read_masks(output, payload.upsampler, multimask=payload.multimask, keep_logits=payload.keep_logits)
+
+
+@dataclass(frozen=True, slots=True)
+class GridInput:
+    """Some ``points`` [B, 2] of the grid on one ``crop``, in its pixels. ``frame``: height and width of the picture."""
+
+    features: Features
+    points: Points
+    crop: Crop
+    frame: tuple[int, int]
+    upsampler: Upsampler
+    options: AutoOptions
+
+
+class GridSteps:
+    """Answers points of a grid; gives back the masks that pass the thresholds."""
+
+    def __init__(self, sam: LoadedSam, ran: Callable[[int], None]) -> None:
+        self._sam = sam
+        self._ran = ran
+
+    def prepare(self, payload: GridInput) -> tuple[Hashable, GridInput]:
+        return id(payload), payload
+
+    def run(self, prepared: Sequence[GridInput]) -> Sequence[Decoded]:
+        (call,) = prepared
+        size = call.upsampler.height, call.upsampler.width
+        coords, labels = grid_tokens(call.points, to_input_coordinates(call.points, size, longest_side_shape(*size)))
+        threshold = call.options.pred_iou_thresh
+        decoded = self._sam.graphs.decode(
+            call.features, coords, labels, min_iou=threshold if threshold > 0 else -np.inf, wide=True
+        )
+        self._ran(len(call.points))
+        return [decoded]
+
+    def finish(self, output: Decoded, prepared: GridInput, payload: GridInput) -> list[Candidate]:
+        return candidates(output, payload.points, payload.crop, payload.frame, payload.upsampler, payload.options)

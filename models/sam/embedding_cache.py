@@ -1,0 +1,137 @@
+"""Embeddings: what the encoder made of a picture, kept by content within a bound of bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from models.images import DecodedImage
+from models.model_key import ModelKey
+from models.results import ImageInfo
+from models.sam.graphs import Features
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """A picture as the decoder sees it. It carries the picture's size: there is no session to keep it in.
+
+    ``encode_ms``: what the encoder took for it. ``pixels``: hash of the decoded picture (see pixels_hash).
+    """
+
+    facts: ImageInfo
+    features: Features
+    encode_ms: float
+    pixels: str
+
+
+class FileKey(NamedTuple):
+    """An uploaded file under one owner and one version of a model (which fixes the precision too)."""
+
+    owner: str
+    model: ModelKey
+    sha256: str
+
+
+class EmbeddingCache:
+    """Least recently used first out. Two ways in: by the file's bytes, and by the pixels they decode to.
+
+    Keys hold the owner and hashes of content, so no entry can be reached by a name. The pictures themselves are not
+    kept. ``observe(hit, bytes)`` is told of every look-up and what is held after every change.
+    """
+
+    MAX_FILES = 100_000
+    """Names of files that are remembered for entries (about 300 bytes each)."""
+
+    def __init__(self, max_bytes: int, observe: Callable[[bool | None, int], None] | None = None) -> None:
+        self.max_bytes = max_bytes
+        self.used_bytes = 0
+        self._observe = observe or (lambda hit, used: None)
+        self._entries: OrderedDict[FileKey, Embedding] = OrderedDict()  # by pixels: FileKey with the pixels' hash
+        self._files: OrderedDict[FileKey, tuple[str, ImageInfo]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def by_file(self, key: FileKey) -> Embedding | None:
+        """The embedding of this very file, if it is held; a miss is not counted (by_pixels follows)."""
+        with self._lock:
+            known = self._files.get(key)
+            if known is None:
+                return None
+            found = self._get(key, known[0])
+            if found is None:
+                del self._files[key]
+                return None
+            self._files.move_to_end(key)
+        self._observe(True, self.used_bytes)
+        return found if found.facts == known[1] else _retold(found, known[1])
+
+    def by_pixels(self, key: FileKey, pixels: str, facts: ImageInfo) -> Embedding | None:
+        """The embedding of another file with the same pixels; the file ``key`` finds it from now on."""
+        with self._lock:
+            found = self._get(key, pixels)
+            if found is not None:
+                self._remember(key, pixels, facts)
+        self._observe(found is not None, self.used_bytes)
+        return None if found is None else _retold(found, facts)
+
+    def put(self, key: FileKey, embedding: Embedding) -> None:
+        """Keep an embedding of the file ``key``, and make room for it. One larger than the bound is not kept."""
+        size = embedding.features.nbytes
+        if size > self.max_bytes:
+            return
+        name = key._replace(sha256=embedding.pixels)
+        with self._lock:
+            if name not in self._entries:
+                self.used_bytes += size
+                self._entries[name] = embedding
+            self._entries.move_to_end(name)
+            while self.used_bytes > self.max_bytes:
+                _, gone = self._entries.popitem(last=False)
+                self.used_bytes -= gone.features.nbytes
+            self._remember(key, embedding.pixels, embedding.facts)
+        self._observe(None, self.used_bytes)
+
+    def drop(self, model: ModelKey) -> None:
+        """Forget what an unloaded model made."""
+        with self._lock:
+            for name in [name for name in self._entries if name.model == model]:
+                self.used_bytes -= self._entries.pop(name).features.nbytes
+            for key in [key for key in self._files if key.model == model]:
+                del self._files[key]
+        self._observe(None, self.used_bytes)
+
+    def _get(self, key: FileKey, pixels: str) -> Embedding | None:
+        name = key._replace(sha256=pixels)
+        found = self._entries.get(name)
+        if found is not None:
+            self._entries.move_to_end(name)
+        return found
+
+    def _remember(self, key: FileKey, pixels: str, facts: ImageInfo) -> None:
+        self._files[key] = (pixels, facts)
+        self._files.move_to_end(key)
+        if len(self._files) > self.MAX_FILES:
+            self._files.popitem(last=False)
+
+
+def _retold(found: Embedding, facts: ImageInfo) -> Embedding:
+    return Embedding(facts, found.features, found.encode_ms, found.pixels)
+
+
+def file_hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def pixels_hash(picture: DecodedImage) -> str:
+    """SHA-256 over size and RGB bytes of a decoded picture, EXIF-turned."""
+    digest = hashlib.sha256(f"{picture.width}x{picture.height}".encode())
+    digest.update(np.asarray(picture.rgb).data)
+    return digest.hexdigest()

@@ -1,0 +1,59 @@
+"""Segment Anything: masks of prompts from an embedding. What the network says, as the reference reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ekiben.errors import TooLarge
+from models.masks.predicted_masks import PromptMask
+from models.masks.rle import encode_window
+from models.sam.embedding_cache import Embedding
+from models.sam.graphs import Decoded, Features, SamGraphs
+from models.sam.grids import longest_side_shape
+from models.sam.prompts import Prompt, mask_inputs, point_tokens
+from models.sam.upsampling import Upsampler
+
+MAX_ASPECT = 64
+"""Sides of a picture that is longer than this have less than 16 pixels in the encoder's frame."""
+
+
+def refuse_strip(width: int, height: int) -> None:
+    """TooLarge for a strip of which the encoder would see next to nothing."""
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise TooLarge(f"the image is {width} x {height}; this model takes sides of 1 : {MAX_ASPECT} at most")
+
+
+def decode_prompts(graphs: SamGraphs, embedding: Embedding, prompts: Sequence[Prompt], *, wide: bool) -> Decoded:
+    """The decoder's answer to a chunk of prompts on one picture, all masks made."""
+    size = embedding.facts.height, embedding.facts.width
+    coords, labels = point_tokens(prompts, size, longest_side_shape(*size))
+    features = _with_masks(graphs, embedding.features, prompts)
+    return graphs.decode(features, coords, labels, wide=wide)
+
+
+def _with_masks(graphs: SamGraphs, features: Features, prompts: Sequence[Prompt]) -> Features:
+    """The features of each prompt: shared by all where no prompt brings a mask."""
+    index, masks = mask_inputs(prompts)
+    if not index:
+        return features
+    masked = graphs.mask_features(features, masks)
+    return masked if len(index) == len(prompts) else features.rows(len(prompts)).replaced(index, masked)
+
+
+def read_masks(
+    decoded: Decoded, upsampler: Upsampler, *, multimask: bool, keep_logits: bool
+) -> list[tuple[PromptMask, ...]]:
+    """The masks of each prompt in the reference's order: tokens 1 to 3 with ``multimask``, else token 0."""
+    tokens = (1, 2, 3) if multimask else (0,)
+    answers = []
+    for iou, masks in zip(decoded.iou, decoded.logits, strict=True):
+        row = []
+        for token in tokens:
+            window = upsampler.window(masks[token])
+            rle = encode_window(window.mask, window.top, window.left, upsampler.height, upsampler.width)
+            logits = np.array(masks[token]) if keep_logits else None
+            row.append(PromptMask(rle, float(iou[token]), window.stability, logits))
+        answers.append(tuple(row))
+    return answers

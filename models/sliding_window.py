@@ -1,0 +1,143 @@
+"""Windows: a picture cut into overlapping squares, and what a network says of each blended into one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ekiben.errors import TooLarge
+
+# Of MONAI's sliding_window_inference(mode="gaussian"): the bell's width as a share of the side, and what its tails
+# are raised to (monai.data.utils.compute_importance_map).
+SIGMA_SHARE: Final = 0.125
+LEAST_WEIGHT: Final = 1e-3
+
+MAX_LINE_BYTES: Final = 1 << 30
+
+PaintRegion = Callable[[slice, slice, NDArray[np.float32]], None]
+"""Takes rows, columns and the logits [C, h, w] of that part of a picture."""
+
+
+class Tile(NamedTuple):
+    """Its corner in the padded picture."""
+
+    top: int
+    left: int
+
+
+class TileGrid:
+    """Which windows of ``side`` x ``side`` cover a picture: those of MONAI's sliding_window_inference.
+
+    They lie ``side * (1 - overlap)`` apart, the last one of a line at the edge. A picture that is smaller than a window
+    is padded to one, half on each side, by reflection, again and again where it is smaller than its padding: what
+    surrounds an object stays plausible, where MONAI's zeros would be an edge that the network never saw in training.
+    ``windows`` come line by line along the longer side, so that what is unfinished is as short as possible.
+    """
+
+    def __init__(self, height: int, width: int, side: int, overlap: float) -> None:
+        self.height, self.width, self.side = height, width, side
+        self.above, self.before = max(0, side - height) // 2, max(0, side - width) // 2
+        self.tops = _starts(max(height, side), side, overlap)
+        self.lefts = _starts(max(width, side), side, overlap)
+        self.by_rows = height >= width
+        if self.by_rows:
+            windows = [Tile(top, left) for top in self.tops for left in self.lefts]
+        else:
+            windows = [Tile(top, left) for left in self.lefts for top in self.tops]
+        self.windows: tuple[Tile, ...] = tuple(windows)
+
+
+class TileBlender:
+    """Blends the logits of a grid's windows, given in their order, with Gaussian weights.
+
+    ``paint`` gets every part of the picture, once, as soon as no window to come touches it. So only one line of windows
+    is held: channels x side x shorter side x 4 bytes (and twice that of one channel, for the weights). With one channel
+    and windows of 256 that is 8 MB + 16 MB for 8000 x 8000 pixels, whose logits and weights would be 512 MB.
+    TooLarge where it is more than a gigabyte.
+    """
+
+    def __init__(self, grid: TileGrid, channels: int, paint: PaintRegion) -> None:
+        self._grid, self._paint = grid, paint
+        self._along, self._across = (grid.tops, grid.lefts) if grid.by_rows else (grid.lefts, grid.tops)
+        breadth = self._across[-1] + grid.side
+        if channels * grid.side * breadth * 4 > MAX_LINE_BYTES:
+            raise TooLarge(
+                f"the image is {grid.width} x {grid.height}; {channels} classes in windows of {grid.side} pixels are "
+                f"blended on pictures with one side up to {MAX_LINE_BYTES // (4 * channels * grid.side)} pixels"
+            )
+        # A single window stays exactly as the network gave it.
+        self._weight = gaussian(grid.side) if len(grid.windows) > 1 else np.ones((grid.side,) * 2, np.float32)
+        self._line_weights = np.zeros((grid.side, breadth), np.float32)
+        for start in self._across:
+            self._line_weights[:, start : start + grid.side] += self._weight
+        self._weights = self._line_weights.copy()
+        self._sums = np.zeros((channels, grid.side, breadth), np.float32)
+        self._weighted = np.empty((channels, grid.side, grid.side), np.float32)
+        self._line = self._place = 0
+
+    def add(self, logits: NDArray[np.floating[Any]]) -> None:
+        """The logits [C, side, side] of the next window."""
+        side = self._grid.side
+        np.multiply(logits if self._grid.by_rows else logits.swapaxes(1, 2), self._weight, out=self._weighted)
+        start = self._across[self._place]
+        self._sums[:, :, start : start + side] += self._weighted
+        self._place += 1
+        if self._place == len(self._across):
+            self._finish_line()
+
+    def _finish_line(self) -> None:
+        side, start = self._grid.side, self._along[self._line]
+        last = self._line + 1 == len(self._along)
+        done = side if last else self._along[self._line + 1] - start
+        self._give(start, self._sums[:, :done] / self._weights[:done])
+        self._line, self._place = self._line + 1, 0
+        for sums in (self._sums, self._weights[None]):
+            sums[:, : side - done] = sums[:, done:].copy()
+            sums[:, side - done :] = 0
+        self._weights += self._line_weights
+
+    def _give(self, start: int, logits: NDArray[np.float32]) -> None:
+        """Paint ``logits`` [C, along, across], which begin at ``start`` of the padded picture, without its padding."""
+        grid = self._grid
+        offset, length = (grid.above, grid.height) if grid.by_rows else (grid.before, grid.width)
+        margin, breadth = (grid.before, grid.width) if grid.by_rows else (grid.above, grid.height)
+        first, end = max(start - offset, 0), min(start - offset + logits.shape[1], length)
+        if first >= end:
+            return
+        logits = logits[:, first + offset - start : end + offset - start, margin : margin + breadth]
+        if grid.by_rows:
+            self._paint(slice(first, end), slice(0, breadth), logits)
+        else:
+            self._paint(slice(0, breadth), slice(first, end), logits.swapaxes(1, 2))
+
+
+def cut_tile(pixels: NDArray[np.uint8], window: Tile, side: int) -> NDArray[np.uint8]:
+    """uint8 [side, side, 3] of ``pixels`` [H, W, 3]: the picture is padded as it is cut, never whole."""
+    height, width = pixels.shape[:2]
+    top, left = window.top - max(0, side - height) // 2, window.left - max(0, side - width) // 2
+    if side <= min(height, width):
+        return pixels[top : top + side, left : left + side]
+    return pixels[_reflected(top, side, height)[:, None], _reflected(left, side, width)]
+
+
+def gaussian(side: int) -> NDArray[np.float32]:
+    """float32 [side, side]: how much a window's pixel counts, 1 in the middle."""
+    steps = np.arange(side, dtype=np.float32) - (side - 1) / 2
+    bell = np.exp(-(steps**2) / (2 * (SIGMA_SHARE * side) ** 2))
+    weights = np.outer(bell, bell)
+    least = max(float(weights.min()), LEAST_WEIGHT)
+    return np.maximum(weights, least).astype(np.float32)
+
+
+def _starts(length: int, side: int, overlap: float) -> list[int]:
+    step = max(1, int(side * (1 - overlap)))
+    return [*range(0, length - side, step), length - side]
+
+
+def _reflected(start: int, count: int, length: int) -> NDArray[np.intp]:
+    """Which of ``length`` pixels stand at ``start``, ``start + 1``, ... when they are mirrored at both ends."""
+    turn = length - 1
+    return turn - np.abs(np.arange(start, start + count) % max(1, 2 * turn) - turn)
