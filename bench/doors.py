@@ -34,9 +34,9 @@ from bench.run import DISTURBED_CORES
 from bench.servers import ROOT, Missing, Server, busy_s, clean_environ, free_port
 from ekiben.settings import Settings
 from ekiben.v1 import ekiben_pb2, ekiben_pb2_grpc
-from services.oip.inference import InferRequest
-from services.oip.tensors import Tensor
-from services.platform import Platform
+from services.app_state import AppState
+from services.open_inference.inference import InferRequest
+from services.open_inference.tensors import Tensor
 
 MEAN = "mean_of_pixels"
 """A network that costs next to nothing: what is measured is the way to it and back."""
@@ -152,7 +152,7 @@ async def _tensors(server: Server, rpc: str, home: Path, requests: int) -> list[
         return _post(connection, f"/v2/models/{MEAN}/infer", head + values.tobytes(), length)
 
     settings = Settings.from_environ({"EKIBEN_HOME": str(home)})
-    platform = await Platform.start(settings)
+    platform = await AppState.start(settings)
     loop = asyncio.get_running_loop()
     try:
         request = InferRequest(MEAN, "", [Tensor("image", values)])

@@ -14,7 +14,7 @@ from db.session import connect
 from db.tables import Job
 from ekiben.ids import new_id
 from ekiben.settings import Settings
-from services.job_queue import JobQueue
+from services.jobs.dbos_queue import JobQueue
 
 _COPIED = ("kind", "operation", "parameters", "store", "total", "timeout_s", "fingerprint")
 _ITEM = ("filename", "image_id", "storage_key", "mime_type", "bytes", "sha256")

@@ -191,7 +191,7 @@ class Dataset(Owned, table=True):
     """Pictures with masks to train on. Its files lie under keys made of its id: see db/datasets.py.
 
     ``state`` importing: while its job is not over; where that ended otherwise it has failed. ``report``: what was found
-    (services/datasets/report.py). ``bytes``: of the prepared archive.
+    (services/datasets/importer/report.py). ``bytes``: of the prepared archive.
     """
 
     __tablename__ = "datasets"

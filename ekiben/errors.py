@@ -18,7 +18,7 @@
           |-- DeadlineExceeded   the request's own deadline passed
           `-- CallerLeft     the caller went away; nobody reads this
 
-``services/errors.py`` is the one table from these classes to HTTP status and gRPC code. Anything that is
+``services/rest/error_handlers.py`` is the one table from these classes to HTTP status and gRPC code. Anything that is
 not a Refusal reaches a caller as "internal error" with the request id, never with its text.
 """
 

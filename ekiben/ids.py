@@ -26,3 +26,6 @@ def _uuid7(millis: int, random: bytes) -> str:
     value = value & ~(0xF << 76) | 0x7 << 76  # version 7
     value = value & ~(0x3 << 62) | 0x2 << 62  # variant 10
     return str(uuid.UUID(int=value))
+
+
+LOCAL_OWNER = "local"

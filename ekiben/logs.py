@@ -46,7 +46,8 @@ def configure(level: str) -> None:
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.propagate = True
-    # uvicorn writes an access line wherever this logger has a handler to reach; Ekiben's own is in services/hosting.py.
+    # uvicorn writes an access line wherever this logger has a handler to reach; Ekiben's own is written by
+    # services/bento/hosting.py.
     access = logging.getLogger("uvicorn.access")
     access.handlers.clear()
     access.propagate = False

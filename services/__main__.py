@@ -16,7 +16,7 @@ import urllib.request
 from types import FrameType
 
 from ekiben.settings import Settings
-from services.supervisor import STOP_S
+from services.processes.worker_supervisor import STOP_S
 
 GATEWAY, RUNNER = "services.gateway:Gateway", "services.runner_service:Runner"
 _READY_S = 120.0
@@ -46,7 +46,7 @@ def main() -> int:
     processes: list[subprocess.Popen[bytes]] = []
     try:
         # In a process of its own: this one stays, and should stay small.
-        if subprocess.run([sys.executable, "-m", "services.preflight"], check=False).returncode != 0:
+        if subprocess.run([sys.executable, "-m", "services.processes.preflight"], check=False).returncode != 0:
             return 1
         return _serve_until_one_ends(settings, processes)
     except _Stop:

@@ -2,7 +2,7 @@
 
 BentoML imports this module in its supervising process too, which never answers a request; so what a worker needs is
 imported when a worker starts (in ``front``, ``open`` and the endpoints). Over HTTP the endpoints are answered by
-services/routes/bento.py, for the reasons given there.
+services/rest/routers/bento.py, for the reasons given there.
 """
 
 from __future__ import annotations
@@ -19,37 +19,37 @@ from pydantic import Field
 
 from ekiben import logs
 from ekiben.settings import Settings
-from services import defaults
-from services.carried import CarriedModels
-from services.hosting import HOSTING, App, FrontedService, access_line
+from services.bento.bundled_models import BundledModels
+from services.bento.hosting import HOSTING, App, HostedService, access_line
+from services.schemas import default_models
 
 if TYPE_CHECKING:
-    from services.platform import Platform
-    from services.requests import Source
+    from services.app_state import AppState
+    from services.inference.pipeline import ImageSource
+    from services.processes.worker_supervisor import WorkerSupervisor
     from services.rpc.server import GrpcServer
-    from services.supervisor import Supervisor
 
 SETTINGS = Settings.from_environ()
 
 
-class GatewayService(FrontedService):
+class GatewayService(HostedService):
     @staticmethod
     def front(inner: App) -> App:
-        from services.app import APP
-        from services.front import Front
+        from services.rest.app import APP
+        from services.rest.middleware import RequestMiddleware
 
         access = access_line if SETTINGS.access_log else None
         # What waits for a slot is a quarter of what may be held: the rest is being sent, computed or stored.
-        return Front(inner, APP, access, max_body_bytes=4 * SETTINGS.queue_mb * 1_000_000)
+        return RequestMiddleware(inner, APP, access, max_body_bytes=4 * SETTINGS.queue_mb * 1_000_000)
 
 
 @bentoml.service(name="ekiben", service_class=GatewayService, workers=SETTINGS.gateways, **HOSTING)
 class Gateway:
     """Classify and segment pictures, mask what is pointed at. The HTTP API under /v1 is its own (see /docs)."""
 
-    carried = CarriedModels()
-    platform: Platform
-    supervisor: Supervisor | None = None
+    carried = BundledModels()
+    platform: AppState
+    supervisor: WorkerSupervisor | None = None
     grpc: GrpcServer | None = None
 
     def __init__(self) -> None:
@@ -57,28 +57,28 @@ class Gateway:
 
     @bentoml.on_startup
     async def open(self) -> None:
-        from services.app import APP
-        from services.bento_models import carried_folder
-        from services.platform import Platform
-        from services.stopping import when_asked
-        from services.supervisor import Supervisor
+        from services.app_state import AppState
+        from services.bento.model_store import bundled_folder
+        from services.processes.shutdown import on_shutdown_signal
+        from services.processes.worker_supervisor import WorkerSupervisor
+        from services.rest.app import APP
 
         bento = Gateway.bento  # type: ignore[attr-defined]
-        self.platform = await Platform.start(SETTINGS, carried_folder(bento))
+        self.platform = await AppState.start(SETTINGS, bundled_folder(bento))
         APP.state.platform = self.platform
-        when_asked(self.platform.jobs.stopping.set)
+        on_shutdown_signal(self.platform.jobs.stopping.set)
         if SETTINGS.grpc_port:
             from services.rpc.server import GrpcServer
 
             self.grpc = GrpcServer(self.platform, SETTINGS)
             await self.grpc.start()
-            when_asked(self.grpc.begin_stop)
+            on_shutdown_signal(self.grpc.begin_stop)
         if SETTINGS.workers:
-            self.supervisor = Supervisor(
+            self.supervisor = WorkerSupervisor(
                 SETTINGS.home.absolute(), SETTINGS.workers, self.platform.jobs.worker_ended, _worker_environ()
             )
             self.supervisor.start()
-            when_asked(self.supervisor.ask_to_stop)
+            on_shutdown_signal(self.supervisor.ask_to_stop)
         logging.getLogger(__name__).info("ready", extra={"topology": SETTINGS.topology})
 
     @bentoml.on_shutdown
@@ -93,7 +93,7 @@ class Gateway:
     async def classify(
         self,
         image: Annotated[Path, ContentType("image/*")],
-        model: str = defaults.CLASSIFY,
+        model: str = default_models.CLASSIFY,
         version: Annotated[int, Field(ge=1)] | None = None,
         top_k: Annotated[int, Field(ge=1)] | None = None,
         store: bool = True,
@@ -124,7 +124,7 @@ class Gateway:
         self,
         image: Annotated[Path, ContentType("image/*")],
         prompts: list[dict[str, Any]] | None = None,
-        model: str = defaults.MASKS,
+        model: str = default_models.MASKS,
         version: Annotated[int, Field(ge=1)] | None = None,
         multimask: bool = True,
         format: Literal["rle", "coco", "polygons", "geojson", "png"] = "rle",
@@ -148,7 +148,7 @@ class Gateway:
         self,
         image: Annotated[Path, ContentType("image/*")],
         preset: Literal["fast", "full", "dense"] = "full",
-        model: str = defaults.MASKS,
+        model: str = default_models.MASKS,
         version: Annotated[int, Field(ge=1)] | None = None,
         format: Literal["rle", "coco", "polygons", "geojson", "png"] = "rle",
         store: bool = True,
@@ -167,7 +167,7 @@ class Gateway:
         image: Annotated[Path, ContentType("image/*")],
         prompts: list[dict[str, Any]] | None = None,
         preset: Literal["fast", "full", "dense"] = "full",
-        model: str = defaults.MASKS,
+        model: str = default_models.MASKS,
         version: Annotated[int, Field(ge=1)] | None = None,
         store: bool = True,
     ) -> dict[str, Any]:
@@ -186,7 +186,7 @@ def _worker_environ() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not (split and name == "PROMETHEUS_MULTIPROC_DIR")}
 
 
-def _source(image: Path) -> Source:
-    from services.requests import Source
+def _source(image: Path) -> ImageSource:
+    from services.inference.pipeline import ImageSource
 
-    return Source(image.read_bytes(), image.name)
+    return ImageSource(image.read_bytes(), image.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -26,32 +27,35 @@ from models.masks.predicted_masks import MaskUpdate
 from models.sam.graphs import MASK_BYTES
 from models.sam.prompts import MAX_PROMPTS
 from services import metrics
-from services.errors import log, status_of
-from services.frames import (
+from services.bento.hosting import HOSTING, App, HostedService
+from services.error_codes import status_of
+from services.model_registry.index import ModelIndex
+from services.model_registry.reconciler import ModelReconciler
+from services.open_inference import tensors
+from services.rest.disconnect import cancel_on_disconnect
+from services.rest.uploads.image_upload import FORM_OVERHEAD
+from services.rest.uploads.request_body import read_body
+from services.runners.local import LocalRunner
+from services.runners.messages import (
     ANSWER_PART,
     NEWS_PART,
     REFUSAL_PART,
-    decode_ask,
-    decode_auto_ask,
+    decode_auto_mask_request,
     decode_key,
-    decode_mask_ask,
-    encode_answer,
-    encode_auto_answer,
-    encode_mask_answer,
-    encode_news,
+    decode_mask_request,
+    decode_request,
+    encode_auto_mask_response,
+    encode_mask_response,
+    encode_mask_update,
     encode_refusal,
+    encode_response,
     encode_states,
-    part,
+    pack_part,
 )
-from services.front import or_caller_left
-from services.hosting import HOSTING, App, FrontedService
-from services.local_runner import LocalRunner
-from services.model_index import ModelIndex
-from services.oip import tensors
-from services.progress import NEWS
-from services.remote_runner import DEADLINE_HEADER
-from services.upload import FORM_OVERHEAD, read_body
-from services.watch import Watch
+from services.runners.progress import NEWS
+from services.runners.remote import DEADLINE_HEADER
+
+log = logging.getLogger(__name__)
 
 SETTINGS = Settings.from_environ()
 _BYTES = "application/octet-stream"
@@ -74,22 +78,24 @@ def _refusing(handler: Callable[[Request, LocalRunner], Awaitable[bytes]]) -> Ca
 async def _infer(request: Request, runner: LocalRunner) -> bytes:
     deadline = _deadline(request, SETTINGS.timeout_s)
     # Pixels and prepared tensors may be larger than a file.
-    key, ask = decode_ask(await read_body(request, max(MAX_IMAGE_BYTES, tensors.MAX_BYTES), FORM_OVERHEAD))
-    return encode_answer(await or_caller_left(request.receive, runner.infer(key, ask, deadline)))
+    key, ask = decode_request(await read_body(request, max(MAX_IMAGE_BYTES, tensors.MAX_BYTES), FORM_OVERHEAD))
+    return encode_response(await cancel_on_disconnect(request.receive, runner.infer(key, ask, deadline)))
 
 
 async def _masks(request: Request, runner: LocalRunner) -> bytes:
     # Each mask that a prompt starts from is 256 KB.
-    key, ask = decode_mask_ask(await read_body(request, MAX_IMAGE_BYTES + MAX_PROMPTS * MASK_BYTES, FORM_OVERHEAD))
-    return encode_mask_answer(
-        *await or_caller_left(request.receive, runner.masks(key, ask, _deadline(request, SETTINGS.timeout_s)))
+    key, ask = decode_mask_request(await read_body(request, MAX_IMAGE_BYTES + MAX_PROMPTS * MASK_BYTES, FORM_OVERHEAD))
+    return encode_mask_response(
+        *await cancel_on_disconnect(request.receive, runner.masks(key, ask, _deadline(request, SETTINGS.timeout_s)))
     )
 
 
 async def _auto_masks(request: Request, runner: LocalRunner) -> bytes:
-    key, ask = decode_auto_ask(await read_body(request, MAX_IMAGE_BYTES, FORM_OVERHEAD))
-    return encode_auto_answer(
-        *await or_caller_left(request.receive, runner.auto_masks(key, ask, _deadline(request, SETTINGS.auto_timeout_s)))
+    key, ask = decode_auto_mask_request(await read_body(request, MAX_IMAGE_BYTES, FORM_OVERHEAD))
+    return encode_auto_mask_response(
+        *await cancel_on_disconnect(
+            request.receive, runner.auto_masks(key, ask, _deadline(request, SETTINGS.auto_timeout_s))
+        )
     )
 
 
@@ -100,7 +106,7 @@ async def _auto_masks_with_news(request: Request) -> Response:
     logs.request_id.set(request.headers.get("x-request-id", ""))
     runner: LocalRunner = request.app.state.runner
     try:
-        key, ask = decode_auto_ask(await read_body(request, MAX_IMAGE_BYTES, FORM_OVERHEAD))
+        key, ask = decode_auto_mask_request(await read_body(request, MAX_IMAGE_BYTES, FORM_OVERHEAD))
     except Refusal as error:
         return Response(encode_refusal(error), status_of(error), media_type="application/json")
     deadline = _deadline(request, SETTINGS.auto_timeout_s)
@@ -112,13 +118,13 @@ async def _auto_masks_with_news(request: Request) -> Response:
         answering.add_done_callback(lambda _: queue.put_nowait(None))
         try:
             while (news := await queue.get()) is not None:
-                yield part(NEWS_PART, encode_news(news))
-            yield part(ANSWER_PART, encode_auto_answer(*answering.result()))
+                yield pack_part(NEWS_PART, encode_mask_update(news))
+            yield pack_part(ANSWER_PART, encode_auto_mask_response(*answering.result()))
         except Refusal as error:
-            yield part(REFUSAL_PART, encode_refusal(error))
+            yield pack_part(REFUSAL_PART, encode_refusal(error))
         except Exception:
             log.exception("runner")
-            yield part(REFUSAL_PART, encode_refusal(Unavailable("the runner failed; its log has the reason")))
+            yield pack_part(REFUSAL_PART, encode_refusal(Unavailable("the runner failed; its log has the reason")))
         finally:
             answering.cancel()
 
@@ -170,7 +176,7 @@ APP = Starlette(
 )
 
 
-class RunnerService(FrontedService):
+class RunnerService(HostedService):
     @staticmethod
     def front(inner: App) -> App:
         async def every_path(scope: Any, receive: Any, send: Any) -> None:
@@ -181,7 +187,7 @@ class RunnerService(FrontedService):
 
 @bentoml.service(name="ekiben_runner", service_class=RunnerService, workers=1, **HOSTING)
 class Runner:
-    """Loads models and runs them; its payloads are frames of bytes (services/frames.py)."""
+    """Loads models and runs them; its payloads are frames of bytes (services/runners/messages.py)."""
 
     def __init__(self) -> None:
         logs.configure(SETTINGS.log_level)
@@ -195,7 +201,7 @@ class Runner:
         )
         index = ModelIndex(Registry(self.database), store, SETTINGS.home.absolute() / "models")
         self.runner = LocalRunner(SETTINGS, index.locate)
-        self.watch = Watch(index, self.runner, SETTINGS.preloaded)
+        self.watch = ModelReconciler(index, self.runner, SETTINGS.preloaded)
         await self.watch.start()
         APP.state.runner = self.runner
 

@@ -25,15 +25,17 @@ from ekiben.errors import Refusal
 from ekiben.ids import new_id
 from ekiben.settings import Settings
 from models.engine.session_options import cores
-from services import dataset_imports, trainings
-from services.dataset_imports import ImportDataset
-from services.hands import HandWork
-from services.housekeeping import BEAT_S, Heartbeat, Housekeeping
-from services.job_queue import Hands
-from services.platform import Platform
-from services.priority import be_nice, steady_threads
-from services.trainings import Train
-from services.undertakings import Workshop
+from services.app_state import AppState
+from services.concurrency.thread_priority import be_nice, steady_threads
+from services.datasets import import_job
+from services.datasets.import_job import DatasetImportHandler
+from services.jobs.dbos_queue import QueueConsumer
+from services.jobs.executor import JobExecutor
+from services.jobs.heartbeat import BEAT_S, Heartbeat
+from services.jobs.maintenance import Maintenance
+from services.jobs.workspace import JobWorkspace
+from services.trainings import job
+from services.trainings.job import TrainingHandler
 
 T = TypeVar("T")
 
@@ -87,16 +89,16 @@ async def _work(settings: Settings, worker_id: str, *, with_parent: bool) -> int
     be_nice(settings.worker_nice)
     # Its own engine, whatever the gateways do; and no model before the first job that needs it.
     own = settings.model_copy(update={"topology": "embedded", "preload": ""})
-    platform = await Platform.start(own, for_jobs=True)
+    platform = await AppState.start(own, for_jobs=True)
 
     async def steadily(work: Callable[..., T], *given: Any) -> T:
         return await loop.run_in_executor(threads, work, *given)
 
     workers, records, queue = Workers(platform.database), JobRecords(platform.database), platform.job_queue
-    workshop = Workshop(own, platform.store, records, worker_id, threads)
+    workshop = JobWorkspace(own, platform.store, records, worker_id, threads)
     datasets = Datasets(platform.database)
     places = settings.items_at_once or PLACES_PER_CORE * cores()
-    work = HandWork(
+    work = JobExecutor(
         platform,
         records,
         queue,
@@ -105,16 +107,14 @@ async def _work(settings: Settings, worker_id: str, *, with_parent: bool) -> int
         heavy_places=settings.items_at_once or max(1, cores() // 2),
         threads=threads,
         undertakings={
-            dataset_imports.OPERATION: ImportDataset(workshop, datasets),
-            trainings.OPERATION: Train(workshop, datasets, platform.index),
+            import_job.OPERATION: DatasetImportHandler(workshop, datasets),
+            job.OPERATION: TrainingHandler(workshop, datasets, platform.index),
         },
     )
     platform.records.linger(LINGER_S, lambda: work.computing)
     heartbeat = Heartbeat(workers, worker_id, lambda: work.busy, lambda: os._exit(BURIED))
-    housekeeping = Housekeeping(
-        settings, platform.records, records, datasets, workers, queue, platform.store, heartbeat
-    )
-    hands = Hands(
+    housekeeping = Maintenance(settings, platform.records, records, datasets, workers, queue, platform.store, heartbeat)
+    hands = QueueConsumer(
         settings.resolved_database_url,
         worker_id,
         lambda job_id: asyncio.run_coroutine_threadsafe(work.work(job_id), loop).result(),
@@ -146,7 +146,7 @@ async def _work(settings: Settings, worker_id: str, *, with_parent: bool) -> int
     return 0
 
 
-async def _until(ended: asyncio.Event, platform: Platform, work: HandWork) -> None:
+async def _until(ended: asyncio.Event, platform: AppState, work: JobExecutor) -> None:
     while not ended.is_set():
         try:
             await asyncio.wait_for(ended.wait(), BEAT_S * 5)
@@ -155,7 +155,7 @@ async def _until(ended: asyncio.Event, platform: Platform, work: HandWork) -> No
                 await _empty(platform)
 
 
-async def _empty(platform: Platform) -> None:
+async def _empty(platform: AppState) -> None:
     for state in await platform.runner.states():
         if state.state == "ready":
             await platform.runner.unload(state.key)

@@ -21,15 +21,16 @@ from tritonclient.grpc import service_pb2_grpc
 
 from ekiben.settings import Settings
 from ekiben.v1 import ekiben_pb2_grpc
-from services.oip.tensors import MAX_BYTES
-from services.platform import Platform
-from services.rpc.artifacts import Artifacts
-from services.rpc.calls import Door, Hand
-from services.rpc.health import Health
-from services.rpc.jobs import Jobs
-from services.rpc.models import Models
-from services.rpc.oip import OpenInference
-from services.rpc.vision import Vision
+from services.app_state import AppState
+from services.concurrency.byte_budget import ByteBudget
+from services.open_inference.tensors import MAX_BYTES
+from services.rpc.artifacts_servicer import ArtifactsServicer
+from services.rpc.health_servicer import HealthServicer
+from services.rpc.inference_servicer import InferenceServicer
+from services.rpc.jobs_servicer import JobsServicer
+from services.rpc.method_wrappers import ServicerContext
+from services.rpc.models_servicer import ModelsServicer
+from services.rpc.open_inference_servicer import OpenInferenceServicer
 
 log = logging.getLogger(__name__)
 
@@ -52,21 +53,24 @@ _READ_S = 1.0
 class GrpcServer:
     """Serves from ``start`` until ``stop``; ``begin_stop`` refuses new calls and lets those under way finish."""
 
-    def __init__(self, platform: Platform, settings: Settings) -> None:
+    def __init__(self, platform: AppState, settings: Settings) -> None:
         self._settings = settings
-        hand = Hand(4 * settings.queue_mb * 1_000_000)
-        self._door = door = Door(platform, hand, settings.access_log)
+        hand = ByteBudget(4 * settings.queue_mb * 1_000_000)
+        self._door = door = ServicerContext(platform, hand, settings.access_log)
         shared = 1 if settings.gateways > 1 else 0  # alone, a port that somebody has is an error and not a share
         self._server = grpc.aio.server(options=[*_OPTIONS, ("grpc.so_reuseport", shared)], maximum_concurrent_rpcs=4096)
-        ekiben_pb2_grpc.add_VisionServicer_to_server(Vision(door), self._server)
-        ekiben_pb2_grpc.add_JobsServicer_to_server(Jobs(door), self._server)
-        ekiben_pb2_grpc.add_ModelsServicer_to_server(Models(door), self._server)
-        ekiben_pb2_grpc.add_ArtifactsServicer_to_server(Artifacts(door), self._server)
-        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(OpenInference(door), self._server)
-        names = [each.NAME for each in (Vision, Jobs, Models, Artifacts, OpenInference)]
-        self._health = Health(door, names)
+        ekiben_pb2_grpc.add_VisionServicer_to_server(InferenceServicer(door), self._server)
+        ekiben_pb2_grpc.add_JobsServicer_to_server(JobsServicer(door), self._server)
+        ekiben_pb2_grpc.add_ModelsServicer_to_server(ModelsServicer(door), self._server)
+        ekiben_pb2_grpc.add_ArtifactsServicer_to_server(ArtifactsServicer(door), self._server)
+        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(OpenInferenceServicer(door), self._server)
+        names = [
+            each.NAME
+            for each in (InferenceServicer, JobsServicer, ModelsServicer, ArtifactsServicer, OpenInferenceServicer)
+        ]
+        self._health = HealthServicer(door, names)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.enable_server_reflection([*names, Health.NAME, reflection.SERVICE_NAME], self._server)
+        reflection.enable_server_reflection([*names, HealthServicer.NAME, reflection.SERVICE_NAME], self._server)
         self._stopping: asyncio.Task[None] | None = None
 
     async def start(self) -> None:

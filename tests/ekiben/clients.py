@@ -16,7 +16,7 @@ from python_multipart.multipart import parse_options_header
 
 from ekiben.client import AsyncClient, Client
 from ekiben.remote.over_http import AsyncHttpTransport, HttpTransport
-from services.upload import Upload, parse_form
+from services.rest.uploads.multipart import Upload, parse_form
 from tests.servers import missing
 
 Handler = Callable[[httpx.Request], httpx.Response]

@@ -24,10 +24,11 @@ from ekiben.remote.training_operations import TrainingOptions
 from ekiben.training import TrainingOptions as ServerTrainingOptions
 from models.onnx_import.options import ImportOptions as ServerImportOptions
 from models.sam.auto_options import AutoOptions as ServerAutoOptions
-from services import options as server
-from services.routes.batches import BatchOptions
-from services.routes.datasets import UploadOptions
-from services.routes.submitting import JobOptions
+from services.rest.async_requests import AsyncRequestOptions
+from services.rest.routers.batches import BatchOptions
+from services.rest.routers.datasets import DatasetUploadOptions
+from services.schemas.inference import ClassifyOptions, SegmentOptions
+from services.schemas.masks import AutoMasksOptions, CutoutsOptions, MasksOptions
 from tests.ekiben.bodies import classification, head
 
 
@@ -125,19 +126,17 @@ def names(steps: Any) -> set[str]:
 def test_every_option_of_the_server_can_be_given() -> None:
     auto = set(AutoOptions.__annotations__)
     assert auto == set(ServerAutoOptions.model_fields)
-    assert set(server.ClassifyOptions.model_fields) <= names(vision_operations.classify)
+    assert set(ClassifyOptions.model_fields) <= names(vision_operations.classify)
     drawn = names(vision_operations.segment) | names(vision_operations.render)
-    assert set(server.SegmentOptions.model_fields) - drawn == {"render"}  # kind, of render and segment_volume
-    assert set(server.MasksOptions.model_fields) - names(vision_operations.masks) == {
-        "format"
-    }  # runs; .array decodes them
-    assert set(server.AutoMasksOptions.model_fields) - names(vision_operations.auto_masks) - auto == {"format"}
-    assert set(server.CutoutsOptions.model_fields) <= names(vision_operations.cutouts) | auto
-    assert set(JobOptions.model_fields) <= names(jobs_operations.submit)
+    assert set(SegmentOptions.model_fields) - drawn == {"render"}  # kind, of render and segment_volume
+    assert set(MasksOptions.model_fields) - names(vision_operations.masks) == {"format"}  # runs; .array decodes them
+    assert set(AutoMasksOptions.model_fields) - names(vision_operations.auto_masks) - auto == {"format"}
+    assert set(CutoutsOptions.model_fields) <= names(vision_operations.cutouts) | auto
+    assert set(AsyncRequestOptions.model_fields) <= names(jobs_operations.submit)
     assert set(BatchOptions.model_fields) <= names(jobs_operations.batch)
-    assert set(UploadOptions.model_fields) <= names(training_operations.upload_dataset)
+    assert set(DatasetUploadOptions.model_fields) <= names(training_operations.upload_dataset)
     training = set(TrainingOptions.__annotations__)
-    assert training == set(ServerTrainingOptions.model_fields) | set(JobOptions.model_fields)
+    assert training == set(ServerTrainingOptions.model_fields) | set(AsyncRequestOptions.model_fields)
     assert set(ImportOptions.__annotations__) | {"task", "labels"} == set(ServerImportOptions.model_fields)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from ekiben.settings import PREFIX, Settings
 from ekiben.training import TrainingOptions
-from services.app import create_app
+from services.rest.app import create_app
 from tests import toys
 from tests.serving import ROOT, Server
 

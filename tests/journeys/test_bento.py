@@ -16,7 +16,7 @@ from db.blobs import BlobStore, open_store
 from db.registry import Registry
 from db.session import connect
 from ekiben.settings import Settings
-from services.bento_models import publish_carried
+from services.bento.model_store import publish_bundled
 from tests import toys
 from tests.serving import ROOT, Server, environ, free_port, serving, wait_ready
 
@@ -134,7 +134,7 @@ def test_a_built_bento_serves_the_same_answers(toy_home: Path, red: Path, tmp_pa
             assert client.post("/v1/segment?model=areas", content=RED).status_code == 200
         # What the Bento carries is published once: a later start does not bring it back over a newer version.
         for _ in range(2):
-            publish_carried(next((second / "models" / "ekiben-models").glob("*/")), *registry_of(home))
+            publish_bundled(next((second / "models" / "ekiben-models").glob("*/")), *registry_of(home))
         assert [row.version for row in registry_of(home)[0].versions("colours")] == [1]
     finally:
         process.terminate()

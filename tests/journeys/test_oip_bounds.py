@@ -12,9 +12,9 @@ import httpx
 import numpy as np
 import pytest
 
-from services.oip.http_body import MAX_JSON_VALUES
-from services.oip.parameters import MAX_INPUTS, MAX_OUTPUTS, MAX_PARAMETERS
-from services.oip.tensors import MAX_BYTES
+from services.open_inference.http_codec import MAX_JSON_VALUES
+from services.open_inference.parameters import MAX_INPUTS, MAX_OUTPUTS, MAX_PARAMETERS
+from services.open_inference.tensors import MAX_BYTES
 from tests import toys
 from tests.journeys.job_client import EMBEDDED_ONLY, get
 from tests.journeys.mask_answers import counted

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ekiben import __version__
-from services.oip.facts import EXTENSIONS
+from services.open_inference.metadata import EXTENSIONS
 from tests import toys
 from tests.journeys.job_client import EMBEDDED_ONLY
 from tests.journeys.oip_place import EACH_CLIENT, Client, files, softmax

@@ -14,13 +14,12 @@ from sqlmodel import Session, col, func, select
 from db.job_states import OVER
 from db.jobs import JobRecords
 from db.tables import Artifact, Image, Job, JobItem, Prediction
-from ekiben.ids import new_id
+from ekiben.ids import LOCAL_OWNER, new_id
 from ekiben.settings import Settings
-from services import operations
-from services.hands import HandWork
-from services.jobs import Asking
-from services.platform import Platform
-from services.vision import LOCAL
+from services.app_state import AppState
+from services.inference import operations
+from services.jobs.executor import JobExecutor
+from services.jobs.service import JobTerms
 from tests import toys, toys_sam
 from tests.conftest import publish
 
@@ -52,18 +51,18 @@ def comparable(answer: Any) -> Any:
 class AtWork:
     """A platform as a worker has it, and its hands."""
 
-    def __init__(self, platform: Platform, places: int, heavy_places: int) -> None:
+    def __init__(self, platform: AppState, places: int, heavy_places: int) -> None:
         self.platform = platform
         self.records = JobRecords(platform.database)
         self._places = (places, heavy_places)
         self.worker_id = ""
         self.work = self.another_worker()
 
-    def another_worker(self) -> HandWork:
+    def another_worker(self) -> JobExecutor:
         """The hands of one more worker."""
         self.worker_id = new_id()
         places, heavy_places = self._places
-        return HandWork(
+        return JobExecutor(
             self.platform,
             self.records,
             self.platform.job_queue,
@@ -88,7 +87,7 @@ class AtWork:
         items += await jobs.stored_items(image_ids)
         options = operations.read_parameters(operations.operation(operation), parameters)
         job, created = await jobs.submit(
-            self.platform, kind, operation, options, items, Asking(timeout_s=timeout_s), store=store
+            self.platform, kind, operation, options, items, JobTerms(timeout_s=timeout_s), store=store
         )
         assert created
         return self.job(job.id)
@@ -102,10 +101,10 @@ class AtWork:
         raise AssertionError(f"{job_id} is {job.state} after {hands} hands: {self.items(job_id)}")
 
     def job(self, job_id: str) -> Job:
-        return self.records.job(LOCAL, job_id)
+        return self.records.job(LOCAL_OWNER, job_id)
 
     def items(self, job_id: str) -> list[JobItem]:
-        return list(self.records.items(LOCAL, job_id).items)
+        return list(self.records.items(LOCAL_OWNER, job_id).items)
 
     def states(self, job_id: str) -> list[str]:
         return [item.state for item in self.items(job_id)]
@@ -147,7 +146,7 @@ async def at_work(
     home = folder / "var"
     shutil.copytree(template, home, dirs_exist_ok=True)
     given = {"home": home, "threads": 2, "device": "cpu"} | settings
-    platform = await Platform.start(Settings(**given), for_jobs=True)
+    platform = await AppState.start(Settings(**given), for_jobs=True)
     try:
         yield AtWork(platform, places, heavy_places)
     finally:

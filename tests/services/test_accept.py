@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from services.routes.accept import prefers
+from services.rest.content_negotiation import prefers
 
 ZIP = "application/zip"
 

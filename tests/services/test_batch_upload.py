@@ -22,9 +22,10 @@ from hypothesis import strategies as st
 from starlette.requests import Request
 
 from ekiben.errors import BadInput, CallerLeft, Refusal, TooLarge, TooSlow
-from services import archives, batch_upload, streamed_form
-from services.batch_upload import read_batch
-from services.front import Front
+from services.archives import zip_reader
+from services.rest.middleware import RequestMiddleware
+from services.rest.uploads import archive_upload, batch_upload
+from services.rest.uploads.batch_upload import read_batch
 
 Taken = list[tuple[bytes | Refusal, str | None]]
 MANY = 10**9
@@ -32,7 +33,7 @@ FOLDER = Path(tempfile.gettempdir())
 
 
 def limit_images(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
-    for module in (streamed_form, batch_upload, archives):
+    for module in (archive_upload, batch_upload, zip_reader):
         monkeypatch.setattr(module, "MAX_BYTES", limit)
 
 
@@ -216,7 +217,7 @@ def test_forms_that_are_refused() -> None:
 
 
 def test_a_long_field_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streamed_form, "MAX_FIELD", 1000)
+    monkeypatch.setattr(archive_upload, "MAX_FIELD", 1000)
     assert read_form(("parameters", text("x" * 1000)))[0] == {"parameters": "x" * 1000}
     with pytest.raises(TooLarge, match="'parameters'"):
         read_form(("parameters", text("x" * 1001)))
@@ -224,7 +225,7 @@ def test_a_long_field_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_fields_are_bounded_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """They stay in memory: many of them must not add up to the limit of a batch, which is gigabytes."""
-    monkeypatch.setattr(streamed_form, "MAX_FIELD", 1000)
+    monkeypatch.setattr(archive_upload, "MAX_FIELD", 1000)
     body, kind = form(*((f"field{number}", text("x" * 1000)) for number in range(1000)))
     with pytest.raises(BadInput):
         read(request([body], kind))
@@ -288,8 +289,8 @@ def test_the_limit_of_all_bytes() -> None:
 
 
 def test_a_body_that_stalls(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streamed_form, "PATIENCE_S", 0.1)
-    monkeypatch.setattr(streamed_form, "SLOWEST_BYTES_PER_S", 1_000_000)
+    monkeypatch.setattr(archive_upload, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(archive_upload, "SLOWEST_BYTES_PER_S", 1_000_000)
     body, kind = form(*PARTS)
 
     async def main(work_s: float, pause_s: float) -> int:
@@ -318,7 +319,7 @@ def test_a_body_that_stalls(monkeypatch: pytest.MonkeyPatch) -> None:
 class Upload:
     """A request through the front, whose body comes as the test sends it."""
 
-    def __init__(self, front: Front, path: str, kind: str) -> None:
+    def __init__(self, front: RequestMiddleware, path: str, kind: str) -> None:
         self.status = 0
         self._chunks: asyncio.Queue[bytes | None] = asyncio.Queue()
         headers = [(b"content-type", kind.encode())]
@@ -358,7 +359,7 @@ def test_what_was_taken_over_does_not_count_at_the_front() -> None:
     chunks = pieces(body, 2500)
 
     async def both(path: str) -> list[int]:
-        front = Front(batch_app, batch_app, None, max_body_bytes=10_000)
+        front = RequestMiddleware(batch_app, batch_app, None, max_body_bytes=10_000)
         uploads = [Upload(front, path, kind) for _ in range(2)]
         for chunk in (*chunks, None):
             for upload in uploads:
@@ -383,7 +384,7 @@ def test_what_is_still_in_memory_counts_at_the_front(what: str) -> None:
         body, kind = b'{"parameters": "' + b"x" * 9000 + b'"}', "application/json"
 
     async def main() -> None:
-        front = Front(batch_app, batch_app, None, max_body_bytes=10_000)
+        front = RequestMiddleware(batch_app, batch_app, None, max_body_bytes=10_000)
         first, second = Upload(front, "/batch", kind), Upload(front, "/batch", kind)
         for upload in (first, second):
             for chunk in pieces(body[:8000], 1000):
@@ -507,7 +508,7 @@ def test_damage_anywhere_is_a_refusal(method: str) -> None:
             start = chance.randrange(len(damaged))
             del damaged[start : start + chance.randint(1, 40)]
         try:
-            entries = list(archives.open_archive(io.BytesIO(bytes(damaged))))
+            entries = list(zip_reader.open_archive(io.BytesIO(bytes(damaged))))
         except Refusal:
             continue
         assert all(isinstance(data, bytes | Refusal) for data, _ in entries)

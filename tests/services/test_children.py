@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from services.children import ChildFailed, run_child
+from services.jobs.child_process import ChildFailed, run_child
 
 SPEAK = "import json, os, sys, time\ndef say(**said): print(json.dumps(said), flush=True)\n"
 

@@ -22,11 +22,10 @@ from db.records import Records
 from db.session import connect
 from db.tables import Dataset, Image, Installation, Job, JobEvent, JobItem, now
 from ekiben.errors import NotFound
-from ekiben.ids import derived_id, new_id
+from ekiben.ids import LOCAL_OWNER, derived_id, new_id
 from models.engine import engine
-from services.clean_up import MARKS, CleanUp
-from services.requests import Source
-from services.vision import LOCAL
+from services.inference.pipeline import ImageSource
+from services.jobs.garbage_collection import MARKS, GarbageCollector
 from tests import toys
 from tests.services.job_homes import AtWork, at_work, make_home
 
@@ -59,14 +58,14 @@ def run(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     return run
 
 
-def cleaner(bench: AtWork, jobs: JobRecords | None = None, *, since: datetime = LONG_AGO) -> CleanUp:
+def cleaner(bench: AtWork, jobs: JobRecords | None = None, *, since: datetime = LONG_AGO) -> GarbageCollector:
     """Of a database that keeps records since then."""
     platform = bench.platform
     platform.records.installation()
     with Session(platform.database) as session:
         session.execute(sa.update(Installation).values(since=since))
         session.commit()
-    return CleanUp(
+    return GarbageCollector(
         platform.records, jobs or bench.records, Datasets(platform.database), platform.job_queue, platform.store, KEEP
     )
 
@@ -148,16 +147,16 @@ def test_old_jobs_go_with_all_they_made(run: Run) -> None:
 
 def test_pictures_that_others_need_stay_when_a_job_goes(run: Run) -> None:
     async def main(bench: AtWork) -> None:
-        kept = await bench.platform.vision.keep_image(Source(PICTURES[0]))
+        kept = await bench.platform.vision.keep_image(ImageSource(PICTURES[0]))
         first = await bench.finish((await bench.submit("segment", PICTURES[1:2], AREAS, image_ids=[kept.id])).id)
         shared = bench.items(first.id)[0].image_id
         assert shared is not None
-        again = await bench.platform.vision.segment(Source(image_id=shared), model="areas")
+        again = await bench.platform.vision.segment(ImageSource(image_id=shared), model="areas")
         bench.change_job(first.id, finished_at=now() - 2 * KEEP)
         assert await clean(bench) == {"jobs": 1, "images": 0, "blobs": 0}
         assert bench.rows() == {"images": 2, "predictions": 1, "artifacts": 3}
         for id in (kept.id, shared):
-            assert bench.platform.store.exists(bench.platform.records.image(LOCAL, id).storage_key)
+            assert bench.platform.store.exists(bench.platform.records.image(LOCAL_OWNER, id).storage_key)
         assert len(bench.blobs()) == 5
         assert again.body["image"]["id"] == shared
 
@@ -178,8 +177,8 @@ def test_a_job_that_somebody_else_removes_does_not_stop_the_rest(run: Run) -> No
             def over_since(self, before: datetime, limit: int = 1000) -> list[tuple[str, str]]:
                 found = look(before, limit)
                 assert sorted(id for _, id in found) == sorted(job.id for job in jobs)
-                self.retry(LOCAL, jobs[0].id, lambda items: 0, lambda *given: None)
-                return [(LOCAL, new_id()), (LOCAL, jobs[0].id), (LOCAL, jobs[1].id)]
+                self.retry(LOCAL_OWNER, jobs[0].id, lambda items: 0, lambda *given: None)
+                return [(LOCAL_OWNER, new_id()), (LOCAL_OWNER, jobs[0].id), (LOCAL_OWNER, jobs[1].id)]
 
         await clean(bench, Late(bench.platform.database))
         assert bench.job(jobs[0].id).state == "queued"
@@ -207,24 +206,24 @@ def test_a_stop_ends_it(run: Run) -> None:
 def test_images_that_nobody_needs(run: Run) -> None:
     async def main(bench: AtWork) -> None:
         platform = bench.platform
-        kept = await platform.vision.keep_image(Source(PICTURES[0]))
-        images = [await platform.vision.keep_image(Source(PICTURES[1])) for _ in range(5)]
+        kept = await platform.vision.keep_image(ImageSource(PICTURES[0]))
+        images = [await platform.vision.keep_image(ImageSource(PICTURES[1])) for _ in range(5)]
         old, young, used, needed, over = images
         for image in images:
             change_images(bench, image.id, kept=False, created_at=now() - KEEP - timedelta(minutes=1))
         change_images(bench, young.id, created_at=now() - KEEP + timedelta(minutes=1))
         change_images(bench, kept.id, created_at=now() - 2 * KEEP)
-        await platform.vision.segment(Source(image_id=used.id), model="areas")
+        await platform.vision.segment(ImageSource(image_id=used.id), model="areas")
         waiting = await bench.submit("segment", [], AREAS, image_ids=[needed.id])
         ended = await bench.submit("segment", [], AREAS, image_ids=[over.id])
         await platform.jobs.cancel(ended.id)
         assert await clean(bench) == {"jobs": 0, "images": 2, "blobs": 0}
         for gone in (old, over):
             with pytest.raises(NotFound):
-                platform.records.image(LOCAL, gone.id)
+                platform.records.image(LOCAL_OWNER, gone.id)
             assert not platform.store.exists(gone.storage_key)
         for there in (kept, young, used, needed):
-            assert platform.store.exists(platform.records.image(LOCAL, there.id).storage_key)
+            assert platform.store.exists(platform.records.image(LOCAL_OWNER, there.id).storage_key)
         assert (await bench.finish(waiting.id)).state == "succeeded"
         assert await clean(bench) == NOTHING
 
@@ -239,7 +238,7 @@ def test_blobs_without_rows(run: Run) -> None:
         store = bench.platform.store
         old, young = now() - timedelta(days=1, minutes=1), now() - timedelta(hours=23)
         job = await bench.submit("segment", PICTURES[:1], AREAS)
-        done = await bench.platform.vision.segment(Source(PICTURES[1]), model="areas")
+        done = await bench.platform.vision.segment(ImageSource(PICTURES[1]), model="areas")
         with_rows = bench.blobs()
         with_row = new_key("images", id_of(old), "png", old)  # of an old picture whose row is there
         change_images(bench, done.body["image"]["id"], storage_key=with_row)
@@ -299,7 +298,7 @@ def test_a_new_database_judges_nothing_that_was_there(run: Run) -> None:
         platform, old = bench.platform, now() - timedelta(days=3)
         key = new_key("images", id_of(old), "png", old)
         platform.store.put(key, b"x", "image/png")
-        cleaning = CleanUp(
+        cleaning = GarbageCollector(
             platform.records, bench.records, Datasets(platform.database), platform.job_queue, platform.store, KEEP
         )
         assert await asyncio.to_thread(cleaning.sweep) == 0
@@ -323,7 +322,7 @@ def test_a_store_of_two_databases(run: Run, tmp_path: Path) -> None:
         with Session(second) as session:
             session.execute(sa.update(Installation).values(since=LONG_AGO))
             session.commit()
-        other = CleanUp(records, JobRecords(second), Datasets(second), bench.platform.job_queue, store, KEEP)
+        other = GarbageCollector(records, JobRecords(second), Datasets(second), bench.platform.job_queue, store, KEEP)
         own = cleaner(bench)
         store.put(MARKS + records.installation().name, b"", "text/plain")  # it was here once
         assert await asyncio.to_thread(own.sweep) == 0
@@ -415,7 +414,7 @@ def test_files_of_an_old_job_that_are_not_committed_yet(run: Run, monkeypatch: p
         monkeypatch.setattr(bench.platform.records, "save", clean_up_first)
         job = await bench.finish(job.id)
         assert job.state == "succeeded" and cleaned == [0]
-        [files] = bench.records.artifacts(LOCAL, bench.items(job.id)).values()
+        [files] = bench.records.artifacts(LOCAL_OWNER, bench.items(job.id)).values()
         assert len(files) == 3
         assert [bench.platform.store.exists(file.storage_key) for file in files] == [True] * 3
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from db.tables import Job
-from services.comparing import compare
+from services.trainings.comparison import compare
 
 Told = tuple[Job, dict[str, Any], dict[str, Any]]
 

@@ -22,7 +22,7 @@ from db.session import connect
 from db.tables import Artifact, Image, now
 from ekiben.errors import BadInput, NotFound, Refusal
 from ekiben.ids import new_id
-from services.corrected import MAX_CLASSES, Corrected, classes_of, pack
+from services.datasets.annotations import MAX_CLASSES, Annotation, classes_of, pack
 
 Mask = NDArray[np.bool_]
 WIDTH, HEIGHT = 7, 5
@@ -50,7 +50,7 @@ class Shelf:
         facts = {"kind": "mask", "mime_type": mime_type, "bytes": 1, "sha256": "a" * 64, "storage_key": ""}
         return self._keep(encoded(picture), "png", Artifact(id=new_id(), **{**facts, **given}))
 
-    def packed(self, samples: Sequence[Corrected], classes: Sequence[str] = CLASSES) -> list[tuple[str, bytes, Mask]]:
+    def packed(self, samples: Sequence[Annotation], classes: Sequence[str] = CLASSES) -> list[tuple[str, bytes, Mask]]:
         """Per picture its entry's name, its bytes and the mask's levels, as the archive has them."""
         out = io.BytesIO()
         count = pack(samples, classes, self.records, self.store, "local", out)
@@ -67,7 +67,7 @@ class Shelf:
                 found.append((image, archive.read(image), np.asarray(read)))
         return found
 
-    def refusal(self, samples: Sequence[Corrected], classes: Sequence[str] = CLASSES) -> Refusal:
+    def refusal(self, samples: Sequence[Annotation], classes: Sequence[str] = CLASSES) -> Refusal:
         with pytest.raises(Refusal) as refused:
             pack(samples, classes, self.records, self.store, "local", io.BytesIO())
         return refused.value
@@ -119,7 +119,7 @@ def uncompressed(mask: Mask) -> dict[str, Any]:
 @pytest.mark.parametrize("form", [compressed, uncompressed])
 def test_run_lengths(shelf: Shelf, form: Any) -> None:
     data, mask = encoded(noise()), some_mask(1)
-    [(name, image, levels)] = shelf.packed([Corrected(shelf.image(data), form(mask), "ring")])
+    [(name, image, levels)] = shelf.packed([Annotation(shelf.image(data), form(mask), "ring")])
     assert (name, image) == ("images/000000.png", data)  # bytes as they came
     np.testing.assert_array_equal(levels, 2 * mask)
 
@@ -137,7 +137,7 @@ def test_stored_masks(shelf: Shelf, mode: str, prefix: str) -> None:
         picture = Pictures.fromarray((mask * 4).astype(np.uint8))
         picture.putpalette([0, 0, 0] * 5)  # all black to look at: the index counts
     ident = shelf.artifact(picture)
-    [(_, _, levels)] = shelf.packed([Corrected(shelf.image(encoded(noise())), prefix + ident, "cell")])
+    [(_, _, levels)] = shelf.packed([Annotation(shelf.image(encoded(noise())), prefix + ident, "cell")])
     np.testing.assert_array_equal(levels, mask.astype(np.uint8))
 
 
@@ -146,11 +146,11 @@ def test_several_masks_of_one_picture(shelf: Shelf) -> None:
     first, second = shelf.image(encoded(noise(seed=1))), shelf.image(encoded(noise(seed=2)))
     cell, ring, nothing = some_mask(3), some_mask(4), some_mask(5)
     samples = [
-        Corrected(second, uncompressed(ring), "ring"),
-        Corrected(first, uncompressed(cell), "cell"),
-        Corrected(first, compressed(ring), "ring"),
-        Corrected(first, uncompressed(nothing), "background"),
-        Corrected(second, shelf.artifact(Pictures.fromarray(cell)), "cell"),
+        Annotation(second, uncompressed(ring), "ring"),
+        Annotation(first, uncompressed(cell), "cell"),
+        Annotation(first, compressed(ring), "ring"),
+        Annotation(first, uncompressed(nothing), "background"),
+        Annotation(second, shelf.artifact(Pictures.fromarray(cell)), "cell"),
     ]
     (name, image, levels), (_, _, others) = shelf.packed(samples)
     assert (name, image) == ("images/000000.png", encoded(noise(seed=2)))
@@ -168,12 +168,12 @@ def test_a_turned_picture(shelf: Shelf, orientation: int) -> None:
     mask = some_mask(6, height=size[1], width=size[0])
     mask[0, 0], mask[-1, -1] = True, False
     ident = shelf.image(data, "image/jpeg", size)
-    [(name, image, levels)] = shelf.packed([Corrected(ident, uncompressed(mask), "cell")])
+    [(name, image, levels)] = shelf.packed([Annotation(ident, uncompressed(mask), "cell")])
     assert (name, image) == ("images/000000.jpg", data)
     assert levels.shape == (size[1], size[0])
     np.testing.assert_array_equal(levels, mask.astype(np.uint8))
     if size != (WIDTH, HEIGHT):
-        wrong = shelf.refusal([Corrected(ident, uncompressed(some_mask()), "cell")])
+        wrong = shelf.refusal([Annotation(ident, uncompressed(some_mask()), "cell")])
         assert "samples[0].mask is 7 x 5, but the image is 5 x 7" in wrong.message
 
 
@@ -183,18 +183,18 @@ def test_a_turned_picture(shelf: Shelf, orientation: int) -> None:
 )
 def test_pictures_of_every_kind_keep_their_ending(shelf: Shelf, mime_type: str, ending: str) -> None:
     data = encoded(noise(), mime_type.rpartition("/")[2].upper())
-    [(name, image, _)] = shelf.packed([Corrected(shelf.image(data, mime_type), uncompressed(some_mask()), "cell")])
+    [(name, image, _)] = shelf.packed([Annotation(shelf.image(data, mime_type), uncompressed(some_mask()), "cell")])
     assert Path(name).suffix in (f".{ending}", ".tif" if ending == "tiff" else f".{ending}")
     assert image == data
 
 
 def test_what_is_refused_says_where(shelf: Shelf) -> None:
     image = shelf.image(encoded(noise()))
-    good = Corrected(image, uncompressed(some_mask()), "cell")
+    good = Annotation(image, uncompressed(some_mask()), "cell")
     other = "01890000-0000-7000-8000-000000000000"
 
     def said(kind: type[Refusal], *words: str, image_id: str = image, mask: Any = None) -> None:
-        refused = shelf.refusal([good, Corrected(image_id, mask if mask is not None else good.mask, "cell")])
+        refused = shelf.refusal([good, Annotation(image_id, mask if mask is not None else good.mask, "cell")])
         assert isinstance(refused, kind), refused
         for word in words:
             assert word in refused.message, refused.message
@@ -216,15 +216,15 @@ def test_what_is_refused_says_where(shelf: Shelf) -> None:
 def test_nobody_elses(shelf: Shelf) -> None:
     image = shelf.image(encoded(noise()))
     theirs = shelf.artifact(Pictures.fromarray(some_mask()), owner="someone")
-    assert isinstance(shelf.refusal([Corrected(image, theirs, "cell")]), NotFound)
-    sample = Corrected(image, uncompressed(some_mask()), "cell")
+    assert isinstance(shelf.refusal([Annotation(image, theirs, "cell")]), NotFound)
+    sample = Annotation(image, uncompressed(some_mask()), "cell")
     with pytest.raises(NotFound, match=image):
         pack([sample], CLASSES, shelf.records, shelf.store, "someone", io.BytesIO())
 
 
 def test_classes_in_the_order_in_which_they_come() -> None:
     def named(*names: str) -> list[str]:
-        return classes_of([Corrected("x", "y", name) for name in names])
+        return classes_of([Annotation("x", "y", name) for name in names])
 
     assert named("ring", "cell", "ring") == ["background", "ring", "cell"]
     assert named("background", "cell") == ["background", "cell"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from services.flights import Flights
+from services.concurrency.single_flight import SingleFlight
 
 
 class Run:
@@ -38,13 +38,13 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-def joined(flights: Flights[int], run: Run, count: int, key: str = "k") -> list[asyncio.Task[int]]:
+def joined(flights: SingleFlight[int], run: Run, count: int, key: str = "k") -> list[asyncio.Task[int]]:
     return [asyncio.create_task(flights.join(key, run)) for _ in range(count)]
 
 
 def test_one_run_for_all() -> None:
     async def main() -> None:
-        flights, run = Flights[int](), Run()
+        flights, run = SingleFlight[int](), Run()
         callers = joined(flights, run, 10)
         await settle()
         assert flights.get("k") and not flights.get("other")
@@ -61,7 +61,7 @@ def test_one_run_for_all() -> None:
 
 def test_keys_have_runs_of_their_own() -> None:
     async def main() -> None:
-        flights, one, two = Flights[int](), Run(), Run()
+        flights, one, two = SingleFlight[int](), Run(), Run()
         callers = joined(flights, one, 2, "one") + joined(flights, two, 2, "two")
         await settle()
         one.gate.set()
@@ -76,7 +76,7 @@ def test_keys_have_runs_of_their_own() -> None:
 
 def test_an_error_is_everybody_s_and_is_not_remembered() -> None:
     async def main() -> None:
-        flights, run = Flights[int](), Run()
+        flights, run = SingleFlight[int](), Run()
         run.error = ValueError("broken")
         callers = joined(flights, run, 4)
         await settle()
@@ -93,7 +93,7 @@ def test_an_error_is_everybody_s_and_is_not_remembered() -> None:
 @pytest.mark.parametrize("leaving", [[0], [2], [0, 1, 2], [1, 3]])
 def test_those_who_leave_do_not_take_it_from_the_others(leaving: list[int]) -> None:
     async def main() -> None:
-        flights, run = Flights[int](), Run()
+        flights, run = SingleFlight[int](), Run()
         callers = joined(flights, run, 4)
         await settle()
         for number in leaving:
@@ -111,7 +111,7 @@ def test_those_who_leave_do_not_take_it_from_the_others(leaving: list[int]) -> N
 
 def test_it_ends_when_the_last_one_leaves() -> None:
     async def main() -> None:
-        flights, run = Flights[int](), Run()
+        flights, run = SingleFlight[int](), Run()
         callers = joined(flights, run, 3)
         await settle()
         callers[0].cancel()
@@ -129,7 +129,7 @@ def test_who_comes_after_that_begins_anew() -> None:
     """Even while the old run is still on its way out."""
 
     async def main() -> None:
-        flights = Flights[int]()
+        flights = SingleFlight[int]()
         leaving = asyncio.Event()
         runs: list[str] = []
 
@@ -167,7 +167,7 @@ def test_who_comes_after_that_begins_anew() -> None:
 
 def test_the_last_one_leaves_before_the_run_began() -> None:
     async def main() -> None:
-        flights, run = Flights[int](), Run()
+        flights, run = SingleFlight[int](), Run()
         (caller,) = joined(flights, run, 1)
         await asyncio.sleep(0)
         caller.cancel()
@@ -184,7 +184,7 @@ def test_an_error_that_nobody_waits_for_is_not_complained_of() -> None:
 
     async def main() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
-        flights = Flights[int]()
+        flights = SingleFlight[int]()
 
         async def spiteful() -> int:
             try:

@@ -25,8 +25,8 @@ from models.masks.rle import Rle, encode
 from models.results import ClassArea, ClassScore, ImageInfo, Timing
 from models.sam.auto_options import AutoOptions
 from models.sam.prompts import Prompt
-from services import frames
-from services.runner import Answered
+from services.runners import messages
+from services.runners.interface import TimedAnswer
 
 KEY = ModelKey("local", "areas", 3)
 
@@ -34,7 +34,7 @@ KEY = ModelKey("local", "areas", 3)
 @given(image=st.binary(max_size=3000), top_k=st.integers(1, 1000))
 def test_asks(image: bytes, top_k: int) -> None:
     ask = InferenceRequest(image, top_k, ("mask", "overlay"))
-    assert frames.decode_ask(frames.encode_ask(KEY, ask)) == (KEY, ask)
+    assert messages.decode_request(messages.encode_request(KEY, ask)) == (KEY, ask)
 
 
 @given(one=st.binary(max_size=3000), two=st.binary(max_size=3000), confidence=st.floats(0, 1))
@@ -45,8 +45,8 @@ def test_answers(one: bytes, two: bytes, confidence: float) -> None:
         (ClassArea(1, "sky", (1, 2, 3), 10, 0.5),),
         {"mask": one, "overlay": two},
     )
-    answered = Answered(answer, Timing(0.5, 7.25, 4))
-    assert frames.decode_answer(frames.encode_answer(answered)) == answered
+    answered = TimedAnswer(answer, Timing(0.5, 7.25, 4))
+    assert messages.decode_response(messages.encode_response(answered)) == answered
 
 
 SAM = ModelKey("ann", "sam_vit_b", 2)
@@ -87,7 +87,7 @@ def random_rle(seed: int) -> Rle:
 @given(st.binary(max_size=500), st.lists(_prompts, max_size=5), st.booleans(), st.booleans())
 def test_mask_asks(image: bytes, prompts: list[Prompt], multimask: bool, keep_logits: bool) -> None:
     ask = MaskRequest(image, tuple(with_mask(prompt) for prompt in prompts), multimask, keep_logits)
-    key, back = frames.decode_mask_ask(frames.encode_mask_ask(SAM, ask))
+    key, back = messages.decode_mask_request(messages.encode_mask_request(SAM, ask))
     assert key == SAM and type(key) is ModelKey
     assert (back.image, back.multimask, back.keep_logits) == (image, multimask, keep_logits)
     assert [(p.points, p.box) for p in back.prompts] == [(p.points, p.box) for p in ask.prompts]
@@ -101,7 +101,7 @@ def test_a_mask_input_in_another_order_of_memory() -> None:
     doubled = logits(2).repeat(2, axis=1)[:, ::2]
     wide = logits(3).astype(np.float64)
     prompts = tuple(Prompt(mask_input=one) for one in (turned, doubled, wide))  # type: ignore[arg-type]
-    _, back = frames.decode_mask_ask(frames.encode_mask_ask(SAM, MaskRequest(b"", prompts)))
+    _, back = messages.decode_mask_request(messages.encode_mask_request(SAM, MaskRequest(b"", prompts)))
     for number, prompt in enumerate(back.prompts, 1):
         assert alike(prompt.mask_input, logits(number))
 
@@ -119,7 +119,9 @@ def test_mask_answers(rows: list[list[tuple[int, float, float | None, bool]]]) -
         )
         for row in rows
     )
-    answer, timing = frames.decode_mask_answer(frames.encode_mask_answer(MaskResponse(FACTS, USE, results), SPENT))
+    answer, timing = messages.decode_mask_response(
+        messages.encode_mask_response(MaskResponse(FACTS, USE, results), SPENT)
+    )
     assert (answer.picture, answer.embedding, timing) == (FACTS, USE, SPENT)
     assert [len(row) for row in answer.results] == [len(row) for row in results]
     for one, two in zip(sum(answer.results, ()), sum(results, ()), strict=True):
@@ -132,7 +134,7 @@ def test_mask_answers(rows: list[list[tuple[int, float, float | None, bool]]]) -
 def test_logits_that_are_no_rows_of_their_own() -> None:
     cut = np.stack([logits(1), logits(2)], axis=-1)[..., 1]
     row = (PromptMask(random_rle(1), 0.5, None, cut), PromptMask(random_rle(2), 0.5, 1.0, None))
-    answer, _ = frames.decode_mask_answer(frames.encode_mask_answer(MaskResponse(FACTS, USE, (row,)), SPENT))
+    answer, _ = messages.decode_mask_response(messages.encode_mask_response(MaskResponse(FACTS, USE, (row,)), SPENT))
     assert alike(answer.results[0][0].logits, logits(2)) and answer.results[0][1].logits is None
 
 
@@ -146,7 +148,9 @@ def test_logits_that_are_no_rows_of_their_own() -> None:
     ids=str,
 )
 def test_auto_asks(options: AutoOptions) -> None:
-    key, back = frames.decode_auto_ask(frames.encode_auto_ask(SAM, AutoMaskRequest(b"picture", options)))
+    key, back = messages.decode_auto_mask_request(
+        messages.encode_auto_mask_request(SAM, AutoMaskRequest(b"picture", options))
+    )
     assert (key, back.image, back.options.parameters) == (SAM, b"picture", options.parameters)
 
 
@@ -158,22 +162,22 @@ def test_auto_answers(rows: list[tuple[int, float, float | None]]) -> None:
         for seed, iou, stability in rows
     )
     given = AutoMaskResponse(FACTS, USE, masks)
-    assert frames.decode_auto_answer(frames.encode_auto_answer(given, SPENT)) == (given, SPENT)
+    assert messages.decode_auto_mask_response(messages.encode_auto_mask_response(given, SPENT)) == (given, SPENT)
 
 
 def test_a_large_answer_is_not_much_larger_than_its_runs() -> None:
     rle = encode(np.random.default_rng(0).random((400, 300)) < 0.5)
     facts = ImageInfo(300, 400, "image/png")
     mask = AutoMask(rle, 0.9, 0.9, (1.0, 2.0), (0, 0, 300, 400))
-    data = frames.encode_auto_answer(AutoMaskResponse(facts, USE, (mask,) * 20), SPENT)
+    data = messages.encode_auto_mask_response(AutoMaskResponse(facts, USE, (mask,) * 20), SPENT)
     assert 20 * rle.counts.nbytes < len(data) < 20 * rle.counts.nbytes + 2500
-    answer, _ = frames.decode_auto_answer(data)
+    answer, _ = messages.decode_auto_mask_response(data)
     assert answer.masks == (mask,) * 20
 
 
 def test_states() -> None:
     states = [ModelState(KEY, "ready", "", 5, True, 2), ModelState(KEY, "failed", "why")]
-    assert frames.decode_states(frames.encode_states(states)) == states
+    assert messages.decode_states(messages.encode_states(states)) == states
 
 
 @pytest.mark.parametrize("kind", list(REFUSALS.values()))
@@ -181,7 +185,7 @@ def test_refusals(kind: type[Refusal]) -> None:
     error = kind("a reason", code="special")
     if isinstance(error, Temporary):
         error.retry_after_s = 7
-    back = frames.decode_refusal(frames.encode_refusal(error))
+    back = messages.decode_refusal(messages.encode_refusal(error))
     assert type(back) is kind
     assert (back.message, back.code) == ("a reason", "special")
     if isinstance(back, Temporary):
@@ -190,7 +194,7 @@ def test_refusals(kind: type[Refusal]) -> None:
 
 def test_what_is_no_refusal_says_nothing_of_the_inside() -> None:
     for data in (b"", b"Traceback ...", b'{"kind": "KeyError", "message": "secret"}', b"[1]"):
-        back = frames.decode_refusal(data)
+        back = messages.decode_refusal(data)
         assert type(back) is Unavailable
         assert "secret" not in back.message
 
@@ -198,14 +202,14 @@ def test_what_is_no_refusal_says_nothing_of_the_inside() -> None:
 @given(data=st.binary(max_size=200))
 def test_bytes_that_are_no_frame(data: bytes) -> None:
     try:
-        header, parts = frames.unframe(data)
+        header, parts = messages.unpack_message(data)
     except (ValueError, KeyError, TypeError, AttributeError):
         return
-    assert frames.unframe(frames.frame(header, *parts)) == (header, parts)
+    assert messages.unpack_message(messages.pack_message(header, *parts)) == (header, parts)
 
 
 def test_a_refusal_of_every_kind_has_a_status() -> None:
-    from services.errors import STATUS, status_of
+    from services.error_codes import STATUS, status_of
 
     assert {status_of(kind("x")) for kind in REFUSALS.values()} >= {400, 404, 409, 413, 415, 499, 501, 503, 504}
     assert status_of(Overloaded("x")) == 503

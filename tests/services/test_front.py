@@ -10,10 +10,11 @@ import pytest
 from starlette.datastructures import QueryParams
 
 from ekiben.errors import BadInput, CallerLeft
-from services.front import Front, or_caller_left
 from services.metrics import other_families
-from services.options import ClassifyOptions
-from services.routes.options import parse
+from services.rest.disconnect import cancel_on_disconnect
+from services.rest.middleware import RequestMiddleware
+from services.rest.query_options import parse
+from services.schemas.inference import ClassifyOptions
 
 
 def test_the_work_of_a_caller_who_left_is_cancelled() -> None:
@@ -32,7 +33,7 @@ def test_the_work_of_a_caller_who_left_is_cancelled() -> None:
 
     async def main() -> None:
         with pytest.raises(CallerLeft):
-            await or_caller_left(receive, work())
+            await cancel_on_disconnect(receive, work())
         assert cancelled.is_set()
         await asyncio.sleep(0)  # the task itself goes on: its cancellation was taken back
 
@@ -48,10 +49,10 @@ def test_a_result_and_an_error_come_through() -> None:
         raise BadInput("no")
 
     async def main() -> None:
-        assert await or_caller_left(never, asyncio.sleep(0, 5)) == 5
+        assert await cancel_on_disconnect(never, asyncio.sleep(0, 5)) == 5
         with pytest.raises(BadInput):
-            await or_caller_left(never, fail())
-        outer = asyncio.create_task(or_caller_left(never, asyncio.sleep(30)))
+            await cancel_on_disconnect(never, fail())
+        outer = asyncio.create_task(cancel_on_disconnect(never, asyncio.sleep(30)))
         await asyncio.sleep(0.01)
         outer.cancel()  # somebody else's cancellation is not the caller's leaving
         with pytest.raises(asyncio.CancelledError):
@@ -70,7 +71,7 @@ def request(app: Any) -> list[MutableMapping[str, Any]]:
         return {"type": "http.request", "body": b""}
 
     scope = {"type": "http", "method": "GET", "path": "/x", "headers": []}
-    asyncio.run(Front(app, app, None)(scope, receive, send))
+    asyncio.run(RequestMiddleware(app, app, None)(scope, receive, send))
     return sent
 
 
@@ -129,7 +130,7 @@ def test_the_bodies_of_all_open_requests_are_bounded() -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b""})
 
-    front = Front(reads, reads, None, max_body_bytes=10)
+    front = RequestMiddleware(reads, reads, None, max_body_bytes=10)
 
     async def ask(path: str, size: int) -> int:
         sent: list[MutableMapping[str, Any]] = []

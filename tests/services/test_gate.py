@@ -9,14 +9,14 @@ from functools import partial
 
 import pytest
 
-from services.gate import Gate
+from services.concurrency.limiter import ConcurrencyLimiter
 
 
 class Visits:
     """Who is inside a gate, checked at every change."""
 
     def __init__(self, places: int, heavy_places: int) -> None:
-        self.gate = Gate(places, heavy_places)
+        self.gate = ConcurrencyLimiter(places, heavy_places)
         self.places, self.heavy_places = places, heavy_places
         self.inside: dict[str, tuple[bool, bool]] = {}
         self.entered: list[str] = []

@@ -20,12 +20,13 @@ from db import job_states
 from db.tables import now
 from db.workers import Workers
 from ekiben.errors import Conflict, NotFound, Unavailable
+from ekiben.ids import LOCAL_OWNER
 from models.engine import engine
-from services import hands, operations
-from services.hands import HandWork
-from services.options import AutoMasksOptions, CutoutsOptions
-from services.requests import Source
-from services.vision import LOCAL
+from services.inference import operations
+from services.inference.pipeline import ImageSource
+from services.jobs import executor
+from services.jobs.executor import JobExecutor
+from services.schemas.masks import AutoMasksOptions, CutoutsOptions
 from tests import toys, toys_sam
 from tests.services.job_homes import AtWork, at_work, comparable, make_home
 
@@ -54,7 +55,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setattr(engine, "give_back", lambda: None)  # takes longer than most of these tests
     monkeypatch.setattr(os, "fsync", lambda handle: None)  # nobody pulls the plug here
-    monkeypatch.setattr(hands, "WATCH_S", 0.05)
+    monkeypatch.setattr(executor, "WATCH_S", 0.05)
 
     def run(main: Callable[[AtWork], Awaitable[None]], **given: Any) -> None:
         async def whole() -> None:
@@ -94,11 +95,11 @@ class Held:
 def check_files(bench: AtWork, job_id: str) -> int:
     """Every file of the job's answers is stored as its row says, and nothing besides them and the pictures."""
     items = bench.items(job_id)
-    files = [file for made in bench.records.artifacts(LOCAL, items).values() for file in made]
+    files = [file for made in bench.records.artifacts(LOCAL_OWNER, items).values() for file in made]
     for file in files:
         data = bench.platform.store.get(file.storage_key)
         assert (len(data), hashlib.sha256(data).hexdigest()) == (file.bytes, file.sha256)
-    images = [bench.platform.records.image(LOCAL, item.image_id).storage_key for item in items if item.image_id]
+    images = [bench.platform.records.image(LOCAL_OWNER, item.image_id).storage_key for item in items if item.image_id]
     waiting = [item.storage_key for item in items if item.storage_key]
     assert bench.blobs() == {*images, *waiting, *(file.storage_key for file in files)}
     return len(files)
@@ -118,13 +119,13 @@ def test_a_batch_is_answered_as_requests_are(run: Run) -> None:
         items, results = bench.items(job.id), await bench.results(job.id)
         assert [item.filename for item in items] == [f"{n}.png" for n in range(6)]
         for item, result, picture in zip(items, results, PICTURES, strict=True):
-            wanted = await bench.platform.vision.classify(Source(picture), model="colours", top_k=3, store=False)
+            wanted = await bench.platform.vision.classify(ImageSource(picture), model="colours", top_k=3, store=False)
             assert result is not None and comparable(result) == comparable(wanted.body)
-            row = bench.platform.records.prediction(LOCAL, item.id)  # an item becomes the prediction of its id
+            row = bench.platform.records.prediction(LOCAL_OWNER, item.id)  # an item becomes the prediction of its id
             assert (result["id"], row.job_id, row.image_id) == (item.id, job.id, item.image_id)
             assert result["image"]["id"] == item.image_id
             assert (item.state, item.attempts, item.deaths, item.worker_id) == ("succeeded", 1, 0, None)
-            image = bench.platform.records.image(LOCAL, row.image_id)
+            image = bench.platform.records.image(LOCAL_OWNER, row.image_id)
             assert (image.filename, bench.platform.store.get(image.storage_key)) == (item.filename, picture)
         tops = [result["predictions"][0]["class_name"] for result in results[:4] if result is not None]
         assert tops == ["red", "green", "blue", "dark"]
@@ -146,7 +147,7 @@ ASKED: dict[str, tuple[dict[str, Any], bytes]] = {
 def synchronous(bench: AtWork, operation: str, *, store: bool) -> Awaitable[Any]:
     """The same of a request, asked for as its own route does."""
     platform, (_, picture) = bench.platform, ASKED[operation]
-    source = Source(picture)
+    source = ImageSource(picture)
     if operation == "classify":
         return platform.vision.classify(source, model="colours", top_k=2, store=store)
     if operation == "segment":
@@ -177,8 +178,8 @@ def test_every_operation_answers_as_its_own_route(run: Run, operation: str, stor
         [item] = bench.items(job.id)
         if store:
             assert bench.rows() == {name: 2 * count for name, count in before.items()}
-            row = bench.platform.records.prediction(LOCAL, item.id)
-            kept = {row.id: row for row in bench.platform.records.predictions(LOCAL).items}
+            row = bench.platform.records.prediction(LOCAL_OWNER, item.id)
+            kept = {row.id: row for row in bench.platform.records.predictions(LOCAL_OWNER).items}
             twin = next(each for ident, each in kept.items() if ident != item.id)
             assert (row.task, row.model_name, row.model_version) == (twin.task, twin.model_name, twin.model_version)
             assert row.parameters == twin.parameters and row.top_confidence == twin.top_confidence
@@ -207,7 +208,7 @@ def test_not_stored_means_that_removing_the_job_removes_all(run: Run) -> None:
 
 def test_a_job_about_stored_images(run: Run) -> None:
     async def main(bench: AtWork) -> None:
-        stored = [await bench.platform.vision.keep_image(Source(picture)) for picture in SOLIDS[:2]]
+        stored = [await bench.platform.vision.keep_image(ImageSource(picture)) for picture in SOLIDS[:2]]
         blobs = bench.blobs()
         with pytest.raises(NotFound, match="no image nowhere"):
             await bench.platform.jobs.stored_items([stored[0].id, "nowhere"])
@@ -255,9 +256,9 @@ def test_a_job_in_which_nothing_is_good_has_failed(run: Run) -> None:
 
 def test_an_image_that_was_deleted_meanwhile(run: Run) -> None:
     async def main(bench: AtWork) -> None:
-        image = await bench.platform.vision.keep_image(Source(SOLIDS[0]))
+        image = await bench.platform.vision.keep_image(ImageSource(SOLIDS[0]))
         job = await bench.submit("classify", SOLIDS[1:2], COLOURS, image_ids=[image.id])
-        bench.platform.records.delete_image(LOCAL, image.id)
+        bench.platform.records.delete_image(LOCAL_OWNER, image.id)
         job = await bench.finish(job.id)
         assert (job.state, job.succeeded, job.failed) == ("succeeded", 1, 1)
         [_, item] = bench.items(job.id)
@@ -269,15 +270,15 @@ def test_an_image_that_was_deleted_meanwhile(run: Run) -> None:
 def test_an_image_that_is_deleted_while_it_is_computed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """The item cannot be stored any more, so it ends: it must not stay in this worker's hand."""
 
-    monkeypatch.setattr(hands, "FIRST_RETRY_S", 0.005)
+    monkeypatch.setattr(executor, "FIRST_RETRY_S", 0.005)
 
     async def main(bench: AtWork) -> None:
-        image = await bench.platform.vision.keep_image(Source(SOLIDS[0]))
+        image = await bench.platform.vision.keep_image(ImageSource(SOLIDS[0]))
         job = await bench.submit("classify", SOLIDS[1:2], COLOURS, image_ids=[image.id])
         held = Held(bench, monkeypatch)
         working = asyncio.create_task(bench.work.work(job.id))
         await held.until(2)
-        bench.platform.records.delete_image(LOCAL, image.id)
+        bench.platform.records.delete_image(LOCAL_OWNER, image.id)
         held.open.set()
         await working
         assert "running" not in bench.states(job.id)
@@ -289,8 +290,8 @@ def test_an_image_that_is_deleted_while_it_is_computed(run: Run, monkeypatch: py
 
 
 def test_what_may_pass_is_tried_again_ever_later(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hands, "FIRST_RETRY_S", 0.04)
-    monkeypatch.setattr(hands, "MAX_TRIES", 4)
+    monkeypatch.setattr(executor, "FIRST_RETRY_S", 0.04)
+    monkeypatch.setattr(executor, "MAX_TRIES", 4)
 
     async def main(bench: AtWork) -> None:
         async def away(*given: Any) -> Any:
@@ -323,7 +324,7 @@ def test_what_may_pass_is_tried_again_ever_later(run: Run, monkeypatch: pytest.M
 
 
 def test_nothing_is_begun_before_its_time(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hands, "FIRST_RETRY_S", 30.0)
+    monkeypatch.setattr(executor, "FIRST_RETRY_S", 30.0)
 
     async def main(bench: AtWork) -> None:
         async def away(*given: Any) -> Any:
@@ -340,7 +341,7 @@ def test_nothing_is_begun_before_its_time(run: Run, monkeypatch: pytest.MonkeyPa
 
 
 def test_what_passes_succeeds_after_all(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hands, "FIRST_RETRY_S", 0.005)
+    monkeypatch.setattr(executor, "FIRST_RETRY_S", 0.005)
 
     async def main(bench: AtWork) -> None:
         infer, calls = bench.platform.runner.infer, 0
@@ -416,7 +417,7 @@ def test_what_has_ended_stays_when_a_job_is_cancelled(run: Run, monkeypatch: pyt
     async def main(bench: AtWork) -> None:
         watching = asyncio.create_task(bench.work.watch())
         job = await bench.submit("segment", MORE, AREAS)
-        monkeypatch.setattr(hands, "SLICE_S", 0.0)
+        monkeypatch.setattr(executor, "SLICE_S", 0.0)
         await bench.work.work(job.id)  # one window, then others have their turn
         assert bench.states(job.id) == ["succeeded"] * WINDOW + ["queued"] * 2
         await bench.platform.jobs.cancel(job.id)
@@ -565,7 +566,7 @@ def test_a_repeat_writes_over_what_was_written(run: Run, monkeypatch: pytest.Mon
         assert (done.state, done.succeeded, done.deaths) == ("succeeded", 1, 0)
         assert bench.blobs() == written
         [item] = bench.items(job.id)
-        files = bench.records.artifacts(LOCAL, [item])[item.id]
+        files = bench.records.artifacts(LOCAL_OWNER, [item])[item.id]
         assert sorted([item.id, item.image_id or "", *(file.id for file in files)]) == ids
         assert check_files(bench, job.id) == 3
 
@@ -600,7 +601,7 @@ def test_an_item_that_was_lost_is_not_counted(run: Run, monkeypatch: pytest.Monk
             assert bench.rows() == {"images": 2, "predictions": 2, "artifacts": 6}
             assert check_files(bench, job.id) == 6
         for result, picture in zip(await bench.results(job.id), PICTURES[4:6], strict=True):
-            wanted = await bench.platform.vision.segment(Source(picture), model="areas", store=False)
+            wanted = await bench.platform.vision.segment(ImageSource(picture), model="areas", store=False)
             assert result is not None and comparable(result["classes"]) == comparable(wanted.body["classes"])
 
     run(main)
@@ -658,8 +659,8 @@ def test_an_item_that_killed_a_worker_runs_alone(run: Run, monkeypatch: pytest.M
 def test_workers_that_are_thought_dead_at_any_moment(run: Run, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     """They go on like ghosts beside those who took over: every item ends once, and no file is lost or left over."""
     chance = random.Random(seed)
-    monkeypatch.setattr(hands, "FIRST_RETRY_S", 0.001)
-    monkeypatch.setattr(hands, "MAX_TRIES", 1000)
+    monkeypatch.setattr(executor, "FIRST_RETRY_S", 0.001)
+    monkeypatch.setattr(executor, "MAX_TRIES", 1000)
     monkeypatch.setattr(job_states, "MAX_DEATHS", 1000)
 
     async def main(bench: AtWork) -> None:
@@ -696,7 +697,7 @@ def test_workers_that_are_thought_dead_at_any_moment(run: Run, monkeypatch: pyte
         assert bench.rows() == {"images": 16, "predictions": 16, "artifacts": 48}
         assert check_files(bench, job.id) == 48
         for result, picture in zip((await bench.results(job.id))[:6], PICTURES, strict=True):
-            wanted = await bench.platform.vision.segment(Source(picture), model="areas", store=False)
+            wanted = await bench.platform.vision.segment(ImageSource(picture), model="areas", store=False)
             assert result is not None and comparable(result["classes"]) == comparable(wanted.body["classes"])
         events, ended = await bench.platform.jobs.events(job.id, 0)
         assert ended and [event.number for event in events] == list(range(1, len(events) + 1))
@@ -731,7 +732,7 @@ def test_answers_that_were_deleted_since(run: Run) -> None:
     async def main(bench: AtWork) -> None:
         job = await bench.finish((await bench.submit("segment", PICTURES[:3], AREAS)).id)
         item = bench.items(job.id)[1]
-        bench.platform.records.delete_prediction(LOCAL, item.id)
+        bench.platform.records.delete_prediction(LOCAL_OWNER, item.id)
         results = await bench.results(job.id)
         assert [result is None for result in results] == [False, True, False]
         assert bench.states(job.id) == ["succeeded"] * 3
@@ -742,7 +743,7 @@ def test_answers_that_were_deleted_since(run: Run) -> None:
 
 
 def test_jobs_take_turns(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hands, "SLICE_S", 0.0)
+    monkeypatch.setattr(executor, "SLICE_S", 0.0)
 
     async def main(bench: AtWork) -> None:
         job = await bench.submit("segment", PICTURES[:1] * (2 * WINDOW + 1), AREAS)
@@ -788,8 +789,8 @@ def test_a_job_that_is_gone_needs_no_hand(run: Run) -> None:
 
 def test_events_tell_what_happened(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """How far a job is, is said by the watch, every so often, and only when there is something new."""
-    monkeypatch.setattr(hands, "WATCH_S", 0.01)
-    monkeypatch.setattr(hands, "REPORT_S", 0.1)
+    monkeypatch.setattr(executor, "WATCH_S", 0.01)
+    monkeypatch.setattr(executor, "REPORT_S", 0.1)
 
     async def main(bench: AtWork) -> None:
         infer, calls, last = bench.platform.runner.infer, 0, asyncio.Event()
@@ -811,12 +812,12 @@ def test_events_tell_what_happened(run: Run, monkeypatch: pytest.MonkeyPatch) ->
         working, watching = asyncio.create_task(bench.work.work(job.id)), asyncio.create_task(bench.work.watch())
         while not (said := await shares()) or said[-1]["done"] < 5:
             await asyncio.sleep(0.01)
-        await asyncio.sleep(2 * hands.REPORT_S)  # what ends while it is told how far the job is, is told once more
+        await asyncio.sleep(2 * executor.REPORT_S)  # what ends while it is told how far the job is, is told once more
         said = await shares()
         assert said[-1] == {"progress": 5 / 6, "total": 6, "done": 5, "failed": 1}
-        await asyncio.sleep(3 * hands.REPORT_S)
+        await asyncio.sleep(3 * executor.REPORT_S)
         assert await shares() == said  # nothing was new
-        assert len(said) <= (time.monotonic() - begun) / hands.REPORT_S
+        assert len(said) <= (time.monotonic() - begun) / executor.REPORT_S
         last.set()
         await working
         watching.cancel()
@@ -945,11 +946,11 @@ def test_one_that_is_alone_is_so_until_it_is_stored(run: Run, monkeypatch: pytes
 
 def test_threads_that_ask_the_database(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that were given, and no others: they have the priority that the database needs."""
-    monkeypatch.setattr(hands, "WATCH_S", 0.01)
-    monkeypatch.setattr(hands, "REPORT_S", 0.0)
-    monkeypatch.setattr(hands, "SEARCH_S", 0.0)
-    monkeypatch.setattr(hands, "SLICE_S", 0.0)
-    monkeypatch.setattr(hands, "FIRST_RETRY_S", 0.0)
+    monkeypatch.setattr(executor, "WATCH_S", 0.01)
+    monkeypatch.setattr(executor, "REPORT_S", 0.0)
+    monkeypatch.setattr(executor, "SEARCH_S", 0.0)
+    monkeypatch.setattr(executor, "SLICE_S", 0.0)
+    monkeypatch.setattr(executor, "FIRST_RETRY_S", 0.0)
 
     async def main(bench: AtWork) -> None:
         asked: set[tuple[str, bool]] = set()
@@ -979,7 +980,7 @@ def test_threads_that_ask_the_database(run: Run, monkeypatch: pytest.MonkeyPatch
 
         monkeypatch.setattr(bench.platform.runner, "infer", flaky)
         with ThreadPoolExecutor(2, thread_name_prefix="given") as threads:
-            bench.work = HandWork(
+            bench.work = JobExecutor(
                 bench.platform,
                 bench.records,
                 bench.platform.job_queue,

@@ -19,11 +19,11 @@ from db.datasets import Datasets
 from db.tables import Chore, Job, Worker, now
 from db.workers import Workers
 from ekiben.errors import Unavailable
-from ekiben.ids import new_id
+from ekiben.ids import LOCAL_OWNER, new_id
 from models.engine import engine
-from services import hands, housekeeping
-from services.housekeeping import BEAT_S, DEAD_S, STALLED_S, Heartbeat, Housekeeping
-from services.vision import LOCAL
+from services.jobs import executor, maintenance
+from services.jobs.heartbeat import BEAT_S, Heartbeat
+from services.jobs.maintenance import DEAD_S, STALLED_S, Maintenance
 from tests import toys
 from tests.services.job_homes import AtWork, at_work, make_home
 
@@ -53,13 +53,13 @@ def run(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     return run
 
 
-def housekeeper(bench: AtWork, steady_s: float = DEAD_S + 1) -> Housekeeping:
+def housekeeper(bench: AtWork, steady_s: float = DEAD_S + 1) -> Maintenance:
     """Of a worker whose every beat was heard for so long."""
     platform = bench.platform
     workers = Workers(platform.database)
     heartbeat = Heartbeat(workers, "me", lambda: 0, lambda: None)
     heartbeat.steady_since = time.monotonic() - steady_s
-    return Housekeeping(
+    return Maintenance(
         platform.settings,
         platform.records,
         bench.records,
@@ -186,8 +186,8 @@ def test_a_job_far_beyond_its_time(run: Run) -> None:
         in_time = await bench.submit("segment", PICTURES, AREAS, timeout_s=5)
         for job in (late, in_time):
             claim(bench, job.id, alive, 1)
-        bench.change_job(late.id, started_at=now() - timedelta(seconds=5 + hands.GRACE_S + 1))
-        bench.change_job(in_time.id, started_at=now() - timedelta(seconds=5 + hands.GRACE_S - 5))
+        bench.change_job(late.id, started_at=now() - timedelta(seconds=5 + executor.GRACE_S + 1))
+        bench.change_job(in_time.id, started_at=now() - timedelta(seconds=5 + executor.GRACE_S - 5))
         await asyncio.to_thread(housekeeper(bench).sweep)
         job = bench.job(late.id)
         assert job.state == "failed" and job.error is not None and job.error["code"] == "timed_out"
@@ -223,7 +223,7 @@ def test_a_job_that_nobody_works_on(run: Run) -> None:
 
 
 def test_beats(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(housekeeping, "BEAT_S", 0.02)
+    monkeypatch.setattr(maintenance, "BEAT_S", 0.02)
     assert BEAT_S * 3 < DEAD_S  # one beat that is lost is no death
 
     async def main(bench: AtWork) -> None:
@@ -245,7 +245,7 @@ def test_beats(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_beats_that_are_not_heard(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(housekeeping, "BEAT_S", 0.02)
+    monkeypatch.setattr(maintenance, "BEAT_S", 0.02)
 
     async def main(bench: AtWork) -> None:
         ident, workers = worker(bench, 0), Workers(bench.platform.database)
@@ -283,8 +283,8 @@ def test_beats_that_are_not_heard(run: Run, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_chores_are_done_in_turn(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(housekeeping, "SWEEP_S", 0.05)
-    monkeypatch.setattr(housekeeping, "WEBHOOK_S", 0.05)
+    monkeypatch.setattr(maintenance, "SWEEP_S", 0.05)
+    monkeypatch.setattr(maintenance, "WEBHOOK_S", 0.05)
 
     async def main(bench: AtWork) -> None:
         dead = worker(bench, DEAD_S + 1)
@@ -304,14 +304,16 @@ def test_chores_are_done_in_turn(run: Run, monkeypatch: pytest.MonkeyPatch) -> N
         for keeper in keepers:
             keeper.start()
         end = time.monotonic() + 5
-        while (bench.states(job.id) != ["queued"] or bench.records.jobs(LOCAL).total > 1) and time.monotonic() < end:
+        while (
+            bench.states(job.id) != ["queued"] or bench.records.jobs(LOCAL_OWNER).total > 1
+        ) and time.monotonic() < end:
             await asyncio.sleep(0.02)
         begun = time.monotonic()
         for keeper in keepers:
             await asyncio.to_thread(keeper.stop)
         assert time.monotonic() - begun < 2
         assert bench.states(job.id) == ["queued"]
-        assert bench.records.jobs(LOCAL).total == 1
+        assert bench.records.jobs(LOCAL_OWNER).total == 1
         assert done.count("clean-up") == 1  # of the two the first did it, for the next ten minutes
         with Session(bench.platform.database) as session:
             due: datetime = session.execute(
@@ -331,7 +333,7 @@ def _noted(done: list[str], name: str, work: Callable[[], object]) -> Callable[[
 
 
 def test_a_chore_that_fails_is_tried_at_its_next_turn(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(housekeeping, "SWEEP_S", 0.02)
+    monkeypatch.setattr(maintenance, "SWEEP_S", 0.02)
 
     async def main(bench: AtWork) -> None:
         calls: list[str] = []
@@ -353,7 +355,7 @@ def test_a_chore_that_fails_is_tried_at_its_next_turn(run: Run, monkeypatch: pyt
 
 
 def test_webhooks_that_are_due_are_tried(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(housekeeping, "WEBHOOK_S", 0.02)
+    monkeypatch.setattr(maintenance, "WEBHOOK_S", 0.02)
 
     async def main(bench: AtWork) -> None:
         job = await bench.submit("segment", PICTURES[:1], AREAS)

@@ -9,12 +9,12 @@ import pytest
 
 from db.tables import JobEvent
 from ekiben.errors import NotFound, Unavailable
-from services import job_events
-from services.job_events import follow
-from services.jobs import Jobs
+from services.jobs import event_stream
+from services.jobs.event_stream import follow
+from services.jobs.service import JobService
 
 
-class Told(Jobs):
+class Told(JobService):
     """Events as they are given to it, instead of a database's."""
 
     def __init__(self, *looks: tuple[list[int], bool] | Exception) -> None:
@@ -38,7 +38,7 @@ async def followed(jobs: Told, seen: list[int]) -> None:
 
 @pytest.fixture(autouse=True)
 def look_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job_events, "LOOK_S", 0.01)
+    monkeypatch.setattr(event_stream, "LOOK_S", 0.01)
 
 
 def test_to_the_end() -> None:
@@ -52,7 +52,7 @@ def test_to_the_end() -> None:
 
 def test_a_stop_is_no_end_of_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who follows it over gRPC must not take OK for the job's end; and is told at once."""
-    monkeypatch.setattr(job_events, "LOOK_S", 30)
+    monkeypatch.setattr(event_stream, "LOOK_S", 30)
 
     async def run() -> tuple[list[int], Unavailable, float]:
         jobs, seen = Told(([4], False)), list[int]()

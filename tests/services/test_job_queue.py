@@ -20,8 +20,8 @@ from db.migrate import check, migrate
 from db.session import connect, writing
 from db.tables import Job, JobEvent, JobItem, Row, now
 from ekiben.errors import Conflict
-from services import job_queue
-from services.job_queue import JobQueue
+from services.jobs import dbos_queue
+from services.jobs.dbos_queue import JobQueue
 from tests.db.job_rows import change, count, items, job, job_now, states_now
 from tests.servers import new_database, postgres
 
@@ -213,7 +213,7 @@ def test_forget_done(engine: sa.Engine, queue: JobQueue, monkeypatch: pytest.Mon
         at_ms = int((ended + timedelta(seconds=later_s)).timestamp() * 1000)
         taken(engine, ids[n], status=status, completed_at=at_ms)
     taken(engine, ids[4], status="PENDING")
-    monkeypatch.setattr(job_queue, "_AT_ONCE", 2)
+    monkeypatch.setattr(dbos_queue, "_AT_ONCE", 2)
     assert queue.forget_done(ended - timedelta(seconds=1)) == 0
     assert len(entries(engine)) == 6
     before = ended + timedelta(seconds=60)
@@ -261,7 +261,7 @@ def test_hands_of_dead_workers_come_back(engine: sa.Engine, queue: JobQueue) -> 
 
 TAKER = """
 import os, sys, time
-from services.job_queue import Hands
+from services.jobs.dbos_queue import Hands
 seen = []
 def work(job_id):
     seen.append(job_id)
@@ -288,7 +288,7 @@ def test_a_worker_takes_them_in_this_order(tmp_path: Path) -> None:
     assert queue.resume_orphans(set()) == [lost.id]
     command = [sys.executable, "-c", TAKER, url, "4"]
     done = subprocess.run(
-        command, cwd=Path(job_queue.__file__).parents[1], capture_output=True, text=True, timeout=60, check=False
+        command, cwd=Path(dbos_queue.__file__).parents[1], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.stdout.split() == [high, lost.id, usual, low], done.stderr
     assert {row[0]: row[1] for row in entries(engine)}[f"{high}.0"] == "SUCCESS"

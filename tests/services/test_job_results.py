@@ -15,11 +15,12 @@ from typing import Any
 import orjson
 import pytest
 
+from ekiben.ids import LOCAL_OWNER
 from models.engine import engine
-from services import job_results
-from services.job_results import in_thread, json_lines, zip_archive
-from services.job_wire import item_body, job_body
-from services.vision import LOCAL
+from services.concurrency.threaded_iterator import iterate_in_thread
+from services.jobs import result_export
+from services.jobs.result_export import json_lines, zip_archive
+from services.schemas.jobs import item_body, job_body
 from tests import toys
 from tests.services.job_homes import AtWork, at_work, make_home
 
@@ -51,7 +52,9 @@ def run(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 async def lines_of(bench: AtWork, job_id: str) -> list[dict[str, Any]]:
     jobs, store = bench.platform.jobs, bench.platform.store
-    body = b"".join([piece async for piece in in_thread(json_lines(jobs, store, LOCAL, bench.job(job_id)))])
+    body = b"".join(
+        [piece async for piece in iterate_in_thread(json_lines(jobs, store, LOCAL_OWNER, bench.job(job_id)))]
+    )
     assert body.endswith(b"\n")
     return [orjson.loads(line) for line in body.splitlines()]
 
@@ -59,13 +62,13 @@ async def lines_of(bench: AtWork, job_id: str) -> list[dict[str, Any]]:
 async def archive_of(bench: AtWork, job_id: str) -> tuple[zipfile.ZipFile, int]:
     """The archive, and in how many pieces it came."""
     jobs, store = bench.platform.jobs, bench.platform.store
-    pieces = [piece async for piece in in_thread(zip_archive(jobs, store, LOCAL, bench.job(job_id)))]
+    pieces = [piece async for piece in iterate_in_thread(zip_archive(jobs, store, LOCAL_OWNER, bench.job(job_id)))]
     assert all(pieces)
     return zipfile.ZipFile(io.BytesIO(b"".join(pieces))), len(pieces)
 
 
 def test_lines_and_archive_of_a_job(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job_results, "_PAGE", 2)
+    monkeypatch.setattr(result_export, "_PAGE", 2)
 
     async def main(bench: AtWork) -> None:
         job = await bench.finish((await bench.submit("segment", [*PICTURES, b"no picture"], AREAS)).id)
@@ -92,7 +95,7 @@ def test_lines_and_archive_of_a_job(run: Run, monkeypatch: pytest.MonkeyPatch) -
         said = orjson.loads(archive.read("job.json"))
         assert said == orjson.loads(orjson.dumps(job_body(bench.job(job.id), 0), option=orjson.OPT_UTC_Z))
         assert said["counts"] == {"total": 4, "done": 4, "failed": 1, "running": 0}
-        files = bench.records.artifacts(LOCAL, items)
+        files = bench.records.artifacts(LOCAL_OWNER, items)
         for item in items[:3]:
             for file in files[item.id]:
                 data = archive.read(f"{item.position:05d}-{item.position}/{file.kind}.png")
@@ -123,7 +126,7 @@ def test_files_of_one_kind_and_a_file_that_is_gone(run: Run) -> None:
         assert archive.testzip() is None
         named = {name.rpartition("/")[2] for name in archive.namelist()} - {"job.json", "results.jsonl"}
         assert named == {"logits.npy", "logits-001.npy", "mask.png", "mask-001.png"}
-        [files] = bench.records.artifacts(LOCAL, bench.items(job.id)).values()
+        [files] = bench.records.artifacts(LOCAL_OWNER, bench.items(job.id)).values()
         gone = next(file for file in files if file.kind == "mask")
         bench.platform.store.delete(gone.storage_key)
         archive, _ = await archive_of(bench, job.id)
@@ -150,11 +153,11 @@ def test_a_folder_is_called_after_its_picture(filename: str, folder: str) -> Non
     from db.tables import JobItem
 
     item = JobItem(job_id="job", position=0, filename=filename)
-    assert f"00000-{job_results._stem(item)}" == folder
+    assert f"00000-{result_export._stem(item)}" == folder
 
 
 def test_a_job_that_is_larger_than_a_page(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job_results, "_PAGE", 3)
+    monkeypatch.setattr(result_export, "_PAGE", 3)
 
     async def main(bench: AtWork) -> None:
         for count in (3, 4, 6):
@@ -187,7 +190,7 @@ class Slow:
 def test_a_download_that_ends_between_two_pieces_closes_its_source() -> None:
     async def main() -> None:
         slow = Slow(0.0)
-        pieces = in_thread(slow())
+        pieces = iterate_in_thread(slow())
         assert await anext(pieces) == b"piece"
         await pieces.aclose()  # type: ignore[attr-defined]
         assert slow.closed.is_set()
@@ -202,7 +205,7 @@ def test_a_download_that_ends_within_a_piece_closes_its_source() -> None:
         slow = Slow(0.2)
 
         async def download() -> None:
-            async for _ in in_thread(slow()):
+            async for _ in iterate_in_thread(slow()):
                 pass
 
         task = asyncio.create_task(download())
@@ -224,8 +227,8 @@ def test_an_archive_that_is_broken_off_leaves_no_thread(run: Run) -> None:
     async def main(bench: AtWork) -> None:
         job = await bench.finish((await bench.submit("segment", PICTURES, AREAS)).id)
         before = set(threading.enumerate())
-        source = zip_archive(bench.platform.jobs, bench.platform.store, LOCAL, job)
-        pieces = in_thread(source)
+        source = zip_archive(bench.platform.jobs, bench.platform.store, LOCAL_OWNER, job)
+        pieces = iterate_in_thread(source)
         assert (await anext(pieces)).startswith(b"PK")
         await pieces.aclose()  # type: ignore[attr-defined]
         with pytest.raises(StopIteration):
@@ -245,7 +248,7 @@ def test_an_error_of_the_source_is_told() -> None:
     async def main() -> None:
         got = []
         with pytest.raises(OSError, match="gone"):
-            async for piece in in_thread(broken()):
+            async for piece in iterate_in_thread(broken()):
                 got.append(piece)
         assert got == [b"1"]
 

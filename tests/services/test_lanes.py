@@ -13,7 +13,7 @@ from ekiben.errors import BadImage, DeadlineExceeded, Overloaded, Unavailable
 from models.engine.batcher import Batcher, ModelQueue
 from models.engine.engine import Engine
 from models.engine.loaded_model import LoadedModel
-from services.lanes import Lanes
+from services.runners.async_batcher import AsyncBatcher
 from tests.models.engine.queues import Kitchen, Order, wait_for
 
 LOADED = cast(LoadedModel, object())
@@ -35,7 +35,7 @@ class Bench:
     def __init__(self) -> None:
         self.leases = Leases()
         self.batcher = Batcher(1, 100)
-        self.lanes = Lanes(self.batcher, cast("Engine[LoadedModel]", self.leases))
+        self.lanes = AsyncBatcher(self.batcher, cast("Engine[LoadedModel]", self.leases))
         self.kitchen = Kitchen()
         self.lane: ModelQueue[Order, Any] = self.batcher.open_lane("k", self.kitchen, max_batch=1)
 

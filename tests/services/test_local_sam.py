@@ -24,7 +24,7 @@ from models.sam.auto_options import AutoOptions
 from models.sam.graphs import Decoded, Features
 from models.sam.loader import LoadedSam
 from models.sam.prompts import Prompt
-from services.local_runner import LocalRunner
+from services.runners.local import LocalRunner
 from tests import toys, toys_sam
 
 SAM, AREAS = ModelKey("local", "sam_toy", 1), ModelKey("local", "areas", 1)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ekiben.errors import BadImage, BadInput, DeadlineExceeded, NotFound, Overloaded, Refusal
+from ekiben.ids import LOCAL_OWNER
 from ekiben.settings import Settings
 from models.engine import engine
 from models.engine.batch_size import BatchSizer
@@ -25,13 +26,14 @@ from models.inference_requests import PROBABILITY, RENDERS, InferenceRequest, In
 from models.limits import MAX_PIXELS
 from models.model_key import ModelKey
 from models.results import Timing
-from services import defaults, local_unet, operations
-from services.local_runner import LocalRunner
-from services.local_unet import Room
-from services.operations import read_parameters, settle_parameters
-from services.progress import LISTENER
-from services.requests import Source
-from services.vision import LOCAL
+from services.inference import operations
+from services.inference.operations import read_parameters, settle_parameters
+from services.inference.pipeline import ImageSource
+from services.runners import unet
+from services.runners.local import LocalRunner
+from services.runners.progress import LISTENER
+from services.runners.unet import Room
+from services.schemas import default_models
 from tests import toys
 from tests.conftest import publish
 from tests.services.job_homes import AtWork, at_work
@@ -239,7 +241,7 @@ def test_a_deadline_ends_it(artifacts: Path) -> None:
 def test_a_picture_that_cannot_be_done_in_time_is_not_tried_to_the_end(
     artifacts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local_unet, "_JUDGED_AFTER_S", 0.1)
+    monkeypatch.setattr(unet, "_JUDGED_AFTER_S", 0.1)
     large = toys.encoded(toys.noise(640, 320))
 
     async def main(served: Served) -> None:
@@ -377,16 +379,16 @@ def work(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cal
 
 async def settle(bench: AtWork, **given: Any) -> dict[str, Any]:
     segment = operations.operation("segment")
-    return await settle_parameters(bench.platform, segment, read_parameters(segment, given), LOCAL)
+    return await settle_parameters(bench.platform, segment, read_parameters(segment, given), LOCAL_OWNER)
 
 
 def test_the_default_model_is_the_first_that_is_there(
     work: Callable[..., None], artifacts: Path, tmp_path: Path
 ) -> None:
-    assert defaults.SEGMENT == ("deeplabv3_resnet50", "nuclei_unet")
+    assert default_models.SEGMENT == ("deeplabv3_resnet50", "nuclei_unet")
 
     async def main(bench: AtWork) -> None:
-        outcome = await bench.platform.vision.segment(Source(DATA), store=False)
+        outcome = await bench.platform.vision.segment(ImageSource(DATA), store=False)
         assert outcome.body["model"] == {"name": "nuclei_unet", "version": 1}
         pinned = await settle(bench)
         assert pinned == {"model": "nuclei_unet", "version": 1}
@@ -395,7 +397,7 @@ def test_the_default_model_is_the_first_that_is_there(
         # Another one comes that is preferred: what was settled stays.
         await asyncio.to_thread(publish, tmp_path / "var", "deeplabv3_resnet50", artifacts / "areas")
         await asyncio.to_thread(bench.platform.index.refresh)
-        outcome = await bench.platform.vision.segment(Source(DATA), store=False)
+        outcome = await bench.platform.vision.segment(ImageSource(DATA), store=False)
         assert outcome.body["model"] == {"name": "deeplabv3_resnet50", "version": 1}
         assert await settle(bench) == {"model": "deeplabv3_resnet50", "version": 1}
         job = await bench.submit("segment", [DATA], {**pinned, "probability": True})
@@ -412,7 +414,7 @@ def test_without_any_model_the_first_default_is_named(tmp_path: Path) -> None:
     async def main() -> None:
         async with at_work(tmp_path / "nothing", tmp_path) as bench:
             with pytest.raises(NotFound, match="deeplabv3_resnet50"):
-                await bench.platform.vision.segment(Source(DATA), store=False)
+                await bench.platform.vision.segment(ImageSource(DATA), store=False)
 
     (tmp_path / "nothing").mkdir()
     asyncio.run(main())
@@ -431,7 +433,7 @@ def test_without_any_model_the_first_default_is_named(tmp_path: Path) -> None:
 def test_what_a_model_cannot_be_asked(work: Callable[..., None], given: dict[str, Any], said: str) -> None:
     async def main(bench: AtWork) -> None:
         refusals: list[Refusal] = []
-        for ask in (bench.platform.vision.segment(Source(DATA), **given), settle(bench, **given)):
+        for ask in (bench.platform.vision.segment(ImageSource(DATA), **given), settle(bench, **given)):
             with pytest.raises(BadInput, match=said) as refused:
                 await ask
             refusals.append(refused.value)
@@ -442,14 +444,14 @@ def test_what_a_model_cannot_be_asked(work: Callable[..., None], given: dict[str
 
 def test_what_was_asked_is_recorded(work: Callable[..., None]) -> None:
     async def main(bench: AtWork) -> None:
-        outcome = await bench.platform.vision.segment(Source(DATA), flips=True, render="probability")
+        outcome = await bench.platform.vision.segment(ImageSource(DATA), flips=True, render="probability")
         assert tuple(outcome.renders) == (*RENDERS, PROBABILITY)
-        row = await asyncio.to_thread(bench.platform.records.prediction, LOCAL, outcome.body["id"])
+        row = await asyncio.to_thread(bench.platform.records.prediction, LOCAL_OWNER, outcome.body["id"])
         assert row.parameters == {"flips": True, "probability": True}
-        plain = await bench.platform.vision.segment(Source(DATA))
+        plain = await bench.platform.vision.segment(ImageSource(DATA))
         assert plain.body["classes"] == outcome.body["classes"]
         assert sorted(plain.body["artifacts"]) == ["color", "mask", "overlay"]
-        unstored = await bench.platform.vision.segment(Source(DATA), render="probability", store=False)
+        unstored = await bench.platform.vision.segment(ImageSource(DATA), render="probability", store=False)
         assert tuple(unstored.renders) == (PROBABILITY,)
         assert unstored.renders[PROBABILITY] == outcome.renders[PROBABILITY]
 

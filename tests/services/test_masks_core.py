@@ -22,9 +22,9 @@ from models.engine import engine
 from models.masks.cutouts import CutStyle, cut
 from models.masks.rle import encode, from_coco, from_uncompressed
 from models.sam.auto_options import AutoOptions
-from services import mask_bodies as masks_module
-from services.platform import Platform
-from services.requests import Source
+from services.app_state import AppState
+from services.inference import mask_encoding as masks_module
+from services.inference.pipeline import ImageSource
 from tests import toys_sam
 from tests.conftest import publish
 
@@ -40,8 +40,8 @@ def png(picture: Image.Image) -> bytes:
     return out.getvalue()
 
 
-SOURCE = Source(png(PHOTO), "shapes.png")
-OTHER = Source(png(toys_sam.shapes(121, 160)), "other.png")
+SOURCE = ImageSource(png(PHOTO), "shapes.png")
+OTHER = ImageSource(png(toys_sam.shapes(121, 160)), "other.png")
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "var"
 
 
-Main = Callable[[Platform], Awaitable[None]]
+Main = Callable[[AppState], Awaitable[None]]
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def run(home: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def run(main: Main, **settings: Any) -> None:
         async def whole() -> None:
-            platform = await Platform.start(Settings(home=home, threads=2, device="cpu", **settings))
+            platform = await AppState.start(Settings(home=home, threads=2, device="cpu", **settings))
             try:
                 await main(platform)
             finally:
@@ -80,7 +80,7 @@ def mask_of(body: dict[str, Any]) -> NDArray[np.bool_]:
     return from_uncompressed(body["segmentation"]).decode()
 
 
-def kept(platform: Platform) -> tuple[int, int, int]:
+def kept(platform: AppState) -> tuple[int, int, int]:
     """Images, predictions and files that are stored."""
     blobs = Path(platform.settings.resolved_store_url)
     files = [path for path in blobs.rglob("*") if path.is_file() and "models" not in path.relative_to(blobs).parts]
@@ -91,7 +91,7 @@ def kept(platform: Platform) -> tuple[int, int, int]:
 
 
 def test_masks_and_their_record(run: Callable[..., None]) -> None:
-    async def main(platform: Platform) -> None:
+    async def main(platform: AppState) -> None:
         prompts = [{"points": [POINTS[0]]}, {"box": list(BOXES[1])}]
         body = await platform.masks.prompted(SOURCE, prompts, model="sam_toy")
         for number, (result, expected) in enumerate(
@@ -124,7 +124,7 @@ def test_masks_and_their_record(run: Callable[..., None]) -> None:
 
 
 def test_a_mask_is_refined(run: Callable[..., None]) -> None:
-    async def main(platform: Platform) -> None:
+    async def main(platform: AppState) -> None:
         first = await platform.masks.prompted(SOURCE, [{"points": [POINTS[0]]}], model="sam_toy")
         chosen = first["results"][0]["masks"][2]["id"]
         prompts = [{"points": [POINTS[1]]}, {"points": [POINTS[0]], "mask_input": chosen}, {"mask_input": chosen}]
@@ -142,7 +142,7 @@ def test_a_mask_is_refined(run: Callable[..., None]) -> None:
 
 
 def test_mask_inputs_that_are_none(run: Callable[..., None]) -> None:
-    async def main(platform: Platform) -> None:
+    async def main(platform: AppState) -> None:
         body = await platform.masks.prompted(SOURCE, [{"points": [POINTS[0]]}], format="png", model="sam_toy")
         mask = body["results"][0]["masks"][0]
         picture = mask["segmentation"].rsplit("/", 1)[-1]
@@ -171,7 +171,7 @@ def test_mask_inputs_that_are_none(run: Callable[..., None]) -> None:
 
 
 def test_a_deleted_answer_s_masks_are_gone(run: Callable[..., None]) -> None:
-    async def main(platform: Platform) -> None:
+    async def main(platform: AppState) -> None:
         body = await platform.masks.prompted(SOURCE, [{"points": [POINTS[0]]}], model="sam_toy")
         platform.records.delete_prediction("local", body["id"])
         with pytest.raises(NotFound, match="prompt 0"):
@@ -183,7 +183,7 @@ def test_a_deleted_answer_s_masks_are_gone(run: Callable[..., None]) -> None:
 
 
 def test_nothing_is_kept_where_nothing_is_to_be_stored(run: Callable[..., None]) -> None:
-    async def main(platform: Platform) -> None:
+    async def main(platform: AppState) -> None:
         before = kept(platform)
         body = await platform.masks.prompted(
             SOURCE, [{"points": [POINTS[2]]}], format="png", store=False, model="sam_toy"
@@ -204,7 +204,7 @@ def test_nothing_is_kept_where_nothing_is_to_be_stored(run: Callable[..., None])
 
 
 def test_no_logits_no_ids(run: Callable[..., None]) -> None:
-    async def main(platform: Platform) -> None:
+    async def main(platform: AppState) -> None:
         body = await platform.masks.prompted(SOURCE, [{"points": [POINTS[2]]}], logits=False, model="sam_toy")
         assert [mask["id"] for mask in body["results"][0]["masks"]] == [None] * 3
         assert platform.records.artifacts_of("local", body["id"]) == [] and body["id"]
@@ -213,7 +213,7 @@ def test_no_logits_no_ids(run: Callable[..., None]) -> None:
 
 
 def test_formats_say_the_same(run: Callable[..., None]) -> None:
-    async def main(platform: Platform) -> None:
+    async def main(platform: AppState) -> None:
         prompts = [{"points": [POINTS[0], [5, 5, 0]]}]
         want = twin(prompts[0]["points"])[0].mask
         drawn: dict[str, Any] = {}
@@ -236,7 +236,7 @@ def test_formats_say_the_same(run: Callable[..., None]) -> None:
     "wrong", [{"points": [[0, 240, 1]]}, {"box": [5, 5, 5, 9]}, {}, {"points": [[0, 0, 7]]}], ids=str
 )
 def test_a_refusal_leaves_nothing(run: Callable[..., None], wrong: Any) -> None:
-    async def main(platform: Platform) -> None:
+    async def main(platform: AppState) -> None:
         before = kept(platform)
         with pytest.raises(BadInput, match=r"^prompt 1"):
             await platform.masks.prompted(SOURCE, [{"points": [POINTS[0]]}, wrong], model="sam_toy")
@@ -253,7 +253,7 @@ def test_a_failure_after_the_inference_leaves_nothing(
     def broken(*_: Any, **__: Any) -> Any:
         raise RuntimeError("out of ink")
 
-    async def main(platform: Platform) -> None:
+    async def main(platform: AppState) -> None:
         before = kept(platform)
         monkeypatch.setattr(masks_module, "segmentation", broken)
         monkeypatch.setattr(masks_module, "cut", broken)
@@ -273,7 +273,7 @@ def test_a_failure_after_the_inference_leaves_nothing(
 
 
 def test_automatic_masks_and_their_pictures(run: Callable[..., None]) -> None:
-    async def main(platform: Platform) -> None:
+    async def main(platform: AppState) -> None:
         options = AutoOptions(preset="fast", points_per_side=8)
         body = await platform.masks.automatic(SOURCE, options, model="sam_toy")
         assert body["parameters"] == options.parameters and body["parameters"]["points_per_side"] == 8
@@ -301,7 +301,7 @@ def test_automatic_masks_and_their_pictures(run: Callable[..., None]) -> None:
 
 
 def test_automatic_masks_have_a_deadline_of_their_own(run: Callable[..., None]) -> None:
-    async def main(platform: Platform) -> None:
+    async def main(platform: AppState) -> None:
         before = kept(platform)
         await platform.masks.prompted(SOURCE, store=False, model="sam_toy")
         with pytest.raises(DeadlineExceeded):
@@ -317,7 +317,7 @@ def test_automatic_masks_have_a_deadline_of_their_own(run: Callable[..., None]) 
 
 
 def test_the_best_mask_of_each_prompt_is_cut(run: Callable[..., None]) -> None:
-    async def main(platform: Platform) -> None:
+    async def main(platform: AppState) -> None:
         prompts = [{"points": [POINTS[n]]} for n in (3, 0, 2)]
         style = CutStyle("box", 3)
         for multimask in (True, False):
@@ -343,7 +343,7 @@ def test_the_best_mask_of_each_prompt_is_cut(run: Callable[..., None]) -> None:
 
 
 def test_cutouts_of_everything(run: Callable[..., None]) -> None:
-    async def main(platform: Platform) -> None:
+    async def main(platform: AppState) -> None:
         options = AutoOptions(points_per_side=8)
         auto = await platform.masks.automatic(SOURCE, options, store=False, model="sam_toy")
         body, files = await platform.masks.cutouts(SOURCE, None, options, model="sam_toy")
@@ -363,7 +363,7 @@ def test_cutouts_of_everything(run: Callable[..., None]) -> None:
 def test_cutouts_are_bounded_together(run: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(masks_module, "MAX_CUT_PIXELS", 2 * SIZE[0] * SIZE[1])
 
-    async def main(platform: Platform) -> None:
+    async def main(platform: AppState) -> None:
         prompts = [{"points": [point]} for point in POINTS[:3]]
         full = CutStyle("full")
         before = kept(platform)
@@ -377,7 +377,7 @@ def test_cutouts_are_bounded_together(run: Callable[..., None], monkeypatch: pyt
 
 
 def test_the_model_that_is_meant_says_how_it_is_made(run: Callable[..., None]) -> None:
-    async def main(platform: Platform) -> None:
+    async def main(platform: AppState) -> None:
         with pytest.raises(NotFound, match=r"there is no model sam_vit_b; .*`python -m export sam_vit_b` makes it$"):
             await platform.masks.prompted(SOURCE)
         with pytest.raises(NotFound, match=r"^there is no model other; there is: sam_toy$"):

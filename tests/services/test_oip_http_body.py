@@ -16,18 +16,18 @@ from hypothesis.extra import numpy as nps
 from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput, InferResult
 
 from ekiben.errors import BadInput, Refusal, TooLarge, Unsupported
-from services.oip.http_body import (
+from services.open_inference.http_codec import (
     MAX_JSON,
-    Answering,
+    ResponseForm,
     chosen_encoding,
     pack,
     read_request,
     unpack,
     write_answer,
 )
-from services.oip.inference import InferAnswer
-from services.oip.parameters import MAX_INPUTS, MAX_OUTPUTS, MAX_PARAMETERS, Wanted
-from services.oip.tensors import DATATYPES, MAX_BYTES, Tensor, texts
+from services.open_inference.inference import InferAnswer
+from services.open_inference.parameters import MAX_INPUTS, MAX_OUTPUTS, MAX_PARAMETERS, RequestedOutput
+from services.open_inference.tensors import DATATYPES, MAX_BYTES, Tensor, texts
 
 KINDS = ("BOOL", "UINT8", "INT64", "FP32", "FP64", "BYTES")
 shapes = nps.array_shapes(max_dims=3, max_side=4)
@@ -65,7 +65,7 @@ def test_what_tritonclient_sends(given: tuple[Tensor, ...], binary: list[bool], 
     assert (request.model, request.version, answering.id) == ("m", "2", id)
     assert [one.name for one in request.inputs] == [one.name for one in given]
     assert all(same(got.values, sent.values) for got, sent in zip(request.inputs, given, strict=True))
-    assert request.outputs == [Wanted("probs", 3), Wanted("masks", 0)]
+    assert request.outputs == [RequestedOutput("probs", 3), RequestedOutput("masks", 0)]
     assert {"store": False, "timeout": 70}.items() <= request.parameters.items()
     probe = np.zeros(1, np.float32)
     assert (answering.binary(Tensor("probs", probe)), answering.binary(Tensor("masks", probe))) == (False, True)
@@ -73,7 +73,7 @@ def test_what_tritonclient_sends(given: tuple[Tensor, ...], binary: list[bool], 
 
 @given(several, st.lists(st.booleans(), min_size=3, max_size=3), st.text(max_size=5), st.booleans())
 def test_what_tritonclient_reads(given: tuple[Tensor, ...], binary: list[bool], id: str, packed: bool) -> None:
-    answering = Answering(id, False, {f"t{n}": flag for n, flag in enumerate(binary)})
+    answering = ResponseForm(id, False, {f"t{n}": flag for n, flag in enumerate(binary)})
     body, head = write_answer(InferAnswer("m", "2", given, {"prediction_id": "p"}), answering)
     result = InferResult.from_response_body(
         pack(body, "gzip") if packed else body, header_length=head, content_encoding="gzip" if packed else None
@@ -94,7 +94,7 @@ def test_what_tritonclient_reads(given: tuple[Tensor, ...], binary: list[bool], 
 def test_half_floats_are_answered_as_binary_data() -> None:
     """JSON has no text for them."""
     half = Tensor("h", np.array([[0.5, -2]], np.float16))
-    body, head = write_answer(InferAnswer("m", "1", [half]), Answering())
+    body, head = write_answer(InferAnswer("m", "1", [half]), ResponseForm())
     assert head is not None and body[head:] == half.values.tobytes()
     assert json.loads(body[:head])["outputs"][0]["parameters"] == {"binary_data_size": 4}
 
@@ -212,13 +212,13 @@ def test_a_request_of_too_many_parts() -> None:
 
 def test_values_as_json_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each output for itself; as binary data there is no such bound."""
-    monkeypatch.setattr("services.oip.http_body.MAX_JSON_VALUES", 6)
+    monkeypatch.setattr("services.open_inference.http_codec.MAX_JSON_VALUES", 6)
     small, large = Tensor("small", np.arange(6).reshape(2, 3)), Tensor("large", np.zeros((7, 1), np.uint8))
-    body, head = write_answer(InferAnswer("m", "1", [small, small]), Answering())
+    body, head = write_answer(InferAnswer("m", "1", [small, small]), ResponseForm())
     assert head is None and json.loads(body)["outputs"][1]["data"] == [0, 1, 2, 3, 4, 5]
     with pytest.raises(TooLarge, match=r"large has 7 values; at most 6 .*binary_data_output"):
-        write_answer(InferAnswer("m", "1", [small, large]), Answering())
-    for answering in (Answering(binary=True), Answering(by_output={"large": True})):
+        write_answer(InferAnswer("m", "1", [small, large]), ResponseForm())
+    for answering in (ResponseForm(binary=True), ResponseForm(by_output={"large": True})):
         body, head = write_answer(InferAnswer("m", "1", [small, large]), answering)
         assert head is not None and body[head:].endswith(bytes(7))
 

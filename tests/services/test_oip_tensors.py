@@ -16,8 +16,8 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.utils import deserialize_bytes_tensor, np_to_triton_dtype, serialize_byte_tensor
 
 from ekiben.errors import BadInput, Refusal
-from services.oip.tensors import DATATYPES, MAX_BYTES, Tensor, from_raw, from_values, texts, to_raw
-from services.rpc import oip
+from services.open_inference.grpc_codec import read_request
+from services.open_inference.tensors import DATATYPES, MAX_BYTES, Tensor, from_raw, from_values, texts, to_raw
 
 Array = NDArray[Any]
 
@@ -161,7 +161,7 @@ inputs = st.fixed_dictionaries(
 @example([{"name": "x", "datatype": "INT8", "shape": [0, 2**62, 2**62], "contents": {}}], [])
 def test_messages_of_anything(tensors: list[dict[str, Any]], raw: list[bytes]) -> None:
     try:
-        request = oip.read_request(pb.ModelInferRequest(inputs=tensors, raw_input_contents=raw), None)
+        request = read_request(pb.ModelInferRequest(inputs=tensors, raw_input_contents=raw), None)
     except Refusal:
         return
     assert [one.name for one in request.inputs] == [one["name"] for one in tensors]

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from ekiben.errors import BadInput, NotFound, Refusal
+from ekiben.ids import LOCAL_OWNER
 from models.engine import engine
-from services import operations
-from services.operations import operation, read_parameters, settle_parameters
-from services.requests import Source
-from services.vision import LOCAL
+from services.inference import operations
+from services.inference.operations import operation, read_parameters, settle_parameters
+from services.inference.pipeline import ImageSource
 from tests import toys
 from tests.conftest import publish
 from tests.services.job_homes import AtWork, at_work, make_home
@@ -46,7 +46,7 @@ def run(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 async def settle(bench: AtWork, name: str, **given: Any) -> dict[str, Any]:
     chosen = operation(name)
-    return await settle_parameters(bench.platform, chosen, read_parameters(chosen, given), LOCAL)
+    return await settle_parameters(bench.platform, chosen, read_parameters(chosen, given), LOCAL_OWNER)
 
 
 def test_the_operations() -> None:
@@ -161,7 +161,7 @@ def test_a_job_keeps_to_its_version(run: Run, tmp_path: Path) -> None:
         await asyncio.to_thread(publish, bench.platform.settings.home, "colours", tmp_path / "other")
         await asyncio.to_thread(bench.platform.registry.activate, "colours", 2)
         bench.platform.index.refresh()
-        answer = await bench.platform.vision.classify(Source(RED), model="colours", store=False)
+        answer = await bench.platform.vision.classify(ImageSource(RED), model="colours", store=False)
         assert answer.body["model"] == {"name": "colours", "version": 2}
         await bench.finish(job.id)
         [result] = await bench.results(job.id)
@@ -180,7 +180,7 @@ def test_a_refused_job_leaves_nothing(run: Run) -> None:
         with pytest.raises(BadInput, match="no picture"):
             await bench.submit("classify", [], {"model": "colours"})
         assert bench.blobs() == set()
-        assert bench.records.jobs(LOCAL).total == 0
+        assert bench.records.jobs(LOCAL_OWNER).total == 0
 
     run(main)
 
@@ -190,7 +190,7 @@ def test_run_answers_as_the_door(run: Run) -> None:
         given = {"model": "colours", "top_k": 1}
         chosen = operations.operation("classify")
         options = operations.read_parameters(chosen, given)
-        asked = await chosen.run(bench.platform, Source(RED), options, False, LOCAL)
+        asked = await chosen.run(bench.platform, ImageSource(RED), options, False, LOCAL_OWNER)
         assert asked["predictions"][0]["class_name"] == "red" and len(asked["predictions"]) == 1
         with pytest.raises(BadInput, match="no operation"):
             operations.operation("paint")

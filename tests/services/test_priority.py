@@ -26,7 +26,7 @@ NICE = min(OWN + 7, 19)
 STEADY = """
 import json, os, threading
 from concurrent.futures import ThreadPoolExecutor
-from services.priority import be_nice, steady_threads
+from services.concurrency.thread_priority import be_nice, steady_threads
 
 def niceness():
     return threading.get_native_id(), int(open(f"/proc/self/task/{threading.get_native_id()}/stat").read().split()[18])

@@ -15,7 +15,7 @@ from db.migrate import migrate
 from db.records import Records
 from db.session import connect
 from models.results import ImageInfo
-from services.recording import NewFile, Recorder
+from services.inference.recording import NewFile, Recorder
 
 FACTS = ImageInfo(4, 3, "image/png")
 COLUMNS = {

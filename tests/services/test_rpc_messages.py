@@ -14,25 +14,28 @@ from ekiben.errors import BadInput
 from ekiben.v1 import ekiben_pb2 as pb
 from models.sam.auto_options import AutoOptions
 from models.sam.prompts import MAX_POINTS_IN_ALL, MAX_PROMPTS
-from services import job_wire, mask_wire, options, wire
-from services.routes import paging, submitting
-from services.rpc import jobs as rpc_jobs
-from services.rpc import messages
+from services.rest import async_requests, pagination
+from services.rpc import converters
+from services.rpc import jobs_servicer as rpc_jobs
+from services.schemas import body, jobs, masks
+from services.schemas.inference import ClassifyBody, ClassifyOptions, SegmentBody, SegmentOptions
+from services.schemas.masks import AutoMasksOptions, CutoutsOptions, MasksOptions
+from services.schemas.models import ModelBody
 
 Kind = FieldDescriptor
 
 ANSWERS: Final[dict[type[BaseModel], Any]] = {
-    wire.ClassifyBody: pb.ClassifyResponse,
-    wire.SegmentBody: pb.SegmentResponse,
-    mask_wire.MasksBody: pb.PromptMasksResponse,
-    mask_wire.AutoMasksBody: pb.AutoMasksResponse,
-    mask_wire.CutoutsBody: pb.CutoutsResponse,
-    job_wire.AcceptedBody: pb.SubmitJobResponse,
-    job_wire.JobBody: pb.Job,
-    job_wire.ItemBody: pb.JobItem,
-    wire.ModelBody: pb.Model,
-    wire.PageBody[job_wire.JobBody]: pb.ListJobsResponse,
-    wire.PageBody[job_wire.ItemBody]: pb.ListJobItemsResponse,
+    ClassifyBody: pb.ClassifyResponse,
+    SegmentBody: pb.SegmentResponse,
+    masks.MasksBody: pb.PromptMasksResponse,
+    masks.AutoMasksBody: pb.AutoMasksResponse,
+    masks.CutoutsBody: pb.CutoutsResponse,
+    jobs.AcceptedBody: pb.SubmitJobResponse,
+    jobs.JobBody: pb.Job,
+    jobs.ItemBody: pb.JobItem,
+    ModelBody: pb.Model,
+    body.PageBody[jobs.JobBody]: pb.ListJobsResponse,
+    body.PageBody[jobs.ItemBody]: pb.ListJobItemsResponse,
 }
 
 ONLY_IN_MESSAGES: Final = {
@@ -48,11 +51,11 @@ OTHERWISE: Final = {
 """Fields whose kind is another: what they are here."""
 
 REQUESTS: Final[dict[Any, type[BaseModel]]] = {
-    pb.ClassifyRequest: options.ClassifyOptions,
-    pb.SegmentRequest: options.SegmentOptions,
-    pb.PromptMasksRequest: options.MasksOptions,
-    pb.AutoMasksRequest: options.AutoMasksOptions,
-    pb.CutoutsRequest: options.CutoutsOptions,
+    pb.ClassifyRequest: ClassifyOptions,
+    pb.SegmentRequest: SegmentOptions,
+    pb.PromptMasksRequest: MasksOptions,
+    pb.AutoMasksRequest: AutoMasksOptions,
+    pb.CutoutsRequest: CutoutsOptions,
 }
 APART: Final = {"image", "image_id", "prompts"}
 """Picture and prompts are messages: not options that may be set."""
@@ -92,7 +95,7 @@ def test_requests_have_the_options_of_http(request_type: Any) -> None:
         assert not known[name].is_required(), name
         check_kind(known[name].annotation, field, name)
     assert ("prompts" in request_type.DESCRIPTOR.fields_by_name) == ("prompts" in REQUESTS[request_type].model_fields)
-    assert messages.options(request_type()) == {}
+    assert converters.options(request_type()) == {}
 
 
 def test_automatic_masks_take_every_option_of_the_generator() -> None:
@@ -103,7 +106,7 @@ def test_automatic_masks_take_every_option_of_the_generator() -> None:
 def test_options_are_what_was_set() -> None:
     picture = pb.Picture(data=b"x")
     request = pb.AutoMasksRequest(image=picture, model="", store=False, points_per_side=0, pred_iou_thresh=0.5)
-    assert messages.options(request) == {"model": "", "store": False, "points_per_side": 0, "pred_iou_thresh": 0.5}
+    assert converters.options(request) == {"model": "", "store": False, "points_per_side": 0, "pred_iou_thresh": 0.5}
 
 
 def test_prompts_are_worded_as_in_json() -> None:
@@ -112,39 +115,39 @@ def test_prompts_are_worded_as_in_json() -> None:
         pb.Prompt(box=pb.Box(x0=0, y0=1, x1=20, y1=30.25), mask_input="some id"),
         pb.Prompt(),
     ]
-    assert messages.prompts(pb.PromptMasksRequest(prompts=given)) == [
+    assert converters.prompts(pb.PromptMasksRequest(prompts=given)) == [
         {"points": [[1.5, 2, 1], [3, 4, 0]]},
         {"box": [0, 1, 20, 30.25], "mask_input": "some id"},
         {},
     ]
-    assert messages.prompts(pb.PromptMasksRequest()) is None
+    assert converters.prompts(pb.PromptMasksRequest()) is None
 
 
 def test_prompts_are_counted_before_they_are_read() -> None:
     most = pb.PromptMasksRequest(prompts=[pb.Prompt()] * MAX_PROMPTS)
-    assert messages.prompts(most) == [{}] * MAX_PROMPTS
+    assert converters.prompts(most) == [{}] * MAX_PROMPTS
     most.prompts.add()
     with pytest.raises(BadInput, match=f"{MAX_PROMPTS} prompts"):
-        messages.prompts(most)
+        converters.prompts(most)
     half = pb.Prompt(points=[pb.Point(x=1, y=2, label=1)] * (MAX_POINTS_IN_ALL // 2))
-    both = messages.prompts(pb.CutoutsRequest(prompts=[half, half]))
+    both = converters.prompts(pb.CutoutsRequest(prompts=[half, half]))
     assert both == [{"points": [[1, 2, 1]] * (MAX_POINTS_IN_ALL // 2)}] * 2
     with pytest.raises(BadInput, match=f"{MAX_POINTS_IN_ALL} points"):
-        messages.prompts(pb.PromptMasksRequest(prompts=[half, half, pb.Prompt(points=[pb.Point()])]))
+        converters.prompts(pb.PromptMasksRequest(prompts=[half, half, pb.Prompt(points=[pb.Point()])]))
 
 
 def test_a_picture_is_bytes_or_an_id() -> None:
-    source = messages.source(pb.ClassifyRequest(image=pb.Picture(data=b"x", filename="a.png")), 2.5)
+    source = converters.source(pb.ClassifyRequest(image=pb.Picture(data=b"x", filename="a.png")), 2.5)
     assert (source.data, source.image_id, source.filename, source.timeout_s) == (b"x", None, "a.png", 2.5)
-    source = messages.source(pb.ClassifyRequest(image=pb.Picture(image_id="an id")), None)
+    source = converters.source(pb.ClassifyRequest(image=pb.Picture(image_id="an id")), None)
     assert (source.data, source.image_id, source.filename, source.timeout_s) == (None, "an id", None, None)
     for nothing in (None, pb.Picture(), pb.Picture(data=b"")):
-        source = messages.source(pb.ClassifyRequest(image=nothing), None)
+        source = converters.source(pb.ClassifyRequest(image=nothing), None)
         assert (source.data, source.image_id) == (None, None)
 
 
 def test_jobs_are_asked_for_with_the_same_bounds() -> None:
-    over_http, here = submitting.JobOptions.model_fields, rpc_jobs.JobOptions.model_fields
+    over_http, here = async_requests.AsyncRequestOptions.model_fields, rpc_jobs.SubmitJobOptions.model_fields
     assert here.keys() == {*over_http, "idempotency_key"}  # a header over HTTP
     for name, facts in over_http.items():
         assert (here[name].annotation, here[name].default) == (facts.annotation, facts.default), name
@@ -156,12 +159,14 @@ def test_jobs_are_asked_for_with_the_same_bounds() -> None:
         check_kind(here[name].annotation, fields[name], name)
     for name in ("ListJobsRequest", "ListJobItemsRequest"):
         asked = pb.DESCRIPTOR.message_types_by_name[name].fields_by_name
-        assert set(asked) - {"id"} == set(rpc_jobs.ListOptions.model_fields) - ({"kind"} if "id" in asked else set())
+        assert set(asked) - {"id"} == set(rpc_jobs.ListJobsOptions.model_fields) - (
+            {"kind"} if "id" in asked else set()
+        )
 
 
 def test_pages_have_the_same_bounds() -> None:
-    known = rpc_jobs.ListOptions.model_fields
-    for name, over_http, default in (("page", paging.Page, 1), ("limit", paging.Limit, 50)):
+    known = rpc_jobs.ListJobsOptions.model_fields
+    for name, over_http, default in (("page", pagination.Page, 1), ("limit", pagination.Limit, 50)):
         query = get_args(over_http)[1]
         assert known[name].metadata == query.metadata, name
         assert known[name].default == default

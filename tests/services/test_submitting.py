@@ -11,10 +11,11 @@ from starlette.requests import Request
 
 from db.tables import Job
 from ekiben.errors import BadInput, Conflict
-from services.jobs import Asking
-from services.options import ClassifyOptions, MasksOptions
-from services.routes.submitting import JobOptions, accepted, idempotency_key, split, wants_job
-from services.vision import LOCAL
+from ekiben.ids import LOCAL_OWNER
+from services.jobs.service import JobTerms
+from services.rest.async_requests import AsyncRequestOptions, accepted, idempotency_key, split, wants_job
+from services.schemas.inference import ClassifyOptions
+from services.schemas.masks import MasksOptions
 from tests import toys
 from tests.db import job_rows
 from tests.services.job_homes import AtWork, at_work, make_home
@@ -79,7 +80,7 @@ def test_options_of_a_request_alone() -> None:
     assert own is None
 
 
-@pytest.mark.parametrize("name", list(JobOptions.model_fields))
+@pytest.mark.parametrize("name", list(AsyncRequestOptions.model_fields))
 def test_options_of_jobs_need_a_job(name: str) -> None:
     values = {"priority": "3", "timeout_s": "60", "webhook": "http://x/"}
     for given in ({"query": f"{name}={values[name]}"}, {}):
@@ -97,10 +98,10 @@ def test_options_of_a_job() -> None:
     options, own = split(asked, MasksOptions, {"prompts": "[]"})
     assert options == MasksOptions(prompts="[]")
     assert own is not None
-    assert own.asking(asked) == Asking(priority=9, timeout_s=0.5, webhook="https://x/", idempotency_key="k")
+    assert own.asking(asked) == JobTerms(priority=9, timeout_s=0.5, webhook="https://x/", idempotency_key="k")
     _, own = split(request(ASYNC), ClassifyOptions, {})
-    assert own is not None and own.asking(request()) == Asking()
-    assert Asking().priority == 5 and Asking().timeout_s is None
+    assert own is not None and own.asking(request()) == JobTerms()
+    assert JobTerms().priority == 5 and JobTerms().timeout_s is None
 
 
 @pytest.mark.parametrize(
@@ -153,7 +154,7 @@ def test_the_same_key_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         jobs = bench.platform.jobs
         items = [await jobs.new_item(picture, filename)]
         options = ClassifyOptions.model_validate({"model": "colours", **asked})
-        asking = Asking(idempotency_key=key, priority=3)
+        asking = JobTerms(idempotency_key=key, priority=3)
         return await jobs.submit(bench.platform, "request", "classify", options, items, asking, store=store)
 
     async def main() -> None:
@@ -173,7 +174,7 @@ def test_the_same_key_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             assert len({job.id for job, _ in others}) == 1
             assert sorted(created for _, created in others) == [False] * 4 + [True]
             unkeyed = [(await submit(bench, None, top_k=2))[0].id for _ in range(2)]
-            assert len({first.id, others[0][0].id, *unkeyed}) == 4 == bench.records.jobs(LOCAL).total
+            assert len({first.id, others[0][0].id, *unkeyed}) == 4 == bench.records.jobs(LOCAL_OWNER).total
             assert len(bench.blobs()) == 4
             done = await bench.finish(first.id)
             assert (done.state, done.priority) == ("succeeded", 3)

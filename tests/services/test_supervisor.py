@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from services import supervisor
-from services.supervisor import Supervisor
+from services.processes import worker_supervisor
+from services.processes.worker_supervisor import WorkerSupervisor
 
 SLEEPS = "import sys; sys.stdin.read()"
 FAILS = "raise SystemExit(3)"
@@ -51,9 +51,9 @@ class Started:
 def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[Started]:
     made = Started(SLEEPS)
     stand_in = SimpleNamespace(Popen=made, PIPE=subprocess.PIPE, TimeoutExpired=subprocess.TimeoutExpired)
-    monkeypatch.setattr(supervisor, "subprocess", stand_in)
-    monkeypatch.setattr(supervisor, "LOOK_S", 0.02)
-    monkeypatch.setattr(supervisor, "_BACK_OFF_S", (0.05, 0.1, 0.2, 0.4, 0.8))
+    monkeypatch.setattr(worker_supervisor, "subprocess", stand_in)
+    monkeypatch.setattr(worker_supervisor, "LOOK_S", 0.02)
+    monkeypatch.setattr(worker_supervisor, "_BACK_OFF_S", (0.05, 0.1, 0.2, 0.4, 0.8))
     yield made
     for process in made.alive():
         process.kill()
@@ -70,8 +70,8 @@ def until(what: Callable[[], object], seconds: float = 5.0) -> None:
         time.sleep(0.01)
 
 
-def running(home: Path, count: int = 1, ended: Callable[[str], object] = lambda id: None) -> Supervisor:
-    made = Supervisor(home, count, ended)
+def running(home: Path, count: int = 1, ended: Callable[[str], object] = lambda id: None) -> WorkerSupervisor:
+    made = WorkerSupervisor(home, count, ended)
     made.start()
     return made
 
@@ -116,8 +116,8 @@ def test_one_that_fails_is_started_ever_more_seldom(started: Started, tmp_path: 
 def test_the_failures_of_one_that_was_steady_are_forgiven(
     started: Started, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor, "_BACK_OFF_S", (0.05, 30))
-    monkeypatch.setattr(supervisor, "_STEADY_S", 0.2)
+    monkeypatch.setattr(worker_supervisor, "_BACK_OFF_S", (0.05, 30))
+    monkeypatch.setattr(worker_supervisor, "_STEADY_S", 0.2)
     watch = running(tmp_path)
     for number in range(3):  # a second failure in a row would wait half a minute
         until(lambda number=number: len(started.processes) == number + 1)  # type: ignore[misc]
@@ -167,7 +167,7 @@ def test_one_supervisor_of_a_home_and_the_next_when_it_ends(started: Started, tm
 def test_a_worker_that_does_not_end_is_killed(
     started: Started, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor, "STOP_S", 0.3)
+    monkeypatch.setattr(worker_supervisor, "STOP_S", 0.3)
     started.script = DEAF
     watch = running(tmp_path)
     until(lambda: started.alive())
@@ -206,7 +206,7 @@ supervisor.Supervisor(Path({str(tmp_path)!r}), 2, print).start()
 time.sleep(60)
 """
     parent = subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, cwd=Path(supervisor.__file__).parents[1]
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, cwd=Path(worker_supervisor.__file__).parents[1]
     )
     assert parent.stdout is not None
     pids = [int(parent.stdout.readline()) for _ in range(2)]

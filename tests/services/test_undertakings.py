@@ -27,18 +27,18 @@ from db.publishing import publish_folder
 from db.tables import Artifact, Job, JobEvent, ModelVersion, now
 from db.workers import Workers
 from ekiben.errors import Conflict, NotFound, Refusal, Unavailable
-from ekiben.ids import derived_id
+from ekiben.ids import LOCAL_OWNER, derived_id
 from models.artifact import read_manifest
 from models.engine import engine
-from services import hands, torch_environment, undertakings
-from services.children import ChildFailed
-from services.clean_up import CleanUp
-from services.dataset_requests import DatasetOptions
-from services.hands import HandWork
-from services.jobs import Asking
-from services.torch_environment import NoTorch, training_python
-from services.undertakings import Workshop, child_environ
-from services.vision import LOCAL
+from services.jobs import executor, workspace
+from services.jobs.child_process import ChildFailed
+from services.jobs.executor import JobExecutor
+from services.jobs.garbage_collection import GarbageCollector
+from services.jobs.service import JobTerms
+from services.jobs.workspace import JobWorkspace, child_environ
+from services.schemas.datasets import DatasetOptions
+from services.trainings import environment
+from services.trainings.environment import TorchMissing, training_python
 from tests import toys
 from tests.services.job_homes import AtWork, at_work, make_home
 
@@ -57,8 +57,8 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setattr(engine, "give_back", lambda: None)  # takes longer than most of these tests
     monkeypatch.setattr(os, "fsync", lambda handle: None)  # nobody pulls the plug here
-    monkeypatch.setattr(hands, "WATCH_S", 0.02)
-    monkeypatch.setattr(hands, "FIRST_RETRY_S", 0.01)
+    monkeypatch.setattr(executor, "WATCH_S", 0.02)
+    monkeypatch.setattr(executor, "FIRST_RETRY_S", 0.01)
 
     def run(main: Callable[[Bench], Awaitable[None]], **given: Any) -> None:
         async def whole() -> None:
@@ -85,11 +85,11 @@ class Bench:
         self.wrong: list[AssertionError] = []
         self.workshop, self.work = self.another_worker()
 
-    def another_worker(self) -> tuple[Workshop, HandWork]:
+    def another_worker(self) -> tuple[JobWorkspace, JobExecutor]:
         at = self.at
         at.another_worker()
-        workshop = Workshop(self.platform.settings, self.platform.store, self.records, at.worker_id, self._threads)
-        work = HandWork(
+        workshop = JobWorkspace(self.platform.settings, self.platform.store, self.records, at.worker_id, self._threads)
+        work = JobExecutor(
             self.platform,
             self.records,
             self.platform.job_queue,
@@ -100,7 +100,7 @@ class Bench:
         )
         return workshop, work
 
-    def _undertaking(self, workshop: Workshop) -> Any:
+    def _undertaking(self, workshop: JobWorkspace) -> Any:
         async def undertaking(job: Job, item: ClaimedItem) -> None:
             self.attempts += 1
             self.workshop = workshop
@@ -113,7 +113,7 @@ class Bench:
         return undertaking
 
     async def submit(self, timeout_s: float | None = None, **given: Any) -> Job:
-        asking = Asking(timeout_s=timeout_s)
+        asking = JobTerms(timeout_s=timeout_s)
         job, created = await self.platform.jobs.undertake("training", "paint", {"wide": 3}, asking, given="x", **given)
         assert created
         return job
@@ -128,7 +128,7 @@ class Bench:
         return job
 
     def told(self, job_id: str) -> list[JobEvent]:
-        return self.records.events(LOCAL, job_id, 0)[0]
+        return self.records.events(LOCAL_OWNER, job_id, 0)[0]
 
     def file(self, name: str, content: str) -> Path:
         path = self.folder / "made" / name
@@ -262,7 +262,7 @@ def test_what_may_pass_is_tried_again(run: Run) -> None:
         bench.attempts = -1000
         job = await bench.finish((await bench.submit()).id)
         assert job.error == {"code": "unavailable", "message": "the store is away"}
-        assert bench.attempts == -1000 + hands.MAX_TRIES
+        assert bench.attempts == -1000 + executor.MAX_TRIES
 
     run(main)
 
@@ -420,7 +420,7 @@ def test_what_it_tells(run: Run) -> None:
         assert [event.kind for event in told] == ["state", "state", "plan", "step", "epoch", "state"]
         assert [event.number for event in told] == [1, 2, 3, 4, 5, 6]
         assert told[3].data == {"loss": 0.5, "name": "große Zelle"}
-        epochs, last = bench.records.told(LOCAL, job.id, "epoch")
+        epochs, last = bench.records.told(LOCAL_OWNER, job.id, "epoch")
         assert [event.data for event in epochs] == [{"epoch": 1}]
         assert {kind: event.number for kind, event in last.items()} == {"state": 6, "plan": 3, "step": 4, "epoch": 5}
         with pytest.raises(NotFound):
@@ -447,17 +447,17 @@ def test_a_kept_file_is_replaced_and_clears_the_deaths(run: Run) -> None:
 
         bench.does = does
         job = await bench.finish((await bench.submit()).id)
-        files = bench.records.files(LOCAL, job.id)
+        files = bench.records.files(LOCAL_OWNER, job.id)
         assert sorted(file.kind for file in files) == ["checkpoint", "preview"]
         for file, content in zip(sorted(files, key=lambda file: file.kind), (b"three", b"picture"), strict=True):
             assert bench.platform.store.get(file.storage_key) == content
             assert (file.bytes, file.sha256) == (len(content), hashlib.sha256(content).hexdigest())
-            assert bench.platform.records.artifact(LOCAL, file.id).storage_key == file.storage_key
+            assert bench.platform.records.artifact(LOCAL_OWNER, file.id).storage_key == file.storage_key
         assert bench.at.blobs() == {file.storage_key for file in files}  # what was replaced is gone
         assert bench.records.files("someone", job.id) == []
-        keys = bench.records.forget_files(LOCAL, job.id, "checkpoint")
+        keys = bench.records.forget_files(LOCAL_OWNER, job.id, "checkpoint")
         assert keys == [file.storage_key for file in files if file.kind == "checkpoint"]
-        assert [file.kind for file in bench.records.files(LOCAL, job.id)] == ["preview"]
+        assert [file.kind for file in bench.records.files(LOCAL_OWNER, job.id)] == ["preview"]
 
     run(main)
 
@@ -471,7 +471,7 @@ def test_the_next_attempt_goes_on_from_what_was_kept(run: Run) -> None:
             assert folder == bench.platform.settings.home.absolute() / "work" / bench.workshop.worker_id / job.id
             assert not os.listdir(folder)
             path = folder / "checkpoint.pt"
-            if kept := bench.records.files(LOCAL, job.id, "checkpoint"):
+            if kept := bench.records.files(LOCAL_OWNER, job.id, "checkpoint"):
                 await bench.workshop.fetch(kept[-1].storage_key, path)
                 found.append(path.read_text())
             if bench.attempts == 1:
@@ -490,7 +490,7 @@ def test_the_next_attempt_goes_on_from_what_was_kept(run: Run) -> None:
         bench.does = does
         job = await bench.finish((await bench.submit()).id)
         assert (job.state, found) == ("succeeded", ["after one epoch"])
-        [file] = bench.records.files(LOCAL, job.id)
+        [file] = bench.records.files(LOCAL_OWNER, job.id)
         assert bench.platform.store.get(file.storage_key) == b"after two"
 
     run(main)
@@ -530,7 +530,7 @@ def test_whoever_lost_it_leaves_nothing(run: Run) -> None:
             first = bench.workshop
             await first.keep(item, "checkpoint", bench.file("checkpoint.pt", "mine"))
             bench.at.change_item(item.id, worker_id="another")
-            another = Workshop(first.settings, first.store, first.jobs, "another", first.threads)
+            another = JobWorkspace(first.settings, first.store, first.jobs, "another", first.threads)
             await another.keep(item, "checkpoint", bench.file("checkpoint.pt", "later, of another"))
             blobs, told = bench.at.blobs(), len(bench.told(job.id))
 
@@ -548,7 +548,7 @@ def test_whoever_lost_it_leaves_nothing(run: Run) -> None:
                     await attempt()
                 refused.append(lost.value.code)
             assert (len(bench.told(job.id)), bench.at.job(job.id).progress) == (told, 0.0)
-            [file] = bench.records.files(LOCAL, job.id)
+            [file] = bench.records.files(LOCAL_OWNER, job.id)
             content = bench.platform.store.get(file.storage_key)
             assert (content, file.sha256) == (b"later, of another", hashlib.sha256(content).hexdigest())
             assert bench.at.blobs() == blobs
@@ -686,7 +686,7 @@ def test_clean_up(run: Run, state: str) -> None:
 
         def clean_up(keep: timedelta) -> dict[str, int]:
             store = platform.store
-            return CleanUp(
+            return GarbageCollector(
                 platform.records, bench.records, Datasets(platform.database), platform.job_queue, store, keep
             ).run()
 
@@ -735,30 +735,30 @@ def test_children_find_ekiben_where_it_is_not_installed(
 
 def test_children_of_an_installed_ekiben_see_their_own_packages_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYTHONPATH", raising=False)
-    monkeypatch.setattr(undertakings, "_HERE", Path("/opt/ekiben/lib/python3.11/site-packages"))
+    monkeypatch.setattr(workspace, "_HERE", Path("/opt/ekiben/lib/python3.11/site-packages"))
     assert "PYTHONPATH" not in child_environ()
 
 
 def pretend(known: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """This interpreter has the packages that are ``known``, and no others."""
     finder = SimpleNamespace(util=SimpleNamespace(find_spec=lambda name: name if name in known else None))
-    monkeypatch.setattr(torch_environment, "importlib", finder)
+    monkeypatch.setattr(environment, "importlib", finder)
 
 
 def test_which_python_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     known: set[str] = set()
     pretend(known, monkeypatch)
-    monkeypatch.setattr(torch_environment, "_ROOT", tmp_path)
+    monkeypatch.setattr(environment, "_ROOT", tmp_path)
     # The setting goes first, and has to be there.
     assert asyncio.run(training_python(sys.executable)) == sys.executable
-    with pytest.raises(NoTorch, match="EKIBEN_TRAINING_PYTHON is /nowhere/python") as missing:
+    with pytest.raises(TorchMissing, match="EKIBEN_TRAINING_PYTHON is /nowhere/python") as missing:
         asyncio.run(training_python("/nowhere/python"))
     assert missing.value.code == "training_unavailable"
     # Then this one, if it has all that it takes.
     known.update(("torch", "monai"))
     assert asyncio.run(training_python("")) == sys.executable
     known.remove("monai")
-    with pytest.raises(NoTorch, match="EKIBEN_TRAINING_PYTHON"):
+    with pytest.raises(TorchMissing, match="EKIBEN_TRAINING_PYTHON"):
         asyncio.run(training_python(""))
     # Then that of the checkout, which make brings up to date.
     makefile = tmp_path / "Makefile"
@@ -766,7 +766,7 @@ def test_which_python_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert asyncio.run(training_python("")) == str(tmp_path / ".venv-torch" / "bin" / "python")
     assert (tmp_path / ".venv-torch" / ".installed").is_file()
     makefile.write_text(".venv-torch/.installed: .PHONY\n\techo no network here >&2; exit 1\n.PHONY:\n")
-    with pytest.raises(NoTorch, match="could not be made") as failed:
+    with pytest.raises(TorchMissing, match="could not be made") as failed:
         asyncio.run(training_python(""))
     assert failed.value.code == "training_unavailable"
 
@@ -774,7 +774,7 @@ def test_which_python_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_making_the_environment_can_be_cancelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With all that make has started: pip would go on for minutes."""
     pretend(set(), monkeypatch)
-    monkeypatch.setattr(torch_environment, "_ROOT", tmp_path)
+    monkeypatch.setattr(environment, "_ROOT", tmp_path)
     recipe = "sh -c 'echo $$$$ > pid.new; mv pid.new pid; sleep 20; true'"
     (tmp_path / "Makefile").write_text(f".venv-torch/.installed:\n\t{recipe}\n")
 
@@ -845,7 +845,7 @@ def test_what_came_is_kept_where_the_commit_is_unsure(
         with tempfile.TemporaryFile() as upload:
             upload.write(b"PK")
             with pytest.raises(type(error)):
-                await platform.datasets.bring(DatasetOptions(name="cells"), upload, "a.zip", Asking())
+                await platform.datasets.bring(DatasetOptions(name="cells"), upload, "a.zip", JobTerms())
         keys = list(platform.store.list("datasets/"))
         assert [platform.store.get(key) for key in keys] == [b"PK"] * kept
 

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ekiben.errors import BadInput
-from services.upload import clean_name, parse_form
+from services.archives.filenames import clean_filename
+from services.rest.uploads.multipart import parse_form
 
 
 def form(**parts: object) -> tuple[bytes, bytes]:
@@ -66,4 +67,4 @@ def test_text_fields_may_come_as_files() -> None:
     ],
 )
 def test_file_names(given: str | None, kept: str | None) -> None:
-    assert clean_name(given) == kept
+    assert clean_filename(given) == kept

@@ -26,8 +26,8 @@ from db.migrate import migrate
 from db.session import connect
 from db.tables import Job, now
 from ekiben.errors import BadInput
-from services import webhooks
-from services.webhooks import Webhooks, check_url, message, sign
+from services.jobs import webhooks
+from services.jobs.webhooks import Webhooks, check_url, message, sign
 
 SECRET = "whsec_" + base64.b64encode(b"a key of 24 random bytes").decode()
 LATER = timedelta(days=1)

@@ -22,14 +22,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from services.datasets.child import Progress, Speaker
-from services.datasets.read import Prepared
+from ekiben.child_protocol import Progress, Speaker
+from ekiben.dataset_archive import DatasetArchive
 from tests.services.datasets.uploads import dataset, png, upload, zipped
 from tests.serving import ROOT
 
 
 def command(folder: Path) -> list[str]:
-    return [sys.executable, "-m", "services.datasets", "--folder", str(folder), "--with-parent"]
+    return [sys.executable, "-m", "services.datasets.importer", "--folder", str(folder), "--with-parent"]
 
 
 def run(folder: Path) -> tuple[list[dict[str, Any]], int, float]:
@@ -81,7 +81,7 @@ def test_nuclei(shared_data: Path, tmp_path: Path) -> None:
     assert (report["ok"], report["class_map"], report["files"]) == (True, "binary_0_255", 360)
     sizes = Counter(mask.shape for mask in masks.values())
     assert {(s["height"], s["width"]): s["images"] for s in report["sizes"]} == dict(sizes)
-    with Prepared.open(tmp_path / "dataset.zip") as prepared:
+    with DatasetArchive.open(tmp_path / "dataset.zip") as prepared:
         assert len(prepared) == 180
         for number in (0, 77, 179):
             name = prepared.samples[number].name
@@ -109,7 +109,7 @@ def test_membrane_is_black_in_its_masks(shared_data: Path, tmp_path: Path) -> No
         "images": 30,
     }
     assert [note["code"] for note in report["notes"]] == ["inverted"]
-    with Prepared.open(tmp_path / "dataset.zip") as prepared:
+    with DatasetArchive.open(tmp_path / "dataset.zip") as prepared:
         assert prepared.grey
 
 
@@ -198,7 +198,7 @@ def test_progress_is_said_again_where_nothing_is_new() -> None:
 
 def test_what_a_library_prints_does_not_reach_the_parent() -> None:
     program = (
-        "import os; from services.datasets.child import Speaker; speaker = Speaker.take_stdout();"
+        "import os; from ekiben.child_protocol import Speaker; speaker = Speaker.take_stdout();"
         "print('noise'); os.write(1, b'more noise'); speaker.result({'a': 1})"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, timeout=60, check=True)
@@ -208,7 +208,7 @@ def test_what_a_library_prints_does_not_reach_the_parent() -> None:
 
 def test_it_brings_no_torch() -> None:
     program = (
-        "import sys, services.datasets.__main__;"
+        "import sys, services.datasets.importer.__main__;"
         "print([m for m in ('torch', 'monai', 'pydicom', 'nibabel', 'bentoml', 'sqlmodel') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, timeout=60, check=True)

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from ekiben.errors import BadInput, Refusal, TooLarge
-from services.datasets.fetch import Network, fetch, is_public
+from services.datasets.importer.fetch import Network, fetch, is_public
 
 DATA = bytes(range(256)) * 1000
 PUBLIC = "93.184.215.14"

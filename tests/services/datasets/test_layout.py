@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from services.datasets.layout import Layout, find_pairs
+from services.datasets.importer.layout import Layout, find_pairs
 
 
 def found(tmp_path: Path, *names: str, head: bytes = b"-") -> Layout:

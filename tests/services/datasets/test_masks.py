@@ -12,9 +12,9 @@ from PIL import Image
 
 from ekiben.errors import BadImage, TooLarge
 from models.artifact import voc_palette
-from services.datasets.class_map import Decision, colors_decide, decide
-from services.datasets.mask_checks import is_noisy_binary
-from services.datasets.masks import MaskFacts, MaskPixels, facts_of, label_mask, read_mask
+from services.datasets.importer.class_map import Decision, colors_decide, decide
+from services.datasets.importer.mask_checks import is_noisy_binary
+from services.datasets.importer.mask_values import MaskPixels, MaskStatistics, label_mask, read_mask, statistics_of
 from tests.services.datasets import shapes
 from tests.services.datasets.uploads import blob, paletted, png
 from tests.toys import encoded, noise
@@ -28,7 +28,7 @@ def classes_of(
     masks: Sequence[bytes | MaskPixels], background: list[int] | None = None, names: list[str] | None = None
 ) -> tuple[Decision, list[NDArray[np.uint8]]]:
     read = [mask if isinstance(mask, MaskPixels) else read_mask(mask) for mask in masks]
-    facts = [facts_of(mask) for mask in read]
+    facts = [statistics_of(mask) for mask in read]
     decision = decide(facts, by_color=colors_decide(facts), snapped=False, background=background, names=names)
     applied = [decision.map.apply(mask) for mask in read]
     for seen, classes in zip(facts, applied, strict=True):
@@ -127,7 +127,7 @@ def test_labels_of_volumes_may_be_negative_and_large() -> None:
 def test_jpeg_noise_goes_to_the_nearer_value(quality: int) -> None:
     drawn = [blob(i, 255, 64, 64) for i in range(4)]
     read = [read_mask(encoded(Image.fromarray(mask), "JPEG", quality=quality)) for mask in drawn]
-    facts = [facts_of(mask) for mask in read]
+    facts = [statistics_of(mask) for mask in read]
     assert all(f.near_binary and f.lossy and f.distinct > 2 for f in facts)
     decision = decide(facts, by_color=False, snapped=True, background=None, names=None)
     assert decision.map.kind == "binary_0_255"
@@ -138,7 +138,7 @@ def test_jpeg_noise_goes_to_the_nearer_value(quality: int) -> None:
 
 
 def fault(pixels: NDArray[Any], format: str = "PNG") -> str | None:
-    return facts_of(read_mask(encoded(Image.fromarray(pixels), format))).fault
+    return statistics_of(read_mask(encoded(Image.fromarray(pixels), format))).fault
 
 
 def test_what_a_mask_with_too_many_values_looks_like() -> None:
@@ -155,8 +155,8 @@ def test_what_a_mask_with_too_many_values_looks_like() -> None:
     assert fault(np.repeat(np.repeat(np.arange(32, dtype=np.uint8).reshape(4, 8), 8, 0), 8, 1)) is None
 
 
-def facts(values: Sequence[int], counts: Sequence[int]) -> MaskFacts:
-    return facts_of(MaskPixels("values", np.repeat(np.array(values, np.uint8), counts)[None]))
+def facts(values: Sequence[int], counts: Sequence[int]) -> MaskStatistics:
+    return statistics_of(MaskPixels("values", np.repeat(np.array(values, np.uint8), counts)[None]))
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydicom.data import get_testdata_file
 
+from ekiben.dataset_archive import DatasetArchive
 from ekiben.errors import BadInput, NotFound
 from models.images import decode
-from services.datasets.read import Prepared
 from tests.services.datasets.uploads import Imported, blob, dataset, imported, picture, png
 from tests.toys import encoded, noise
 
@@ -46,9 +46,9 @@ def written(slice_: pydicom.Dataset) -> bytes:
     return out.getvalue()
 
 
-def opened(done: Imported) -> Prepared:
+def opened(done: Imported) -> DatasetArchive:
     assert done.refusal is None, done.refusal
-    return Prepared.open(done.archive)
+    return DatasetArchive.open(done.archive)
 
 
 def test_pictures_as_they_came_and_masks_by_class(tmp_path: Path) -> None:
@@ -222,11 +222,11 @@ def test_the_pictures_of_a_folder_beside(tmp_path: Path) -> None:
 def test_what_is_not_an_archive_or_not_in_it(tmp_path: Path) -> None:
     (tmp_path / "a.zip").write_bytes(b"no")
     with pytest.raises(BadInput, match=r"a\.zip is not a prepared dataset"):
-        Prepared.open(tmp_path / "a.zip")
+        DatasetArchive.open(tmp_path / "a.zip")
     with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
         archive.writestr("dataset.json", '{"format": 9}')
     with pytest.raises(BadInput, match="unknown format 9"):
-        Prepared.open(tmp_path / "b.zip")
+        DatasetArchive.open(tmp_path / "b.zip")
     with opened(imported(tmp_path / "c", dataset(3))) as prepared:
         with pytest.raises(NotFound, match="has 3 samples; there is no sample 3"):
             prepared.image(3)

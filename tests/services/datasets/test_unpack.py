@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ekiben.errors import BadInput, Refusal, TooLarge
-from services.datasets.unpack import Entry, Limits, unpack
+from services.datasets.importer.unpack import Entry, Limits, unpack
 from tests.models.peak import peak_growth_bytes
 
 SMALL = Limits(

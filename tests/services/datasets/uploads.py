@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ekiben.errors import Refusal
-from services.datasets.__main__ import import_dataset
-from services.datasets.report import Report
+from services.datasets.importer.__main__ import import_dataset
+from services.datasets.importer.report import Report
 from tests.toys import encoded, noise
 
 SIDE = 40

@@ -1,0 +1,141 @@
+"""The platform: the parts of one serving process, made in order and taken down in reverse."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import sqlalchemy as sa
+
+from db.blobs import BlobStore, open_store
+from db.datasets import Datasets
+from db.jobs import JobRecords
+from db.migrate import migrate
+from db.records import Records
+from db.registry import Registry
+from db.session import connect, ping
+from db.workers import Workers
+from ekiben.settings import Settings
+from services.bento.model_store import publish_bundled
+from services.datasets.service import DatasetService
+from services.inference.masks import Masks
+from services.inference.pipeline import InferencePipeline
+from services.inference.recording import Recorder
+from services.inference.vision import Vision
+from services.jobs.dbos_queue import JobQueue
+from services.jobs.service import JobService
+from services.model_registry.index import ModelIndex
+from services.model_registry.reconciler import ModelReconciler
+from services.model_registry.repository import ModelRepository
+from services.open_inference.inference import OpenInference
+from services.open_inference.management import ProtocolManagement
+from services.processes.health_checks import HealthChecks
+from services.runners.interface import Runner
+from services.runners.remote import RemoteRunner
+from services.trainings.service import TrainingService
+
+if TYPE_CHECKING:
+    from services.runners.local import LocalRunner
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class AppState:
+    """Everything a door may use."""
+
+    settings: Settings
+    database: sa.Engine
+    store: BlobStore
+    registry: Registry
+    records: Records
+    recorder: Recorder
+    index: ModelIndex
+    runner: Runner
+    vision: Vision
+    masks: Masks
+    models: ModelRepository
+    inference: OpenInference
+    catalogue: ProtocolManagement
+    job_queue: JobQueue
+    jobs: JobService
+    datasets: DatasetService
+    trainings: TrainingService
+    watch: ModelReconciler
+    health: HealthChecks
+
+    @classmethod
+    async def start(cls, settings: Settings, carried: Path | None = None, *, for_jobs: bool = False) -> AppState:
+        """Migrate, connect, warm the pinned models. ``carried``: artifact folders that the Bento brought along.
+
+        ``for_jobs``: no model is loaded before a job needs it, and what is cancelled is broken off.
+        """
+        await asyncio.to_thread(migrate, settings.resolved_database_url)
+        job_queue = JobQueue(settings.resolved_database_url)
+        await asyncio.to_thread(job_queue.migrate)
+        database = connect(settings.resolved_database_url)
+        store = await asyncio.to_thread(
+            open_store, settings.resolved_store_url, settings.s3_access_key, settings.s3_secret_key
+        )
+        registry = Registry(database)
+        if carried is not None:
+            await asyncio.to_thread(publish_bundled, carried, registry, store)
+        records = Records(database)
+        recorder = Recorder(records, store)
+        index = ModelIndex(registry, store, settings.home.absolute() / "models")
+        local: LocalRunner | None = None
+        if settings.topology == "embedded":
+            # Imported here: in the split topology a runner's metrics are those of its own process alone.
+            from services.runners.local import LocalRunner
+
+            local = LocalRunner(settings, index.locate, break_off=for_jobs)
+        runner: Runner = local if local is not None else RemoteRunner(settings.runner_url)
+        watch = ModelReconciler(index, local, settings.preloaded, eager=not for_jobs)
+        await watch.start()
+        requests = InferencePipeline(records, recorder)
+        vision = Vision(index, runner, requests, settings.timeout_s)
+        masks = Masks(index, runner, requests, settings.timeout_s, settings.auto_timeout_s)
+        job_records = JobRecords(database)
+        jobs = JobService(settings, job_records, Workers(database), job_queue, recorder)
+        datasets = DatasetService(settings, Datasets(database), records, store, jobs)
+        trainings = TrainingService(settings, Datasets(database), job_records, jobs, index, store)
+        health = HealthChecks(
+            {"database": lambda: ping(database), "store": store.check}, {"runner": runner.check, "pinned": watch.check}
+        )
+        models = ModelRepository(registry, index, runner, watch.process_id)
+        inference = OpenInference(index, vision, masks, settings.timeout_s)
+        return cls(
+            settings=settings,
+            database=database,
+            store=store,
+            registry=registry,
+            records=records,
+            recorder=recorder,
+            index=index,
+            runner=runner,
+            vision=vision,
+            masks=masks,
+            models=models,
+            inference=inference,
+            catalogue=ProtocolManagement(models, inference, health),
+            job_queue=job_queue,
+            jobs=jobs,
+            datasets=datasets,
+            trainings=trainings,
+            watch=watch,
+            health=health,
+        )
+
+    async def stop(self) -> None:
+        """Answer what is under way, write what waits, close."""
+        self.health.close()
+        await self.watch.stop()
+        await self.runner.close()
+        await self.recorder.close()
+        await asyncio.to_thread(self.records.close)
+        await asyncio.to_thread(self.job_queue.close)
+        self.store.close()
+        self.database.dispose()

@@ -1,0 +1,1 @@
+"""What ties Ekiben to BentoML: hosting, the model store, models inside a Bento."""

@@ -1,0 +1,1 @@
+"""Small concurrency primitives, each under its usual name."""

@@ -1,0 +1,51 @@
+"""Flights: one computation for all who ask for the same thing at the same time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Hashable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class _Flight(Generic[T]):
+    task: asyncio.Task[T]
+    waiting: int = 0
+
+
+class SingleFlight(Generic[T]):
+    """Runs at most one coroutine per key. It is cancelled when the last who waits for it has left."""
+
+    def __init__(self) -> None:
+        self._flights: dict[Hashable, _Flight[T]] = {}
+
+    def get(self, key: Hashable) -> bool:
+        """Whether somebody is at it."""
+        return key in self._flights
+
+    async def join(self, key: Hashable, start: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """The result of ``start()``, begun by whoever came first. Its error is raised to all."""
+        flight = self._flights.get(key)
+        if flight is None:
+            flight = _Flight(asyncio.create_task(start()))
+            self._flights[key] = flight
+            flight.task.add_done_callback(lambda task: self._landed(key, task))
+        flight.waiting += 1
+        try:
+            return await asyncio.shield(flight.task)
+        finally:
+            flight.waiting -= 1
+            if flight.waiting == 0 and not flight.task.done():
+                # Nobody may join what is being cancelled.
+                self._flights.pop(key, None)
+                flight.task.cancel()
+
+    def _landed(self, key: Hashable, task: asyncio.Task[T]) -> None:
+        known = self._flights.get(key)
+        if known is not None and known.task is task:
+            del self._flights[key]
+        if not task.cancelled():
+            task.exception()  # it was raised to those who waited; nobody else is to hear of it

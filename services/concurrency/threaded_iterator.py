@@ -1,0 +1,29 @@
+"""A blocking iterator, read from a coroutine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+
+
+async def iterate_in_thread(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
+    """The pieces of a generator that blocks, made in threads; it is closed when nobody reads on."""
+    making: asyncio.Future[bytes | None] | None = None
+
+    async def close() -> None:
+        # The generator cannot be closed while it makes a piece.
+        if making is not None:
+            await asyncio.wait([making])
+        if (end := getattr(pieces, "close", None)) is not None:
+            await asyncio.to_thread(end)
+
+    try:
+        while True:
+            making = asyncio.ensure_future(asyncio.to_thread(next, pieces, None))
+            piece = await asyncio.shield(making)
+            if piece is None:
+                return
+            if piece:
+                yield piece
+    finally:
+        await asyncio.shield(asyncio.ensure_future(close()))

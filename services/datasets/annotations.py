@@ -1,0 +1,99 @@
+"""Corrected masks: stored pictures and the masks that somebody put right, packed as a dataset's archive."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as Pictures
+
+from db.blobs import BlobStore
+from db.records import Records
+from db.tables import Image
+from ekiben.errors import BadInput, NotFound
+from models.images import EXTENSIONS, encode_png
+from models.masks.rle import from_coco, from_uncompressed
+
+BACKGROUND = "background"
+MAX_CLASSES = 255
+
+
+@dataclass(frozen=True, slots=True)
+class Annotation:
+    """One object of a picture. ``mask``: run lengths as this API gives them, or the id of a stored mask."""
+
+    image_id: str
+    mask: dict[str, Any] | str
+    class_name: str
+
+
+def classes_of(samples: Sequence[Annotation]) -> list[str]:
+    """Names by class index: background, then the others in the order in which they first occur."""
+    names = [BACKGROUND, *dict.fromkeys(sample.class_name for sample in samples if sample.class_name != BACKGROUND)]
+    if len(names) > MAX_CLASSES + 1:
+        raise BadInput(f"there are {len(names) - 1} classes; at most {MAX_CLASSES} are trained")
+    return names
+
+
+def pack(
+    samples: Sequence[Annotation],
+    classes: Sequence[str],
+    records: Records,
+    store: BlobStore,
+    owner: str,
+    out: IO[bytes],
+) -> int:
+    """Write ``images/`` and ``masks/`` of all samples into a ZIP; how many pictures. Blocks.
+
+    Masks of one picture are laid over each other in the order given. BadInput and NotFound name the sample.
+    """
+    by_image: dict[str, list[tuple[int, Annotation]]] = {}
+    for number, sample in enumerate(samples):
+        by_image.setdefault(sample.image_id, []).append((number, sample))
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
+        for position, (image_id, own) in enumerate(by_image.items()):
+            try:
+                image = records.image(owner, image_id)
+            except NotFound:
+                raise NotFound(f"samples[{own[0][0]}]: there is no image {image_id[:80]}") from None
+            levels = np.zeros((image.height, image.width), np.uint8)
+            for number, sample in own:
+                levels[_mask(number, sample, image, records, store, owner)] = classes.index(sample.class_name)
+            name = f"{position:06d}"
+            archive.writestr(f"images/{name}.{EXTENSIONS.get(image.mime_type, 'png')}", store.get(image.storage_key))
+            archive.writestr(f"masks/{name}.png", encode_png(Pictures.fromarray(levels)))
+    return len(by_image)
+
+
+def _mask(
+    number: int, sample: Annotation, image: Image, records: Records, store: BlobStore, owner: str
+) -> NDArray[np.bool_]:
+    """bool [height, width] of the picture as the user sees it."""
+    try:
+        mask = _decoded(sample.mask, records, store, owner)
+    except (BadInput, NotFound) as error:
+        raise type(error)(f"samples[{number}].mask: {error.message}") from None
+    if mask.shape != (image.height, image.width):
+        raise BadInput(
+            f"samples[{number}].mask is {mask.shape[1]} x {mask.shape[0]}, but the image is "
+            f"{image.width} x {image.height}"
+        )
+    return mask
+
+
+def _decoded(mask: dict[str, Any] | str, records: Records, store: BlobStore, owner: str) -> NDArray[np.bool_]:
+    if isinstance(mask, dict):
+        read = from_coco if isinstance(mask.get("counts"), str) else from_uncompressed
+        return read(mask).decode()
+    artifact = records.artifact(owner, mask.removeprefix("/v1/artifacts/"))
+    if artifact.mime_type != "image/png":
+        raise BadInput(f"artifact {artifact.id} is no picture of a mask but {artifact.mime_type}")
+    picture = Pictures.open(io.BytesIO(store.get(artifact.storage_key)))
+    if picture.mode not in ("1", "L", "P"):
+        raise BadInput(f"artifact {artifact.id} is a picture in colours, not a mask (kind mask is one)")
+    return np.asarray(picture) > 0

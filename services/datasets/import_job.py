@@ -1,0 +1,105 @@
+"""Importing datasets: the undertaking that turns an upload, or what lies behind a URL, into checked samples."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from db.datasets import Datasets, file_key
+from db.job_states import ClaimedItem, Settling
+from db.tables import Dataset, Job
+from ekiben.errors import NotFound
+from services.concurrency.retry import retry_while_unavailable
+from services.jobs.child_process import ChildFailed, Message, run_child
+from services.jobs.workspace import JobWorkspace, child_environ
+
+OPERATION = "import_dataset"
+
+
+class DatasetImportHandler:
+    """See ``Undertaking``. The job's parameters name the dataset."""
+
+    def __init__(self, workshop: JobWorkspace, datasets: Datasets) -> None:
+        self._workshop = workshop
+        self._datasets = datasets
+
+    async def __call__(self, job: Job, item: ClaimedItem) -> None:
+        workshop = self._workshop
+        dataset = (await workshop.ask(self._datasets.dataset, job.owner, job.parameters["dataset_id"])).dataset
+        folder = await asyncio.to_thread(workshop.folder, job)
+        try:
+            (folder / "import.json").write_bytes(orjson.dumps(self._options(job, dataset)))
+            if item.storage_key is not None:
+                await workshop.fetch(item.storage_key, folder / "upload.zip")
+            elif dataset.source["kind"] != "url":
+                raise NotFound("what was uploaded is gone")
+
+            async def say(message: Message) -> None:
+                if "event" in message:
+                    await workshop.note(item, message["event"], message["data"], message.get("progress"))
+
+            command = [sys.executable, "-m", "services.datasets.importer", "--folder", str(folder), "--with-parent"]
+            try:
+                result = await run_child(command, say, folder=folder, environ=child_environ())
+            except ChildFailed as failed:
+                if not (folder / "report.json").is_file():
+                    raise
+                await self._refused(item, dataset, folder, failed)
+                return
+            await self._imported(item, dataset, folder, result)
+        finally:
+            await asyncio.to_thread(workshop.clear, job)
+
+    def _options(self, job: Job, dataset: Dataset) -> dict[str, Any]:
+        settings = self._workshop.settings
+        return {
+            "name": dataset.name,
+            "source": "url" if dataset.source["kind"] == "url" else "upload",
+            "url": dataset.source.get("url"),
+            "classes": job.parameters.get("classes"),
+            "background": job.parameters.get("background"),
+            "max_mb": settings.dataset_mb,
+            "timeout_s": job.timeout_s,
+            "allow_private": settings.private_urls,
+        }
+
+    async def _imported(self, item: ClaimedItem, dataset: Dataset, folder: Path, result: dict[str, Any]) -> None:
+        workshop, report = self._workshop, _report(folder)
+        archive = folder / "dataset.zip"
+        preview = folder / "preview.png"
+        await workshop.put(file_key(dataset, "archive"), archive, "application/zip")
+        if preview.is_file():
+            await workshop.put(file_key(dataset, "preview"), preview, "image/png")
+        found = {
+            "state": "ready",
+            "samples": report["samples"],
+            "files": report["files"],
+            "bytes": archive.stat().st_size,
+            "classes": report["classes"],
+            "report": report,
+        }
+        answer = {"dataset_id": dataset.id, **result}
+        settling = Settling(item.job_id, item.id, workshop.worker_id, result=answer)
+        await retry_while_unavailable(lambda: workshop.ask(self._datasets.imported, dataset.id, settling, found))
+        if item.storage_key is not None:
+            await asyncio.to_thread(workshop.store.delete, item.storage_key)
+
+    async def _refused(self, item: ClaimedItem, dataset: Dataset, folder: Path, failed: ChildFailed) -> None:
+        """The report says what is wrong; it stays with the dataset."""
+        workshop, report = self._workshop, _report(folder)
+        preview = folder / "preview.png"
+        if preview.is_file():
+            await workshop.put(file_key(dataset, "preview"), preview, "image/png")
+        found = {"state": "refused", "samples": report["samples"], "files": report["files"], "report": report}
+        error = {"code": failed.code, "message": failed.message}
+        settling = Settling(item.job_id, item.id, workshop.worker_id, error=error)
+        await retry_while_unavailable(lambda: workshop.ask(self._datasets.imported, dataset.id, settling, found))
+
+
+def _report(folder: Path) -> dict[str, Any]:
+    report: dict[str, Any] = orjson.loads((folder / "report.json").read_bytes())
+    return report

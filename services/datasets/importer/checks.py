@@ -1,0 +1,184 @@
+"""What is wrong with a dataset, in words: its files, its pictures and, with mask_checks, its masks."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ekiben.training import FEW_IMAGES
+from models.limits import MAX_PIXELS
+from services.datasets.importer.class_map import Decision
+from services.datasets.importer.mask_checks import check_masks
+from services.datasets.importer.options import ImportOptions
+from services.datasets.importer.report import Findings, listed, several
+from services.datasets.importer.survey import SampleInfo, Survey
+
+FEWEST = 3
+SMALL_SIDE = 32
+DARK = 32
+
+_TROUBLES = {
+    "unreadable_image": (
+        "image cannot be read",
+        "images cannot be read",
+        "Save them again as PNG or TIFF, or take them and their masks out.",
+    ),
+    "unreadable_mask": (
+        "mask cannot be read",
+        "masks cannot be read",
+        "Save them again as PNG, or take them and their images out.",
+    ),
+    "image_too_large": (
+        "file is too large",
+        "files are too large",
+        f"Cut images and masks into parts of at most {MAX_PIXELS // 1_000_000} megapixels.",
+    ),
+    "size_mismatch": (
+        "mask has another size than its image",
+        "masks have another size than their images",
+        "Make each mask as large as its image (nearest neighbour, not smoothed); if a program turned the pictures, "
+        "export image and mask from the same one.",
+    ),
+    "slice_mismatch": (
+        "mask has another number of slices than its image",
+        "masks have another number of slices than their images",
+        "A volume and its mask need the same shape; the pages of a TIFF are slices, not channels.",
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """``decision`` is None where the masks' values could not be decided; ``groups``: of each sample."""
+
+    decision: Decision | None
+    groups: list[str]
+
+
+def check(survey: Survey, options: ImportOptions, findings: Findings) -> Verdict:
+    """Adds to ``findings`` what the survey shows."""
+    for code, (one, many, advice) in _TROUBLES.items():
+        found = [t for t in survey.troubles if t.what == code]
+        if found:
+            each = [f"{t.name} ({t.why})" for t in found]
+            findings.error(code, f"{several(len(found), one, many)}: {listed(each)}. {advice}", [t.name for t in found])
+    samples = survey.samples
+    decision = check_masks(samples, options, findings)
+    groups = _groups(samples)
+    if not survey.troubles:
+        _check_count(samples, groups, findings)
+    _check_duplicates(samples, decision, findings)
+    _check_pictures(samples, findings)
+    return Verdict(decision, groups)
+
+
+def _check_count(samples: Sequence[SampleInfo], groups: Sequence[str], findings: Findings) -> None:
+    count = len(set(groups))
+    volumes = any(s.in_volume for s in samples)
+    one, many = "different image", "different images"
+    if volumes:
+        one, many = "different image or volume", "different images or volumes"
+    same = f" ({len(samples)} images, but copies and slices of one volume count once)" if count < len(samples) else ""
+    if count < FEWEST:
+        findings.error(
+            "too_few",
+            f"There {'is' if count == 1 else 'are'} only {several(count, one, many)} with masks{same}: at least "
+            f"{FEWEST} are needed, to train on, to choose with and to test on. Add more pairs.",
+        )
+    elif count < FEW_IMAGES:
+        findings.warning(
+            "few_samples",
+            f"There are {count} {many} with masks{same}: with fewer than {FEW_IMAGES}, a training is measured by "
+            "cross-validation (several networks, each tested on another part). More images make a better model.",
+        )
+
+
+def _check_duplicates(samples: Sequence[SampleInfo], decision: Decision | None, findings: Findings) -> None:
+    alike: dict[str, list[SampleInfo]] = defaultdict(list)
+    for sample in samples:
+        if not (sample.in_volume and sample.blank):
+            alike[sample.sha256].append(sample)
+    copies = [found for found in alike.values() if len(found) > 1]
+    same = [f for f in copies if len({s.mask_sha256 for s in f}) == 1]
+    differing = [f for f in copies if len({s.mask_sha256 for s in f}) > 1]
+    for code, found, what, advice in (
+        ("duplicate_images", same, "several times, with the same mask", "Keep one of each."),
+        (
+            "conflicting_duplicates",
+            differing,
+            "several times, with different masks",
+            "A network cannot learn both answers: keep the right mask.",
+        ),
+    ):
+        if found:
+            names = [" = ".join(s.name for s in group[:5]) for group in found]
+            findings.warning(
+                code,
+                f"{several(len(found), 'image is', 'images are')} there {what}: {listed(names)}. {advice} The copies "
+                "stay on one side of every split.",
+                [s.name for group in found for s in group],
+            )
+
+
+def _check_pictures(samples: Sequence[SampleInfo], findings: Findings) -> None:
+    formats = Counter(s.format for s in samples if s.format)
+    if len(formats) > 1:
+        rare = min(formats, key=lambda kind: formats[kind])
+        findings.warning(
+            "mixed_formats",
+            "The images differ in their pixel format ("
+            + ", ".join(f"{kind}: {count}" for kind, count in formats.most_common())
+            + f"); all are read as 8-bit RGB. Check that {rare} images look like the others: "
+            f"{listed([s.name for s in samples if s.format == rare])}.",
+            [s.name for s in samples if s.format == rare],
+        )
+    dark = [s.name for s in samples if s.format.startswith("16") and s.brightest < DARK]
+    if dark:
+        findings.warning(
+            "dark_images",
+            f"{several(len(dark), '16-bit image uses', '16-bit images use')} only the lowest levels and will look "
+            f"almost black (16 bits are scaled to 8 by their full range): {listed(dark)}. Stretch the levels of all "
+            "images in the same way.",
+            dark,
+        )
+    turned = [s.name for s in samples if s.turned]
+    if turned:
+        findings.note(
+            "exif_turned",
+            f"{several(len(turned), 'image is', 'images are')} turned by EXIF: {listed(turned)}. Look at the preview: "
+            "their masks must fit the turned picture.",
+            turned,
+        )
+    small = [s.name for s in samples if min(s.width, s.height) < SMALL_SIDE]
+    if small:
+        findings.note(
+            "small_images",
+            f"{several(len(small), 'image is', 'images are')} smaller than {SMALL_SIDE} pixels on a side: "
+            f"{listed(small)}.",
+            small,
+        )
+    sizes = Counter((s.width, s.height) for s in samples)
+    if len(sizes) > 1:
+        shown = [f"{width} x {height} ({count})" for (width, height), count in sizes.most_common()]
+        findings.note("mixed_sizes", f"The images have {len(sizes)} sizes: {listed(shown)}.")
+
+
+def _groups(samples: Sequence[SampleInfo]) -> list[str]:
+    """The group of each sample: its volume or itself, joined where pictures are the same.
+
+    A blank slice joins nothing: all volumes begin with black.
+    """
+    parent: dict[str, str] = {}
+
+    def root(group: str) -> str:
+        while parent.setdefault(group, group) != group:
+            parent[group] = group = parent[parent[group]]
+        return group
+
+    first: dict[str, str] = {}
+    for sample in samples:
+        here = root(sample.group)
+        if not (sample.in_volume and sample.blank):
+            parent[here] = root(first.setdefault(sample.sha256, here))
+    return [root(sample.group) for sample in samples]

@@ -1,0 +1,257 @@
+"""Masks as they came: their values, what is wrong with one of them, and how values become classes."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from ekiben.errors import BadImage, TooLarge
+from models.limits import MAX_IMAGE_BYTES, MAX_PIXELS
+
+MAX_VALUES: Final = 32
+"""More values than this are no classes, unless as many class names are given."""
+
+MAX_NAMED_VALUES: Final = 256
+"""The same where names are given: a mask has one byte a pixel."""
+
+# GIF is read for masks only: a widely used set of cars has its masks in it, and its pixels are exact.
+_READ = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF")
+_LOW, _HIGH = 64, 192  # what JPEG does to the edges of a black-and-white mask stays outside these
+_MOST_BETWEEN = 0.05
+_BAND_PIXELS = 1 << 20
+_FAR_TOO_MANY = 4096  # values: it is a photo, and counting on would take long
+
+Kind = Literal["values", "palette", "colors"]
+Fault = Literal["photo", "soft", "instances", "jpeg", "blends", "colors"]
+
+
+@dataclass(frozen=True, slots=True)
+class MaskPixels:
+    """The pixels of one mask, EXIF-turned.
+
+    ``data`` [h, w]: grey levels or labels (``values``: uint8, uint16 or int32), indices (``palette``: uint8, and
+    ``palette`` holds uint8 [n, 3]), or 0xrrggbb (``colors``: uint32). ``lossy``: the file is a JPEG.
+    ``soft``: the file held fractions.
+    """
+
+    kind: Kind
+    data: NDArray[np.generic]
+    palette: NDArray[np.uint8] | None = None
+    lossy: bool = False
+    soft: bool = False
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width, height."""
+        return self.data.shape[1], self.data.shape[0]
+
+    def colors(self) -> NDArray[np.uint32]:
+        """0xrrggbb for each pixel; a value is a grey of that level."""
+        if self.kind == "colors":
+            return self.data.astype(np.uint32, copy=False)
+        if self.palette is not None:
+            return codes_of(self.palette)[self.data.astype(np.uint8, copy=False)]
+        return np.asarray(np.clip(self.data, 0, 255).astype(np.uint32) * np.uint32(0x010101))
+
+
+@dataclass(frozen=True, slots=True)
+class MaskStatistics:
+    """What the first pass keeps of one mask.
+
+    ``keys`` and ``counts``: its values and their pixels, ascending; empty where there are more than 256.
+    ``key_colors``: for a palette, 0xrrggbb of each key. ``dark`` and ``bright``: pixels below 128 and from it.
+    ``exact``: pixels of exactly 0 or 255. ``near_binary``: nothing but 0 and 255 with noise or soft edges.
+    """
+
+    kind: Kind
+    distinct: int
+    keys: NDArray[np.int64]
+    counts: NDArray[np.int64]
+    key_colors: NDArray[np.uint32] | None
+    lossy: bool
+    near_binary: bool
+    dark: int
+    bright: int
+    exact: int
+    fault: Fault | None
+
+    @property
+    def pixels(self) -> int:
+        return self.dark + self.bright
+
+
+def read_mask(data: bytes, page: int = 0) -> MaskPixels:
+    """The mask in the bytes of a PNG, JPEG, TIFF, BMP, WebP or GIF. Raises TooLarge, BadImage."""
+    if len(data) > MAX_IMAGE_BYTES:
+        raise TooLarge(f"the mask has {len(data)} bytes; at most {MAX_IMAGE_BYTES} are accepted")
+    try:
+        image = Image.open(io.BytesIO(data), formats=_READ)
+        if page:
+            image.seek(page)
+        if image.width * image.height > MAX_PIXELS:
+            raise TooLarge(f"the mask is {image.width} x {image.height}; at most {MAX_PIXELS} pixels are accepted")
+        lossy = image.format in ("JPEG", "MPO") or data[12:16] == b"VP8 "
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+        return _pixels(image, lossy)
+    except TooLarge:
+        raise
+    except Exception as error:  # Pillow's readers raise whatever their parsers run into; all of it is input
+        reason = "is truncated" if "truncated" in str(error).lower() else "is not a readable image"
+        raise BadImage(f"the mask {reason}") from None
+
+
+def label_mask(values: NDArray[np.integer]) -> MaskPixels:
+    """A mask of whole numbers, as volumes have them."""
+    low, high = (int(values.min()), int(values.max())) if values.size else (0, 0)
+    for kind in (np.uint8, np.uint16):
+        if low >= 0 and high <= np.iinfo(kind).max:
+            return MaskPixels("values", values.astype(kind))
+    return MaskPixels("values", values.astype(np.int32))
+
+
+def statistics_of(mask: MaskPixels) -> MaskStatistics:
+    """The histogram of a mask and what it looks like."""
+    keys, counts = _histogram(mask.data)
+    below = keys < 128
+    between = int(counts[(keys >= _LOW) & (keys < _HIGH)].sum()) if mask.kind == "values" else 0
+    near_binary = mask.kind == "values" and not mask.soft and _near_binary(keys, counts, between)
+    fault = None if near_binary else _fault(mask, keys, counts)
+    key_colors = None
+    if mask.palette is not None and len(keys) <= MAX_NAMED_VALUES:
+        key_colors = codes_of(mask.palette)[keys]
+    kept = len(keys) <= MAX_NAMED_VALUES
+    return MaskStatistics(
+        kind=mask.kind,
+        distinct=len(keys),
+        keys=keys if kept else keys[:0],
+        counts=counts if kept else counts[:0],
+        key_colors=key_colors,
+        lossy=mask.lossy,
+        near_binary=near_binary,
+        dark=int(counts[below].sum()),
+        bright=int(counts[~below].sum()),
+        exact=int(counts[(keys == 0) | (keys == 255)].sum()),
+        fault=fault,
+    )
+
+
+def _pixels(image: Image.Image, lossy: bool) -> MaskPixels:
+    mode = image.mode
+    if mode == "1":
+        return MaskPixels("values", np.asarray(image.convert("L")), lossy=lossy)
+    if mode == "L":
+        return MaskPixels("values", np.asarray(image), lossy=lossy)
+    if mode in ("P", "PA"):
+        palette = np.array(image.getpalette("RGB") or [0, 0, 0], np.uint8).reshape(-1, 3)
+        palette = np.concatenate([palette, np.zeros((256 - len(palette), 3), np.uint8)])
+        indices = np.asarray(image if mode == "P" else image.getchannel("P"))
+        # A palette of greys only is another way to write grey levels; by index, one that begins with white is inverted.
+        if (palette == palette[:, :1]).all():
+            return MaskPixels("values", palette[:, 0][indices], lossy=lossy)
+        return MaskPixels("palette", indices, palette, lossy=lossy)
+    if mode.startswith("I"):
+        return label_mask(np.asarray(image).astype(np.int64))
+    if mode == "F":
+        return _floats(np.asarray(image))
+    if mode in ("LA", "La", "RGBA", "RGBa"):
+        return _with_alpha(np.asarray(image.convert("RGBA")), lossy)
+    return _of_rgb(np.asarray(image.convert("RGB")), lossy)
+
+
+def _floats(values: NDArray[np.floating]) -> MaskPixels:
+    finite = np.nan_to_num(values.astype(np.float64), posinf=0, neginf=0)
+    whole = np.rint(finite)
+    if np.abs(finite - whole).max(initial=0) < 1e-6:
+        return label_mask(whole.astype(np.int64))
+    return MaskPixels("values", np.clip(finite * (255 if finite.max() <= 1 else 1), 0, 255).astype(np.uint8), soft=True)
+
+
+def _with_alpha(rgba: NDArray[np.uint8], lossy: bool) -> MaskPixels:
+    """Transparent pixels are background. Black drawn on transparency: the alpha alone is the mask."""
+    alpha = rgba[..., 3]
+    if not rgba[..., :3].any() and not (alpha == 255).all():
+        return MaskPixels("values", alpha, lossy=lossy)
+    return _of_rgb(np.where(alpha[..., None] == 0, np.uint8(0), rgba[..., :3]), lossy)
+
+
+def _of_rgb(rgb: NDArray[np.uint8], lossy: bool) -> MaskPixels:
+    if (rgb[..., 0] == rgb[..., 1]).all() and (rgb[..., 0] == rgb[..., 2]).all():
+        return MaskPixels("values", np.ascontiguousarray(rgb[..., 0]), lossy=lossy)
+    return MaskPixels("colors", codes_of(rgb), lossy=lossy)
+
+
+def codes_of(rgb: NDArray[np.uint8]) -> NDArray[np.uint32]:
+    """0xrrggbb of uint8 [..., 3]."""
+    codes = rgb[..., 0].astype(np.uint32)
+    for channel in (1, 2):
+        codes <<= np.uint32(8)
+        codes |= rgb[..., channel]
+    return codes
+
+
+def _histogram(data: NDArray[np.generic]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Values, ascending, and how often each is there. Where there are thousands, those of a part of the pixels."""
+    flat = data.ravel()
+    bands = (flat[start : start + _BAND_PIXELS] for start in range(0, flat.size, _BAND_PIXELS))
+    if data.dtype in (np.uint8, np.uint16):
+        counts = np.zeros(1 << 8 * data.dtype.itemsize, np.int64)
+        for band in bands:  # bincount makes 8 bytes of each value
+            counts += np.bincount(band, minlength=len(counts))
+        keys = np.flatnonzero(counts)
+        return keys, counts[keys]
+    found: Counter[int] = Counter()
+    for band in bands:
+        values, numbers = np.unique(band, return_counts=True)
+        found.update(dict(zip(values.tolist(), numbers.tolist(), strict=True)))
+        if len(found) > _FAR_TOO_MANY:
+            break
+    return (
+        np.array(sorted(found), np.int64),
+        np.array([found[value] for value in sorted(found)], np.int64),
+    )
+
+
+def _near_binary(keys: NDArray[np.int64], counts: NDArray[np.int64], between: int) -> bool:
+    if len(keys) == 1:
+        return int(keys[0]) in (0, 255)
+    low, high = int(counts[keys < _LOW].sum()), int(counts[keys >= _HIGH].sum())
+    if keys[0] < 0 or keys[-1] > 255 or not low or not high:
+        return False
+    return between <= _MOST_BETWEEN * int(counts.sum()) and between <= high // 2
+
+
+def _fault(mask: MaskPixels, keys: NDArray[np.int64], counts: NDArray[np.int64]) -> Fault | None:
+    """What a mask with too many values looks like; None where it has few enough."""
+    total = int(counts.sum())
+    if mask.soft:
+        return "soft"
+    if mask.kind == "colors":
+        if len(keys) <= MAX_VALUES:
+            return "jpeg" if mask.lossy else None
+        if mask.lossy:
+            cells = np.bincount((keys >> 22 << 4) + (keys >> 14 & 3) * 4 + (keys >> 6 & 3), weights=counts)
+            return "jpeg" if np.sort(cells)[-8:].sum() > 0.9 * total else "photo"
+        if np.sort(counts)[-8:].sum() > 0.6 * total:
+            return "blends"
+        return "colors" if len(keys) <= MAX_NAMED_VALUES else "photo"
+    if len(keys) <= MAX_VALUES:
+        return "jpeg" if mask.lossy and len(keys) > 2 else None
+    ends = int(counts[keys <= 16].sum()), int(counts[keys >= 239].sum())
+    if mask.lossy and min(ends) > 0.01 * total and np.sort(counts)[-4:].sum() > 0.5 * total:
+        return "jpeg"
+    data = mask.data[:: max(1, len(mask.data) // 512)].astype(np.int32)  # some hundred rows say enough
+    steps = np.abs(np.diff(data, axis=1))
+    inner = (data[:, :-1] != 0) & (data[:, :-1] != 255)
+    if not mask.lossy and inner.any() and (steps[inner] == 0).mean() > 0.6:
+        return "instances"
+    if keys[-1] <= 255 and (sum(ends) > 0.5 * total or (min(ends) > 0.01 * total and steps.mean() <= 4)):
+        # A dark picture has its levels near 0 as well, but none at the other end.
+        return "soft" if min(ends) else "photo"
+    return "photo"

@@ -1,0 +1,216 @@
+"""The files of a pair as frames: a picture is one, a volume as many as it has slices."""
+
+from __future__ import annotations
+
+import io
+from abc import ABC, abstractmethod
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from PIL import ExifTags, Image
+
+from ekiben.errors import BadImage, Refusal, TooLarge
+from models.images import EXTENSIONS, DecodedImage, decode, encode_png
+from models.limits import MAX_IMAGE_BYTES, MAX_PIXELS
+from models.medical.dicom import DicomVolume
+from models.medical.formats import is_dicom, is_nifti, open_volume
+from models.medical.volume import Volume
+from services.datasets.importer.mask_values import MaskPixels, label_mask, read_mask
+
+MAX_PAGES = 10_000
+
+_PNG_LEVEL = 4
+
+
+class SampleSource(ABC):
+    """One file of an upload, open for reading.
+
+    ``frames``: how many. ``volume``: whether it is more than a plain picture, so that its file is kept as it came.
+    ``series``: what frames of several files have in common, or None.
+    """
+
+    frames = 1
+    volume = False
+    series: str | None = None
+
+    @abstractmethod
+    def picture(self, frame: int) -> DecodedImage:
+        """The decoded frame. Raises a refusal where it cannot be read."""
+
+    @abstractmethod
+    def mask(self, frame: int) -> MaskPixels:
+        """The frame's values. Raises a refusal where it cannot be read."""
+
+    @abstractmethod
+    def stored(self, frame: int) -> tuple[bytes, str]:
+        """Bytes that models.images.decode reads, and their file ending."""
+
+    def format(self, frame: int) -> tuple[str, bool]:
+        """Pixel format in words, and whether EXIF turns the picture."""
+        return "", False
+
+    def geometry(self, frame: int) -> dict[str, Any]:
+        """Where in which space the frame lies, without the file."""
+        return {}
+
+    def close(self) -> None:
+        return None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_source(path: Path) -> SampleSource:
+    """The frames of ``path``. What it is, its first bytes tell. Raises BadImage, UnsupportedImage, TooLarge."""
+    with path.open("rb") as file:
+        head = file.read(4096)
+    if is_dicom(head) or is_nifti(head):
+        return _VolumeFile(open_volume(path))
+    if head[:4] in _TIFF and (pages := _pages(path)) > 1:
+        return _Pages(path, pages)
+    if path.stat().st_size > MAX_IMAGE_BYTES:
+        raise TooLarge(f"it has {path.stat().st_size} bytes; at most {MAX_IMAGE_BYTES} are accepted")
+    return _PictureFile(path)
+
+
+_TIFF = (b"II*\x00", b"MM\x00*")
+_BITS = {
+    **{"1": "1-bit grey", "L": "8-bit grey", "LA": "8-bit grey with alpha", "P": "palette", "F": "32-bit float"},
+    **{"RGB": "8-bit colour", "RGBA": "8-bit colour with alpha", "CMYK": "CMYK", "YCbCr": "8-bit colour"},
+}
+
+
+class _PictureFile(SampleSource):
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def picture(self, frame: int) -> DecodedImage:
+        return decode(self._path.read_bytes())
+
+    def mask(self, frame: int) -> MaskPixels:
+        return read_mask(self._path.read_bytes())
+
+    def stored(self, frame: int) -> tuple[bytes, str]:
+        data = self._path.read_bytes()
+        with Image.open(io.BytesIO(data)) as image:
+            return data, EXTENSIONS[Image.MIME["JPEG" if image.format == "MPO" else image.format or "PNG"]]
+
+    def format(self, frame: int) -> tuple[str, bool]:
+        try:
+            with Image.open(self._path) as image:
+                turned = image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
+                return _BITS.get(image.mode, "16-bit grey" if image.mode.startswith("I") else image.mode), turned
+        except Exception:  # as in decode: metadata that cannot be parsed says nothing
+            return "", False
+
+
+class _Pages(SampleSource):
+    """A TIFF whose pages have one size: a stack."""
+
+    volume = True
+
+    def __init__(self, path: Path, pages: int) -> None:
+        self._image = Image.open(path, formats=("TIFF",))
+        self.frames = pages
+        width, height = self._image.size
+        if width * height > MAX_PIXELS or pages > MAX_PAGES:
+            self._image.close()
+            raise TooLarge(
+                f"it has {pages} pages of {width} x {height}; at most {MAX_PAGES} of {MAX_PIXELS} pixels are accepted"
+            )
+
+    def picture(self, frame: int) -> DecodedImage:
+        return decode(self._png(frame))
+
+    def mask(self, frame: int) -> MaskPixels:
+        try:
+            self._image.seek(frame)
+            fractions = self._image.mode == "F"
+        except Exception:
+            raise BadImage(f"page {frame} is damaged") from None
+        if fractions:
+            raise BadImage(f"page {frame} has floating-point pixels: save the mask as whole numbers")
+        return read_mask(self._png(frame))
+
+    def stored(self, frame: int) -> tuple[bytes, str]:
+        return self._png(frame), "png"
+
+    def format(self, frame: int) -> tuple[str, bool]:
+        mode = self._image.mode
+        return _BITS.get(mode, "16-bit grey" if mode.startswith("I") else mode), False
+
+    def geometry(self, frame: int) -> dict[str, Any]:
+        return {"slice": frame, "axis": 0}
+
+    def close(self) -> None:
+        self._image.close()
+
+    def _png(self, frame: int) -> bytes:
+        """The page as a PNG of the same pixels: 16 bits stay 16 bits, indices keep their palette."""
+        try:
+            self._image.seek(frame)
+            if self._image.mode == "F":
+                raise BadImage(f"page {frame} has floating-point pixels, whose range is not defined")
+            page = self._image
+            if page.mode in ("CMYK", "YCbCr", "LAB"):
+                return encode_png(page.convert("RGB"), _PNG_LEVEL)
+            return encode_png(page.copy(), _PNG_LEVEL)
+        except Refusal:
+            raise
+        except Exception:
+            raise BadImage(f"page {frame} is damaged") from None
+
+
+class _VolumeFile(SampleSource):
+    volume = True
+
+    def __init__(self, volume: Volume) -> None:
+        self._volume = volume
+        self.frames = volume.depth
+        if isinstance(volume, DicomVolume):
+            self.series = str(volume.dataset.get("SeriesInstanceUID") or "") or None
+
+    def picture(self, frame: int) -> DecodedImage:
+        return DecodedImage(self._volume.slice(frame), "image/png")
+
+    def mask(self, frame: int) -> MaskPixels:
+        return label_mask(self._volume.values(frame))
+
+    def stored(self, frame: int) -> tuple[bytes, str]:
+        rgb = self._volume.slice(frame)
+        red, green, blue = rgb.split()
+        same = red.tobytes() == green.tobytes() == blue.tobytes()
+        return encode_png(red if same else rgb, _PNG_LEVEL), "png"
+
+    def geometry(self, frame: int) -> dict[str, Any]:
+        volume = self._volume
+        known: dict[str, Any] = {"slice": frame, "axis": volume.slice_axis}
+        if volume.affine is not None and np.isfinite(volume.affine).all():  # JSON has no other numbers
+            known["affine"] = volume.affine.tolist()
+        if volume.pixel_spacing is not None:
+            known["pixel_spacing"] = list(volume.pixel_spacing)
+        return known
+
+    def close(self) -> None:
+        self._volume.close()
+
+
+def _pages(path: Path) -> int:
+    """Pages of a TIFF, or 1 where they differ in size: then the others are thumbnails of the first."""
+    try:
+        with Image.open(path, formats=("TIFF",)) as image:
+            size, pages = image.size, getattr(image, "n_frames", 1)
+            for page in range(1, pages):
+                image.seek(page)
+                if image.size != size:
+                    return 1
+            return int(pages)
+    except Exception:  # the reader of the picture says what is wrong with it
+        return 1

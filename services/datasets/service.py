@@ -1,0 +1,184 @@
+"""Datasets as their owners see them: brought, listed, looked into, removed. Transport-free, beside Jobs."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import tempfile
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from db.blobs import BlobStore
+from db.datasets import Datasets, Shown, file_key
+from db.records import Page, Records
+from db.tables import Dataset, Job, now
+from ekiben.dataset_archive import DatasetArchive
+from ekiben.errors import BadInput, Unavailable
+from ekiben.ids import LOCAL_OWNER, new_id
+from ekiben.settings import Settings
+from services.datasets.annotations import Annotation, classes_of, pack
+from services.datasets.import_job import OPERATION
+from services.datasets.importer import fetch
+from services.jobs.service import JobService, JobTerms
+from services.schemas.datasets import DatasetOptions
+
+_OPEN = 4
+_PIECE = 1 << 20
+
+
+class DatasetService:
+    """Brings and shows datasets. All methods take ``owner``; nothing is found across owners."""
+
+    def __init__(
+        self, settings: Settings, datasets: Datasets, records: Records, store: BlobStore, jobs: JobService
+    ) -> None:
+        self._settings = settings
+        self._datasets = datasets
+        self._records = records
+        self._store = store
+        self._jobs = jobs
+        self._open: OrderedDict[str, DatasetArchive] = OrderedDict()
+
+    async def bring(
+        self,
+        options: DatasetOptions,
+        archive: IO[bytes] | None,
+        filename: str | None,
+        asking: JobTerms,
+        owner: str = LOCAL_OWNER,
+    ) -> tuple[str, Job, bool]:
+        """The id of the dataset, and the job that imports it; False: the job of an earlier request with this key.
+
+        ``archive`` is on disk. BadInput unless there is one of archive, url and samples.
+        """
+        ways = [archive is not None, options.url is not None, options.samples is not None]
+        if sum(ways) != 1:
+            raise BadInput("send one of: a ZIP as multipart field 'file', url, samples")
+        if options.url is not None:
+            fetch.parse(options.url)
+        if options.samples is None:
+            return await self._submit(options, archive, filename, options.classes, asking, owner)
+        samples = [Annotation(one.image_id, one.mask, one.class_name) for one in options.samples]
+        classes = options.classes or classes_of(samples)
+        if missing := sorted({one.class_name for one in samples} - set(classes)):
+            raise BadInput(f"classes lacks {missing[0][:80]!r}, which a sample has")
+        with tempfile.TemporaryFile(dir=self._settings.home) as made:
+            await asyncio.to_thread(pack, samples, classes, self._records, self._store, owner, made)
+            return await self._submit(options, made, None, classes, asking, owner)
+
+    async def _submit(
+        self,
+        options: DatasetOptions,
+        archive: IO[bytes] | None,
+        filename: str | None,
+        classes: Sequence[str] | None,
+        asking: JobTerms,
+        owner: str,
+    ) -> tuple[str, Job, bool]:
+        kind = "samples" if options.samples is not None else "url" if options.url is not None else "upload"
+        source = {"kind": kind, "url": options.url, "filename": filename}
+        dataset = Dataset(owner=owner, name=options.name, source=source, job_id=new_id(), created_at=now())
+        key = None
+        columns: dict[str, Any] = {}
+        if archive is not None:
+            key = file_key(dataset, "upload")
+            size, sha256 = await asyncio.to_thread(self._store_archive, archive, key)
+            columns = {"storage_key": key, "filename": filename, "mime_type": "application/zip"}
+            columns |= {"bytes": size, "sha256": sha256}
+        parameters: dict[str, Any] = {"dataset_id": dataset.id, "name": options.name, "classes": classes}
+        parameters |= {"background": options.background, "url": options.url}
+        # What was packed of samples is another file each time: they say themselves what was asked.
+        digest = columns.get("sha256") if options.samples is None else None
+        given = options.model_dump(mode="json") | {"sha256": digest}
+        created = uncertain = False
+        try:
+            job, created = await self._jobs.undertake(
+                "import",
+                OPERATION,
+                parameters,
+                asking,
+                job_id=dataset.job_id,
+                given=given,
+                item=columns,
+                rows=[dataset],
+                owner=owner,
+            )
+        except Unavailable:  # the commit may have happened: then what came is the job's
+            uncertain = True
+            raise
+        finally:
+            if key is not None and not created and not uncertain:
+                await asyncio.to_thread(self._store.delete, key)
+        return job.parameters["dataset_id"], job, created
+
+    def _store_archive(self, archive: IO[bytes], key: str) -> tuple[int, str]:
+        """Its size and SHA-256."""
+        archive.flush()
+        size = os.fstat(archive.fileno()).st_size
+        archive.seek(0)
+        digest = hashlib.sha256()
+        while piece := archive.read(_PIECE):
+            digest.update(piece)
+        archive.seek(0)
+        # The file has no name, so that nothing of it outlives this process; its descriptor has one.
+        self._store.put_file(key, Path(f"/dev/fd/{archive.fileno()}"), "application/zip")
+        return size, digest.hexdigest()
+
+    async def dataset(self, id: str, *, owner: str = LOCAL_OWNER) -> Shown:
+        return await asyncio.to_thread(self._datasets.dataset, owner, id)
+
+    async def datasets(self, page: int, limit: int, *, owner: str = LOCAL_OWNER) -> tuple[Page[Dataset], list[Shown]]:
+        """Newest first."""
+
+        def read() -> tuple[Page[Dataset], list[Shown]]:
+            found = self._datasets.datasets(owner, page, limit)
+            return found, self._datasets.shown(found.items)
+
+        return await asyncio.to_thread(read)
+
+    async def prepared(self, id: str, *, owner: str = LOCAL_OWNER) -> DatasetArchive:
+        """The samples of a dataset. NotFound; Conflict while it is not ready."""
+        dataset = await asyncio.to_thread(self._datasets.ready, owner, id)
+        return await asyncio.to_thread(self._prepared, dataset)
+
+    async def delete(self, id: str, *, owner: str = LOCAL_OWNER) -> None:
+        """Remove a dataset with its files. Conflict while it is imported, or a training needs it."""
+
+        def delete() -> None:
+            for key in self._datasets.delete(owner, id):
+                self._store.delete(key)
+            self._cached(id).unlink(missing_ok=True)
+
+        await asyncio.to_thread(delete)
+        self._open.pop(id, None)
+
+    def preview_key(self, dataset: Dataset) -> str:
+        """Where the preview sheet lies, if one was made."""
+        return file_key(dataset, "preview")
+
+    def _cached(self, id: str) -> Path:
+        return self._settings.home.absolute() / "cache" / "datasets" / f"{id}.zip"
+
+    def _prepared(self, dataset: Dataset) -> DatasetArchive:
+        if (known := self._open.get(dataset.id)) is not None:
+            return known
+        key = file_key(dataset, "archive")
+        path = self._store.local_path(key) or self._cached(dataset.id)
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_name(f".{new_id()}")
+            try:
+                with partial.open("wb") as file:
+                    for chunk in self._store.stream(key):
+                        file.write(chunk)
+                partial.replace(path)
+            finally:
+                partial.unlink(missing_ok=True)
+        prepared = DatasetArchive.open(path)
+        self._open[dataset.id] = prepared
+        while len(self._open) > _OPEN:
+            self._open.popitem(last=False)
+        return prepared

@@ -1,0 +1,61 @@
+"""The one table from refusals to HTTP statuses and gRPC codes."""
+
+from __future__ import annotations
+
+import logging
+
+from ekiben.errors import (
+    BadInput,
+    CallerLeft,
+    Conflict,
+    DeadlineExceeded,
+    NotFound,
+    Overloaded,
+    Refusal,
+    Temporary,
+    TooLarge,
+    TooSlow,
+    Unavailable,
+    Unsupported,
+    UnsupportedImage,
+)
+from services import metrics
+
+log = logging.getLogger(__name__)
+
+# The first row whose class fits wins, so subclasses stand before their parents. Then: HTTP status, gRPC code.
+STATUS: tuple[tuple[type[Refusal], int, str], ...] = (
+    (TooLarge, 413, "INVALID_ARGUMENT"),
+    (TooSlow, 408, "DEADLINE_EXCEEDED"),
+    (UnsupportedImage, 415, "INVALID_ARGUMENT"),
+    (BadInput, 400, "INVALID_ARGUMENT"),
+    (NotFound, 404, "NOT_FOUND"),
+    (Conflict, 409, "FAILED_PRECONDITION"),
+    (Unsupported, 501, "UNIMPLEMENTED"),
+    (CallerLeft, 499, "CANCELLED"),  # nginx's number for it; only logs and metrics see it
+    (DeadlineExceeded, 504, "DEADLINE_EXCEEDED"),
+    (Overloaded, 503, "UNAVAILABLE"),  # which clients may try again; RESOURCE_EXHAUSTED they may not
+    (Unavailable, 503, "UNAVAILABLE"),
+    (Temporary, 503, "UNAVAILABLE"),
+    (Refusal, 400, "INVALID_ARGUMENT"),
+)
+
+ROUTING_CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 415: "unsupported_media_type"}
+
+
+def status_of(refusal: Refusal) -> int:
+    return next(status for kind, status, _ in STATUS if isinstance(refusal, kind))
+
+
+def grpc_code_of(refusal: Refusal) -> str:
+    """The name of a grpc.StatusCode."""
+    return next(code for kind, _, code in STATUS if isinstance(refusal, kind))
+
+
+def code_and_message(error: BaseException) -> tuple[str, str]:
+    """What any error is called and what a caller is told of it; counted, and logged where it is no refusal."""
+    if isinstance(error, Refusal):
+        metrics.refused.labels(error.code).inc()
+        return error.code, error.message
+    log.error("internal error", exc_info=error)
+    return "internal_error", "internal error; the log has it under this request id"

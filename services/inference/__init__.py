@@ -1,0 +1,1 @@
+"""The inference operations, whichever transport asks for them."""

@@ -1,0 +1,3 @@
+"""What ``segmentation`` holds, by the format that was asked for."""
+
+from __future__ import annotations

@@ -1,0 +1,168 @@
+"""Children: programs that a worker starts for work that is long, or that may take the process along when it fails.
+
+A child says what it has to say as lines of JSON on its standard output, and ends when its standard input closes:
+
+- ``{"event": kind, "data": {...}, "progress": 0-1}``: an event of the job;
+- ``{"file": path}``: a file in the folder was replaced, and is worth keeping;
+- ``{"refusal": {"code", "message"}}``: why it ends without a result;
+- ``{"result": {...}}``: its last line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from ekiben.errors import Refusal
+
+log = logging.getLogger(__name__)
+
+Message = dict[str, Any]
+
+PATIENCE_S = 1.0
+"""A child that is asked to end has so long before it is killed."""
+
+_LINE = 16_000_000
+_LAST_LINES = 30
+_FIRST_VICTIM = b"1000"
+
+
+class ChildFailed(Refusal):
+    """A child ended without a result. ``code`` and text are its own, or say how it died."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message, code=code)
+
+
+async def run_child(
+    command: Sequence[str],
+    say: Callable[[Message], Awaitable[None]],
+    *,
+    folder: Path,
+    environ: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """The result of a child that works in ``folder``; ``say`` gets what it says before that, in order.
+
+    ChildFailed. When this is cancelled, or ``say`` raises, the child is ended with all that it started.
+    """
+    child = await start_process(
+        *command,
+        cwd=folder,
+        env=environ,
+        stdin=asyncio.subprocess.PIPE,  # never written to: it closes when this process ends, however that happens
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        limit=_LINE,
+    )
+    _offer_to_the_kernel(child.pid)
+    last: deque[str] = deque(maxlen=_LAST_LINES)
+    listening = asyncio.create_task(_listen(child, last))
+    refusal: dict[str, str] | None = None
+    result: dict[str, Any] | None = None
+    try:
+        if child.stdout is None:
+            raise RuntimeError("a child without a pipe")
+        while line := await child.stdout.readline():
+            message = _message(line)
+            if "result" in message:
+                result = message["result"]
+            elif "refusal" in message:
+                refusal = message["refusal"]
+            elif message:
+                await say(message)
+        status = await child.wait()
+    except BaseException:
+        await asyncio.shield(_end(child))
+        raise
+    finally:
+        listening.cancel()
+    if status == 0 and result is not None:
+        return result
+    if refusal is not None:
+        raise ChildFailed(str(refusal.get("code", "failed")), str(refusal.get("message", "it failed")))
+    raise _died(status, list(last))
+
+
+async def start_process(*command: str, **options: Any) -> asyncio.subprocess.Process:
+    """Start a process with a group of its own; cancelled meanwhile, all that it has started by then is killed."""
+    starting = asyncio.ensure_future(asyncio.create_subprocess_exec(*command, **options, start_new_session=True))
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        process = await starting
+        _signal(process.pid, signal.SIGKILL)
+        await process.wait()
+        raise
+
+
+def _message(line: bytes) -> Message:
+    try:
+        message = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        message = None
+    if not isinstance(message, dict):
+        log.warning("a child said what is no message", extra={"line": line[:200].decode(errors="replace")})
+        return {}
+    return message
+
+
+async def _listen(child: asyncio.subprocess.Process, last: deque[str]) -> None:
+    """What it logs goes into this process's log; the last lines say why it died."""
+    if child.stderr is None:
+        return
+    while True:
+        try:
+            line = await child.stderr.readline()
+        except ValueError:  # longer than any limit
+            continue
+        if not line:
+            return
+        text = line.decode(errors="replace").rstrip()
+        if text:
+            last.append(text)
+            log.debug("child: %s", text, extra={"child": child.pid})
+
+
+def _died(status: int, last: list[str]) -> ChildFailed:
+    tail = last[-1] if last else "it said nothing"
+    log.error("a child ended without a result", extra={"status": status, "said": last})
+    if status == -signal.SIGKILL:
+        return ChildFailed(
+            "out_of_memory", "it was killed by the system: most likely it needed more memory than there is"
+        )
+    if status < 0:
+        return ChildFailed(
+            "crashed", f"its process crashed ({signal.Signals(-status).name}); the last that it said: {tail[:300]}"
+        )
+    return ChildFailed("internal_error", "it ended with an internal error; the log has it under this job's id")
+
+
+async def _end(child: asyncio.subprocess.Process) -> None:
+    """End it with its group; it has PATIENCE_S after the first signal."""
+    if child.returncode is not None:
+        return
+    _signal(child.pid, signal.SIGTERM)
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(child.wait(), PATIENCE_S)
+    _signal(child.pid, signal.SIGKILL)  # it, or what it started and left behind
+    await child.wait()
+
+
+def _signal(group: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, number)
+
+
+def _offer_to_the_kernel(pid: int) -> None:
+    """When memory runs out this process goes first, before the server that others are asking."""
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{pid}/oom_score_adj").write_bytes(_FIRST_VICTIM)

@@ -1,0 +1,218 @@
+"""The queue of hands: who works on which job next. DBOS behind a few verbs; no other module knows of it.
+
+A queue entry names a job: the worker that takes it works on that job for a time slice (services/jobs/executor.py).
+What of a job is done is recorded in our own rows alone; DBOS orders the entries, gives each to one worker, and keeps
+those of dead workers.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Collection, Mapping
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from dbos import DBOS, DBOSClient, DBOSConfig, DBOSPortableJSONSerializer, EnqueueOptions
+from sqlmodel import Session
+
+from db.session import BUSY_MS, parse_url, refusing, set_wal
+from db.tables import Job
+
+log = logging.getLogger(__name__)
+
+QUEUES = {
+    "request": "ekiben-requests",
+    "batch": "ekiben-batches",
+    "import": "ekiben-imports",
+    "training": "ekiben-trainings",
+}
+"""By kind of job: what somebody waits for does not stand behind what nobody waits for."""
+
+POLL_S = {"request": 0.25, "batch": 0.25, "import": 1.0, "training": 1.0}
+"""How often each queue is looked into: an idle worker's processor time is spent on that."""
+
+_NAME = "ekiben"
+_VERSION = "1"  # of what a hand is: workers of another version leave the entries of this one alone
+_WORKFLOW = "hand"
+_WAITING = ["ENQUEUED", "PENDING", "DELAYED"]
+_AT_ONCE = 500
+
+
+class JobQueue:
+    """The queue as those see it who put hands in. Safe to use from several threads; every method blocks."""
+
+    def __init__(self, database_url: str) -> None:
+        self._url = database_url
+        self._engine: sa.Engine | None = None
+        self._client: DBOSClient | None = None
+        self._lock = threading.Lock()
+
+    def migrate(self) -> None:
+        """Bring the queue's tables to this version. Any number of processes may call it at once."""
+        with refusing():
+            DBOS.migrate(dbos_url(self._url))
+
+    def enqueue(self, session: Session, job: Job, number: int, *, delay_s: float = 0) -> None:
+        """Put a hand for ``job`` in, in the session's transaction: it is there when that commits."""
+        options: EnqueueOptions = {
+            "workflow_name": _WORKFLOW,
+            "workflow_id": f"{job.id}.{number}",
+            "queue_name": QUEUES.get(job.kind, QUEUES["batch"]),
+            "priority": 10 - job.priority,  # DBOS takes the lowest number first
+            "app_version": _VERSION,
+        }
+        if delay_s > 0:
+            options["delay_seconds"] = delay_s
+        self._open().enqueue_in_transaction(session.connection(), options, job.id)
+
+    def withdraw(self, job: Job) -> None:
+        """Take the hands of a job that is over out of the queue; those in a worker see for themselves that it is."""
+        # Those of a retry that came meanwhile have later numbers.
+        ids = self._ids(job, ["ENQUEUED", "DELAYED"])
+        if waiting := [ident for ident in ids if int(ident.rpartition(".")[2]) < job.hands]:
+            self._open().cancel_workflows(waiting)
+
+    def forget(self, job: Job) -> None:
+        """Remove all trace of a job that is removed."""
+        ids = self._ids(job)
+        for start in range(0, len(ids), _AT_ONCE):
+            self._open().delete_workflows(ids[start : start + _AT_ONCE])
+
+    def forget_done(self, before: datetime) -> int:
+        """Remove some of the entries that were worked off before a moment; how many. 0: there are no more."""
+        done = self._open().list_workflows(
+            status=["SUCCESS", "ERROR", "CANCELLED"],
+            completed_before=before.isoformat(),
+            limit=_AT_ONCE,
+            load_input=False,
+            load_output=False,
+        )
+        if done:
+            self._open().delete_workflows([row.workflow_id for row in done])
+        return len(done)
+
+    def has_hands(self, job_id: str) -> bool:
+        """Whether a hand for the job waits, or is in some worker."""
+        found = self._open().list_workflows(
+            workflow_id_prefix=f"{job_id}.", status=_WAITING, limit=1, load_input=False, load_output=False
+        )
+        return bool(found)
+
+    def resume_orphans(self, workers: Collection[str]) -> list[str]:
+        """Hands whose worker is none of these go back into the queue; their jobs' ids.
+
+        Never in a coroutine, and never in a hand.
+        """
+        pending = self._open().list_workflows(status="PENDING", load_input=False, load_output=False)
+        lost = [row for row in pending if row.executor_id not in workers and row.queue_name]
+        for row in lost:
+            self._open().resume_workflow(row.workflow_id, queue_name=row.queue_name)
+        return [row.workflow_id.partition(".")[0] for row in lost]
+
+    def close(self) -> None:
+        with self._lock:
+            if self._client is not None:
+                self._client.destroy()
+            if self._engine is not None:
+                self._engine.dispose()
+            self._client = self._engine = None
+
+    def _ids(self, job: Job, status: list[str] | None = None) -> list[str]:
+        found = self._open().list_workflows(
+            workflow_id_prefix=f"{job.id}.", status=status, load_input=False, load_output=False
+        )
+        return [row.workflow_id for row in found]
+
+    def _open(self) -> DBOSClient:
+        with self._lock:
+            if self._client is None:
+                self._engine = _engine(self._url)
+                self._client = DBOSClient(
+                    system_database_url=dbos_url(self._url),
+                    system_database_engine=self._engine,
+                    serializer=DBOSPortableJSONSerializer(),  # its own default would be pickle
+                    application_name=_NAME,
+                    system_database_pool_size=2,
+                    retry_connection_errors=False,
+                    lazy=True,
+                )
+            return self._client
+
+
+class QueueConsumer:
+    """The queue as a worker sees it: calls ``work(job_id)`` on threads of its own for each hand that it takes.
+
+    One per process: DBOS keeps its state in the module. ``start`` and ``stop`` must not be called in a coroutine.
+    """
+
+    def __init__(self, database_url: str, worker_id: str, work: Callable[[str], Any], slots: Mapping[str, int]) -> None:
+        self._url = database_url
+        self._worker_id = worker_id
+        self._work = work
+        self._slots = slots
+        self._engine: sa.Engine | None = None
+
+    def start(self) -> None:
+        """Take hands from now on, of each kind of job as many at once as ``slots`` says."""
+        self._engine = _engine(self._url)
+        config: DBOSConfig = {
+            "name": _NAME,
+            "system_database_url": dbos_url(self._url),
+            "executor_id": self._worker_id,
+            "application_version": _VERSION,
+            "serializer": DBOSPortableJSONSerializer(),
+            "log_level": "WARNING",
+            "run_migrations": False,
+            "use_listen_notify": False,
+            "scheduler_polling_interval_sec": 600.0,  # of schedules, which are not used here
+        }
+        if self._engine is not None:
+            config["system_database_engine"] = self._engine
+        DBOS(config=config)
+
+        # Attempts are counted in our own rows: what is taken over counts anew in DBOS.
+        @DBOS.workflow(name=_WORKFLOW, max_recovery_attempts=1_000_000)
+        def hand(job_id: str) -> str:
+            self._work(job_id)
+            return ""
+
+        DBOS.launch()
+        for kind, slots in self._slots.items():
+            DBOS.register_queue(
+                QUEUES[kind], worker_concurrency=slots, polling_interval_sec=POLL_S[kind], on_conflict="always_update"
+            )
+
+    def stop(self, patience_s: float) -> None:
+        """Take no more; wait for the hands that work."""
+        DBOS.destroy(workflow_completion_timeout_sec=max(0, round(patience_s)))
+        if self._engine is not None:
+            self._engine.dispose()
+
+
+def dbos_url(database_url: str) -> str:
+    """The address as DBOS takes it: it brings a PostgreSQL driver of its own."""
+    url = parse_url(database_url)
+    if url.get_backend_name() == "postgresql":
+        url = url.set(drivername="postgresql")
+    return url.render_as_string(hide_password=False)
+
+
+def _engine(database_url: str) -> sa.Engine | None:
+    """For SQLite, connections like our own ones; DBOS would leave the journal mode and the timeout to the driver."""
+    url = parse_url(database_url)
+    if url.get_backend_name() != "sqlite":
+        return None
+    engine = sa.create_engine(url, pool_size=4, max_overflow=8, connect_args={"check_same_thread": False})
+
+    @sa.event.listens_for(engine, "connect")
+    def prepare(connection: Any, record: object) -> None:
+        connection.isolation_level = "IMMEDIATE"  # of what writes; what only reads takes no lock
+        connection.execute(f"PRAGMA busy_timeout={BUSY_MS}")
+        set_wal(connection)
+        # A queue entry is repeated by our rows: losing the last ones in a power cut loses no work.
+        connection.execute("PRAGMA synchronous=NORMAL")
+        connection.execute("PRAGMA foreign_keys=ON")
+
+    return engine

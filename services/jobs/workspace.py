@@ -1,0 +1,156 @@
+"""Undertakings: jobs of one long piece of work - to import a dataset, to train a model - that children do."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import mimetypes
+import os
+import shutil
+from collections.abc import Callable, Collection
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from db.blobs import BlobStore, new_key
+from db.job_states import ClaimedItem
+from db.jobs import JobRecords
+from db.tables import Artifact, Job, now
+from ekiben.errors import Unavailable
+from ekiben.ids import derived_id, new_id
+from ekiben.settings import PREFIX, Settings
+from services.concurrency.retry import retry_while_unavailable
+
+T = TypeVar("T")
+
+_HERE = Path(__file__).parents[2]
+
+
+class JobHandler(Protocol):
+    async def __call__(self, job: Job, item: ClaimedItem) -> None:
+        """Do the work of ``job``, and end ``item`` in the transaction that stores what came out.
+
+        Refusals fail the item, temporary ones let it be tried again. Cancelled, it leaves nothing running.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class JobWorkspace:
+    """What undertakings of one worker share: where they work, and how they tell and keep what comes of it."""
+
+    settings: Settings
+    store: BlobStore
+    jobs: JobRecords
+    worker_id: str
+    threads: Executor
+
+    def folder(self, job: Job) -> Path:
+        """An empty folder for this job."""
+        folder = self._folder(job)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        return folder
+
+    def clear(self, job: Job) -> None:
+        folder = self._folder(job)
+        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # there is other work
+            folder.parent.rmdir()
+
+    def tidy(self, workers: Collection[str]) -> None:
+        """Remove what workers left that were killed: all folders but those of ``workers``."""
+        for folder in self._root.iterdir() if self._root.is_dir() else ():
+            if folder.name not in workers:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    async def note(self, item: ClaimedItem, kind: str, data: dict[str, Any], progress: float | None = None) -> None:
+        """An event of the job. Conflict (LOST) when somebody else has the item now."""
+        await retry_while_unavailable(lambda: self.ask(self.jobs.note, item, self.worker_id, kind, data, progress))
+
+    async def keep(self, item: ClaimedItem, kind: str, path: Path) -> Artifact:
+        """Store a file as the job's; one of the same name and kind is replaced. Conflict (LOST) as above."""
+        return await retry_while_unavailable(lambda: asyncio.to_thread(self._keep, item, kind, path))
+
+    async def put(self, key: str, path: Path, mime_type: str) -> None:
+        """Write a file into the store."""
+        await retry_while_unavailable(lambda: asyncio.to_thread(self.store.put_file, key, path, mime_type))
+
+    async def fetch(self, key: str, path: Path) -> None:
+        """Write a blob into a file, or link to it where it lies on this disk. NotFound."""
+        await retry_while_unavailable(lambda: asyncio.to_thread(self._fetch, key, path))
+
+    async def ask(self, work: Callable[..., T], *given: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self.threads, work, *given)
+
+    @property
+    def _root(self) -> Path:
+        return self.settings.home.absolute() / "work"
+
+    def _folder(self, job: Job) -> Path:
+        # One for each worker: the child of one that is thought dead may still write when another takes its work over.
+        return self._root / self.worker_id / job.id
+
+    def _keep(self, item: ClaimedItem, kind: str, path: Path) -> Artifact:
+        # The child may replace the file meanwhile: a link holds on to this one.
+        held = path.with_name(f".{path.name}.kept")
+        held.unlink(missing_ok=True)
+        os.link(path, held)
+        try:
+            mime_type = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+            # The row is known by its name, the blob is new each time: whoever lost the item must not write over it.
+            ident = derived_id(item.id, f"{kind}/{path.name}")
+            with held.open("rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            artifact = Artifact(
+                id=ident,
+                owner=item.owner,
+                job_id=item.job_id,
+                kind=kind,
+                storage_key=new_key("artifacts", new_id(), path.suffix, now()),
+                mime_type=mime_type,
+                bytes=held.stat().st_size,
+                sha256=sha256,
+            )
+            self.store.put_file(artifact.storage_key, held, mime_type)
+        finally:
+            held.unlink(missing_ok=True)
+        try:
+            replaced = self.jobs.keep_file(item, self.worker_id, artifact)
+        except Unavailable:  # it may have been committed
+            raise
+        except Exception:
+            self.store.delete(artifact.storage_key)
+            raise
+        if replaced is not None:
+            self.store.delete(replaced)
+        return artifact
+
+    def _fetch(self, key: str, path: Path) -> None:
+        local = self.store.local_path(key)
+        if local is not None:
+            try:
+                os.link(local, path)
+            except OSError:  # another file system, or one without links
+                shutil.copyfile(local, path)
+            return
+        partial = path.with_name(f".{path.name}.partial")
+        with partial.open("wb") as file:
+            for chunk in self.store.stream(key):
+                file.write(chunk)
+        partial.replace(path)
+
+
+def child_environ() -> dict[str, str]:
+    """This process's environment without Ekiben's settings: a child has no business with keys and databases.
+
+    It finds Ekiben where this process did: in a Bento it is not installed, and the child works in another folder. Where
+    it is installed a child has it too, and perhaps another Python, which must not see the packages of this one.
+    """
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+    if _HERE.name in ("site-packages", "dist-packages"):
+        return environ
+    path = [str(_HERE), environ.get("PYTHONPATH", "")]
+    return {**environ, "PYTHONPATH": os.pathsep.join(filter(None, path))}

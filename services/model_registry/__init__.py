@@ -1,0 +1,1 @@
+"""Models of this process: index, repository, reconciler, version files, ONNX imports."""

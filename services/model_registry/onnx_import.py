@@ -1,0 +1,37 @@
+"""Importing: an uploaded ONNX file becomes a model version."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from db.blobs import BlobStore
+from db.publishing import publish_folder
+from db.registry import Registry
+from db.tables import ModelVersion
+from models.artifact import sha256_of
+from models.onnx_import.artifact_builder import build_artifact
+from services.schemas.models import ModelUploadOptions
+
+MAX_MODEL_BYTES = 512 * 1024 * 1024
+"""Of an upload over HTTP; the command line takes up to 2 GB."""
+
+
+def import_upload(
+    registry: Registry, store: BlobStore, data: bytes, file_name: str | None, options: ModelUploadOptions
+) -> ModelVersion:
+    """The version that was published. BadModelFile says what is wrong with the file; nothing is left behind then."""
+    with tempfile.TemporaryDirectory(prefix="ekiben-import-") as scratch:
+        file = Path(scratch, "upload.onnx")
+        file.write_bytes(data)
+        folder = Path(scratch, "artifact")
+        manifest = build_artifact(file, folder, options, file_name=file_name or "")
+        return publish_folder(
+            registry,
+            store,
+            folder,
+            name=options.name,
+            manifest=manifest.model_dump(mode="json"),
+            digest=manifest.digest,
+            lineage={"source": "upload", "sha256": sha256_of(file)},
+        )

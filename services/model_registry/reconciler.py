@@ -1,0 +1,184 @@
+"""The watch: this process follows the registry, loads and unloads what is wanted, and reports what it holds."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import time
+from collections.abc import Coroutine
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from db.listing import Listed
+from db.replicas import Holding
+from ekiben.errors import Refusal, Unavailable
+from ekiben.ids import new_id
+from models.engine.engine import ModelKey, ModelState
+from services.model_registry.index import ModelIndex
+
+if TYPE_CHECKING:
+    from services.runners.local import LocalRunner
+
+log = logging.getLogger(__name__)
+
+POLL_S = 0.5
+HEARTBEAT_S = 5.0
+
+
+class ModelReconciler:
+    """Runs on the event loop of a process. ``runner`` None: the models live elsewhere, only the index is kept fresh.
+
+    Not ``eager``: nothing is loaded because it is wanted loaded, as in a worker that has no job.
+    """
+
+    def __init__(
+        self, index: ModelIndex, runner: LocalRunner | None, pinned: tuple[str, ...], *, eager: bool = True
+    ) -> None:
+        self.process_id = new_id()
+        self._index = index
+        self._runner = runner
+        self._pinned = pinned
+        self._eager = eager
+        self._reported: list[ModelState] | None = None
+        self._reported_at = 0.0
+        self._seen: dict[tuple[str, str], tuple[str, datetime]] = {}
+        self._followed = -1
+        self._quiet = False
+        self._task: asyncio.Task[None] | None = None
+        self._loads: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Read the registry and warm the pinned models, then keep following. Raises if the first read fails."""
+        await asyncio.to_thread(self._index.refresh)
+        if self._runner is not None and self._eager:
+            there = {m.model.name for m in self._index.listed() if m.active is not None}
+            for name in set(self._pinned) - there:
+                log.warning("model to preload is not there", extra={"model": name})
+            for listed in self._index.listed():
+                if listed.active is not None and (
+                    listed.model.name in self._pinned or listed.model.desired == "loaded"
+                ):
+                    await self._load(_key(listed), pin=True)
+            self._follow()
+        self._task = asyncio.create_task(self._run())
+
+    async def check(self) -> None:
+        """Unavailable while a pinned model that is there is not warm in this process."""
+        if self._runner is None:
+            return
+        ready = {s.key for s in self._runner.engine.states() if s.state == "ready"}
+        cold = [
+            m.model.name
+            for m in self._index.listed()
+            if m.active is not None and m.model.name in self._pinned and _key(m) not in ready
+        ]
+        if cold:
+            raise Unavailable(f"not loaded: {', '.join(sorted(cold))}")
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+        if self._runner is not None:
+            try:
+                await asyncio.to_thread(self._index.registry.forget, self.process_id)
+            except Refusal:
+                log.warning("replica rows not removed; they expire by themselves")
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(POLL_S)
+            try:
+                await asyncio.to_thread(self._index.refresh)
+                # Requests refresh the index too: what has been followed is this watch's own to know.
+                if self._index.revision != self._followed and self._runner is not None:
+                    self._follow()
+                if self._runner is not None:
+                    self._runner.observe_gauges()
+                    await self._report(self._runner)
+                self._quiet = False
+            except Refusal as error:
+                if not self._quiet:
+                    log.warning("registry not reachable: %s", error)
+                self._quiet = True
+            except Exception:
+                log.exception("registry watch")
+
+    def _follow(self) -> None:
+        """Bring this process to what the registry wants: new versions first, then the old ones go."""
+        runner = self._runner
+        if runner is None:
+            return
+        self._followed = self._index.revision
+        held = {s.key: s for s in runner.engine.states()}
+        wanted = {_key(m): m for m in self._index.listed() if m.active is not None}
+        for key, listed in wanted.items():
+            others = [k for k, s in held.items() if k[:2] == key[:2] and k != key and s.state == "ready"]
+            # Wanted once, not for ever: the next request may load it again.
+            asked = (listed.model.desired, listed.model.updated_at)
+            fresh = self._seen.get(key[:2]) != asked
+            self._seen[key[:2]] = asked
+            if listed.model.desired == "unloaded":
+                if fresh:
+                    self._spawn(self._unload([k for k in (key, *others) if k in held]))
+                continue
+            pin = listed.model.desired == "loaded" or key.name in self._pinned
+            for other in others:
+                runner.engine.unpin(other)  # else a budget that holds one version would never let the next one in
+            absent = key not in held or held[key].state in ("unloaded", "failed")
+            pin = pin and self._eager
+            if absent and (pin or others):
+                self._spawn(self._replace(key, others, pin))
+            elif others:
+                self._spawn(self._unload(others))
+        known = {ModelKey(r.owner, r.name, r.version) for m in self._index.listed() for r in m.versions}
+        for key in held:
+            if key.owner == "local" and key not in known:
+                self._spawn(asyncio.to_thread(runner.engine.forget, key))
+
+    async def _replace(self, key: ModelKey, others: list[ModelKey], pin: bool) -> None:
+        if await self._load(key, pin=pin):
+            await self._unload(others)
+
+    async def _load(self, key: ModelKey, *, pin: bool) -> bool:
+        if self._runner is None:
+            return False
+        try:
+            await self._runner.load(key, pin=pin)
+        except Exception as error:
+            log.warning("model not loaded: %s", error, extra={"model": key.name, "version": key.version})
+            return False
+        return True
+
+    async def _unload(self, keys: list[ModelKey]) -> None:
+        for key in keys:
+            if self._runner is not None:
+                await self._runner.unload(key)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._loads.add(task)
+        task.add_done_callback(self._loads.discard)
+
+    async def _report(self, runner: LocalRunner) -> None:
+        states = runner.engine.states()
+        now = time.monotonic()
+        if states == self._reported and now - self._reported_at < HEARTBEAT_S:
+            return
+        if not states and not self._reported:
+            return
+        holdings = [
+            Holding(s.key.name, s.key.version, s.state, s.reason or None, s.memory_bytes, s.key.owner) for s in states
+        ]
+        await asyncio.to_thread(
+            self._index.registry.report, self.process_id, socket.gethostname(), os.getpid(), holdings
+        )
+        self._reported, self._reported_at = states, now
+
+
+def _key(listed: Listed) -> ModelKey:
+    row = listed.active
+    if row is None:
+        raise ValueError(f"{listed.model.name} has no active version")
+    return ModelKey(row.owner, row.name, row.version)

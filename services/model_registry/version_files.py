@@ -1,0 +1,47 @@
+"""The files of a model's versions: listed, taken along, removed."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator
+from typing import Any
+
+from db.blobs import BlobStore
+from db.registry import Registry
+from db.tables import ModelVersion
+from services.archives.zip_stream import GrowingBuffer
+
+
+def version_body(row: ModelVersion) -> dict[str, Any]:
+    """See wire.VersionBody."""
+    return {
+        "version": row.version,
+        "active": row.active,
+        "digest": row.digest,
+        "bytes": row.bytes,
+        "metrics": row.metrics,
+        "lineage": row.lineage,
+        "created_at": row.created_at,
+    }
+
+
+def zip_version(store: BlobStore, row: ModelVersion) -> Iterator[bytes]:
+    """A ZIP of the artifact folder, written as it is read."""
+    out = GrowingBuffer()
+    dated = row.created_at.timetuple()[:6]
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
+        for key in sorted(store.list(row.location)):
+            entry = zipfile.ZipInfo(key.removeprefix(row.location), dated)
+            entry.external_attr = 0o644 << 16
+            with archive.open(entry, "w", force_zip64=True) as file:
+                for piece in store.stream(key):
+                    file.write(piece)
+                    yield out.taken()
+    yield out.taken()
+
+
+def remove_files(registry: Registry, store: BlobStore, name: str, version: int) -> None:
+    """Forget a version and remove its files. NotFound, Conflict. Blocks."""
+    location = registry.delete_version(name, version)
+    for key in list(store.list(location)):
+        store.delete(key)

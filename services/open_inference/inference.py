@@ -1,0 +1,228 @@
+"""Inference by the Open Inference Protocol: named tensors in, named tensors out. Both its doors call this."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ekiben.errors import BadInput, DeadlineExceeded, Overloaded, TooLarge, Unsupported
+from ekiben.ids import LOCAL_OWNER
+from models.inference_requests import InferenceRequest, PreparedTensor
+from services.concurrency.bounded_gather import gather_bounded
+from services.inference.masks import Masks
+from services.inference.pipeline import ImageSource
+from services.inference.vision import Outcome, Vision
+from services.model_registry.index import ModelIndex, ServableModel
+from services.open_inference import image_inputs, sam_inputs
+from services.open_inference.metadata import output_facts
+from services.open_inference.parameters import Parameters, RequestedOutput, read_parameters
+from services.open_inference.tensors import MAX_BYTES, Tensor, texts
+from services.schemas.validation import short
+
+_AT_ONCE = 64
+"""Pictures of one request that are under way at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class InferRequest:
+    """``version``: "" for the active one. No ``outputs``: the usual ones. ``timeout_s``: the caller's own deadline."""
+
+    model: str
+    version: str
+    inputs: Sequence[Tensor]
+    outputs: Sequence[RequestedOutput] = ()
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    timeout_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InferAnswer:
+    model: str
+    version: str
+    outputs: Sequence[Tensor]
+    parameters: dict[str, str] = field(default_factory=dict)
+
+
+class OpenInference:
+    """Answers infer requests of every model. All methods take ``owner``."""
+
+    def __init__(self, index: ModelIndex, vision: Vision, masks: Masks, timeout_s: float) -> None:
+        self._index = index
+        self._vision = vision
+        self._masks = masks
+        self._timeout_s = timeout_s
+
+    async def infer(self, request: InferRequest, *, owner: str = LOCAL_OWNER) -> InferAnswer:
+        """The outputs asked for. BadInput names the tensor or parameter that is wrong.
+
+        When it fails, or the caller leaves, nothing of any of its pictures stays stored.
+        """
+        served = await self.find(request.model, request.version, owner=owner)
+        inputs = {tensor.name: tensor for tensor in request.inputs}
+        if len(inputs) != len(request.inputs):
+            raise BadInput("an input is given twice")
+        wanted = _checked_outputs(served, request.outputs)
+        parameters = read_parameters(served, request.parameters, request.timeout_s)
+        stored: list[str] = []
+        try:
+            if served.family == "sam":
+                outputs = await sam_inputs.infer(self._masks, served, inputs, wanted, parameters, stored, owner)
+            else:
+                outputs = await self._pictures(served, inputs, wanted, parameters, stored, owner)
+            if (size := sum(tensor.nbytes for tensor in outputs)) > MAX_BYTES:
+                raise TooLarge(f"the answer has {size} bytes; at most {MAX_BYTES} are sent: ask for less at once")
+        except BaseException:
+            if stored:
+                await asyncio.shield(self._vision.forget(stored, owner=owner))
+            raise
+        name = "prediction_id" if len(stored) == 1 else "prediction_ids"
+        facts = {name: ",".join(stored)} if stored else {}
+        return InferAnswer(served.key.name, str(served.key.version), outputs, facts)
+
+    async def forget(self, answer: InferAnswer, *, owner: str = LOCAL_OWNER) -> None:
+        """Remove what was recorded of an answer that could not be sent."""
+        for ids in answer.parameters.values():
+            await self._vision.forget(ids.split(","), owner=owner)
+
+    async def find(self, model: str, version: str, *, owner: str = LOCAL_OWNER) -> ServableModel:
+        """The version meant by the protocol's text. NotFound, Unavailable, BadInput for what is no number."""
+        if version and not (version.isascii() and version.isdigit() and 0 < len(version) < 10 and int(version) > 0):
+            raise BadInput(f"the version of a model is a number from 1, not {short(version)!r}")
+        return await self._index.find(owner, model, int(version) if version else None)
+
+    async def _pictures(
+        self,
+        served: ServableModel,
+        inputs: Mapping[str, Tensor],
+        wanted: Sequence[RequestedOutput],
+        parameters: Parameters,
+        stored: list[str],
+        owner: str,
+    ) -> list[Tensor]:
+        pictures, single = image_inputs.read(served, inputs)
+        names = tuple(dict.fromkeys(one.name for one in wanted if not one.class_count))
+        # As Triton counts: of a model with fewer classes, all.
+        counts = {one.name: min(one.class_count, served.classes) for one in wanted}
+        top_k = max(counts.values(), default=0)
+
+        limit_s = self._timeout_s if parameters.timeout_s is None else min(parameters.timeout_s, self._timeout_s)
+        end = time.monotonic() + limit_s  # of all of them: each gets what is left when its turn comes
+        ids: dict[int, str] = {}
+
+        async def ask(number: int) -> _Answered:
+            left_s = end - time.monotonic()
+            if left_s <= 0:
+                raise DeadlineExceeded("the request took longer than its deadline", retry_after_s=1)
+            try:
+                source = ImageSource(timeout_s=left_s, told=lambda id: ids.update({number: id}))
+                return await self._one(served, pictures[number], names, top_k, parameters, source, owner)
+            except Overloaded:
+                if number == 0:
+                    raise
+                # What waits before it, most of it this request's own, would take it past the deadline.
+                raise DeadlineExceeded("the request took longer than its deadline", retry_after_s=1) from None
+            except BadInput as error:
+                if len(pictures) > 1:
+                    raise type(error)(f"picture {number}: {error.message}", code=error.code) from None
+                raise
+
+        try:
+            answers = await gather_bounded(ask, range(len(pictures)), _AT_ONCE)
+        finally:
+            stored.extend(ids[number] for number in sorted(ids))
+        stacked = {name: _stack(name, [one.tensors[name] for one in answers], single) for name in names}
+        outputs = []
+        for one in wanted:
+            if count := counts[one.name]:
+                rows = [f"{p}:{i}:{label}" for each in answers for p, i, label in each.scores[:count]]
+                shape = (count,) if single else (len(answers), count)
+                outputs.append(Tensor(one.name, texts(rows, shape)))
+            else:
+                outputs.append(Tensor(one.name, stacked[one.name]))
+        return outputs
+
+    async def _one(
+        self,
+        served: ServableModel,
+        image: bytes | NDArray[np.uint8] | PreparedTensor,
+        names: tuple[str, ...],
+        top_k: int,
+        parameters: Parameters,
+        source: ImageSource,
+        owner: str,
+    ) -> _Answered:
+        if not isinstance(image, bytes):
+            if parameters.given("store"):
+                raise BadInput("store is for encoded pictures: of pixels and prepared tensors nothing is kept")
+            ask = InferenceRequest(image, top_k=top_k or 1, flips=parameters.flips, tensors=names)
+            answer, _ = await self._vision.unrecorded(served, ask, timeout_s=source.timeout_s)
+            scores = [(row.confidence, row.class_index, row.class_name) for row in answer.scores]
+            return _Answered(answer.tensors, scores)
+        source = replace(source, data=image)
+        model, version = served.key.name, served.key.version
+        outcome: Outcome
+        if served.task == "classify":
+            outcome = await self._vision.classify(
+                source,
+                model=model,
+                version=version,
+                top_k=top_k or None,
+                tensors=names,
+                store=parameters.store,
+                owner=owner,
+            )
+        else:
+            outcome = await self._vision.segment(
+                source,
+                model=model,
+                version=version,
+                flips=parameters.flips,
+                tensors=names,
+                store=parameters.store,
+                owner=owner,
+            )
+        rows = outcome.body.get("predictions", ())
+        scores = [(row["confidence"], row["class_index"], row["class_name"]) for row in rows]
+        return _Answered(outcome.tensors, scores)
+
+
+@dataclass(frozen=True, slots=True)
+class _Answered:
+    """``scores``: confidence, index and name of the best classes."""
+
+    tensors: Mapping[str, NDArray[np.generic]]
+    scores: list[tuple[float, int, str]]
+
+
+def _checked_outputs(served: ServableModel, outputs: Sequence[RequestedOutput]) -> Sequence[RequestedOutput]:
+    known = output_facts(served)
+    if not outputs:
+        return [RequestedOutput(one.name) for one in known.values() if one.usual]
+    for one in outputs:
+        if one.name not in known:
+            raise BadInput(f"model {served.key.name} has no output {short(one.name)!r}; there are {', '.join(known)}")
+        if one.class_count < 0:
+            raise BadInput(f"the class count of output {one.name!r} is negative")
+        if one.class_count and not (served.task == "classify" and one.name == "probs"):
+            raise Unsupported(f"classes are counted for the output probs of a classifier, not for {one.name}")
+    if len({one.name for one in outputs}) != len(outputs):
+        raise BadInput("an output is asked for twice")
+    return outputs
+
+
+def _stack(name: str, rows: Sequence[NDArray[np.generic]], single: bool) -> NDArray[np.generic]:
+    """[pictures, ...]; of the one picture that came without a batch axis its array alone."""
+    if single:
+        return rows[0]
+    if len({row.shape for row in rows}) > 1:
+        raise BadInput(f"the pictures differ in size, and so does {name}: ask about them one by one")
+    if math.prod(rows[0].shape) * len(rows) * rows[0].itemsize > MAX_BYTES:
+        raise TooLarge(f"{name} of {len(rows)} pictures has more than {MAX_BYTES} bytes: ask about fewer at once")
+    return rows[0][None] if len(rows) == 1 else np.stack(rows)

@@ -1,0 +1,133 @@
+"""Parameters of an infer request: what Ekiben reads, what the protocol reserves, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from ekiben.errors import BadInput, Unsupported
+from models.sam.auto_options import AutoOptions
+from services.model_registry.index import ServableModel
+from services.schemas.validation import check, short
+
+MAX_INPUTS: Final = 16
+MAX_OUTPUTS: Final = 64
+MAX_PARAMETERS: Final = 64
+"""More than any model has: what is looked at one by one is counted first."""
+
+_RESERVED: Final = ("binary_data_output", "headers", "content_type")
+"""The door's own, or a client's notes to other servers: read elsewhere, or by nobody."""
+_SEQUENCE: Final = ("sequence_id", "sequence_start", "sequence_end")
+_SHARED_MEMORY: Final = ("shared_memory_region", "shared_memory_byte_size", "shared_memory_offset")
+
+_OF_FAMILY: Final[dict[str, tuple[str, ...]]] = {
+    "classifier": ("store",),
+    "segmenter": ("store",),
+    "unet": ("store", "flips"),
+    "sam": ("store", "multimask", "prompts", *AutoOptions.model_fields),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """``auto``: options of automatic masks, where any was given. ``prompts``: JSON text."""
+
+    timeout_s: float | None = None
+    store: bool = True
+    flips: bool = False
+    multimask: bool = True
+    prompts: str | None = None
+    auto: AutoOptions | None = None
+    names: frozenset[str] = field(default=frozenset())
+
+    def given(self, name: str) -> bool:
+        return name in self.names
+
+
+def read_parameters(served: ServableModel, given: Mapping[str, Any], timeout_s: float | None) -> Parameters:
+    """What was given, checked. BadInput names what is wrong or unknown; Unsupported what only other servers have."""
+    refuse_unsupported(given)
+    known = _OF_FAMILY[served.family]
+    names = {name for name in given if not _reserved(name)}
+    for name in sorted(names - {"timeout", "priority"}):
+        if name not in known:
+            there_are = ", ".join((*known, "timeout"))
+            raise BadInput(f"model {served.key.name} knows no parameter {short(name)!r}; there are {there_are}")
+    options = {name: given[name] for name in names if name in AutoOptions.model_fields}
+    prompts = given.get("prompts")
+    if prompts is not None and not isinstance(prompts, str):
+        raise BadInput("the parameter prompts is JSON, as text")
+    return Parameters(
+        timeout_s=_shorter(timeout_s, given.get("timeout")),
+        store=_flag(given, "store", True),
+        flips=_flag(given, "flips", False),
+        multimask=_flag(given, "multimask", True),
+        prompts=prompts,
+        auto=check(AutoOptions, options) if options else None,
+        names=frozenset(names),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class RequestedOutput:
+    """An output that is asked for. ``class_count``: its best classes as text instead, at most all."""
+
+    name: str
+    class_count: int = 0
+
+
+def check_counts(inputs: int, outputs: int, parameters: int) -> None:
+    """BadInput for a request of more parts than any model has."""
+    for count, most, what in (
+        (inputs, MAX_INPUTS, "inputs"),
+        (outputs, MAX_OUTPUTS, "outputs"),
+        (parameters, MAX_PARAMETERS, "parameters"),
+    ):
+        if count > most:
+            raise BadInput(f"the request has {count} {what}; at most {most} are read")
+    if not inputs:
+        raise BadInput("the request has no inputs")
+
+
+def requested_outputs(name: Any, parameters: Mapping[str, Any]) -> RequestedOutput:
+    """An output as it is asked for. BadInput, Unsupported."""
+    refuse_unsupported(parameters)
+    count = parameters.get("classification", 0)
+    if not isinstance(name, str):
+        raise BadInput("an output that is asked for has a name")
+    if isinstance(count, bool) or not isinstance(count, int):
+        raise BadInput("the parameter classification is the number of classes")
+    return RequestedOutput(name, count)
+
+
+def refuse_unsupported(given: Mapping[str, Any]) -> None:
+    """Unsupported for the parameters of extensions that Ekiben has not."""
+    for name in _SHARED_MEMORY:
+        if name in given:
+            raise Unsupported("shared memory is not offered: send the tensors with the request")
+    for name in _SEQUENCE:
+        if given.get(name) not in (None, 0, "", False):
+            raise Unsupported("sequences are not offered: every request stands for itself")
+
+
+def _reserved(name: str) -> bool:
+    return name.startswith("triton_") or name in _RESERVED or name in _SEQUENCE
+
+
+def _flag(given: Mapping[str, Any], name: str, otherwise: bool) -> bool:
+    value = given.get(name, otherwise)
+    if isinstance(value, str) and value.lower() in ("true", "false"):  # clients that know text only
+        return value.lower() == "true"
+    if not isinstance(value, bool):
+        raise BadInput(f"the parameter {name} is true or false")
+    return value
+
+
+def _shorter(timeout_s: float | None, timeout: Any) -> float | None:
+    """The schedule policy's ``timeout`` is in microseconds; 0 is none."""
+    if timeout is None or timeout == 0:
+        return timeout_s
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout < 1e15:
+        raise BadInput("the parameter timeout is a number of microseconds")
+    return min(timeout / 1e6, timeout_s) if timeout_s is not None else timeout / 1e6

@@ -1,0 +1,1 @@
+"""The processes of a machine: supervision, shutdown, preflight and health checks."""

@@ -1,0 +1,57 @@
+"""``python -m services.processes.preflight``: migrate, and say in one line what keeps every process from starting."""
+
+from __future__ import annotations
+
+import ssl
+import sys
+from pathlib import Path
+
+from db.blobs import open_store
+from db.migrate import NewerDatabase, migrate
+from ekiben.errors import Refusal
+from ekiben.settings import Settings
+from services.jobs.dbos_queue import JobQueue
+
+
+def preflight(settings: Settings) -> str | None:
+    """None, or what is wrong: found here it is said once, and not by each process."""
+    if settings.grpc_port and (wrong := _certificate(settings.grpc_tls_cert, settings.grpc_tls_key)) is not None:
+        return wrong
+    try:
+        migrate(settings.resolved_database_url)
+        JobQueue(settings.resolved_database_url).migrate()
+    except Refusal as error:
+        return f"EKIBEN_DATABASE_URL: {error.message}"
+    except NewerDatabase as error:
+        return str(error)
+    try:
+        store = open_store(settings.resolved_store_url, settings.s3_access_key, settings.s3_secret_key)
+        store.check()
+        store.close()
+    except Refusal as error:
+        return f"EKIBEN_STORE_URL: {error.message}"
+    return None
+
+
+def _certificate(certificate: str, key: str) -> str | None:
+    if bool(certificate) != bool(key):
+        return "EKIBEN_GRPC_TLS_CERT and EKIBEN_GRPC_TLS_KEY go together: one of them is not set"
+    if not certificate:
+        return None
+    for name, path in (("EKIBEN_GRPC_TLS_CERT", certificate), ("EKIBEN_GRPC_TLS_KEY", key)):
+        try:
+            Path(path).read_bytes()
+        except OSError as error:
+            return f"{name}: {path} cannot be read: {error.strerror}"
+    try:
+        # With a password nobody is asked for one: gRPC takes no encrypted keys.
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key, password="")
+    except (ssl.SSLError, ValueError):
+        return f"EKIBEN_GRPC_TLS_CERT: {certificate} and {key} are not a certificate and its key in PEM"
+    return None
+
+
+if __name__ == "__main__":
+    if (wrong := preflight(Settings.from_environ())) is not None:
+        print(wrong, file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,108 @@
+"""What the OpenAPI document says of requests and errors that FastAPI cannot see for itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel
+
+from services.rest.async_requests import AsyncRequestOptions
+from services.schemas.body import ErrorBody
+from services.schemas.open_inference import InferBody, ProtocolError
+
+
+def with_error_bodies(schema: dict[str, Any]) -> dict[str, Any]:
+    """Put Ekiben's error bodies where FastAPI documents its own."""
+    components = schema.setdefault("components", {}).setdefault("schemas", {})
+    for name in ("HTTPValidationError", "ValidationError"):
+        components.pop(name, None)
+    for body in (ErrorBody, InferBody):  # named where FastAPI does not see them
+        own = body.model_json_schema(ref_template="#/components/schemas/{model}")
+        components.update(own.pop("$defs"))
+        components[body.__name__] = own
+    content = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}}}
+    protocol = {"application/json": {"schema": {"$ref": "#/components/schemas/ProtocolError"}}}
+    components["ProtocolError"] = ProtocolError.model_json_schema()
+    for path, operations in schema["paths"].items():
+        shape = protocol if path == "/v2" or path.startswith("/v2/") else content
+        for operation in operations.values():
+            responses = operation["responses"]
+            responses.pop("422", None)
+            responses.setdefault("4XX", {"description": "Refused: the message says why.", "content": shape})
+            responses.setdefault("503", {"description": "Not now; see Retry-After.", "content": shape})
+    return schema
+
+
+IMAGE_TYPES = ("image/jpeg", "image/png", "image/webp", "image/bmp", "image/tiff")
+
+
+def openapi(
+    kind: type[BaseModel],
+    *,
+    file_field: str = "file",
+    file_description: str = "The image.",
+    raw: tuple[str, ...] = (*IMAGE_TYPES, "application/dicom"),
+) -> dict[str, Any]:
+    """What FastAPI cannot see for itself: the options as query parameters, the ways to send a file."""
+    schema = kind.model_json_schema()
+    properties: dict[str, Any] = {name: _as_text(facts) for name, facts in schema.get("properties", {}).items()}
+    parameters = [
+        {
+            "name": name,
+            "in": "query",
+            "required": name in schema.get("required", []),
+            "description": facts.get("description", ""),
+            "schema": {k: v for k, v in facts.items() if k not in ("description", "title")},
+        }
+        for name, facts in properties.items()
+    ]
+    binary = {"type": "string", "format": "binary", "description": file_description}
+    form = {"type": "object", "properties": {file_field: binary, **properties}}
+    content = {"multipart/form-data": {"schema": form}}
+    for mime_type in raw:
+        content[mime_type] = {"schema": {"type": "string", "format": "binary"}}
+    return {"parameters": parameters, "requestBody": {"required": False, "content": content}}
+
+
+def _as_text(facts: dict[str, Any]) -> dict[str, Any]:
+    """A field that is a list is sent as one text, its parts separated by commas, spaces or lines."""
+    kinds = [facts, *facts.get("anyOf", [])]
+    if any(each.get("type") == "array" for each in kinds):
+        return {"type": "string", "description": facts.get("description", "")}
+    return facts
+
+
+IDEMPOTENCY = {
+    "in": "header",
+    "name": "Idempotency-Key",
+    "required": False,
+    "description": "The same key again gives the first job, not a second one.",
+    "schema": {"type": "string", "maxLength": 255},
+}
+"""In OpenAPI."""
+
+
+def openapi_job(described: dict[str, Any]) -> dict[str, Any]:
+    """What a route's OpenAPI says besides when its request may become a job."""
+    header = {"in": "header", "required": False}
+    headers = [
+        {
+            **header,
+            "name": "Prefer",
+            "description": "respond-async: answer 202 with a job at once.",
+            "schema": {"type": "string"},
+        },
+        IDEMPOTENCY,
+    ]
+    properties = AsyncRequestOptions.model_json_schema()["properties"]
+    queries = [
+        {
+            "in": "query",
+            "required": False,
+            "name": name,
+            "description": facts["description"],
+            "schema": {k: v for k, v in facts.items() if k not in ("description", "title")},
+        }
+        for name, facts in properties.items()
+    ]
+    return {**described, "parameters": [*described["parameters"], *queries, *headers]}

@@ -1,0 +1,135 @@
+"""POST /v1/batches: one operation on many pictures, as one job."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import orjson
+from fastapi import APIRouter, Request
+from pydantic import ConfigDict, Field
+from starlette.responses import Response
+
+from ekiben.errors import BadInput, Refusal
+from services.app_state import AppState
+from services.inference import operations
+from services.jobs.service import MAX_ITEMS, JobTerms, NewItem
+from services.rest.async_requests import AsyncRequestOptions, accepted, idempotency_key
+from services.rest.openapi import IDEMPOTENCY
+from services.rest.query_options import gather
+from services.rest.uploads.batch_upload import read_batch
+from services.schemas.inference import Operation
+from services.schemas.jobs import AcceptedBody
+from services.schemas.validation import check
+
+router = APIRouter(tags=["jobs"])
+
+
+class BatchOptions(AsyncRequestOptions):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    operation: Operation = Field(description="What is asked of every picture.")
+    parameters: dict[str, Any] = Field(
+        default_factory=dict,
+        description="JSON: the options of the operation, as its own route takes them; prompts as a list.",
+        examples=[{"top_k": 3}],
+    )
+    store: bool = Field(
+        default=True, description="false: no predictions and no files; the answers are in the job until it is removed."
+    )
+    items_at_once: int | None = Field(
+        default=None,
+        ge=1,
+        le=100_000,
+        description="Pictures of this batch that are worked on at once, on all machines.",
+    )
+    image_ids: list[str] = Field(
+        default_factory=list, description="JSON: stored images instead of files.", max_length=MAX_ITEMS
+    )
+
+    def asking(self, request: Request) -> JobTerms:
+        return replace(super().asking(request), items_at_once=self.items_at_once)
+
+
+_FORM = {
+    "type": "object",
+    "required": ["operation"],
+    "properties": {
+        "files": {
+            "type": "array",
+            "items": {"type": "string", "format": "binary"},
+            "description": "The pictures: the field is repeated.",
+        },
+        "archive": {"type": "string", "format": "binary", "description": "Or one ZIP of them."},
+        **{
+            name: {"type": "string", "description": facts.get("description", "")}
+            for name, facts in BatchOptions.model_json_schema()["properties"].items()
+        },
+    },
+}
+
+
+@router.post(
+    "/v1/batches",
+    summary="Ask the same of many pictures, as one job",
+    status_code=202,
+    response_model=None,
+    responses={202: {"model": AcceptedBody}},
+    openapi_extra={
+        "parameters": [IDEMPOTENCY],
+        "requestBody": {
+            "required": True,
+            "content": {
+                "multipart/form-data": {"schema": _FORM},
+                "application/json": {"schema": BatchOptions.model_json_schema()},
+                "application/zip": {"schema": {"type": "string", "format": "binary"}},
+            },
+        },
+    },
+)
+async def submit(request: Request) -> Response:
+    platform: AppState = request.app.state.platform
+    jobs = platform.jobs
+    items: list[NewItem] = []
+    idempotency_key(request)  # a wrong one is refused before anything is stored
+
+    async def take(data: bytes | Refusal, filename: str | None) -> None:
+        if len(items) >= MAX_ITEMS:
+            raise BadInput(f"a batch has at most {MAX_ITEMS} pictures")
+        items.append(
+            jobs.failed_item(filename, data) if isinstance(data, Refusal) else await jobs.new_item(data, filename)
+        )
+
+    try:
+        form = await read_batch(request, platform.settings.batch_mb * 1_000_000, take, platform.settings.home)
+        options = check(BatchOptions, _given(gather(request.query_params), form.fields))
+        if items and options.image_ids:
+            raise BadInput("send files or image_ids, not both")
+        operation = operations.operation(options.operation)
+        asked = operations.read_parameters(operation, options.parameters)
+        if {"image_id", "store"} & asked.model_fields_set:
+            raise BadInput("image_ids and store belong to the batch, not into its parameters")
+        if options.image_ids:
+            items = await jobs.stored_items(options.image_ids)
+    except BaseException:
+        await jobs.discard(items)
+        raise
+    job, created = await jobs.submit(
+        platform, "batch", options.operation, asked, items, options.asking(request), store=options.store
+    )
+    return accepted(job, created)
+
+
+def _given(query: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
+    """Query and form together, the fields that are JSON read."""
+    for name in query:
+        if name in fields:
+            raise BadInput(f"{name[:80]} is given twice")
+    given = {**query, **fields}
+    for name in ("parameters", "image_ids"):
+        if isinstance(given.get(name), str):
+            try:
+                given[name] = orjson.loads(given[name])
+            except orjson.JSONDecodeError as error:
+                raise BadInput(f"{name} is not JSON: {error.msg} at character {error.pos}") from None
+    return given

@@ -1,0 +1,242 @@
+"""/v1/datasets: pictures with masks to train on."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import IO, Any
+
+from fastapi import APIRouter, Request
+from pydantic import ConfigDict
+from starlette.responses import Response
+
+from db.datasets import Shown, file_key
+from ekiben.errors import BadInput, NotFound
+from models.images import sniff
+from services.app_state import AppState
+from services.rest.async_requests import AsyncRequestOptions, idempotency_key
+from services.rest.openapi import IDEMPOTENCY
+from services.rest.pagination import Limit, Page
+from services.rest.query_options import gather
+from services.rest.responses import json_response
+from services.rest.uploads.archive_upload import read_archive
+from services.schemas.body import PageBody
+from services.schemas.datasets import BroughtBody, DatasetBody, DatasetOptions, SampleBody, SampleOptions
+from services.schemas.validation import check, read_json
+
+router = APIRouter(tags=["datasets"])
+
+
+class DatasetUploadOptions(AsyncRequestOptions, DatasetOptions):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _described() -> dict[str, Any]:
+    """The options in JSON, for a document in which ``$defs`` lead nowhere."""
+    schema = DatasetUploadOptions.model_json_schema()
+    schema.pop("$defs")
+    schema["properties"]["samples"]["anyOf"][0]["items"] = SampleOptions.model_json_schema()
+    return schema
+
+
+_JSON_FIELDS = ("classes", "background", "samples")
+_FORM = {
+    "type": "object",
+    "required": ["name"],
+    "properties": {
+        "file": {
+            "type": "string",
+            "format": "binary",
+            "description": "A ZIP with images/ and masks/ of equal file names: PNG, JPEG, TIFF, BMP, DICOM, NIfTI.",
+        },
+        **{
+            name: {"type": "string", "description": facts.get("description", "")}
+            for name, facts in DatasetUploadOptions.model_json_schema()["properties"].items()
+        },
+    },
+}
+
+
+@router.post(
+    "/v1/datasets",
+    summary="Bring a dataset: a ZIP, a URL, or corrected masks",
+    status_code=202,
+    response_model=None,
+    responses={202: {"model": BroughtBody}},
+    openapi_extra={
+        "parameters": [IDEMPOTENCY],
+        "requestBody": {
+            "required": True,
+            "content": {
+                "multipart/form-data": {"schema": _FORM},
+                "application/json": {"schema": _described()},
+                "application/zip": {"schema": {"type": "string", "format": "binary"}},
+            },
+        },
+    },
+)
+async def bring(request: Request) -> Response:
+    platform: AppState = request.app.state.platform
+    idempotency_key(request)  # a wrong one is refused before anything is stored
+    limit = platform.settings.dataset_mb * 1_000_000
+    form = await read_archive(request, limit, platform.settings.home, "EKIBEN_DATASET_MB")
+    try:
+        options = check(DatasetUploadOptions, await _given(request, form.fields))
+        own = DatasetOptions(**{name: getattr(options, name) for name in DatasetOptions.model_fields})
+        archive: IO[bytes] | None = form.archive
+        asking = options.asking(request)
+        dataset_id, job, created = await platform.datasets.bring(own, archive, form.filename, asking)
+    finally:
+        if form.archive is not None:
+            form.archive.close()
+    headers = {"Location": f"/v1/datasets/{dataset_id}"} | ({} if created else {"Idempotency-Replayed": "true"})
+    return json_response({"dataset_id": dataset_id, "job_id": job.id}, 202, headers)
+
+
+@router.get(
+    "/v1/datasets",
+    summary="Datasets, newest first",
+    response_model=None,
+    responses={200: {"model": PageBody[DatasetBody]}},
+)
+async def find(request: Request, page: Page = 1, limit: Limit = 50) -> Response:
+    platform: AppState = request.app.state.platform
+    found, shown = await platform.datasets.datasets(page, limit)
+    items = [_body(each) for each in shown]
+    return json_response({"items": items, "total": found.total, "page": page, "limit": limit})
+
+
+@router.get(
+    "/v1/datasets/{id}",
+    summary="One dataset, with its report",
+    response_model=None,
+    responses={200: {"model": DatasetBody}},
+)
+async def show(request: Request, id: str) -> Response:
+    platform: AppState = request.app.state.platform
+    return json_response(_body(await platform.datasets.dataset(id)))
+
+
+@router.get(
+    "/v1/datasets/{id}/preview",
+    summary="Some samples as one picture",
+    response_model=None,
+    responses={200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}},
+)
+async def preview(request: Request, id: str) -> Response:
+    platform: AppState = request.app.state.platform
+    shown = await platform.datasets.dataset(id)
+    try:
+        data = await asyncio.to_thread(platform.store.get, platform.datasets.preview_key(shown.dataset))
+    except NotFound:
+        raise NotFound(f"dataset {id} has no preview: it is {shown.state}") from None
+    return _picture(data, "image/png")
+
+
+@router.get(
+    "/v1/datasets/{id}/samples",
+    summary="Its samples",
+    response_model=None,
+    responses={200: {"model": PageBody[SampleBody]}, 409: {"description": "The dataset is not ready."}},
+)
+async def samples(request: Request, id: str, page: Page = 1, limit: Limit = 50) -> Response:
+    platform: AppState = request.app.state.platform
+    prepared = await platform.datasets.prepared(id)
+    first = (page - 1) * limit
+    items = [
+        {
+            "position": position,
+            "name": sample.name,
+            "group": sample.group,
+            "width": sample.width,
+            "height": sample.height,
+            "class_pixels": sample.class_pixels,
+            "image": f"/v1/datasets/{id}/samples/{position}/image",
+            "mask": f"/v1/datasets/{id}/samples/{position}/mask",
+        }
+        for position, sample in enumerate(prepared.samples[first : first + limit], first)
+    ]
+    return json_response({"items": items, "total": len(prepared.samples), "page": page, "limit": limit})
+
+
+_BYTES: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}
+}
+
+
+@router.get(
+    "/v1/datasets/{id}/samples/{position}/image",
+    summary="The picture of a sample",
+    response_model=None,
+    responses=_BYTES,
+)
+async def sample_image(request: Request, id: str, position: int) -> Response:
+    platform: AppState = request.app.state.platform
+    prepared = await platform.datasets.prepared(id)
+    data = await asyncio.to_thread(prepared.image, position)
+    return _picture(data, sniff(data))
+
+
+@router.get(
+    "/v1/datasets/{id}/samples/{position}/mask",
+    summary="The mask of a sample: grey level = class index",
+    response_model=None,
+    responses=_BYTES,
+)
+async def sample_mask(request: Request, id: str, position: int) -> Response:
+    platform: AppState = request.app.state.platform
+    prepared = await platform.datasets.prepared(id)
+    return _picture(await asyncio.to_thread(prepared.mask, position), "image/png")
+
+
+@router.delete(
+    "/v1/datasets/{id}",
+    summary="Remove a dataset with its files; models that were trained on it stay",
+    status_code=204,
+    response_model=None,
+    responses={409: {"description": "It is being imported, or a training needs it: cancel that first."}},
+)
+async def remove(request: Request, id: str) -> Response:
+    platform: AppState = request.app.state.platform
+    await platform.datasets.delete(id)
+    return Response(status_code=204)
+
+
+def _body(shown: Shown) -> dict[str, Any]:
+    return dataset_body(shown, file_key(shown.dataset, "archive"), shown.state == "ready")
+
+
+def _picture(data: bytes, mime_type: str) -> Response:
+    headers = {"Cache-Control": "private, max-age=3600", "X-Content-Type-Options": "nosniff"}
+    return Response(data, headers=headers, media_type=mime_type)
+
+
+async def _given(request: Request, fields: dict[str, Any]) -> dict[str, Any]:
+    """Query and form together, the fields that are JSON read."""
+    query = gather(request.query_params)
+    if twice := sorted(set(query) & set(fields)):
+        raise BadInput(f"{twice[0][:80]} is given twice")
+    given = {**query, **fields}
+    for name in _JSON_FIELDS:
+        if isinstance(given.get(name), str):
+            given[name] = await read_json(name, given[name])
+    return given
+
+
+def dataset_body(shown: Shown, storage: str, preview: bool) -> dict[str, Any]:
+    dataset = shown.dataset
+    return {
+        "id": dataset.id,
+        "name": dataset.name,
+        "state": shown.state,
+        "error": shown.error,
+        "job_id": dataset.job_id,
+        "source": dataset.source,
+        "storage": storage,
+        "samples": dataset.samples,
+        "files": dataset.files,
+        "total_mb": round(dataset.bytes / 1e6, 3),
+        "classes": dataset.classes,
+        "report": dataset.report,
+        "preview": f"/v1/datasets/{dataset.id}/preview" if preview else None,
+        "created_at": dataset.created_at,
+    }

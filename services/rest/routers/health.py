@@ -1,0 +1,91 @@
+"""/livez, /readyz, /healthz and /metrics."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastapi import APIRouter, Request
+from starlette.responses import PlainTextResponse, Response
+
+from ekiben import __version__
+from ekiben.errors import Refusal
+from services import metrics
+from services.app_state import AppState
+from services.rest.responses import json_response
+from services.schemas.health import HealthBody
+
+router = APIRouter(tags=["health"])
+
+
+@router.get("/livez", summary="The process answers", response_class=PlainTextResponse)
+async def livez() -> str:
+    return "ok"
+
+
+@router.get(
+    "/readyz",
+    summary="Requests can be served",
+    response_model=None,
+    responses={200: {"model": HealthBody}, 503: {"model": HealthBody}},
+)
+async def readyz(request: Request) -> Response:
+    return await _verdict(request, with_models=False)
+
+
+@router.get(
+    "/healthz",
+    summary="Every part, each with its verdict",
+    response_model=None,
+    responses={200: {"model": HealthBody}, 503: {"model": HealthBody}},
+)
+async def healthz(request: Request) -> Response:
+    return await _verdict(request, with_models=True)
+
+
+@router.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)
+async def show_metrics(request: Request) -> Response:
+    platform: AppState = request.app.state.platform
+    others = await platform.runner.metrics_text()
+    await asyncio.to_thread(_observe_jobs, platform)
+    text, content_type = await asyncio.to_thread(metrics.render)
+    return Response(text + metrics.other_families(others, text), media_type=content_type)
+
+
+async def _verdict(request: Request, *, with_models: bool) -> Response:
+    platform: AppState = request.app.state.platform
+    parts = dict(await platform.health.parts())
+    ok = all(part["ok"] for part in parts.values())
+    if with_models:
+        parts["models"] = _models(platform)
+        parts["workers"] = await asyncio.to_thread(_workers, platform)
+    return json_response({"ok": ok, "version": __version__, "parts": parts}, 200 if ok else 503)
+
+
+def _models(platform: AppState) -> dict[str, object]:
+    """Models without weights are said here and do not make the platform unhealthy."""
+    listed = platform.index.listed()
+    present = sum(1 for model in listed if model.active is not None)
+    missing = [model.model.name for model in listed if model.active is None]
+    detail = f"{present} available" + (f"; unavailable: {', '.join(missing)}" if missing else "")
+    return {"ok": not missing, "detail": detail}
+
+
+def _workers(platform: AppState) -> dict[str, object]:
+    """Without a worker requests are answered all the same; jobs wait."""
+    try:
+        alive = platform.jobs.check_workers()
+    except Refusal as error:
+        return {"ok": False, "detail": error.message}
+    return {"ok": alive > 0, "detail": f"{alive} alive" if alive else "none alive: jobs wait"}
+
+
+def _observe_jobs(platform: AppState) -> None:
+    """Jobs and workers are the same for all processes: whoever is asked looks them up."""
+    try:
+        counts = platform.jobs.counts()
+        metrics.workers.set(platform.jobs.check_workers())
+    except Refusal:
+        return
+    for kind in ("request", "batch"):
+        for state in ("queued", "running"):
+            metrics.jobs.labels(kind, state).set(counts.get((kind, state), 0))

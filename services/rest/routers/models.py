@@ -1,0 +1,152 @@
+"""/v1/models: what can be asked, loading and unloading, importing an ONNX file."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import Response, StreamingResponse
+
+from ekiben.errors import BadInput
+from services.app_state import AppState
+from services.concurrency.threaded_iterator import iterate_in_thread
+from services.model_registry.onnx_import import MAX_MODEL_BYTES, import_upload
+from services.model_registry.version_files import remove_files, version_body, zip_version
+from services.rest.openapi import openapi
+from services.rest.query_options import gather, parse
+from services.rest.responses import json_response
+from services.rest.uploads.image_upload import read_upload
+from services.rest.uploads.request_body import read_json_body
+from services.schemas.body import PageBody
+from services.schemas.models import ModelBody, ModelUploadOptions, VersionBody
+from services.schemas.validation import check
+
+router = APIRouter(tags=["models"])
+
+# Checking a file runs a child process that may take gigabytes: one at a time.
+_ONE_IMPORT = asyncio.Semaphore(1)
+
+
+class ActivateOptions(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    version: int = Field(ge=1, description="Of this model.")
+
+
+@router.get("/v1/models", summary="All models", response_model=None, responses={200: {"model": PageBody[ModelBody]}})
+async def find(request: Request) -> Response:
+    platform: AppState = request.app.state.platform
+    items = await platform.models.models()
+    return json_response({"items": items, "total": len(items), "page": 1, "limit": max(1, len(items))})
+
+
+@router.get("/v1/models/{name}", summary="One model", response_model=None, responses={200: {"model": ModelBody}})
+async def show(request: Request, name: str) -> Response:
+    platform: AppState = request.app.state.platform
+    return json_response(await platform.models.model(name))
+
+
+@router.get(
+    "/v1/models/{name}/versions",
+    summary="The versions of a model, newest first",
+    response_model=None,
+    responses={200: {"model": PageBody[VersionBody]}},
+)
+async def versions(request: Request, name: str) -> Response:
+    platform: AppState = request.app.state.platform
+    rows = await asyncio.to_thread(platform.registry.versions, name)
+    items = [version_body(row) for row in rows]
+    return json_response({"items": items, "total": len(items), "page": 1, "limit": max(1, len(items))})
+
+
+@router.post(
+    "/v1/models/{name}/activate",
+    summary="Make a version the one that the name means",
+    response_model=None,
+    responses={200: {"model": ModelBody}},
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": ActivateOptions.model_json_schema()}},
+        }
+    },
+)
+async def activate(request: Request, name: str) -> Response:
+    platform: AppState = request.app.state.platform
+    wanted = check(ActivateOptions, {**gather(request.query_params), **await read_json_body(request)})
+    return json_response(await platform.models.activate(name, wanted.version))
+
+
+@router.get(
+    "/v1/models/{name}/versions/{version}/files",
+    summary="All files of a version, as ZIP",
+    response_model=None,
+    responses={200: {"content": {"application/zip": {"schema": {"type": "string", "format": "binary"}}}}},
+)
+async def download(request: Request, name: str, version: int) -> Response:
+    platform: AppState = request.app.state.platform
+    row = await asyncio.to_thread(platform.registry.resolve, name, version)
+    pieces = iterate_in_thread(zip_version(platform.store, row))
+    headers = {"Content-Disposition": f'attachment; filename="{name}-{version}.zip"'}
+    return StreamingResponse(pieces, media_type="application/zip", headers=headers)
+
+
+@router.delete(
+    "/v1/models/{name}/versions/{version}",
+    summary="Remove a version with its files",
+    status_code=204,
+    response_model=None,
+    responses={409: {"description": "It is the active one of several: activate another first."}},
+)
+async def remove_version(request: Request, name: str, version: int) -> Response:
+    platform: AppState = request.app.state.platform
+    await asyncio.to_thread(remove_files, platform.registry, platform.store, name, version)
+    await asyncio.to_thread(platform.index.refresh)
+    return Response(status_code=204)
+
+
+@router.post(
+    "/v1/models",
+    summary="Import an ONNX file",
+    status_code=201,
+    response_model=None,
+    responses={201: {"model": ModelBody}},
+    openapi_extra=openapi(ModelUploadOptions, file_description="The .onnx file.", raw=("application/octet-stream",)),
+)
+async def bring(request: Request) -> Response:
+    platform: AppState = request.app.state.platform
+    upload = await read_upload(request, limit=MAX_MODEL_BYTES, text_files=frozenset({"labels", "palette"}))
+    if upload.data is None:
+        raise BadInput("send the .onnx file as multipart field 'file'")
+    options = parse(ModelUploadOptions, request.query_params, upload.fields)
+    async with _ONE_IMPORT:
+        row = await asyncio.to_thread(
+            import_upload, platform.registry, platform.store, upload.data, upload.filename, options
+        )
+    await asyncio.to_thread(platform.index.refresh)
+    return json_response(await platform.models.model(row.name), 201, {"Location": f"/v1/models/{row.name}"})
+
+
+@router.post(
+    "/v1/models/{name}/load",
+    summary="Load a model and keep it loaded",
+    description="Answers when it is ready in the process that answers; the others follow within a second.",
+    response_model=None,
+    responses={200: {"model": ModelBody}},
+)
+async def load(request: Request, name: str) -> Response:
+    platform: AppState = request.app.state.platform
+    return json_response(await platform.models.load(name))
+
+
+@router.post(
+    "/v1/models/{name}/unload",
+    summary="Take a model out of memory",
+    description="Requests under way finish first. The next request for it loads it again.",
+    response_model=None,
+    responses={200: {"model": ModelBody}},
+)
+async def unload(request: Request, name: str) -> Response:
+    platform: AppState = request.app.state.platform
+    return json_response(await platform.models.unload(name))

@@ -1,0 +1,105 @@
+"""/v1/predictions: what was answered."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+from starlette.responses import Response
+
+from db.tables import Artifact, Image, Prediction
+from ekiben.errors import NotFound
+from ekiben.ids import LOCAL_OWNER
+from services.app_state import AppState
+from services.rest.pagination import Limit, Page
+from services.rest.responses import json_response
+from services.schemas.body import PageBody
+from services.schemas.inference import Operation
+from services.schemas.records import PredictionBody
+
+router = APIRouter(tags=["predictions"])
+
+
+@router.get(
+    "/v1/predictions",
+    summary="Answers, newest first",
+    response_model=None,
+    responses={200: {"model": PageBody[PredictionBody]}},
+)
+async def find(
+    request: Request,
+    task: Annotated[Operation | None, Query(description="Only of this task.")] = None,
+    model: Annotated[str | None, Query(description="Only of this model.")] = None,
+    job_id: Annotated[str | None, Query(description="Only of this job.", max_length=36)] = None,
+    page: Page = 1,
+    limit: Limit = 50,
+) -> Response:
+    platform: AppState = request.app.state.platform
+
+    def read() -> tuple[list[dict[str, object]], int]:
+        found = platform.records.predictions(LOCAL_OWNER, task, model, page, limit, job_id=job_id)
+        parts = platform.records.parts_of(found.items)
+        return [body(row, *parts[row.id]) for row in found.items if row.id in parts], found.total
+
+    items, total = await asyncio.to_thread(read)
+    return json_response({"items": items, "total": total, "page": page, "limit": limit})
+
+
+@router.get(
+    "/v1/predictions/{id}", summary="One answer", response_model=None, responses={200: {"model": PredictionBody}}
+)
+async def show(request: Request, id: str) -> Response:
+    platform: AppState = request.app.state.platform
+
+    def read() -> dict[str, object]:
+        row = platform.records.prediction(LOCAL_OWNER, id)
+        parts = platform.records.parts_of([row])
+        if row.id not in parts:
+            raise NotFound(f"there is no prediction {id}")
+        return body(row, *parts[row.id])
+
+    return json_response(await asyncio.to_thread(read))
+
+
+@router.delete(
+    "/v1/predictions/{id}",
+    summary="Remove an answer, its files and, unless kept otherwise, its image",
+    status_code=204,
+    response_model=None,
+)
+async def remove(request: Request, id: str) -> Response:
+    platform: AppState = request.app.state.platform
+    keys = await asyncio.to_thread(platform.records.delete_prediction, LOCAL_OWNER, id)
+    await platform.recorder.delete(keys)
+    return Response(status_code=204)
+
+
+def body(row: Prediction, image: Image, artifacts: Sequence[Artifact]) -> dict[str, object]:
+    return {
+        "id": row.id,
+        "task": row.task,
+        "status": row.status,
+        "model": {"name": row.model_name, "version": row.model_version},
+        "image": {"id": image.id, "width": image.width, "height": image.height},
+        "job_id": row.job_id,
+        "parameters": row.parameters,
+        "result": row.result,
+        "top_class": row.top_class,
+        "top_confidence": row.top_confidence,
+        "timing": {"queue_ms": row.queue_ms, "inference_ms": row.inference_ms, "batch_size": row.batch_size},
+        "error": row.error,
+        "artifacts": [
+            {
+                "id": a.id,
+                "kind": a.kind,
+                "url": f"/v1/artifacts/{a.id}",
+                "mime_type": a.mime_type,
+                "bytes": a.bytes,
+                "sha256": a.sha256,
+            }
+            for a in artifacts
+        ],
+        "created_at": row.created_at,
+    }

@@ -1,0 +1,1 @@
+"""Request bodies: images, archives, batches and JSON, read within bounds."""

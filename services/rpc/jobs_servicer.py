@@ -1,0 +1,96 @@
+"""ekiben.v1.Jobs: work that outlives a request."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ekiben.errors import BadInput
+from ekiben.v1 import ekiben_pb2 as pb
+from ekiben.v1 import ekiben_pb2_grpc
+from services.inference.operations import operation, read_parameters
+from services.jobs.event_stream import follow
+from services.jobs.service import JobTerms
+from services.jobs.submission import submit_request
+from services.rpc import converters
+from services.rpc.method_wrappers import ServicerContext, required, streaming, unary
+from services.schemas.jobs import IDEMPOTENCY_KEY, JobOptions, Kind, State, item_body, job_body
+from services.schemas.validation import check
+
+_REQUESTS = ("classify", "segment", "masks", "auto_masks", "cutouts")
+
+
+class ListJobsOptions(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    state: State | None = None
+    kind: Kind | None = None
+    page: int = Field(default=1, ge=1, le=1_000_000)
+    limit: int = Field(default=50, ge=1, le=500)
+
+
+class SubmitJobOptions(JobOptions):
+    idempotency_key: str | None = Field(default=None, pattern=f"^{IDEMPOTENCY_KEY}$")
+
+
+class JobsServicer(ekiben_pb2_grpc.JobsServicer):
+    NAME = "ekiben.v1.Jobs"
+
+    def __init__(self, door: ServicerContext) -> None:
+        self.door = door
+        self._jobs = door.platform.jobs
+
+    @unary
+    async def SubmitJob(self, request: Any, timeout_s: float | None) -> Any:
+        name = request.WhichOneof("request")
+        if name is None:
+            raise BadInput(f"what is asked is missing: one of {', '.join(_REQUESTS)}")
+        asked = getattr(request, name)
+        given = converters.options(asked)
+        if hasattr(asked, "prompts") and asked.prompts:
+            given["prompts"] = converters.prompts(asked)
+        source = converters.source(asked, None)
+        if source.image_id is not None:
+            given["image_id"] = source.image_id
+        options = read_parameters(operation(name), given)
+        own = {key: value for key, value in converters.options(request).items() if key not in _REQUESTS}
+        job = check(SubmitJobOptions, own)
+        asking = JobTerms(job.priority, job.timeout_s, webhook=job.webhook, idempotency_key=job.idempotency_key)
+        row, created = await submit_request(self.door.platform, name, options, source, asking)
+        return pb.SubmitJobResponse(job_id=row.id, replayed=not created)
+
+    @unary
+    async def GetJob(self, request: Any, timeout_s: float | None) -> Any:
+        return _job(job_body(*await self._jobs.job(required(request.id, "id"))))
+
+    @unary
+    async def ListJobs(self, request: Any, timeout_s: float | None) -> Any:
+        options = check(ListJobsOptions, converters.options(request))
+        found, running = await self._jobs.jobs(options.state, options.kind, options.page, options.limit)
+        items = [converters.jsonable(job_body(job, running.get(job.id, 0))) for job in found.items]
+        return pb.ListJobsResponse(items=items, total=found.total, page=options.page, limit=options.limit)
+
+    @unary
+    async def ListJobItems(self, request: Any, timeout_s: float | None) -> Any:
+        options = check(ListJobsOptions, converters.options(request))
+        found, answers = await self._jobs.items(required(request.id, "id"), options.state, options.page, options.limit)
+        items = [converters.jsonable(item_body(item, answers.get(item.id))) for item in found.items]
+        return pb.ListJobItemsResponse(items=items, total=found.total, page=options.page, limit=options.limit)
+
+    @unary
+    async def CancelJob(self, request: Any, timeout_s: float | None) -> Any:
+        return _job(job_body(await self._jobs.cancel(required(request.id, "id")), 0))
+
+    @streaming
+    async def WatchJob(self, request: Any, timeout_s: float | None) -> AsyncIterator[Any]:
+        id, after = required(request.id, "id"), max(0, request.after)
+        await self._jobs.job(id)  # NotFound is the answer to the call, and not the end of a stream
+        async for found in follow(self._jobs, id, after):
+            for event in found:
+                yield pb.JobEvent(number=event.number, kind=event.kind, data=converters.jsonable(event.data))
+
+
+def _job(body: dict[str, Any]) -> Any:
+    return pb.Job(**converters.jsonable(body))

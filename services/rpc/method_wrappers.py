@@ -1,0 +1,206 @@
+"""Calls: what every method of the gRPC doors does around its answer - request id, deadline, errors, metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import logging
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+import grpc
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
+from google.rpc.status_pb2 import Status
+
+from ekiben.errors import BadInput, CallerLeft, Refusal, Temporary, Unavailable
+from ekiben.ids import new_id
+from ekiben.logs import request_id
+from services import metrics
+from services.app_state import AppState
+from services.concurrency.byte_budget import ByteBudget
+from services.error_codes import code_and_message, grpc_code_of
+
+log = logging.getLogger("ekiben.access")
+
+REQUEST_ID = "x-request-id"
+_DETAILS = "grpc-status-details-bin"
+_GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_MAX_MESSAGE = 1500
+"""Characters of an error: it travels twice in headers, which clients take up to 8 KB of."""
+
+RpcContext = Any  # grpc.aio.ServicerContext, which has no types
+S = TypeVar("S", bound="Servicer")
+R = TypeVar("R", bound=Message)
+A = TypeVar("A")
+
+
+class ActiveCalls:
+    """The calls that are being answered: counted, and after ``refuse_more`` no new ones."""
+
+    def __init__(self) -> None:
+        self.stopped = asyncio.Event()
+        self.ended = 0.0
+        """When the last one was answered, by time.monotonic()."""
+        self._count = 0
+        self._none = asyncio.Event()
+        self._none.set()
+
+    @property
+    def stopping(self) -> bool:
+        return self.stopped.is_set()
+
+    def refuse_more(self) -> None:
+        self.stopped.set()
+
+    async def over(self) -> None:
+        """Return when there is none."""
+        await self._none.wait()
+
+    def begin(self) -> None:
+        self._count += 1
+        self._none.clear()
+
+    def end(self) -> None:
+        self._count -= 1
+        self.ended = time.monotonic()
+        if not self._count:
+            self._none.set()
+
+
+@dataclass(frozen=True, slots=True)
+class ServicerContext:
+    """What the methods of one process share."""
+
+    platform: AppState
+    hand: ByteBudget
+    access_log: bool = False
+    calls: ActiveCalls = field(default_factory=ActiveCalls)
+
+
+class Servicer(Protocol):
+    """A service of this port. Its methods take the request and how long the caller waits, or None."""
+
+    door: ServicerContext
+
+
+def unary(
+    method: Callable[[S, R, float | None], Awaitable[A]],
+) -> Callable[[S, R, RpcContext], Awaitable[A]]:
+    """A method that is answered once."""
+
+    @functools.wraps(method)
+    async def answer(self: S, request: R, context: RpcContext) -> A:
+        with _Call(self.door, context, type(self), method.__name__) as call:
+            try:
+                call.admit()
+                with self.door.hand.hold(request.ByteSize()):
+                    result = await method(self, request, call.timeout_s)
+            except Exception as error:
+                await call.refuse(error)
+                raise
+            call.code = "OK"
+            return result
+
+    return answer
+
+
+def streaming(
+    method: Callable[[S, R, float | None], AsyncIterator[A]],
+) -> Callable[[S, R, RpcContext], AsyncIterator[A]]:
+    """A method that is answered by a stream."""
+
+    @functools.wraps(method)
+    async def answer(self: S, request: R, context: RpcContext) -> AsyncIterator[A]:
+        with _Call(self.door, context, type(self), method.__name__) as call:
+            try:
+                call.admit()
+                with self.door.hand.hold(request.ByteSize()):
+                    async for one in method(self, request, call.timeout_s):
+                        yield one
+            except Exception as error:
+                await call.refuse(error)
+                raise
+            call.code = "OK"
+
+    return answer
+
+
+class _Call:
+    """One call: its id while it is answered, its line in the metrics when it has been."""
+
+    def __init__(self, door: ServicerContext, context: RpcContext, service: type, method: str) -> None:
+        self._door = door
+        self._context = context
+        self._any_time = getattr(service, "WHILE_STOPPING", False)
+        self._method = f"/{getattr(service, 'NAME', service.__name__)}/{method}"
+        self.code = "CANCELLED"
+        left = context.time_remaining()
+        # Without a deadline some versions give None, others centuries.
+        self.timeout_s: float | None = left if left is not None and left < 1e6 else None
+        self._id = _id_of(context)
+
+    def __enter__(self) -> _Call:
+        self._started = time.perf_counter()
+        self._token = request_id.set(self._id)
+        self._context.set_trailing_metadata(((REQUEST_ID, self._id),))
+        metrics.in_progress.inc()
+        self._door.calls.begin()
+        return self
+
+    def admit(self) -> None:
+        """Unavailable when this process is about to end: the caller may try another one."""
+        if self._door.calls.stopping and not self._any_time:
+            raise Unavailable("the server is stopping", code="stopping", retry_after_s=5)
+
+    def __exit__(self, *_: object) -> None:
+        seconds = time.perf_counter() - self._started
+        self._door.calls.end()
+        metrics.in_progress.dec()
+        metrics.requests.labels("gRPC", self._method, self.code).inc()
+        metrics.request_seconds.labels(self._method).observe(seconds)
+        if self._door.access_log:
+            facts = {"method": "gRPC", "path": self._method, "route": self._method, "status": self.code}
+            log.info("request", extra={**facts, "ms": round(seconds * 1e3, 2), "client": self._context.peer()})
+        with contextlib.suppress(ValueError):  # a stream that was left is closed in another context
+            request_id.reset(self._token)
+
+    async def refuse(self, error: Exception) -> None:
+        """End the call with the code and the details of ``error``. Raises."""
+        if isinstance(error, grpc.aio.AbortError):
+            raise error
+        reason, message = code_and_message(error)
+        self.code = grpc_code_of(error) if isinstance(error, Refusal) else "INTERNAL"
+        message = message[:_MAX_MESSAGE]
+        status = Status(code=grpc.StatusCode[self.code].value[0], message=message)
+        _add(status, ErrorInfo(reason=reason, domain="ekiben", metadata={"request_id": self._id}))
+        if isinstance(error, Temporary) and not isinstance(error, CallerLeft):
+            _add(status, RetryInfo(retry_delay=Duration(seconds=error.retry_after_s or 1)))
+        trailing = ((REQUEST_ID, self._id), (_DETAILS, status.SerializeToString()))
+        await self._context.abort(grpc.StatusCode[self.code], message, trailing)
+
+
+def _add(status: Status, detail: Message) -> None:
+    packed = AnyMessage()
+    packed.Pack(detail)
+    status.details.append(packed)
+
+
+def _id_of(context: RpcContext) -> str:
+    for name, value in context.invocation_metadata() or ():
+        if name == REQUEST_ID and isinstance(value, str) and _GIVEN_ID.fullmatch(value):
+            return value
+    return new_id()
+
+
+def required(value: str, what: str) -> str:
+    """BadInput where it is empty."""
+    if not value:
+        raise BadInput(f"{what} is missing")
+    return value

@@ -1,0 +1,199 @@
+"""The runner in this process: one engine and one batcher. The embedded topology calls it directly."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, cast
+
+from ekiben.errors import BadInput, Unavailable
+from ekiben.settings import Settings
+from models.engine.batcher import Batcher, ModelQueue
+from models.engine.engine import Engine, ModelKey, ModelState
+from models.engine.loaded_model import LoadedModel
+from models.engine.loader import LoadedNetwork, estimate_bytes, load_model
+from models.engine.session_options import SessionOptions, cores
+from models.image_batch_steps import ImageBatchSteps, TileInput
+from models.inference_requests import (
+    AutoMaskRequest,
+    AutoMaskResponse,
+    InferenceRequest,
+    InferenceResponse,
+    MaskRequest,
+    MaskResponse,
+    PreparedTensor,
+)
+from models.results import Timing
+from models.sam.embedding_cache import EmbeddingCache
+from models.sam.loader import LoadedSam
+from models.unet import Unet
+from services.runners import metrics as gauges
+from services.runners.async_batcher import AsyncBatcher
+from services.runners.interface import TimedAnswer
+from services.runners.sam import SamRunner
+from services.runners.unet import UnetRunner
+
+
+class LocalRunner:
+    """An engine and a batcher in this process. ``break_off`` as in Lanes."""
+
+    def __init__(self, settings: Settings, locate: Callable[[ModelKey], Path], *, break_off: bool = False) -> None:
+        self._locate = locate
+        self._options = SessionOptions(settings.device, settings.threads, settings.runtime)
+        self.engine: Engine[LoadedModel] = Engine(
+            self._open, lambda key: estimate_bytes(locate(key)), settings.model_memory_mb * 1_000_000, self._closed
+        )
+        self.batcher = Batcher(settings.threads or cores(), settings.queue_mb * 1_000_000, self._ran)
+        self.lanes = AsyncBatcher(self.batcher, self.engine, break_off=break_off)
+        self.sam = SamRunner(
+            self.lanes, self.engine.share, EmbeddingCache(settings.cache_mb * 1_000_000, gauges.saw_embedding)
+        )
+        self.unet = UnetRunner(self.lanes, self.engine.share, self.batcher.slots)
+        self._lanes: dict[
+            ModelKey, tuple[LoadedNetwork, ModelQueue[InferenceRequest | TileInput, InferenceResponse | int]]
+        ] = {}
+        self._loads = ThreadPoolExecutor(4, thread_name_prefix="load")
+        self._counts: Counter[tuple[ModelKey, str]] = Counter()
+
+    async def infer(self, key: ModelKey, ask: InferenceRequest, deadline: float) -> TimedAnswer:
+        loaded = await self._lease(key, deadline)
+        if not isinstance(loaded, LoadedNetwork):
+            self.engine.release(loaded)
+            raise BadInput(f"{key} answers prompts, not {type(ask).__name__}")
+        lane, family = self._lane(key, loaded), loaded.family
+        whole_at_once = isinstance(ask.image, PreparedTensor) and not ask.flips
+        if isinstance(family, Unet) and (family.tiled or ask.flips) and not whole_at_once:
+            try:
+                answer, timing = await self.unet.segment(loaded, family, lane, ask, deadline)
+            finally:
+                self._release(loaded)
+        else:
+            whole, timing = await self.lanes.ask(lane, loaded, ask, ask.nbytes, deadline)
+            answer = cast(InferenceResponse, whole)
+        self._counts[key, "predictions"] += 1
+        return TimedAnswer(answer, timing)
+
+    async def masks(self, key: ModelKey, ask: MaskRequest, deadline: float) -> tuple[MaskResponse, Timing]:
+        async with self._sam(key, deadline) as sam:
+            return await self.sam.masks(sam, ask, deadline)
+
+    async def auto_masks(self, key: ModelKey, ask: AutoMaskRequest, deadline: float) -> tuple[AutoMaskResponse, Timing]:
+        async with self._sam(key, deadline) as sam:
+            return await self.sam.auto_masks(sam, ask, deadline)
+
+    async def load(self, key: ModelKey, *, pin: bool = False) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._loads, lambda: self.engine.load(key, pin=pin))
+
+    async def unload(self, key: ModelKey) -> bool:
+        return await asyncio.get_running_loop().run_in_executor(self._loads, self.engine.unload, key)
+
+    async def states(self) -> list[ModelState]:
+        return self.engine.states()
+
+    async def counters(self, key: ModelKey) -> dict[str, int]:
+        return {
+            "predictions": self._counts[key, "predictions"],
+            "batches": self._counts[key, "batches"] + self.sam.counts[key, "batches"],
+            "loads": next((s.loads for s in self.engine.states() if s.key == key), 0),
+            "waiting": self._depth(key),
+            "batch_size": self.batcher.batch_size(key),
+        }
+
+    async def metrics_text(self) -> bytes:
+        self.observe_gauges()  # they are this process's own: no lines of another one
+        return b""
+
+    async def check(self) -> None:
+        return None
+
+    async def close(self) -> None:
+        await asyncio.to_thread(self.batcher.close)
+        self._loads.shutdown(wait=False, cancel_futures=True)
+        await asyncio.to_thread(self.engine.close)
+
+    def observe_gauges(self) -> None:
+        """Refresh the gauges that no request moves."""
+        gauges.queue_bytes.set(self.batcher.waiting_bytes)
+        gauges.model_budget_bytes.set(self.engine.budget_bytes)
+        memory: Counter[str] = Counter()
+        depth: Counter[str] = Counter()
+        for state in self.engine.states():  # versions of one model are one label
+            memory[state.key.name] += state.memory_bytes
+            depth[state.key.name] += self._depth(state.key)
+        for name in memory:
+            gauges.model_memory_bytes.labels(name).set(memory[name])
+            gauges.queue_depth.labels(name).set(depth[name])
+
+    def _depth(self, key: ModelKey) -> int:
+        return self.batcher.depth(key) + self.sam.depth(key)
+
+    @contextlib.asynccontextmanager
+    async def _sam(self, key: ModelKey, deadline: float) -> AsyncIterator[LoadedSam]:
+        loaded = await self._lease(key, deadline)
+        try:
+            if not isinstance(loaded, LoadedSam):
+                raise BadInput(f"{key} does not answer prompts")
+            yield loaded
+            self._counts[key, "predictions"] += 1
+        finally:
+            self._release(loaded)
+
+    def _release(self, loaded: LoadedModel) -> None:
+        if loaded.detached:  # perhaps the last lease: closing a model frees gigabytes, which is no work for the loop
+            asyncio.get_running_loop().run_in_executor(self._loads, self.engine.release, loaded)
+        else:
+            self.engine.release(loaded)
+
+    async def _lease(self, key: ModelKey, deadline: float) -> LoadedModel:
+        return self.engine.try_lease(key) or await self._lease_after_load(key, deadline)
+
+    async def _lease_after_load(self, key: ModelKey, deadline: float) -> LoadedModel:
+        loop = asyncio.get_running_loop()
+        leasing = loop.run_in_executor(self._loads, self.engine.lease, key)
+        try:
+            async with asyncio.timeout_at(loop.time() + deadline - time.monotonic()):
+                return await asyncio.shield(leasing)
+        except TimeoutError:
+            leasing.add_done_callback(self._give_back)
+            raise Unavailable(f"{key} is still being loaded", code="model_loading", retry_after_s=5) from None
+        except asyncio.CancelledError:
+            leasing.add_done_callback(self._give_back)
+            raise
+
+    def _give_back(self, leasing: asyncio.Future[LoadedModel]) -> None:
+        if not leasing.cancelled() and leasing.exception() is None:
+            self.engine.release(leasing.result())
+
+    def _lane(
+        self, key: ModelKey, loaded: LoadedNetwork
+    ) -> ModelQueue[InferenceRequest | TileInput, InferenceResponse | int]:
+        known = self._lanes.get(key)
+        if known is not None and known[0] is loaded:
+            return known[1]
+        limit = loaded.session.max_batch or 64
+        lane = self.batcher.open_lane(key, ImageBatchSteps(loaded), slots=loaded.slots, max_batch=limit)
+        self._lanes[key] = (loaded, lane)
+        return lane
+
+    def _open(self, key: ModelKey) -> LoadedModel:
+        return load_model(key, self._locate(key), self._options)
+
+    def _closed(self, loaded: LoadedModel) -> None:
+        if isinstance(loaded, LoadedSam):
+            self.sam.close_lanes(loaded)
+            return
+        # The model may have been loaded again meanwhile: its new lane is not ours to close.
+        known = self._lanes.get(loaded.key)
+        if known is not None and known[0] is loaded:
+            self._lanes.pop(loaded.key, None)
+            self.batcher.close_lane(loaded.key)
+
+    def _ran(self, key: Any, count: int, _seconds: float) -> None:
+        if isinstance(key, ModelKey):  # Segment Anything's lanes count for themselves
+            self._counts[key, "batches"] += 1
+            gauges.batch_size.labels(key.name).observe(count)

@@ -1,0 +1,135 @@
+"""The runner behind a URL: what the gateway of the split topology asks. Frames of JSON and bytes, never pickle."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import aiohttp
+import orjson
+
+from ekiben.errors import DeadlineExceeded, Temporary, Unavailable
+from ekiben.logs import request_id
+from models.engine.engine import ModelKey, ModelState
+from models.inference_requests import AutoMaskRequest, AutoMaskResponse, InferenceRequest, MaskRequest, MaskResponse
+from models.results import Timing
+from services.runners.interface import TimedAnswer
+from services.runners.messages import (
+    NEWS_PART,
+    REFUSAL_PART,
+    PartReader,
+    decode_auto_mask_response,
+    decode_mask_response,
+    decode_mask_update,
+    decode_refusal,
+    decode_response,
+    decode_states,
+    encode_auto_mask_request,
+    encode_key,
+    encode_mask_request,
+    encode_request,
+)
+from services.runners.progress import NEWS
+
+DEADLINE_HEADER = "x-ekiben-deadline-s"
+
+
+class RemoteRunner:
+    """One pooled HTTP connection set to a runner process."""
+
+    def __init__(self, url: str) -> None:
+        if not url:
+            raise SystemExit(
+                "settings: EKIBEN_TOPOLOGY=split needs EKIBEN_RUNNER_URL (make serve starts a runner itself)"
+            )
+        self._url = url.rstrip("/")
+        self._session: aiohttp.ClientSession | None = None
+
+    async def infer(self, key: ModelKey, ask: InferenceRequest, deadline: float) -> TimedAnswer:
+        left = deadline - time.monotonic()
+        body = await self._post("/infer", encode_request(key, ask), max(left, 0.001))
+        return decode_response(body)
+
+    async def masks(self, key: ModelKey, ask: MaskRequest, deadline: float) -> tuple[MaskResponse, Timing]:
+        left = deadline - time.monotonic()
+        return decode_mask_response(await self._post("/masks", encode_mask_request(key, ask), max(left, 0.001)))
+
+    async def auto_masks(self, key: ModelKey, ask: AutoMaskRequest, deadline: float) -> tuple[AutoMaskResponse, Timing]:
+        left, listener = deadline - time.monotonic(), NEWS.get()
+        if listener is None:
+            return decode_auto_mask_response(
+                await self._post("/auto_masks", encode_auto_mask_request(key, ask), max(left, 0.001))
+            )
+        parts, answer = PartReader(), b""
+
+        def hear(data: bytes) -> None:
+            nonlocal answer
+            for kind, body in parts.feed(data):
+                if kind == NEWS_PART:
+                    listener(decode_mask_update(body))
+                elif kind == REFUSAL_PART:
+                    raise decode_refusal(body)
+                else:
+                    answer = body
+
+        await self._post("/auto_masks?news=1", encode_auto_mask_request(key, ask), max(left, 0.001), hear)
+        if not answer:
+            raise Unavailable("the runner broke its answer off", retry_after_s=2)
+        return decode_auto_mask_response(answer)
+
+    async def load(self, key: ModelKey, *, pin: bool = False) -> None:
+        await self._post(f"/load?pin={int(pin)}", encode_key(key), 600.0)
+
+    async def unload(self, key: ModelKey) -> bool:
+        return await self._post("/unload", encode_key(key), 60.0) == b"true"
+
+    async def states(self) -> list[ModelState]:
+        return decode_states(await self._post("/states", b"", 5.0))
+
+    async def counters(self, key: ModelKey) -> dict[str, int]:
+        counts: dict[str, int] = orjson.loads(await self._post("/counters", encode_key(key), 5.0))
+        return counts
+
+    async def metrics_text(self) -> bytes:
+        try:
+            return await self._post("/metrics", b"", 5.0)
+        except Temporary:
+            return b""
+
+    async def check(self) -> None:
+        await self._post("/states", b"", 5.0)
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def _post(
+        self, path: str, body: bytes, timeout_s: float, hear: Callable[[bytes], None] | None = None
+    ) -> bytes:
+        """The answer. ``hear`` is called with its pieces as they come instead."""
+        if self._session is None or self._session.closed:
+            # A kept connection is dropped here before the runner (5 s) would drop it: a request must never meet a
+            # connection that is being closed on the other side.
+            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=3.0)
+            self._session = aiohttp.ClientSession(
+                connector=connector, auto_decompress=False, timeout=aiohttp.ClientTimeout(total=None)
+            )
+        headers = {DEADLINE_HEADER: f"{timeout_s:.3f}", "content-type": "application/octet-stream"}
+        if ident := request_id.get():
+            headers["x-request-id"] = ident
+        try:
+            async with asyncio.timeout(timeout_s):
+                async with self._session.post(self._url + path, data=body, headers=headers) as response:
+                    if hear is not None and response.status == 200:
+                        async for piece in response.content.iter_any():
+                            hear(piece)
+                        return b""
+                    answer = await response.read()
+        except TimeoutError:
+            raise DeadlineExceeded("the request took longer than its deadline", retry_after_s=1) from None
+        except aiohttp.ClientError as error:
+            raise Unavailable(f"the runner is not reachable ({type(error).__name__})", retry_after_s=2) from None
+        if response.status == 200:
+            return answer
+        raise decode_refusal(answer)

@@ -1,0 +1,178 @@
+"""U-Nets in this process, where a picture is several inputs: windows and mirror images, through the model's lane."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from PIL import Image
+
+from ekiben.errors import BadInput, DeadlineExceeded, Overloaded
+from models.engine.batcher import ModelQueue
+from models.engine.loader import LoadedNetwork
+from models.image_batch_steps import TileInput
+from models.images import DecodedImage, open_image
+from models.inference_requests import InferenceRequest, InferenceResponse, PreparedTensor
+from models.limits import MAX_PIXELS
+from models.results import ImageInfo, Timing
+from models.unet import PredictionMap, TiledImage, Unet
+from services.concurrency.cpu_executor import CheckCancelled, run_cpu_bound
+from services.runners.async_batcher import AsyncBatcher
+from services.runners.progress import advance
+
+UnetQueue = ModelQueue[InferenceRequest | TileInput, InferenceResponse | int]
+
+_ROOM_PIXELS = 2 * MAX_PIXELS
+_JUDGED_AFTER_S = 2.0
+_TOO_SLOW = 1.5
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """A decoded picture. ``rgb`` is None where ``reading`` has its pixels: it would be a quarter gigabyte more."""
+
+    facts: ImageInfo
+    reading: TiledImage
+    canvas: PredictionMap
+    rgb: Image.Image | None
+
+    @property
+    def picture(self) -> DecodedImage:
+        rgb = self.rgb if self.rgb is not None else Image.fromarray(self.reading.pixels)
+        return DecodedImage(rgb, self.facts.mime_type)
+
+
+class UnetRunner:
+    """Reads pictures piece by piece. ``at_once``: pictures that are decoded at a time."""
+
+    def __init__(self, lanes: AsyncBatcher, share: Callable[[LoadedNetwork], None], at_once: int) -> None:
+        self._lanes = lanes
+        self._share = share
+        self._doors = asyncio.Semaphore(at_once)
+        self._room = Room(_ROOM_PIXELS)
+
+    async def segment(
+        self, loaded: LoadedNetwork, unet: Unet, lane: UnetQueue, ask: InferenceRequest, deadline: float
+    ) -> tuple[InferenceResponse, Timing]:
+        """The answer, and its time from the first piece to the last. The caller holds a lease on ``loaded`` meanwhile.
+
+        DeadlineExceeded once ``deadline`` has passed, or when it is plain that it will; nothing more is computed then,
+        nor when the call is cancelled.
+        """
+        arrived = time.perf_counter()
+        opened, taken = await self._open(unet, ask, deadline)
+        try:
+            began = time.perf_counter()
+            waited = await self._read(loaded, lane, opened.reading, deadline)
+            took = time.perf_counter() - began - waited
+            answer = await run_cpu_bound(deadline, lambda check: _answer(unet, opened, ask, check))
+        finally:
+            self._room.give_back(taken)
+        return answer, Timing((began - arrived + waited) * 1e3, took * 1e3, opened.reading.pieces)
+
+    async def _open(self, unet: Unet, ask: InferenceRequest, deadline: float) -> tuple[_Opened, int]:
+        """The picture, once there is room for it, and how much it takes of that."""
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout_at(loop.time() + deadline - time.monotonic()), self._doors:
+                opened = await asyncio.to_thread(_decoded, unet, ask)
+                pixels = opened.facts.width * opened.facts.height
+                await self._room.take(pixels)
+        except TimeoutError:
+            raise DeadlineExceeded("the request took longer than its deadline", retry_after_s=1) from None
+        return opened, pixels
+
+    async def _read(self, loaded: LoadedNetwork, lane: UnetQueue, reading: TiledImage, deadline: float) -> float:
+        """Run all pieces; the seconds that the first one waited. An error, or a cancellation, ends the others."""
+        numbers = iter(range(reading.pieces))
+        under_way: set[asyncio.Task[tuple[InferenceResponse | int, Timing]]] = set()
+        ended: set[asyncio.Task[tuple[InferenceResponse | int, Timing]]] = set()
+        waited, done, began = 0.0, 0, time.monotonic()
+        try:
+            while True:
+                while len(under_way) < self._bound(lane) and (number := next(numbers, None)) is not None:
+                    under_way.add(asyncio.create_task(self._ask(loaded, lane, TileInput(reading, number), deadline)))
+                if not under_way:
+                    return waited
+                ended, under_way = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
+                if errors := [error for task in ended if (error := task.exception()) is not None]:
+                    # Refused on arrival: the pieces after the first only say that the picture is late.
+                    raise next((error for error in errors if isinstance(error, Overloaded)), errors[0])
+                for task in ended:
+                    answered, timing = task.result()
+                    if answered == 0:
+                        waited = timing.queue_ms / 1e3
+                done += len(ended)
+                advance(done / reading.pieces)
+                _judge(done, reading.pieces, began, deadline)
+        finally:
+            for task in under_way:
+                task.cancel()
+            await asyncio.gather(*ended, *under_way, return_exceptions=True)
+
+    def _bound(self, lane: UnetQueue) -> int:
+        """What runs, and as much again as a trial of twice the batch takes: enough for slots to find work, and not so
+        much that others who ask this model wait for a whole picture."""
+        return (lane.slots + 2) * self._lanes.batcher.batch_size(lane.key)
+
+    async def _ask(
+        self, loaded: LoadedNetwork, lane: UnetQueue, piece: TileInput, deadline: float
+    ) -> tuple[InferenceResponse | int, Timing]:
+        self._share(loaded)
+        try:
+            return await self._lanes.ask(lane, loaded, piece, 0, deadline)
+        except Overloaded:
+            if piece.number == 0:
+                raise
+            # What waits before this piece would take it past the deadline: the picture is late.
+            raise DeadlineExceeded("the picture took longer than its deadline", retry_after_s=1) from None
+
+
+class Room:
+    """How many decoded pixels may be held at once. For one event loop."""
+
+    def __init__(self, pixels: int) -> None:
+        self.free = pixels
+        self._waiting: list[asyncio.Future[None]] = []
+
+    async def take(self, pixels: int) -> None:
+        """Return when there is room, in turn as far as it fits."""
+        while self.free < pixels:
+            freed = asyncio.get_running_loop().create_future()
+            self._waiting.append(freed)
+            await freed
+        self.free -= pixels
+
+    def give_back(self, pixels: int) -> None:
+        self.free += pixels
+        waiting, self._waiting = self._waiting, []
+        for freed in waiting:
+            if not freed.done():
+                freed.set_result(None)
+
+
+def _decoded(unet: Unet, ask: InferenceRequest) -> _Opened:
+    if isinstance(ask.image, PreparedTensor):
+        raise BadInput("flips are made of a picture, not of a tensor that was prepared elsewhere")
+    picture = open_image(ask.image)
+    canvas = unet.canvas(picture.height, picture.width, ask)
+    reading = TiledImage(unet, picture.rgb, canvas.paint, flips=ask.flips)
+    return _Opened(picture.facts, reading, canvas, None if unet.tiled else picture.rgb)
+
+
+def _answer(unet: Unet, opened: _Opened, ask: InferenceRequest, check: CheckCancelled) -> InferenceResponse:
+    return unet.answer(opened.canvas, opened.picture, ask, check)
+
+
+def _judge(done: int, pieces: int, began: float, deadline: float) -> None:
+    """DeadlineExceeded when the rest, as fast as the pieces so far, would take far longer than there is."""
+    now = time.monotonic()
+    needed = (now - began) / done * (pieces - done)
+    if now - began > _JUDGED_AFTER_S and needed > _TOO_SLOW * (deadline - now):
+        raise DeadlineExceeded(
+            f"{done} of {pieces} windows took {now - began:.1f} s: the rest, about {needed:.0f} s, would pass the "
+            "deadline; ask as a job, which has more time",
+            retry_after_s=1,
+        )

@@ -1,0 +1,1 @@
+"""Requests and responses of the public API, as pydantic models."""

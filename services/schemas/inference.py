@@ -1,0 +1,127 @@
+"""Requests and responses of classify and segment."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from models.results import ClassArea, ClassScore, Timing
+from services.schemas import default_models
+from services.schemas.body import EXAMPLE_ID, Body, ImageRef, ModelRef, TimingBody
+from services.schemas.validation import NAME
+
+
+class InferenceOptions(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    version: int | None = Field(default=None, ge=1, description="Version of the model; the active one by default.")
+    image_id: str | None = Field(default=None, description="A stored image instead of a file.")
+    store: bool = Field(default=True, description="false: neither row nor files are kept.")
+
+
+class ClassifyOptions(InferenceOptions):
+    model: str = Field(default=default_models.CLASSIFY, pattern=NAME, description="A model that classifies.")
+    top_k: int | None = Field(
+        default=None, ge=1, description="How many classes to answer. 5, or all where there are fewer."
+    )
+
+
+class SegmentOptions(InferenceOptions):
+    model: str | None = Field(
+        default=None,
+        pattern=NAME,
+        description="A model that segments. By default "
+        f"{' or, where that has no version, '.join(default_models.SEGMENT)}.",
+    )
+    render: Literal["mask", "color", "overlay", "probability", "nifti", "dicom_seg"] | None = Field(
+        default=None,
+        description="With Accept: image/png, which picture to answer (mask by default). A NIfTI volume is answered as "
+        "nifti with Accept: application/gzip, a DICOM file as dicom_seg with Accept: application/dicom.",
+    )
+    flips: bool = Field(
+        default=False,
+        description="Average over the picture and its three mirror images: 4 times the work. U-Nets only.",
+    )
+    probability: bool = Field(
+        default=False,
+        description="Store the probability of class 1 too: a 16-bit grey PNG of 65535ths. U-Nets of two classes only.",
+    )
+
+    @property
+    def wants_probability(self) -> bool:
+        return self.probability or self.render == "probability"
+
+
+Operation = Literal["classify", "segment", "masks", "auto_masks", "cutouts"]
+
+
+class Score(Body):
+    class_index: int = Field(examples=[13])
+    class_name: str = Field(examples=["junco"])
+    confidence: float = Field(description="0-1", examples=[0.97])
+
+
+class ClassifyBody(Body):
+    """The best classes, highest confidence first."""
+
+    id: str | None = Field(description="The prediction's id; None when nothing was stored.", examples=[EXAMPLE_ID])
+    model: ModelRef
+    image: ImageRef
+    predictions: list[Score]
+    timing: TimingBody
+
+
+class Area(Body):
+    class_index: int = Field(examples=[3])
+    class_name: str = Field(examples=["bird"])
+    color: tuple[int, int, int] = Field(description="RGB, 0-255", examples=[[128, 128, 0]])
+    pixels: int = Field(examples=[61250])
+    share: float = Field(description="Of all pixels, 0-1", examples=[0.327])
+
+
+class SegmentArtifacts(Body):
+    """URLs of what was stored. Of a picture: grey level = class index; palette colours; tinted photo; where it was
+    asked for, the probability of class 1, 16-bit grey. Of a volume only the mask in its own format."""
+
+    mask: str | None = Field(default=None, examples=[f"/v1/artifacts/{EXAMPLE_ID}"])
+    color: str | None = Field(default=None, examples=[f"/v1/artifacts/{EXAMPLE_ID}"])
+    overlay: str | None = Field(default=None, examples=[f"/v1/artifacts/{EXAMPLE_ID}"])
+    probability: str | None = Field(default=None, description="Absent unless it was asked for.")
+    nifti: str | None = Field(default=None, description="Of a NIfTI volume: level = class index, the same affine.")
+    dicom_seg: str | None = Field(default=None, description="Of a DICOM file, where it has what a SEG refers to.")
+
+
+class SegmentBody(Body):
+    """The classes that occur, most pixels first."""
+
+    id: str | None = Field(description="The prediction's id; None when nothing was stored.", examples=[EXAMPLE_ID])
+    model: ModelRef
+    image: ImageRef
+    classes: list[Area]
+    artifacts: SegmentArtifacts | None = Field(
+        description="None when nothing was stored; but what `render` asks for is there then, as a data: URL."
+    )
+    timing: TimingBody
+
+
+def score(row: ClassScore) -> dict[str, Any]:
+    return {"class_index": row.class_index, "class_name": row.class_name, "confidence": row.confidence}
+
+
+def area(row: ClassArea) -> dict[str, Any]:
+    return {
+        "class_index": row.class_index,
+        "class_name": row.class_name,
+        "color": row.color,
+        "pixels": row.pixels,
+        "share": row.share,
+    }
+
+
+def timing(value: Timing) -> dict[str, Any]:
+    return {
+        "queue_ms": round(value.queue_ms, 3),
+        "inference_ms": round(value.inference_ms, 3),
+        "batch_size": value.batch_size,
+    }

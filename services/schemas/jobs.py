@@ -1,0 +1,164 @@
+"""Bodies of jobs, for the doors and for OpenAPI."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from db.job_states import OVER
+from db.tables import Job, JobEvent, JobItem, now
+from services.schemas.body import EXAMPLE_ID, Body
+from services.schemas.inference import Operation
+
+State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+Kind = Literal["request", "batch", "import", "training"]
+
+
+class AcceptedBody(Body):
+    """The job was stored and queued."""
+
+    job_id: str = Field(examples=[EXAMPLE_ID])
+
+
+class JobError(Body):
+    code: str = Field(examples=["bad_image"])
+    message: str
+
+
+class Counts(Body):
+    """Of items; a request is a job of one."""
+
+    total: int = Field(examples=[1000])
+    done: int = Field(description="Ended, either way.", examples=[400])
+    failed: int = Field(description="Ended with an error.", examples=[2])
+    running: int = Field(description="In a worker's hand.", examples=[16])
+
+
+class WebhookBody(Body):
+    url: str
+    state: Literal["waiting", "pending", "delivered", "failed"]
+    tries: int
+
+
+class JobBody(Body):
+    id: str = Field(examples=[EXAMPLE_ID])
+    kind: Kind
+    operation: Operation | Literal["import_dataset", "train"]
+    state: State
+    progress: float = Field(description="0-1", examples=[0.4])
+    counts: Counts
+    images_per_s: float | None = Field(description="Since it started.", examples=[118.2])
+    time_left_s: float | None = Field(description="While it runs, if it goes on like this.", examples=[5.1])
+    parameters: dict[str, Any] = Field(description="With the version that it keeps to.")
+    store: bool
+    priority: int
+    timeout_s: float
+    items_at_once: int | None
+    attempts: int = Field(
+        description="1, and one more for each time that it went on after a worker died or was retried."
+    )
+    error: JobError | None
+    webhook: WebhookBody | None
+    created_at: str
+    started_at: str | None
+    finished_at: str | None
+
+
+class StatusBody(Body):
+    state: State
+    progress: float
+
+
+class ItemBody(Body):
+    position: int = Field(description="From 0, in the order in which the pictures were given.")
+    state: State
+    filename: str | None
+    image_id: str | None
+    prediction_id: str | None = Field(description="Where its answer is recorded; null when nothing is stored.")
+    attempts: int
+    error: JobError | None
+    result: dict[str, Any] | None = Field(
+        description="The answer, as the operation's own route gives it; null when it failed, or was deleted since."
+    )
+    started_at: str | None
+    finished_at: str | None
+
+
+def job_body(job: Job, running: int) -> dict[str, Any]:
+    done = job.succeeded + job.failed
+    speed, left = _speed(job, done)
+    return {
+        "id": job.id,
+        "kind": job.kind,
+        "operation": job.operation,
+        "state": job.state,
+        "progress": progress(job),
+        "counts": {"total": job.total, "done": done, "failed": job.failed, "running": running},
+        "images_per_s": speed,
+        "time_left_s": left,
+        "parameters": job.parameters,
+        "store": job.store,
+        "priority": job.priority,
+        "timeout_s": job.timeout_s,
+        "items_at_once": job.items_at_once,
+        "attempts": job.attempts,
+        "error": job.error,
+        "webhook": None
+        if job.webhook_url is None
+        else {"url": job.webhook_url, "state": job.webhook_state or "waiting", "tries": job.webhook_tries},
+        "created_at": job.created_at,
+        "started_at": job.started_at,
+        "finished_at": job.finished_at,
+    }
+
+
+def progress(job: Job) -> float:
+    share = (job.succeeded + job.failed) / job.total
+    return round(max(share, job.progress if job.total == 1 else 0.0), 4)
+
+
+def item_body(item: JobItem, answer: dict[str, Any] | None) -> dict[str, Any]:
+    return {
+        "position": item.position,
+        "state": item.state,
+        "filename": item.filename,
+        "image_id": item.image_id,
+        "prediction_id": answer.get("id") if answer is not None else None,
+        "attempts": item.attempts,
+        "error": item.error,
+        "result": answer,
+        "started_at": item.started_at,
+        "finished_at": item.finished_at,
+    }
+
+
+def event_text(event: JobEvent, data: bytes) -> bytes:
+    """One server-sent event; its id is the event's number."""
+    return b"id: %d\nevent: %s\ndata: %s\n\n" % (event.number, event.kind.encode(), data)
+
+
+def _speed(job: Job, done: int) -> tuple[float | None, float | None]:
+    if job.started_at is None or done <= job.head_start:
+        return None, None
+    seconds = ((job.finished_at or now()) - job.started_at).total_seconds()
+    if seconds <= 0:
+        return None, None
+    speed = (done - job.head_start) / seconds
+    return round(speed, 3), None if job.state in OVER else round((job.total - done) / speed, 1)
+
+
+IDEMPOTENCY_KEY = r"[\x21-\x7e]{1,255}"
+"""Visible ASCII characters."""
+
+
+class JobOptions(BaseModel):
+    """Of a request that becomes a job, and of batches."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    priority: int = Field(default=5, ge=0, le=9, description="As a job: 9 goes first, 0 last.")
+    timeout_s: float | None = Field(
+        default=None, gt=0, le=30 * 86_400, description="As a job: its time limit. EKIBEN_JOB_TIMEOUT_S otherwise."
+    )
+    webhook: str | None = Field(default=None, description="As a job: address that is told when it is over.")

@@ -1,0 +1,167 @@
+"""Bodies of Segment Anything's answers, for the doors and for OpenAPI."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from models.masks.cutouts import CutStyle
+from models.sam.auto_options import AutoOptions
+from services.schemas import default_models
+from services.schemas.body import EXAMPLE_ID, Body, ImageRef, ModelRef, TimingBody
+from services.schemas.inference import InferenceOptions
+from services.schemas.validation import NAME
+
+
+class EmbeddingBody(Body):
+    """What was made of the picture before the prompts: the dear part, done once per picture."""
+
+    cached: bool = Field(description="It was there: neither was the picture decoded nor did the encoder run.")
+    encode_ms: float = Field(description="What making it took, now or then.", examples=[3900.0])
+
+
+_RLE = {"size": [534, 800], "counts": [128034, 12, 522, 14, 298618]}
+
+Segmentation = Annotated[
+    Any,
+    Field(
+        description="By format. rle: size [height, width] and counts, column by column; coco: the same as "
+        "COCO's compressed text; polygons: parts with outer ring and holes, flat lists x0, y0, x1, ... on pixel edges; "
+        "geojson: a MultiPolygon or Polygon; png: URL of a 1-bit picture (a data: URL when nothing is stored).",
+        examples=[_RLE],
+    ),
+]
+_BBOX = Field(description="x, y, width, height; width is the last column minus the first, as in the reference.")
+
+
+class MaskFacts(Body):
+    segmentation: Segmentation
+    predicted_iou: float = Field(description="The network's own guess of its IoU; may exceed 1.", examples=[0.98])
+    stability_score: float | None = Field(
+        description="IoU of the mask at logits shifted up and down (by 1, or stability_score_offset); null when empty.",
+        examples=[0.97],
+    )
+    area: int = Field(description="Pixels.", examples=[18422])
+    bbox: tuple[int, int, int, int] = _BBOX
+
+
+class PromptMaskBody(MaskFacts):
+    id: str | None = Field(
+        description="For mask_input of a next prompt. null when its logits were not stored.", examples=[EXAMPLE_ID]
+    )
+
+
+class PromptResult(Body):
+    prompt: int = Field(description="Number of the prompt in the request, from 0.", examples=[0])
+    masks: list[PromptMaskBody]
+
+
+class MasksBody(Body):
+    """The masks of each prompt: three (whole, part, part of a part) or one, in the reference's order."""
+
+    id: str | None = Field(description="The prediction's id; None when nothing was stored.", examples=[EXAMPLE_ID])
+    model: ModelRef
+    image: ImageRef
+    results: list[PromptResult]
+    embedding: EmbeddingBody
+    timing: TimingBody
+
+
+class AutoMaskBody(MaskFacts):
+    point_coords: list[tuple[float, float]] = Field(description="The grid point it answers: x, y.")
+    crop_box: tuple[int, int, int, int] = Field(description="x, y, width, height of the crop it was found in.")
+
+
+class AutoArtifacts(Body):
+    """URLs: every mask in a colour of its own; the same over the photo."""
+
+    color: str = Field(examples=[f"/v1/artifacts/{EXAMPLE_ID}"])
+    overlay: str = Field(examples=[f"/v1/artifacts/{EXAMPLE_ID}"])
+
+
+class AutoMasksBody(Body):
+    """The masks of everything, the largest first. They may lie in each other: wholes and their parts."""
+
+    id: str | None = Field(description="The prediction's id; None when nothing was stored.", examples=[EXAMPLE_ID])
+    model: ModelRef
+    image: ImageRef
+    masks: list[AutoMaskBody]
+    parameters: dict[str, Any] = Field(description="As they were used, presets and defaults filled in.")
+    artifacts: AutoArtifacts | None = Field(description="None when nothing was stored.")
+    embedding: EmbeddingBody
+    timing: TimingBody
+
+
+class CutoutBody(Body):
+    id: str | None = Field(description="The artifact's id; None when nothing was stored.", examples=[EXAMPLE_ID])
+    url: str | None = Field(examples=[f"/v1/artifacts/{EXAMPLE_ID}"])
+    prompt: int | None = Field(description="Number of the prompt; null for an automatic mask.", examples=[0])
+    bbox: tuple[int, int, int, int] = Field(description="x, y, width, height of the cut-out in the picture.")
+    width: int = Field(examples=[212])
+    height: int = Field(examples=[190])
+    area: int = Field(description="Pixels of the object.", examples=[18422])
+    predicted_iou: float = Field(examples=[0.98])
+    stability_score: float | None = Field(examples=[0.97])
+
+
+class CutoutsBody(Body):
+    """Objects as RGBA PNGs: the order of the prompts, or the largest automatic mask first."""
+
+    id: str | None = Field(description="The prediction's id; None when nothing was stored.", examples=[EXAMPLE_ID])
+    model: ModelRef
+    image: ImageRef
+    cutouts: list[CutoutBody]
+    embedding: EmbeddingBody
+    timing: TimingBody
+
+
+MaskFormat = Literal["rle", "coco", "polygons", "geojson", "png"]
+
+
+PROMPTS = (
+    'JSON: a list of prompts, each {"points": [[x, y, label], ...], "box": [x0, y0, x1, y1], "mask_input": id}, with '
+    "one of these at least; label 1 is foreground, 0 background; pixels of the picture as the user sees it."
+)
+
+
+class MasksOptions(InferenceOptions):
+    model: str = Field(default=default_models.MASKS, pattern=NAME, description="A Segment Anything model.")
+    prompts: str | None = Field(default=None, description=PROMPTS + " Without any: the whole picture's box.")
+    multimask: bool = Field(
+        default=True, description="Three masks per prompt (whole, part, part of a part); false: one."
+    )
+    format: MaskFormat = Field(default="rle", description="What segmentation holds.")
+    logits: bool = Field(
+        default=True, description="false: do not keep the logits that mask_input refines (256 KB a mask); id is null."
+    )
+
+
+class AutoMasksOptions(InferenceOptions, AutoOptions):
+    model: str = Field(default=default_models.MASKS, pattern=NAME, description="A Segment Anything model.")
+    format: MaskFormat = Field(default="rle", description="What segmentation holds.")
+
+    @property
+    def auto(self) -> AutoOptions:
+        return AutoOptions(**{name: getattr(self, name) for name in AutoOptions.model_fields})
+
+
+class CutoutsOptions(InferenceOptions, AutoOptions):
+    model: str = Field(default=default_models.MASKS, pattern=NAME, description="A Segment Anything model.")
+    prompts: str | None = Field(default=None, description=PROMPTS + " Without any: the automatic masks.")
+    multimask: bool = Field(default=False, description="true: of three masks per prompt cut the best.")
+    min_pixels: int = Field(default=0, ge=0, le=64_000_000, description="Smaller objects are left out.")
+    padding_px: int = Field(default=0, ge=0, le=10_000, description="Transparent pixels around the object's box.")
+    feather_px: float = Field(default=0, ge=0, le=100, description="Softness of the edge; 0 is hard.")
+    frame: Literal["box", "full"] = Field(default="box", description="Crop to the object, or keep the whole frame.")
+    limit: int = Field(
+        default=100, ge=1, le=1000, description="At most so many: the first prompts, or the largest masks."
+    )
+
+    @property
+    def auto(self) -> AutoOptions:
+        return AutoOptions(**{name: getattr(self, name) for name in AutoOptions.model_fields})
+
+    @property
+    def style(self) -> CutStyle:
+        return CutStyle(self.frame, self.padding_px, self.feather_px)

@@ -1,0 +1,61 @@
+"""Requests and responses of models and their versions."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from models.onnx_import.options import ImportOptions
+from services.schemas.body import Body
+
+
+class ModelUploadOptions(ImportOptions):
+    """What an upload says besides the file."""
+
+    name: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$", description="Name of the model; a known name gets a new version."
+    )
+
+
+class ReplicaBody(Body):
+    """What one process says of a model version."""
+
+    process_id: str
+    host: str
+    version: int
+    state: Literal["ready", "loading", "unloaded", "failed"]
+    reason: str | None
+    memory_bytes: int
+
+
+class VersionBody(Body):
+    version: int
+    active: bool
+    digest: str
+    bytes: int
+    metrics: dict[str, Any]
+    lineage: dict[str, Any]
+    created_at: str
+
+
+class ModelBody(Body):
+    name: str = Field(examples=["efficientnet_b0"])
+    task: Literal["classify", "segment", "masks"] | None
+    version: int | None = Field(description="The active version.")
+    state: Literal["ready", "unloaded", "loading", "unavailable"]
+    reason: str | None = Field(description="Why it is unavailable.")
+    desired: Literal["auto", "loaded", "unloaded"]
+    memory_bytes: int
+    weights: str | None = Field(
+        description="Where the numbers come from; random weights say so.", examples=["random (seed 0)"]
+    )
+    licence: str | None
+    source: str | None
+    precision: str | None
+    classes: int | None
+    counters: dict[str, int] = Field(
+        description="Of the process that answers: predictions, batches, loads; waiting now; batch_size learned."
+    )
+    replicas: list[ReplicaBody]
+    versions: list[VersionBody]

@@ -1,0 +1,1 @@
+"""Trainings: service, job handler, comparison, the environment with torch."""

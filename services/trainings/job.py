@@ -1,0 +1,139 @@
+"""Training: the undertaking that turns a dataset into a new version of a model."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import orjson
+from sqlmodel import Session
+
+from db.datasets import Datasets, file_key
+from db.job_states import ClaimedItem, Settling, settle
+from db.publishing import publish_folder
+from db.tables import Dataset, Job, ModelVersion
+from ekiben.errors import NotFound
+from models.artifact import read_manifest
+from models.engine.engine import ModelKey
+from models.engine.memory import free_mb
+from services.concurrency.retry import retry_while_unavailable
+from services.jobs.child_process import Message, run_child
+from services.jobs.workspace import JobWorkspace, child_environ
+from services.model_registry.index import ModelIndex
+from services.trainings.environment import training_python
+
+log = logging.getLogger(__name__)
+
+OPERATION = "train"
+CHECKPOINT, PREVIEW, EVALUATION, TENSORBOARD = "checkpoint", "preview", "evaluation", "tensorboard"
+"""Kinds of the files that a training leaves."""
+
+_CHECKPOINT_FILE = "checkpoint.pt"
+_FREE_SHARE = 0.8
+
+
+class TrainingHandler:
+    """See ``Undertaking``. The job's parameters are the dataset, the model's name and the options."""
+
+    def __init__(self, workshop: JobWorkspace, datasets: Datasets, index: ModelIndex) -> None:
+        self._workshop = workshop
+        self._datasets = datasets
+        self._index = index
+
+    async def __call__(self, job: Job, item: ClaimedItem) -> None:
+        workshop = self._workshop
+        dataset = await workshop.ask(self._datasets.ready, job.owner, job.parameters["dataset_id"])
+        folder = await asyncio.to_thread(workshop.folder, job)
+        try:
+            await self._lay_out(job, dataset, folder)
+            python = await training_python(workshop.settings.training_python)
+            memory_mb = workshop.settings.training_memory_mb or int(_FREE_SHARE * free_mb())
+            command = [python, "-m", "training", "--folder", str(folder), "--with-parent"]
+            if memory_mb:
+                command += ["--memory-mb", str(memory_mb)]
+
+            async def say(message: Message) -> None:
+                await self._said(item, folder, message)
+
+            result = await run_child(command, say, folder=folder, environ=child_environ())
+            await self._publish(job, item, dataset, folder, result)
+        finally:
+            await asyncio.to_thread(workshop.clear, job)
+
+    async def _lay_out(self, job: Job, dataset: Dataset, folder: Path) -> None:
+        """What the child reads: options, samples, weights to start from, and how far an earlier attempt got."""
+        workshop, options = self._workshop, job.parameters["options"]
+        (folder / "options.json").write_bytes(orjson.dumps(options))
+        await workshop.fetch(file_key(dataset, "archive"), folder / "dataset.zip")
+        if (start := job.parameters.get("start_from")) is not None:
+            key = ModelKey(job.owner, start["name"], start["version"])
+            artifact = await retry_while_unavailable(lambda: workshop.ask(self._index.locate, key))
+            await asyncio.to_thread(shutil.copytree, artifact, folder / "start")
+        kept = await workshop.ask(workshop.jobs.files, job.owner, job.id, CHECKPOINT)
+        if kept:
+            with contextlib.suppress(NotFound):  # without it the training begins anew
+                await workshop.fetch(kept[-1].storage_key, folder / _CHECKPOINT_FILE)
+
+    async def _said(self, item: ClaimedItem, folder: Path, message: Message) -> None:
+        workshop = self._workshop
+        if message.get("file") == _CHECKPOINT_FILE:  # others are kept with the events that name them, or at the end
+            await workshop.keep(item, CHECKPOINT, folder / _CHECKPOINT_FILE)
+        elif "event" in message:
+            kind, data = message["event"], message["data"]
+            if kind == PREVIEW:
+                artifact = await workshop.keep(item, PREVIEW, folder / data.pop("file"))
+                data["url"] = f"/v1/artifacts/{artifact.id}"
+            await workshop.note(item, kind, data, message.get("progress"))
+
+    async def _publish(
+        self, job: Job, item: ClaimedItem, dataset: Dataset, folder: Path, result: dict[str, Any]
+    ) -> None:
+        """Store what came out and make it the model's newest version, all of it only if the item is still ours."""
+        workshop, name = self._workshop, job.parameters["name"]
+        files = {}
+        for kind, path in ((EVALUATION, folder / "evaluation.json"), (TENSORBOARD, _zipped(folder, "tensorboard"))):
+            if path is not None and path.is_file():
+                files[kind] = f"/v1/artifacts/{(await workshop.keep(item, kind, path)).id}"
+        artifact = folder / "artifact"
+        manifest = read_manifest(artifact)
+        lineage = {
+            "source": "training",
+            "training_id": job.id,
+            "dataset": {"id": dataset.id, "name": dataset.name, "samples": dataset.samples},
+            "options": job.parameters["options"],
+            "start_from": job.parameters.get("start_from"),
+        }
+        answer: dict[str, Any] = {}
+
+        def end(session: Session, version: ModelVersion) -> None:
+            answer.update(model={"name": name, "version": version.version}, **result, artifacts=files)
+            settling = Settling(item.job_id, item.id, workshop.worker_id, result=answer)
+            settle(session.connection(), [settling])
+
+        def publish() -> None:
+            publish_folder(
+                self._index.registry,
+                workshop.store,
+                artifact,
+                name=name,
+                manifest=manifest.model_dump(mode="json"),
+                digest=manifest.digest,
+                lineage=lineage,
+                owner=job.owner,
+                also=end,
+            )
+
+        await retry_while_unavailable(lambda: asyncio.to_thread(publish))
+        log.info("trained", extra={"model": answer["model"], "metrics": result.get("metrics", {}).get("dice")})
+        for key in await workshop.ask(workshop.jobs.forget_files, job.owner, job.id, CHECKPOINT):
+            await asyncio.to_thread(workshop.store.delete, key)
+
+
+def _zipped(folder: Path, name: str) -> Path | None:
+    if not (folder / name).is_dir():
+        return None
+    return Path(shutil.make_archive(str(folder / name), "zip", folder, name))
