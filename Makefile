@@ -61,8 +61,8 @@ bench-training: $(SERVE) $(TORCH)
 	@.venv-torch/bin/python -m bench.training
 
 bench-protocols: $(SERVE) $(TORCH) $(PROTOCOLS)
-	@.venv/bin/python -m bench.doors
-	@.venv-protocols/bin/python -m bench.perf_analyzer
+	@.venv/bin/python -m bench.protocols
+	@.venv-protocols/bin/python -m bench.protocols.perf_analyzer
 	@.venv-protocols/bin/python -m bench.loadgen
 
 # The environments. The serving one has no torch; torch's own has everything, for exports and for the tests.

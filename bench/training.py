@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.contenders import EXPORT_PYTHON
-from bench.jobs_server import Ekiben
+from bench.jobs.server import Ekiben
 from bench.report import machine, now
 from bench.servers import ROOT, Missing, clean_environ
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlmodel import Session, col, func, select
 
-from db.job_states import OVER, Settling, settle
+from db.job_states import OVER, ItemResult, finish_items
 from db.keys import new_key
 from db.records import MAX_PAGE, Page
 from db.session import reading, writing
@@ -29,7 +29,7 @@ def file_key(dataset: Dataset, which: Literal["archive", "preview", "upload"]) -
 
 
 @dataclass(frozen=True)
-class Shown:
+class DatasetView:
     """A dataset and what has become of it. ``error``: of the import that failed."""
 
     dataset: Dataset
@@ -46,7 +46,7 @@ class Datasets:
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
 
-    def dataset(self, owner: str, id: str) -> Shown:
+    def dataset(self, owner: str, id: str) -> DatasetView:
         with reading(self._engine) as session:
             dataset = _one(session, owner, id)
             return _shown(dataset, session.get(Job, dataset.job_id))
@@ -60,7 +60,7 @@ class Datasets:
             chosen = select(Dataset).where(Dataset.owner == owner).order_by(*newest)
             return Page(session.exec(chosen.offset((page - 1) * limit).limit(limit)).all(), total, page, limit)
 
-    def shown(self, datasets: Sequence[Dataset]) -> list[Shown]:
+    def shown(self, datasets: Sequence[Dataset]) -> list[DatasetView]:
         """What has become of each of them."""
         with reading(self._engine) as session:
             ids = [each.job_id for each in datasets]
@@ -77,10 +77,10 @@ class Datasets:
             raise Conflict(f"the dataset cannot be used: {reason}", code="dataset_not_ready")
         return shown.dataset
 
-    def imported(self, id: str, settling: Settling, found: dict[str, Any]) -> None:
+    def imported(self, id: str, settling: ItemResult, found: dict[str, Any]) -> None:
         """The end of an import, with what was ``found`` (columns). Conflict (LOST): another worker has the job now."""
         with writing(self._engine) as session:
-            settle(session.connection(), [settling])
+            finish_items(session.connection(), [settling])
             dataset = session.get(Dataset, id)
             if dataset is None:
                 raise NotFound("the dataset was deleted")
@@ -126,16 +126,16 @@ def _one(session: Session, owner: str, id: str) -> Dataset:
     return dataset
 
 
-def _shown(dataset: Dataset, job: Job | None) -> Shown:
+def _shown(dataset: Dataset, job: Job | None) -> DatasetView:
     if dataset.state == "ready":
-        return Shown(dataset, "ready", None)
+        return DatasetView(dataset, "ready", None)
     if job is not None and job.state not in OVER:
-        return Shown(dataset, "importing", None)  # perhaps once more, after it was refused
+        return DatasetView(dataset, "importing", None)  # perhaps once more, after it was refused
     error = job.error if job is not None else None
     if dataset.state == "refused":
         first = (dataset.report or {}).get("errors") or [{"code": "bad_dataset", "message": "it was refused"}]
-        return Shown(dataset, "refused", {"code": first[0]["code"], "message": first[0]["message"]})
+        return DatasetView(dataset, "refused", {"code": first[0]["code"], "message": first[0]["message"]})
     gone = {"code": "import_failed", "message": "its import ended early, and is not remembered any more"}
     if job is not None and job.state == "cancelled":
         gone = {"code": "cancelled", "message": "its import was cancelled"}
-    return Shown(dataset, "failed", error or gone)
+    return DatasetView(dataset, "failed", error or gone)

@@ -103,7 +103,7 @@ def places_left(db: Session, job_id: str, at_once: int) -> int:
     return at_once - int(db.execute(in_hand).scalar_one())
 
 
-class Settling(NamedTuple):
+class ItemResult(NamedTuple):
     """The end of one item, to be written with the rows of its answer (see ``settle``).
 
     ``image_id``: where its picture now is. ``error`` None: succeeded.
@@ -127,7 +127,7 @@ _END = (
 _END_AS_IMAGE = _END.values(image_id=sa.bindparam("new_image_id"), storage_key=None)
 
 
-def settle(db: sa.Connection, settlings: Sequence[Settling]) -> None:
+def finish_items(db: sa.Connection, settlings: Sequence[ItemResult]) -> None:
     """End the items. Conflict (LOST) when one of them is not in its worker's hand any more: roll back then."""
     moment = now()
     for job_id in sorted({one.job_id for one in settlings}):
@@ -160,7 +160,7 @@ def settle(db: sa.Connection, settlings: Sequence[Settling]) -> None:
         _count(db, job_id, failed=failed, succeeded=len(own) - failed, deaths=0)
 
 
-def give_back(db: Session, worker_id: str, item_ids: Collection[str], not_before: datetime | None = None) -> None:
+def requeue(db: Session, worker_id: str, item_ids: Collection[str], not_before: datetime | None = None) -> None:
     """Items that ``worker_id`` had in hand wait again; until ``not_before``, where they were tried in vain."""
     own = (col(JobItem.id).in_(item_ids), col(JobItem.worker_id) == worker_id, col(JobItem.state) == "running")
     lock_all(db, db.execute(sa.select(col(JobItem.job_id)).where(*own).distinct()).scalars().all())
@@ -170,7 +170,7 @@ def give_back(db: Session, worker_id: str, item_ids: Collection[str], not_before
     db.execute(sa.update(JobItem).where(*own).values(**values), execution_options=_UNSYNCED)
 
 
-def bury(db: Session, worker_id: str) -> list[str]:
+def fail_worker(db: Session, worker_id: str) -> list[str]:
     """A worker is dead: what it had in hand waits again, or fails after MAX_DEATHS. Gives the ids of the jobs.
 
     A job ends as failed when MAX_DEATHS workers died with it and none of its items ended meanwhile.

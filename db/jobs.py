@@ -61,7 +61,7 @@ class JobRecords:
                     [{**blank, **common, "position": number, **item} for number, item in enumerate(items)],
                 )
                 job_states.add_event(session, job.id, "state", {"state": "queued"})
-                add_hands(session, job, hands, enqueue)
+                enqueue_entries(session, job, hands, enqueue)
                 session.flush()
         except Conflict:
             if (earlier := self._earlier(job)) is not None:  # another process was faster, by a moment
@@ -170,7 +170,7 @@ class JobRecords:
 
         def again(session: Session, job: Job) -> None:
             job_states.retry(session, job)
-            add_hands(session, job, hands(job.total - job.succeeded), enqueue)
+            enqueue_entries(session, job, hands(job.total - job.succeeded), enqueue)
 
         return self._change(owner, id, again)
 
@@ -256,7 +256,7 @@ class JobRecords:
 
     def give_back(self, worker_id: str, item_ids: Sequence[str], not_before: datetime | None = None) -> None:
         with writing(self._engine) as session:
-            job_states.give_back(session, worker_id, item_ids, not_before)
+            job_states.requeue(session, worker_id, item_ids, not_before)
 
     def claimed_by(self, worker_id: str) -> list[str]:
         """Ids of the items that are in this worker's hand."""
@@ -353,7 +353,7 @@ class JobRecords:
         with writing(self._engine) as session:
             job = session.exec(select(Job).where(Job.id == job_id).with_for_update()).first()
             if job is not None and job.state not in OVER:
-                add_hands(session, job, 1, enqueue)
+                enqueue_entries(session, job, 1, enqueue)
 
     def _change(self, owner: str, id: str, change: Callable[[Session, Job], None]) -> Job:
         with writing(self._engine) as session:
@@ -374,7 +374,7 @@ class JobRecords:
         return earlier
 
 
-def add_hands(session: Session, job: Job, hands: int, enqueue: Enqueue) -> None:
+def enqueue_entries(session: Session, job: Job, hands: int, enqueue: Enqueue) -> None:
     """Queue a job by ``hands`` entries. Their ids are the job's and a number that is never used twice."""
     last = session.execute(
         sa.update(Job).where(col(Job.id) == job.id).values(hands=col(Job.hands) + hands).returning(col(Job.hands)),

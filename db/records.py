@@ -15,10 +15,10 @@ from sqlalchemy.orm.attributes import set_committed_value
 from sqlalchemy.sql.base import ExecutableOption
 from sqlmodel import Session, SQLModel, col, func, select
 
-from db.job_states import Settling
+from db.group_commit import GroupCommit, Values
+from db.job_states import ItemResult
 from db.session import reading, writing
 from db.tables import Artifact, Image, Installation, JobItem, ModelVersion, Owned, Prediction, now
-from db.writer import Values, Writer
 from ekiben.errors import Conflict, NotFound
 from ekiben.ids import new_id
 
@@ -50,9 +50,9 @@ class Records:
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
-        self._writer = Writer(engine)
+        self._writer = GroupCommit(engine)
 
-    def save(self, rows: Sequence[SQLModel | Values], then: Settling | None = None) -> Future[None]:
+    def save(self, rows: Sequence[SQLModel | Values], then: ItemResult | None = None) -> Future[None]:
         """Store the rows of one unit, all or none, together with whatever else waits: see ``Writer.save``."""
         return self._writer.save(rows, then)
 

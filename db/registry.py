@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlmodel import Session, select
 
 from db import replicas
-from db.listing import (
+from db.model_listing import (
     Listed,
     absent,
     active_of,
@@ -23,12 +23,12 @@ from db.listing import (
     version_of,
     versions_of,
 )
-from db.replicas import Holding
+from db.replicas import ReplicaReport
 from db.session import reading, writing
 from db.tables import Model, ModelReplica, ModelVersion, RegistryRevision, now
 from ekiben.errors import BadInput, Conflict, NotFound, Unavailable
 
-__all__ = ["Desired", "Holding", "Listed", "Registry"]
+__all__ = ["Desired", "Listed", "Registry", "ReplicaReport"]
 
 Desired = Literal["auto", "loaded", "unloaded"]
 
@@ -214,7 +214,7 @@ class Registry:
         with reading(self._engine) as session:
             return session.exec(select(RegistryRevision.revision)).one()
 
-    def report(self, process_id: str, host: str, pid: int, states: Sequence[Holding]) -> None:
+    def report(self, process_id: str, host: str, pid: int, states: Sequence[ReplicaReport]) -> None:
         """Replace all that this process has reported before; report at least every few seconds."""
         replicas.report(self._engine, process_id, host, pid, states)
 

@@ -18,7 +18,7 @@ _FORGOTTEN = timedelta(hours=1)  # rows of a process that died without a word
 
 
 @dataclass(frozen=True)
-class Holding:
+class ReplicaReport:
     """What a process reports of one model version."""
 
     name: str
@@ -29,7 +29,7 @@ class Holding:
     owner: str = "local"
 
 
-def report(engine: sa.Engine, process_id: str, host: str, pid: int, states: Sequence[Holding]) -> None:
+def report(engine: sa.Engine, process_id: str, host: str, pid: int, states: Sequence[ReplicaReport]) -> None:
     """Replace all that this process has reported before."""
     moment = now()
     rows = [

@@ -44,7 +44,7 @@ class Workers:
         with writing(self._engine) as session:
             session.exec(select(Worker).where(Worker.id == worker_id).with_for_update()).first()
             in_hand = select(JobItem.id).where(JobItem.worker_id == worker_id, JobItem.state == "running")
-            job_states.give_back(session, worker_id, session.exec(in_hand).all())
+            job_states.requeue(session, worker_id, session.exec(in_hand).all())
             session.execute(sa.delete(Worker).where(col(Worker.id) == worker_id))
 
     def alive(self, ttl_s: float) -> list[Worker]:
@@ -70,7 +70,7 @@ class Workers:
                 chosen = select(Worker).where(Worker.id == worker_id).with_for_update()
                 worker = session.exec(chosen).first()
                 if worker is not None and worker.seen_at < before:  # it may have spoken up, or be buried already
-                    buried[worker_id] = job_states.bury(session, worker_id)
+                    buried[worker_id] = job_states.fail_worker(session, worker_id)
         return buried
 
     def give_back_of_unknown(self) -> list[str]:
@@ -80,14 +80,14 @@ class Workers:
             chosen = select(JobItem.worker_id, JobItem.id).where(JobItem.state == "running", unknown)
             items = [(worker_id or "", item_id) for worker_id, item_id in session.exec(chosen)]
             for worker_id in sorted({worker_id for worker_id, _ in items}):
-                job_states.give_back(session, worker_id, [item_id for owner, item_id in items if owner == worker_id])
+                job_states.requeue(session, worker_id, [item_id for owner, item_id in items if owner == worker_id])
             return [item_id for _, item_id in items]
 
     def bury(self, worker_id: str) -> list[str]:
         """Take the work from a worker that is known to be dead; the jobs that it had in hand."""
         with writing(self._engine) as session:
             session.exec(select(Worker).where(Worker.id == worker_id).with_for_update()).first()
-            return job_states.bury(session, worker_id)
+            return job_states.fail_worker(session, worker_id)
 
     def stalled(self, quiet_s: float, limit: int = 100, *, state: str = "running") -> list[str]:
         """Jobs in ``state``, the oldest first, of which no item is in hand and nothing was heard for ``quiet_s``."""

@@ -17,17 +17,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
-from ekiben.remote import jobs_operations, library_operations, training_operations, vision_operations
-from ekiben.remote.asks import Ask, Done, Steps, Transport, Tries, advance
-from ekiben.remote.async_client import AsyncClient
-from ekiben.remote.connect import URL, connect
-from ekiben.remote.errors import EkibenError, JobFailed, TimedOut, Unreachable
-from ekiben.remote.jobs_operations import JobLike
-from ekiben.remote.methods import iterated, threaded
-from ekiben.remote.progress_bar import bar_of
-from ekiben.remote.records import Job, JobEvent
-from ekiben.remote.vision_operations import read_event, stream_ask
-from ekiben.remote.watch import Watch
+from ekiben._client import inference_operations, jobs_operations, library_operations, training_operations
+from ekiben._client.async_client import AsyncClient
+from ekiben._client.binding import iterated, threaded
+from ekiben._client.connect import URL, connect
+from ekiben._client.errors import EkibenError, JobFailed, TimedOut, Unreachable
+from ekiben._client.inference_operations import read_event, stream_request
+from ekiben._client.job_watch import JobWatch
+from ekiben._client.jobs_operations import JobLike
+from ekiben._client.progress_bar import bar_of
+from ekiben._client.records import Job, JobEvent
+from ekiben._client.requests import ClientRequest, Done, RetryPolicy, Steps, Transport, advance
 
 __all__ = ["AsyncClient", "Client", "EkibenError", "JobFailed", "TimedOut", "Unreachable"]
 
@@ -58,14 +58,14 @@ class Client:
         self._retries = retries
         self._transport = transport or connect(url, timeout_s, headers or {}, ca)
 
-    classify = threaded(vision_operations.classify)
-    segment = threaded(vision_operations.segment)
-    segment_volume = threaded(vision_operations.segment_volume)
-    render = threaded(vision_operations.render)
-    masks = threaded(vision_operations.masks)
-    auto_masks = threaded(vision_operations.auto_masks)
-    stream_auto_masks = iterated(stream_ask, read_event)
-    cutouts = threaded(vision_operations.cutouts)
+    classify = threaded(inference_operations.classify)
+    segment = threaded(inference_operations.segment)
+    segment_volume = threaded(inference_operations.segment_volume)
+    render = threaded(inference_operations.render)
+    masks = threaded(inference_operations.masks)
+    auto_masks = threaded(inference_operations.auto_masks)
+    stream_auto_masks = iterated(stream_request, read_event)
+    cutouts = threaded(inference_operations.cutouts)
 
     submit = threaded(jobs_operations.submit)
     batch = threaded(jobs_operations.batch)
@@ -112,14 +112,14 @@ class Client:
 
         ``after``: go on after the event of that number. ``timeout_s``: TimedOut after so long.
         """
-        return self._follow(Watch(job, after, timeout_s))
+        return self._follow(JobWatch(job, after, timeout_s))
 
     def wait(self, job: JobLike, *, progress: bool = False, timeout_s: float | None = None) -> Job:
         """The job once it has succeeded. JobFailed where it has failed or was cancelled, TimedOut after ``timeout_s``.
 
         ``progress``: show a bar meanwhile. Takes a dataset too, for its import.
         """
-        watch, known = Watch(job, timeout_s=timeout_s), self.job(job)
+        watch, known = JobWatch(job, timeout_s=timeout_s), self.job(job)
         with bar_of(known, progress) as bar:
             while not known.over:
                 for event in self._follow(watch):
@@ -154,15 +154,15 @@ class Client:
         finally:
             steps.close()
 
-    def _send(self, ask: Ask) -> object:
-        tries = Tries(ask, self._retries)
+    def _send(self, ask: ClientRequest) -> object:
+        tries = RetryPolicy(ask, self._retries)
         while True:
             try:
                 return self._transport.send(ask)
             except EkibenError as error:
                 time.sleep(tries.pause_s(error))
 
-    def _follow(self, watch: Watch) -> Iterator[JobEvent]:
+    def _follow(self, watch: JobWatch) -> Iterator[JobEvent]:
         while True:
             try:
                 with closing(self._transport.stream(watch.ask())) as told:

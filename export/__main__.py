@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import get_args
 
 from db.blobs import open_store
-from db.listing import check_name
 from db.migrate import migrate
+from db.model_listing import check_name
 from db.publishing import publish_folder
 from db.registry import Registry
 from db.session import connect
@@ -161,8 +161,8 @@ def _export(given: argparse.Namespace) -> None:
 
 def _export_sam(given: argparse.Namespace) -> None:
     try:
-        from export import sam
-        from export.sam_artifact import write_artifact
+        from export.sam import recipe
+        from export.sam.artifact import write_artifact
     except ImportError as error:
         raise _lacking(error) from None
     row, settings = ZOO[given.command], Settings.from_environ()
@@ -171,11 +171,11 @@ def _export_sam(given: argparse.Namespace) -> None:
     if photos is not None and not photos.is_dir():
         raise Refusal(f"{photos} is no folder of pictures")
     if given.checkpoint is not None:
-        made = sam.checkpoint(row, given.checkpoint)
+        made = recipe.checkpoint(row, given.checkpoint)
     elif given.weights == "random":
-        made = sam.random(row, given.seed or 0)
+        made = recipe.random(row, given.seed or 0)
     else:
-        made = sam.published(row, _obtain(row, settings, None if given.out else given.name))
+        made = recipe.published(row, _obtain(row, settings, None if given.out else given.name))
     _finish(given, settings, lambda folder: write_artifact(made, folder, precision=given.precision, photos=photos))
 
 

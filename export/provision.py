@@ -17,8 +17,8 @@ from pathlib import Path
 
 import models
 from db.blobs import BlobStore, open_store
-from db.listing import Listed
 from db.migrate import migrate
+from db.model_listing import Listed
 from db.publishing import publish_folder
 from db.registry import Registry
 from db.session import connect

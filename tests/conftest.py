@@ -20,7 +20,7 @@ from db.registry import Registry
 from db.session import connect
 from ekiben.settings import Settings
 from models.artifact import read_manifest
-from tests import toys
+from tests import toy_models
 from tests.serving import ROOT, TOPOLOGIES, Server, environ, serving
 
 # How fast examples are made and run says more of the machine, and of what else it does, than of the code.
@@ -95,8 +95,8 @@ def publish(home: Path, name: str, artifact: Path, **settings: str) -> None:
 def toy_artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Artifact folders by name: ``colours`` classifies, ``areas`` segments."""
     folder = tmp_path_factory.mktemp("toys")
-    toys.classifier(folder / "colours")
-    toys.segmenter(folder / "areas")
+    toy_models.classifier(folder / "colours")
+    toy_models.segmenter(folder / "areas")
     return {"colours": folder / "colours", "areas": folder / "areas"}
 
 

@@ -22,7 +22,7 @@ from ekiben.errors import Refusal
 from ekiben.training import TrainingOptions
 from training.speech import (
     REFUSED,
-    Pulse,
+    ProgressTicker,
     Silent,
     Speaker,
     claim_stdout,
@@ -87,14 +87,14 @@ def train(folder: Path, memory_mb: int | None, speaker: Speaker, began: float) -
         first = error.errors()[0]
         raise Refusal(f"{OPTIONS}: {'.'.join(map(str, first['loc']))}: {first['msg']}", code="bad_options") from None
     log("loading torch")
-    with Pulse(speaker, lambda: ({"phase": "load"}, 0.0)) if _is_first() else contextlib.nullcontext():
-        from training.course import Course
-        from training.data import Archive, cache_room
+    with ProgressTicker(speaker, lambda: ({"phase": "load"}, 0.0)) if _is_first() else contextlib.nullcontext():
+        from training.data import TrainingData, cache_room
         from training.devices import make_fabric
+        from training.trainer import Trainer
 
-    archive = Archive(folder / DATASET, side=options.image_size, cache_bytes=cache_room(memory_mb))
+    archive = TrainingData(folder / DATASET, side=options.image_size, cache_bytes=cache_room(memory_mb))
     fabric = make_fabric(options)
-    result = Course(folder, options, archive, fabric, speaker if fabric.is_global_zero else Silent(), began).run()
+    result = Trainer(folder, options, archive, fabric, speaker if fabric.is_global_zero else Silent(), began).run()
     if result is not None:
         speaker.result(result)
     return 0

@@ -26,9 +26,9 @@ from models.artifact import (
     write_manifest,
 )
 from models.unet import Unet
-from training.data import Archive
+from training.data import TrainingData
 from training.networks import channels_of, describe
-from training.validation import Normal
+from training.validation import Normalization
 
 ARTIFACT = "artifact"
 
@@ -36,20 +36,20 @@ _PARITY_WINDOWS = 3
 
 
 @dataclass(frozen=True)
-class Served:
+class ServingMetadata:
     """What the manifest says besides the network: how it is fed and read. ``detail``: where the numbers come from."""
 
     options: TrainingOptions
     labels: Sequence[str]
     palette: Sequence[tuple[int, int, int]]
-    normal: Normal
+    normal: Normalization
     threshold: float | None
     dataset: str
     detail: str
 
 
 def write_artifact(
-    network: nn.Module, folder: Path, served: Served, archive: Archive, indices: Sequence[int]
+    network: nn.Module, folder: Path, served: ServingMetadata, archive: TrainingData, indices: Sequence[int]
 ) -> Manifest:
     """Make ``folder`` the artifact of ``network`` and give back its manifest, which has no metrics yet.
 
@@ -90,7 +90,7 @@ def write_artifact(
     return write_manifest(folder, manifest.model_copy(update={"parity": parity}))
 
 
-def _windows(manifest: Manifest, archive: Archive, indices: Sequence[int]) -> Tensor:
+def _windows(manifest: Manifest, archive: TrainingData, indices: Sequence[int]) -> Tensor:
     """float32 [N, 3, side, side] of the first images, cut and normalised by the family that will be served."""
     family = Unet(manifest)
     cut = []

@@ -58,7 +58,7 @@ class Description(BaseModel):
     samples: tuple[Sample, ...]
 
 
-class Archive:
+class TrainingData:
     """A prepared archive. Thread-safe. Decoded pictures are kept while they fit into ``cache_bytes``.
 
     With ``side`` every image is brought to side x side: bilinear, its mask nearest.
@@ -161,7 +161,7 @@ class Archive:
 
 
 def normalisation(
-    archive: Archive, indices: Sequence[int]
+    archive: TrainingData, indices: Sequence[int]
 ) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
     """Mean and standard deviation per channel (RGB, 0-1) over all pixels of these images."""
     counts = np.zeros((3, 256), np.int64)

@@ -19,7 +19,7 @@ from models.engine.session import open_session
 from models.engine.session_options import SessionOptions, cores
 from models.unet import Unet
 from training import metrics
-from training.data import Archive
+from training.data import TrainingData
 from training.split import Split
 
 EVALUATION = "evaluation.json"
@@ -28,7 +28,7 @@ _TIMED_RUNS = 7
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Evaluation:
     """``tables`` int64 [images, classes, 3] and ``hd95`` float64 [images, classes], in the order of ``indices``."""
 
     indices: tuple[int, ...]
@@ -37,9 +37,9 @@ class Judgement:
     window_ms: float
 
 
-def judge(
-    folder: Path, manifest: Manifest, archive: Archive, indices: Sequence[int], told: Callable[[int], None]
-) -> Judgement:
+def evaluate(
+    folder: Path, manifest: Manifest, archive: TrainingData, indices: Sequence[int], told: Callable[[int], None]
+) -> Evaluation:
     """Ask the artifact for these images at their own size. ``told`` is called with the number of images that are done.
 
     On the CPU through ONNX Runtime with all cores, whatever trained it: the artifact is what is served.
@@ -60,7 +60,7 @@ def judge(
         window_ms = _window_ms(session.run, family.side)
     finally:
         session.close()
-    return Judgement(tuple(indices), tables, hd95, window_ms)
+    return Evaluation(tuple(indices), tables, hd95, window_ms)
 
 
 def _window_ms(run: Callable[[NDArray[np.generic]], Any], side: int) -> float:
@@ -76,7 +76,7 @@ def _window_ms(run: Callable[[NDArray[np.generic]], Any], side: int) -> float:
 
 
 def write_evaluation(
-    folder: Path, archive: Archive, split: Split, judgement: Judgement, summary: dict[str, Any]
+    folder: Path, archive: TrainingData, split: Split, judgement: Evaluation, summary: dict[str, Any]
 ) -> None:
     """``evaluation.json``: the part of every image and, of those that judge, what was found."""
     dice = metrics.dice(judgement.tables)

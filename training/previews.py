@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from training.data import Pixels
-from training.validation import Judged
+from training.validation import ValidationScores
 
 ROWS = 4
 FOLDER = "previews"
@@ -27,7 +27,7 @@ def shown(indices: Sequence[int]) -> tuple[int, ...]:
     return tuple(indices[int(place)] for place in places)
 
 
-class Sheets:
+class PreviewSheets:
     """The sheets of one training, in its folder, and when the next one is due."""
 
     def __init__(self, folder: Path, palette: Sequence[tuple[int, int, int]]) -> None:
@@ -37,7 +37,7 @@ class Sheets:
     def due(self) -> bool:
         return self._written_at is None or time.monotonic() - self._written_at >= PAUSE_S
 
-    def write(self, rows: Sequence[Judged], number: int) -> str:
+    def write(self, rows: Sequence[ValidationScores], number: int) -> str:
         """The file's name, relative to the folder."""
         self._written_at = time.monotonic()
         name = f"{FOLDER}/{number:04d}.png"
@@ -45,7 +45,9 @@ class Sheets:
         return name
 
 
-def write_sheet(path: Path, rows: Sequence[Judged], palette: Sequence[tuple[int, int, int]], threshold: float) -> None:
+def write_sheet(
+    path: Path, rows: Sequence[ValidationScores], palette: Sequence[tuple[int, int, int]], threshold: float
+) -> None:
     """One row an image. Difference: the picture in grey; agreement tinted in the class's colour, what was missed in
     that colour in full, what is wrong in the colour's complement."""
     colours = np.array(palette, np.uint8)

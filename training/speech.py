@@ -65,7 +65,7 @@ class Silent(Speaker):
         return
 
 
-class Pulse:
+class ProgressTicker:
     """Tells the state of a long piece of work once a second from a thread of its own, whatever the work waits for."""
 
     def __init__(self, speaker: Speaker, state: Callable[[], tuple[dict[str, Any], float] | None]) -> None:
@@ -73,7 +73,7 @@ class Pulse:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="pulse", daemon=True)
 
-    def __enter__(self) -> Pulse:
+    def __enter__(self) -> ProgressTicker:
         self._thread.start()
         return self
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 from ekiben.errors import Refusal
 from ekiben.training import FEW_IMAGES, TrainingOptions
 
-Judging = Literal["holdout", "cross_validation"]
+Assessment = Literal["holdout", "cross_validation"]
 
 DEFAULT_FOLDS = 5
 LEAST_FOLDS = 3
@@ -46,7 +46,7 @@ class Parts:
 class Split:
     """One division into parts (holdout), or one for each fold, whose test parts together are all images."""
 
-    protocol: Judging
+    protocol: Assessment
     folds: tuple[Parts, ...]
     groups: int
     digest: str
@@ -68,7 +68,7 @@ class Split:
         }
 
 
-def divide(members: Sequence[Member], options: TrainingOptions) -> Split:
+def split_dataset(members: Sequence[Member], options: TrainingOptions) -> Split:
     """The split of these images. BadDataset when there are too few groups for the parts.
 
     Groups, not images, are divided: slices of one volume are on one side. A single split unless ``folds`` are given,
@@ -79,7 +79,7 @@ def divide(members: Sequence[Member], options: TrainingOptions) -> Split:
     shares_given = bool({"validation_share", "test_share"} & options.model_fields_set)
     if options.folds is not None or (len(groups) < FEW_IMAGES and not shares_given):
         folds = _folds(members, groups, options.folds)
-        protocol: Judging = "cross_validation"
+        protocol: Assessment = "cross_validation"
     else:
         folds = (_holdout(members, groups, places, options),)
         protocol = "holdout"

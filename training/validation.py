@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from training import metrics
-from training.data import Archive, Pixels
+from training.data import Pixels, TrainingData
 
 _OVERLAP = 0.25  # as served it is a half; the windows between cost time, and the choice among epochs is the same
 _REGION_WINDOWS = 4
@@ -22,7 +22,7 @@ _GRID = np.arange(0.1, 0.901, 0.02)
 
 
 @dataclass(frozen=True)
-class Normal:
+class Normalization:
     """Mean and standard deviation per channel of pixels scaled to 0-1."""
 
     mean: tuple[float, float, float]
@@ -36,7 +36,7 @@ class Normal:
 
 
 @dataclass(frozen=True)
-class Judged:
+class ValidationScores:
     """One validation image: what was fed, the truth, and class probabilities [C, H, W] (one channel: of class 1)."""
 
     index: int
@@ -56,14 +56,14 @@ class Validation:
     """The validation images of one fold. Of an image of many windows a part with foreground stands for the whole."""
 
     def __init__(
-        self, archive: Archive, indices: Sequence[int], side: int, normal: Normal, device: torch.device
+        self, archive: TrainingData, indices: Sequence[int], side: int, normal: Normalization, device: torch.device
     ) -> None:
         self.indices = tuple(indices)
         self._archive, self._side, self._normal, self._device = archive, side, normal, device
 
     def judge(
         self, network: nn.Module, criterion: Callable[[Tensor, Tensor], Tensor], indices: Sequence[int], batch: int
-    ) -> Iterator[Judged]:
+    ) -> Iterator[ValidationScores]:
         """The network's answer for these images, one after another. The network is in eval mode meanwhile."""
         network.eval()
         for index in indices:
@@ -73,7 +73,7 @@ class Validation:
                 target = torch.from_numpy(truth.astype(np.int64)).to(logits.device)[None]
                 loss = float(criterion(logits, target))
                 probable = torch.sigmoid(logits) if logits.shape[1] == 1 else torch.softmax(logits, dim=1)
-            yield Judged(index, rgb, truth, probable[0].cpu().numpy(), loss)
+            yield ValidationScores(index, rgb, truth, probable[0].cpu().numpy(), loss)
 
     def _logits(self, network: nn.Module, rgb: Pixels, batch: int) -> Tensor:
         height, width = rgb.shape[:2]

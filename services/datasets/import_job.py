@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 
 from db.datasets import Datasets, file_key
-from db.job_states import ClaimedItem, Settling
+from db.job_states import ClaimedItem, ItemResult
 from db.tables import Dataset, Job
 from ekiben.errors import NotFound
 from services.concurrency.retry import retry_while_unavailable
@@ -83,7 +83,7 @@ class DatasetImportHandler:
             "report": report,
         }
         answer = {"dataset_id": dataset.id, **result}
-        settling = Settling(item.job_id, item.id, workshop.worker_id, result=answer)
+        settling = ItemResult(item.job_id, item.id, workshop.worker_id, result=answer)
         await retry_while_unavailable(lambda: workshop.ask(self._datasets.imported, dataset.id, settling, found))
         if item.storage_key is not None:
             await asyncio.to_thread(workshop.store.delete, item.storage_key)
@@ -96,7 +96,7 @@ class DatasetImportHandler:
             await workshop.put(file_key(dataset, "preview"), preview, "image/png")
         found = {"state": "refused", "samples": report["samples"], "files": report["files"], "report": report}
         error = {"code": failed.code, "message": failed.message}
-        settling = Settling(item.job_id, item.id, workshop.worker_id, error=error)
+        settling = ItemResult(item.job_id, item.id, workshop.worker_id, error=error)
         await retry_while_unavailable(lambda: workshop.ask(self._datasets.imported, dataset.id, settling, found))
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from db.blobs import BlobStore
-from db.datasets import Datasets, Shown, file_key
+from db.datasets import Datasets, DatasetView, file_key
 from db.records import Page, Records
 from db.tables import Dataset, Job, now
 from ekiben.dataset_archive import DatasetArchive
@@ -127,13 +127,15 @@ class DatasetService:
         self._store.put_file(key, Path(f"/dev/fd/{archive.fileno()}"), "application/zip")
         return size, digest.hexdigest()
 
-    async def dataset(self, id: str, *, owner: str = LOCAL_OWNER) -> Shown:
+    async def dataset(self, id: str, *, owner: str = LOCAL_OWNER) -> DatasetView:
         return await asyncio.to_thread(self._datasets.dataset, owner, id)
 
-    async def datasets(self, page: int, limit: int, *, owner: str = LOCAL_OWNER) -> tuple[Page[Dataset], list[Shown]]:
+    async def datasets(
+        self, page: int, limit: int, *, owner: str = LOCAL_OWNER
+    ) -> tuple[Page[Dataset], list[DatasetView]]:
         """Newest first."""
 
-        def read() -> tuple[Page[Dataset], list[Shown]]:
+        def read() -> tuple[Page[Dataset], list[DatasetView]]:
             found = self._datasets.datasets(owner, page, limit)
             return found, self._datasets.shown(found.items)
 

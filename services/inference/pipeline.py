@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from db.job_states import ClaimedItem, Settling
+from db.job_states import ClaimedItem, ItemResult
 from db.records import Records
 from ekiben.errors import BadInput, DeadlineExceeded, NotFound, Overloaded
 from models.images import sniff
@@ -224,9 +224,9 @@ class InferencePipeline:
         return data, self.recorder.begin_item(item, data, mime_type) if store else None
 
 
-def _settling(source: JobItemSource, ids: RecordIds, answer: dict[str, Any], kept: Collection[str]) -> Settling:
+def _settling(source: JobItemSource, ids: RecordIds, answer: dict[str, Any], kept: Collection[str]) -> ItemResult:
     """``kept``: what of the answer the prediction's row has."""
     rest = {name: value for name, value in answer.items() if name not in kept}
     item = source.item
     image_id = ids.image if item.image_id is None else None
-    return Settling(item.job_id, item.id, source.worker_id, result=rest, image_id=image_id)
+    return ItemResult(item.job_id, item.id, source.worker_id, result=rest, image_id=image_id)

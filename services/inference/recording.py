@@ -16,10 +16,10 @@ from datetime import datetime
 from typing import Any
 
 from db.blobs import BlobStore, new_key
-from db.job_states import ClaimedItem, Settling
+from db.group_commit import Values
+from db.job_states import ClaimedItem, ItemResult
 from db.records import Records
 from db.tables import Artifact, Image, Prediction, now
-from db.writer import Values
 from ekiben.errors import Refusal
 from ekiben.ids import derived_id, new_id
 from models.images import EXTENSIONS
@@ -141,7 +141,7 @@ class Recorder:
         prediction: dict[str, Any] | None,
         *,
         kept: bool = False,
-        then: Settling | None = None,
+        then: ItemResult | None = None,
     ) -> RecordIds:
         """Commit image, prediction (its columns) and artifacts in one transaction, in which ``then`` comes last.
 

@@ -14,7 +14,7 @@ from datetime import timedelta
 from functools import partial
 from typing import Any, TypeVar
 
-from db.job_states import LOST, OVER, ClaimedItem, Settling
+from db.job_states import LOST, OVER, ClaimedItem, ItemResult
 from db.jobs import JobRecords
 from db.tables import Job, now
 from ekiben.errors import Conflict, Refusal, Temporary, Unavailable
@@ -312,7 +312,7 @@ class JobExecutor:
         await retry_while_unavailable(lambda: self._ask(self._jobs.give_back, self._worker_id, [item.id], at))
 
     async def _fail(self, operation: str, item: ClaimedItem, error: dict[str, Any]) -> None:
-        settling = Settling(item.job_id, item.id, self._worker_id, error=error)
+        settling = ItemResult(item.job_id, item.id, self._worker_id, error=error)
 
         async def save() -> None:
             await asyncio.wrap_future(self._core.records.save([], settling))

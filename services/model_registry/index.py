@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from db.blobs import BlobStore
-from db.listing import Listed
+from db.model_listing import Listed
 from db.registry import Registry
 from db.tables import ModelVersion
 from ekiben.errors import BadInput, NotFound, Unavailable

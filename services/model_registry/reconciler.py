@@ -11,8 +11,8 @@ from collections.abc import Coroutine
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from db.listing import Listed
-from db.replicas import Holding
+from db.model_listing import Listed
+from db.replicas import ReplicaReport
 from ekiben.errors import Refusal, Unavailable
 from ekiben.ids import new_id
 from models.engine.engine import ModelKey, ModelState
@@ -169,7 +169,8 @@ class ModelReconciler:
         if not states and not self._reported:
             return
         holdings = [
-            Holding(s.key.name, s.key.version, s.state, s.reason or None, s.memory_bytes, s.key.owner) for s in states
+            ReplicaReport(s.key.name, s.key.version, s.state, s.reason or None, s.memory_bytes, s.key.owner)
+            for s in states
         ]
         await asyncio.to_thread(
             self._index.registry.report, self.process_id, socket.gethostname(), os.getpid(), holdings

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from db.listing import Listed
+from db.model_listing import Listed
 from db.registry import Registry
 from db.tables import ModelReplica
 from ekiben.errors import NotFound, Temporary

@@ -13,7 +13,7 @@ import orjson
 from sqlmodel import Session
 
 from db.datasets import Datasets, file_key
-from db.job_states import ClaimedItem, Settling, settle
+from db.job_states import ClaimedItem, ItemResult, finish_items
 from db.publishing import publish_folder
 from db.tables import Dataset, Job, ModelVersion
 from ekiben.errors import NotFound
@@ -111,8 +111,8 @@ class TrainingHandler:
 
         def end(session: Session, version: ModelVersion) -> None:
             answer.update(model={"name": name, "version": version.version}, **result, artifacts=files)
-            settling = Settling(item.job_id, item.id, workshop.worker_id, result=answer)
-            settle(session.connection(), [settling])
+            settling = ItemResult(item.job_id, item.id, workshop.worker_id, result=answer)
+            finish_items(session.connection(), [settling])
 
         def publish() -> None:
             publish_folder(

@@ -55,12 +55,12 @@ def claimed(engine: sa.Engine, job_id: str, worker_id: str = "worker-1", limit: 
 
 def buried(engine: sa.Engine, worker_id: str) -> list[str]:
     with writing(engine) as session:
-        return job_states.bury(session, worker_id)
+        return job_states.fail_worker(session, worker_id)
 
 
 def given_back(engine: sa.Engine, worker_id: str, items: list[ClaimedItem], not_before: datetime | None = None) -> None:
     with writing(engine) as session:
-        job_states.give_back(session, worker_id, [item.id for item in items], not_before)
+        job_states.requeue(session, worker_id, [item.id for item in items], not_before)
 
 
 def job_now(engine: sa.Engine, job_id: str) -> Job:

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from db import job_states
 from db.datasets import Datasets, file_key
-from db.job_states import LOST, ClaimedItem, Settling
+from db.job_states import LOST, ClaimedItem, ItemResult
 from db.jobs import JobRecords
 from db.session import writing
 from db.tables import Dataset, JobItem, now
@@ -57,9 +57,9 @@ def in_hand(engine: sa.Engine, dataset: Dataset, worker_id: str = "worker-1") ->
     return item
 
 
-def settling(item: ClaimedItem, worker_id: str = "worker-1", error: dict[str, Any] | None = None) -> Settling:
+def settling(item: ClaimedItem, worker_id: str = "worker-1", error: dict[str, Any] | None = None) -> ItemResult:
     result = None if error else {"dataset_id": "x"}
-    return Settling(item.job_id, item.id, worker_id, result=result, error=error)
+    return ItemResult(item.job_id, item.id, worker_id, result=result, error=error)
 
 
 def made_ready(engine: sa.Engine, dataset: Dataset) -> None:
@@ -150,7 +150,7 @@ def test_failed_because_the_job_did(engine: sa.Engine, datasets: Datasets) -> No
     dataset, error = brought(engine), {"code": "out_of_memory", "message": "it needed more than there is"}
     item = in_hand(engine, dataset)
     with writing(engine) as session:
-        job_states.settle(session.connection(), [settling(item, error=error)])
+        job_states.finish_items(session.connection(), [settling(item, error=error)])
     shown = datasets.dataset("local", dataset.id)
     assert (shown.state, shown.error) == ("failed", error)
     with pytest.raises(Conflict, match="it needed more than there is"):

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 
 from db import job_states
-from db.job_states import Settling
+from db.job_states import ItemResult
 from db.jobs import JobRecords
 from db.records import Records
 from db.session import connect, writing
@@ -105,7 +105,7 @@ def test_counts_are_exact_when_many_settle(engine: sa.Engine) -> None:
 
     def settle(n: int) -> None:
         futures = [
-            writers[n].save([], Settling(job_id, item_id, f"worker-{n}", error=BAD if number % 3 == 0 else None))
+            writers[n].save([], ItemResult(job_id, item_id, f"worker-{n}", error=BAD if number % 3 == 0 else None))
             for number, item_id in enumerate(hands[n])
         ]
         for future in futures:
@@ -135,7 +135,7 @@ def test_two_jobs_settled_in_opposite_orders(engine: sa.Engine) -> None:
         def settle(n: int, jobs: Sequence[str] = jobs, hands: Any = hands) -> None:
             order = jobs if n == 0 else jobs[::-1]
             futures = [
-                writers[n].save([], Settling(job_id, hands[n][job_id][number], f"worker-{n}"))
+                writers[n].save([], ItemResult(job_id, hands[n][job_id][number], f"worker-{n}"))
                 for number in range(10)
                 for job_id in order
             ]
@@ -167,7 +167,7 @@ def test_cancelled_while_workers_settle(engine: sa.Engine) -> None:
                 image = rows.image()
                 answer = [image, rows.prediction(image.id, id=item_id, job_id=job_id)]
                 error = (
-                    writers[n].save(answer, Settling(job_id, item_id, f"worker-{n}", image_id=image.id)).exception(20)
+                    writers[n].save(answer, ItemResult(job_id, item_id, f"worker-{n}", image_id=image.id)).exception(20)
                 )
                 if error is None:
                     stored.append(item_id)

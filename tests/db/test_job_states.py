@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlmodel import Session
 
 from db import job_states
-from db.job_states import Settling
+from db.job_states import ItemResult
 from db.jobs import JobRecords
 from db.records import Records
 from db.session import writing
@@ -39,12 +39,12 @@ MINUTE = timedelta(minutes=1)
 
 
 def settle(records: Records, job_id: str, item_id: str, worker_id: str = "worker-1", **given: Any) -> None:
-    records.save([], Settling(job_id, item_id, worker_id, **given)).result(10)
+    records.save([], ItemResult(job_id, item_id, worker_id, **given)).result(10)
 
 
-def settle_all(engine: sa.Engine, *settlings: Settling) -> None:
+def settle_all(engine: sa.Engine, *settlings: ItemResult) -> None:
     with writing(engine) as session:
-        job_states.settle(session.connection(), settlings)
+        job_states.finish_items(session.connection(), settlings)
 
 
 def test_claim_marks_what_it_takes(engine: sa.Engine) -> None:
@@ -105,7 +105,7 @@ def test_an_answer_its_item_and_the_counts_are_one_transaction(engine: sa.Engine
     one, two = claimed(engine, job_id)
     image = rows.image(storage_key=one.storage_key)
     answer = [image, rows.prediction(image.id, id=one.id, job_id=job_id)]
-    records.save(answer, Settling(job_id, one.id, "worker-1", result={"took_ms": 12.5}, image_id=image.id)).result(10)
+    records.save(answer, ItemResult(job_id, one.id, "worker-1", result={"took_ms": 12.5}, image_id=image.id)).result(10)
     first, second = items_now(engine, job_id)
     assert (first.state, first.result, first.error, first.worker_id) == ("succeeded", {"took_ms": 12.5}, None, None)
     assert (first.image_id, first.storage_key) == (image.id, None)  # the picture is the image's from now on
@@ -138,9 +138,9 @@ def test_an_item_that_was_lost_takes_its_answer_along(engine: sa.Engine, records
     for item_id in (mine[0].id, mine[1].id, never_claimed, "no such item"):
         image = rows.image()
         answer = [image, rows.prediction(image.id, id=f"{item_id[:30]}-late", job_id=job_id)]
-        error = records.save(answer, Settling(job_id, item_id, "worker-1", image_id=image.id)).exception(10)
+        error = records.save(answer, ItemResult(job_id, item_id, "worker-1", image_id=image.id)).exception(10)
         assert isinstance(error, Conflict) and error.code == "item_lost"
-    error = records.save([], Settling("no such job", mine[2].id, "worker-1")).exception(10)
+    error = records.save([], ItemResult("no such job", mine[2].id, "worker-1")).exception(10)
     assert isinstance(error, Conflict) and error.code == "item_lost"
     assert [count(engine, Prediction), count(engine, Image)] == [0, 0]
     assert states_now(engine, job_id) == ["succeeded", "running", "running", "queued"]
@@ -158,13 +158,13 @@ def test_many_ends_at_once(engine: sa.Engine) -> None:
     before = now()
     settle_all(
         engine,
-        Settling(whole, three[2].id, "worker-1", result={"n": 2}),
-        Settling(half, theirs[0].id, "worker-2", error=BAD),
-        Settling(bad, two[1].id, "worker-1", error={"code": "too_large", "message": "more pixels than the limit"}),
-        Settling(half, ours[1].id, "worker-1", result={"n": 1}, image_id=image.id),
-        Settling(whole, three[0].id, "worker-1", result={"n": 0}),
-        Settling(bad, two[0].id, "worker-1", error=BAD),
-        Settling(whole, three[1].id, "worker-1", error=BAD, image_id=image.id),
+        ItemResult(whole, three[2].id, "worker-1", result={"n": 2}),
+        ItemResult(half, theirs[0].id, "worker-2", error=BAD),
+        ItemResult(bad, two[1].id, "worker-1", error={"code": "too_large", "message": "more pixels than the limit"}),
+        ItemResult(half, ours[1].id, "worker-1", result={"n": 1}, image_id=image.id),
+        ItemResult(whole, three[0].id, "worker-1", result={"n": 0}),
+        ItemResult(bad, two[0].id, "worker-1", error=BAD),
+        ItemResult(whole, three[1].id, "worker-1", error=BAD, image_id=image.id),
     )
     stored = items_now(engine, half)
     assert [item.state for item in stored] == ["running", "succeeded", "failed", "queued"]
@@ -208,22 +208,22 @@ def test_one_lost_among_many_ends_none(engine: sa.Engine) -> None:
     first, second = sorted((submitted(engine, 3), submitted(engine, 4)))
     mine = claimed(engine, first, limit=3)
     later = claimed(engine, second, limit=4)[:2]
-    settle_all(engine, Settling(second, items_now(engine, second)[3].id, "worker-1"))
+    settle_all(engine, ItemResult(second, items_now(engine, second)[3].id, "worker-1"))
     with writing(engine) as session:
-        job_states.give_back(session, "worker-1", [items_now(engine, second)[2].id])
-    good = [Settling(first, item.id, "worker-1") for item in mine] + [
-        Settling(second, item.id, "worker-1") for item in later
+        job_states.requeue(session, "worker-1", [items_now(engine, second)[2].id])
+    good = [ItemResult(first, item.id, "worker-1") for item in mine] + [
+        ItemResult(second, item.id, "worker-1") for item in later
     ]
     before = [
         (job_now(engine, id).model_dump(), states_now(engine, id), events_now(engine, id)) for id in (first, second)
     ]
     lost = [
-        Settling(second, items_now(engine, second)[2].id, "worker-1"),  # waits again
-        Settling(second, items_now(engine, second)[3].id, "worker-1"),  # has ended
-        Settling(second, later[0].id, "worker-1", error=BAD),  # twice in one group
-        Settling(second, "no such item", "worker-1"),
-        Settling(second, mine[0].id, "worker-1"),  # an item of another job
-        Settling("no such job", later[0].id, "worker-1"),
+        ItemResult(second, items_now(engine, second)[2].id, "worker-1"),  # waits again
+        ItemResult(second, items_now(engine, second)[3].id, "worker-1"),  # has ended
+        ItemResult(second, later[0].id, "worker-1", error=BAD),  # twice in one group
+        ItemResult(second, "no such item", "worker-1"),
+        ItemResult(second, mine[0].id, "worker-1"),  # an item of another job
+        ItemResult("no such job", later[0].id, "worker-1"),
     ]
     groups = [[*good[:3], one, *good[3:]] for one in lost]
     groups.append([*good[:-1], good[-1]._replace(worker_id="worker-2")])  # in another's hand
@@ -428,7 +428,7 @@ def test_cancel(engine: sa.Engine, records: Records) -> None:
     assert events_now(engine, job_id)[-1] == (3, "state", data)
     with pytest.raises(Conflict, match="the job is over: it was cancelled"):
         jobs.cancel("local", job_id)
-    error = records.save([], Settling(job_id, in_hand.id, "worker-1")).exception(10)
+    error = records.save([], ItemResult(job_id, in_hand.id, "worker-1")).exception(10)
     assert isinstance(error, Conflict) and error.code == "item_lost"
     given_back(engine, "worker-1", [in_hand])
     assert states_now(engine, job_id)[2] == "cancelled"

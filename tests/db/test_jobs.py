@@ -14,8 +14,8 @@ import pytest
 import sqlalchemy as sa
 from sqlmodel import Session
 
-from db import job_states, writer
-from db.job_states import Settling
+from db import group_commit, job_states
+from db.job_states import ItemResult
 from db.jobs import JobRecords
 from db.records import Records
 from db.session import writing
@@ -46,9 +46,9 @@ def jobs(engine: sa.Engine) -> JobRecords:
     return JobRecords(engine)
 
 
-def settle(engine: sa.Engine, *settlings: Settling) -> None:
+def settle(engine: sa.Engine, *settlings: ItemResult) -> None:
     with writing(engine) as session:
-        job_states.settle(session.connection(), settlings)
+        job_states.finish_items(session.connection(), settlings)
 
 
 def answered(records: Records, engine: sa.Engine, job_id: str, **given: Any) -> dict[str, list[str]]:
@@ -60,7 +60,7 @@ def answered(records: Records, engine: sa.Engine, job_id: str, **given: Any) -> 
         mask = rows.artifact(item.id)
         masks[item.id] = [mask.storage_key]
         own = [] if item.image_id else [image]
-        settling = Settling(
+        settling = ItemResult(
             job_id, item.id, "worker-1", result={"n": item.position}, image_id=image.id if own else None
         )
         records.save([*own, prediction, mask], settling).result(20)
@@ -203,7 +203,7 @@ def test_each_owner_sees_its_own(engine: sa.Engine, jobs: JobRecords, records: R
 def test_items_in_their_order(engine: sa.Engine, jobs: JobRecords) -> None:
     job_id = submitted(engine, 7)
     taken = claimed(engine, job_id, limit=3)
-    settle(engine, Settling(job_id, taken[1].id, "worker-1", result={"big": "x" * 1000}))
+    settle(engine, ItemResult(job_id, taken[1].id, "worker-1", result={"big": "x" * 1000}))
     page = jobs.items("local", job_id, page=2, limit=3)
     assert ([item.position for item in page.items], page.total) == ([3, 4, 5], 7)
     assert [item.position for item in jobs.items("local", job_id, state="running").items] == [0, 2]
@@ -293,7 +293,7 @@ def test_a_bound_on_items_at_once(engine: sa.Engine, jobs: JobRecords) -> None:
     seen, mine, more_at = jobs.claim(job_id, "worker-2", lambda job: 2)
     assert seen is not None and mine == [] and more_at is not None
     assert timedelta(0) < more_at - now() <= timedelta(seconds=1)
-    settle(engine, Settling(job_id, items_now(engine, job_id)[0].id, "worker-1"))
+    settle(engine, ItemResult(job_id, items_now(engine, job_id)[0].id, "worker-1"))
     assert [item.position for item in jobs.claim(job_id, "worker-2", lambda job: 2)[1]] == [3]
     assert jobs.claimed_by("worker-1") == [items_now(engine, job_id)[1].id]
     assert len(jobs.claimed_by("worker-2")) == 2 and jobs.claimed_by("worker-3") == []
@@ -358,7 +358,7 @@ def test_remove_takes_all_that_the_job_made(engine: sa.Engine, jobs: JobRecords,
     with pytest.raises(Conflict, match="the job is not over: cancel it first"):
         jobs.remove_some("local", job_id)
     (bad,) = claimed(engine, job_id, limit=1)
-    records.save([], Settling(job_id, bad.id, "worker-1", error=BAD)).result(10)
+    records.save([], ItemResult(job_id, bad.id, "worker-1", error=BAD)).result(10)
     masks = answered(records, engine, job_id)
     assert jobs.job("local", job_id).state == "succeeded"
     archive = rows.artifact(None, kind="archive", job_id=job_id)
@@ -428,15 +428,15 @@ def test_removed_while_a_worker_settles(
     jobs.cancel("local", stored.id)
     inserted, go = threading.Event(), threading.Event()
 
-    def late(db: sa.Connection, settlings: Sequence[Settling]) -> None:
+    def late(db: sa.Connection, settlings: Sequence[ItemResult]) -> None:
         assert db.execute(sa.select(Prediction.job_id)).scalars().all() == [stored.id]  # type: ignore[call-overload]
         inserted.set()
         go.wait(10)
-        job_states.settle(db, settlings)
+        job_states.finish_items(db, settlings)
 
-    monkeypatch.setattr(writer, "settle", late)
+    monkeypatch.setattr(group_commit, "settle", late)
     settling = records.save(
-        [rows.prediction(image.id, id="item-1", job_id=stored.id)], Settling(stored.id, "item-1", "worker-1")
+        [rows.prediction(image.id, id="item-1", job_id=stored.id)], ItemResult(stored.id, "item-1", "worker-1")
     )
     assert inserted.wait(5)
     with ThreadPoolExecutor(1) as pool:

@@ -7,14 +7,14 @@ from datetime import timedelta
 import sqlalchemy as sa
 from sqlmodel import Session, select
 
-from db.registry import Holding, Registry
+from db.registry import Registry, ReplicaReport
 from db.tables import ModelReplica, now
 
 
 def test_replicas(registry: Registry, engine: sa.Engine) -> None:
-    holding = Holding("resnet50", 1, "ready", memory_bytes=100 * 2**20)
-    registry.report("p1", "host", 11, [holding, Holding("unet", 2, "loading")])
-    registry.report("p2", "host", 12, [Holding("resnet50", 1, "failed", reason="out of memory")])
+    holding = ReplicaReport("resnet50", 1, "ready", memory_bytes=100 * 2**20)
+    registry.report("p1", "host", 11, [holding, ReplicaReport("unet", 2, "loading")])
+    registry.report("p2", "host", 12, [ReplicaReport("resnet50", 1, "failed", reason="out of memory")])
     found = [(r.process_id, r.name, r.version, r.state, r.reason) for r in registry.replicas()]
     assert found == [
         ("p1", "resnet50", 1, "ready", None),
@@ -25,7 +25,9 @@ def test_replicas(registry: Registry, engine: sa.Engine) -> None:
     assert (row.host, row.pid, row.memory_bytes, row.owner) == ("host", 11, 100 * 2**20, "local")
     assert abs(row.updated_at - now()) < timedelta(seconds=5)
     # A report says everything: what it does not name is gone.
-    registry.report("p1", "host", 11, [Holding("unet", 2, "ready"), Holding("unet", 2, "ready", owner="ann")])
+    registry.report(
+        "p1", "host", 11, [ReplicaReport("unet", 2, "ready"), ReplicaReport("unet", 2, "ready", owner="ann")]
+    )
     assert [(r.process_id, r.owner, r.state) for r in registry.replicas("unet")] == [
         ("p1", "ann", "ready"),
         ("p1", "local", "ready"),

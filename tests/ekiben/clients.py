@@ -14,8 +14,8 @@ from typing import Any
 import httpx
 from python_multipart.multipart import parse_options_header
 
+from ekiben._client.http_transport import AsyncHttpTransport, HttpTransport
 from ekiben.client import AsyncClient, Client
-from ekiben.remote.over_http import AsyncHttpTransport, HttpTransport
 from services.rest.uploads.multipart import Upload, parse_form
 from tests.servers import missing
 

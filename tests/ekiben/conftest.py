@@ -12,4 +12,4 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ekiben.remote.asks._FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr("ekiben._client.requests._FIRST_PAUSE_S", 0.001)

@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco
 
+from ekiben._client import inference_operations, jobs_operations, training_operations
+from ekiben._client.async_client import AsyncClient
+from ekiben._client.decoding import read
+from ekiben._client.errors import EkibenError
+from ekiben._client.library_operations import ImportOptions
+from ekiben._client.masks import Mask, PromptResult, decode_rle
+from ekiben._client.operations import AutoOptions, prompts_of
+from ekiben._client.results import Area, Classification, Segmentation
+from ekiben._client.training_operations import TrainingOptions
 from ekiben.client import Client
-from ekiben.remote import jobs_operations, training_operations, vision_operations
-from ekiben.remote.answers import Area, Classification, Segmentation
-from ekiben.remote.async_client import AsyncClient
-from ekiben.remote.errors import EkibenError
-from ekiben.remote.library_operations import ImportOptions
-from ekiben.remote.masks import Mask, PromptResult, decode_rle
-from ekiben.remote.operations import AutoOptions, prompts_of
-from ekiben.remote.reading import read
-from ekiben.remote.training_operations import TrainingOptions
 from ekiben.training import TrainingOptions as ServerTrainingOptions
 from models.onnx_import.options import ImportOptions as ServerImportOptions
 from models.sam.auto_options import AutoOptions as ServerAutoOptions
@@ -126,12 +126,12 @@ def names(steps: Any) -> set[str]:
 def test_every_option_of_the_server_can_be_given() -> None:
     auto = set(AutoOptions.__annotations__)
     assert auto == set(ServerAutoOptions.model_fields)
-    assert set(ClassifyOptions.model_fields) <= names(vision_operations.classify)
-    drawn = names(vision_operations.segment) | names(vision_operations.render)
+    assert set(ClassifyOptions.model_fields) <= names(inference_operations.classify)
+    drawn = names(inference_operations.segment) | names(inference_operations.render)
     assert set(SegmentOptions.model_fields) - drawn == {"render"}  # kind, of render and segment_volume
-    assert set(MasksOptions.model_fields) - names(vision_operations.masks) == {"format"}  # runs; .array decodes them
-    assert set(AutoMasksOptions.model_fields) - names(vision_operations.auto_masks) - auto == {"format"}
-    assert set(CutoutsOptions.model_fields) <= names(vision_operations.cutouts) | auto
+    assert set(MasksOptions.model_fields) - names(inference_operations.masks) == {"format"}  # runs; .array decodes them
+    assert set(AutoMasksOptions.model_fields) - names(inference_operations.auto_masks) - auto == {"format"}
+    assert set(CutoutsOptions.model_fields) <= names(inference_operations.cutouts) | auto
     assert set(AsyncRequestOptions.model_fields) <= names(jobs_operations.submit)
     assert set(BatchOptions.model_fields) <= names(jobs_operations.batch)
     assert set(DatasetUploadOptions.model_fields) <= names(training_operations.upload_dataset)

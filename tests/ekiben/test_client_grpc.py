@@ -18,18 +18,18 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 from PIL import Image
 
+from ekiben._client.masks import AutoMasks, DroppedMask, FoundMask, Progress
+from ekiben._client.records import JobEvent
 from ekiben.client import Client, EkibenError, TimedOut, Unreachable
-from ekiben.remote.masks import AutoMasks, DroppedMask, FoundMask, Progress
-from ekiben.remote.records import JobEvent
 from ekiben.v1 import ekiben_pb2, ekiben_pb2_grpc
-from tests import toys
+from tests import toy_models
 from tests.ekiben.bodies import JOB, MASK, classification, head, job
 from tests.ekiben.clients import connected, self_signed
 from tests.serving import free_port
 
-PNG = toys.encoded(toys.solid((200, 10, 10), 4, 3))
+PNG = toy_models.encoded(toy_models.solid((200, 10, 10), 4, 3))
 LEVELS = np.array([[0, 1, 1, 2], [0, 0, 2, 2], [3, 3, 3, 3]], np.uint8)
-LEVELS_PNG = toys.encoded(Image.fromarray(LEVELS))
+LEVELS_PNG = toy_models.encoded(Image.fromarray(LEVELS))
 AREAS = [{"class_index": 3, "class_name": "cat", "color": [1, 2, 3], "pixels": 4, "share": 0.25}]
 
 
@@ -114,7 +114,7 @@ def test_a_picture(client: Any, places: Places, tmp_path: Path) -> None:
     answer = client.classify(path, model="colours", top_k=np.int64(3), store=False)
     assert answer.raw == classification("red")
     assert (answer.image.id, answer.top.class_name, answer.timing.batch_size) == (None, "red", 1)
-    client.classify(toys.solid((200, 10, 10), 4, 3))
+    client.classify(toy_models.solid((200, 10, 10), 4, 3))
     client.classify(image_id=MASK)
     first, second, third = places.requests
     assert (first.image.data, first.image.filename, first.model, first.top_k) == (PNG, "red.png", "colours", 3)
@@ -187,7 +187,14 @@ def test_automatic_masks_as_they_are_found(client: Any, places: Places) -> None:
 
 def test_cutouts(client: Any, places: Places) -> None:
     rgba = Image.fromarray(np.random.default_rng(1).integers(0, 256, (3, 4, 4), np.uint8))
-    cut = {"bbox": [0, 0, 4, 3], "width": 4, "height": 3, "area": 5, "predicted_iou": 0.5, "png": toys.encoded(rgba)}
+    cut = {
+        "bbox": [0, 0, 4, 3],
+        "width": 4,
+        "height": 3,
+        "area": 5,
+        "predicted_iou": 0.5,
+        "png": toy_models.encoded(rgba),
+    }
     body = head(cutouts=[cut], embedding={"cached": True, "encode_ms": 3})
     places.next = [said(ekiben_pb2.CutoutsResponse(**body))]
     (found,) = client.cutouts(PNG, boxes=[(0, 0, 4, 3)], feather_px=1).cutouts
@@ -307,7 +314,7 @@ def test_nobody_there_and_nobody_answers(kind: str) -> None:
 
 def test_a_server_that_comes_later(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
     """Connections that could not be made are made again."""
-    monkeypatch.setattr("ekiben.remote.asks._FIRST_PAUSE_S", 0.25)
+    monkeypatch.setattr("ekiben._client.requests._FIRST_PAUSE_S", 0.25)
     port = free_port()
     places.next = [said(CLASSIFIED)]
     with Client(f"grpc://127.0.0.1:{port}", retries=4) as client, ThreadPoolExecutor(1) as pool:

@@ -15,17 +15,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ekiben._client import image_inputs
+from ekiben._client.http_transport import AsyncHttpTransport
 from ekiben.client import AsyncClient, EkibenError
-from ekiben.remote import pictures
-from ekiben.remote.over_http import AsyncHttpTransport
-from tests import toys
+from tests import toy_models
 from tests.ekiben.bodies import JOB, MASK, classification, head, job
 from tests.ekiben.clients import Script, form, handled, said
 
-PNG = toys.encoded(toys.solid((200, 10, 10), 4, 3))
+PNG = toy_models.encoded(toy_models.solid((200, 10, 10), 4, 3))
 
 LEVELS = np.array([[0, 1, 1, 2], [0, 0, 2, 2], [3, 3, 3, 3]], np.uint8)
-LEVELS_PNG = toys.encoded(Image.fromarray(LEVELS))
+LEVELS_PNG = toy_models.encoded(Image.fromarray(LEVELS))
 
 
 def test_what_is_sent(kind: str) -> None:
@@ -62,7 +62,7 @@ def test_every_form_of_a_picture_is_sent_alike(kind: str, tmp_path: Path) -> Non
     sent = [form(request) for request in script.requests]
     assert [one.data for one in sent[:5]] == [PNG] * 5
     assert [one.filename for one in sent] == ["red.png", "red.png", None, None, "red.png", None, None]
-    made = pictures.picture(pixels).data()
+    made = image_inputs.image_file(pixels).data()
     assert [one.data for one in sent[5:]] == [made, made]
     forms[4].close()
 
@@ -130,7 +130,7 @@ def test_cutouts_come_with_their_pictures(kind: str) -> None:
     out = io.BytesIO()
     rgba = Image.fromarray(np.random.default_rng(1).integers(0, 256, (3, 4, 4), np.uint8))
     with zipfile.ZipFile(out, "w") as archive:
-        archive.writestr("cutout-000.png", toys.encoded(rgba))
+        archive.writestr("cutout-000.png", toy_models.encoded(rgba))
         archive.writestr("cutouts.json", json.dumps(body))
     script = Script(httpx.Response(200, content=out.getvalue()), httpx.Response(200, content=b"<html>"))
     with handled(kind, script) as client:

@@ -8,10 +8,10 @@ from typing import Any
 
 from rich.console import Console
 
+from ekiben._client.decoding import read
+from ekiben._client.progress_bar import RichBar
+from ekiben._client.records import Job, JobEvent
 from ekiben.client import EkibenError, JobFailed, TimedOut
-from ekiben.remote.progress_bar import RichBar
-from ekiben.remote.reading import read
-from ekiben.remote.records import Job, JobEvent
 from tests.ekiben.bodies import job
 
 

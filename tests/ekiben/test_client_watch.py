@@ -12,14 +12,14 @@ from typing import Any
 import httpx
 import pytest
 
+from ekiben._client import job_watch
+from ekiben._client.records import JobEvent
 from ekiben.client import EkibenError, JobFailed, TimedOut, Unreachable
-from ekiben.remote import watch
-from ekiben.remote.records import JobEvent
-from tests import toys
+from tests import toy_models
 from tests.ekiben.bodies import JOB, classification, job, refusal
 from tests.ekiben.clients import Script, handled, said
 
-PNG = toys.encoded(toys.solid((200, 10, 10), 4, 3))
+PNG = toy_models.encoded(toy_models.solid((200, 10, 10), 4, 3))
 
 
 class Broken(httpx.SyncByteStream, httpx.AsyncByteStream):
@@ -89,7 +89,7 @@ def test_a_job_that_has_nothing_more_to_tell(kind: str) -> None:
 
 
 def test_a_server_that_stays_away(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch, "_PATIENCE_S", 0.5)
+    monkeypatch.setattr(job_watch, "_PATIENCE_S", 0.5)
 
     def handler(request: httpx.Request) -> httpx.Response:
         raise httpx.ConnectError("gone", request=request)
@@ -108,7 +108,7 @@ def test_a_server_that_refuses_at_once_is_not_pressed(
     kind: str, status: int, code: str, error: type[EkibenError], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As one behind a proxy whose own server is away: the pauses grow, and an end comes."""
-    monkeypatch.setattr(watch, "_PATIENCE_S", 1.0)
+    monkeypatch.setattr(job_watch, "_PATIENCE_S", 1.0)
     asked: list[float] = []
 
     def handler(request: httpx.Request) -> httpx.Response:

@@ -246,13 +246,13 @@ def test_a_sam_is_published_under_the_name_of_its_precision(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("torch")
-    from export import sam, sam_artifact
+    from export.sam import artifact, recipe
     from models.artifact import Manifest, Weights, write_manifest
 
-    def random(row: zoo.Row, seed: int) -> sam.SamRecipe:
-        return sam.SamRecipe(row, None, Weights(kind="random", detail=f"seed {seed}"))
+    def random(row: zoo.Row, seed: int) -> recipe.SamRecipe:
+        return recipe.SamRecipe(row, None, Weights(kind="random", detail=f"seed {seed}"))
 
-    def write(recipe: sam.SamRecipe, folder: Path, *, precision: str, photos: Path | None) -> Manifest:
+    def write(recipe: recipe.SamRecipe, folder: Path, *, precision: str, photos: Path | None) -> Manifest:
         folder.mkdir()
         (folder / "encoder.onnx").write_bytes(f"{precision} {photos}".encode())
         row = recipe.row
@@ -266,8 +266,8 @@ def test_a_sam_is_published_under_the_name_of_its_precision(
         )
         return write_manifest(folder, manifest)
 
-    monkeypatch.setattr(sam, "random", random)
-    monkeypatch.setattr(sam_artifact, "write_artifact", write)
+    monkeypatch.setattr(recipe, "random", random)
+    monkeypatch.setattr(artifact, "write_artifact", write)
     assert main(["sam_vit_b", "--weights", "random", "--seed", "3"]) == 0
     assert capsys.readouterr().out.startswith("sam_vit_b version 1; ")
     assert main(["sam_vit_b", "--weights", "random", "--precision", "int8", "--agreement-photos", str(home)]) == 0

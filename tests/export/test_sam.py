@@ -16,10 +16,11 @@ torch = pytest.importorskip("torch")
 if importlib.util.find_spec("segment_anything") is None:  # importing it needs more than a try
     pytest.skip("segment_anything is not installed", allow_module_level=True)
 
-from export import sam, sam_artifact, sam_writer  # noqa: E402
 from export.recipe import pictures  # noqa: E402
-from export.sam_random import calibrate  # noqa: E402
-from export.sam_verify import CASES, Prompt, Sessions, reference_answer  # noqa: E402
+from export.sam import artifact, writer  # noqa: E402
+from export.sam import recipe as sam_recipes  # noqa: E402
+from export.sam.random_weights import calibrate  # noqa: E402
+from export.sam.verify import CASES, Prompt, Sessions, reference_answer  # noqa: E402
 from export.verify import ParityError  # noqa: E402
 from export.zoo import ZOO  # noqa: E402
 from models.artifact import Weights, read_manifest, verify  # noqa: E402
@@ -42,15 +43,15 @@ def seeded() -> Any:
 
 
 @pytest.fixture(scope="module")
-def recipe(seeded: Any) -> sam.SamRecipe:
+def recipe(seeded: Any) -> sam_recipes.SamRecipe:
     network = sam_narrow.stirred(copy.deepcopy(seeded), 1)
-    return sam.SamRecipe(ROW, network, Weights(kind="random", detail="seed 0"))
+    return sam_recipes.SamRecipe(ROW, network, Weights(kind="random", detail="seed 0"))
 
 
 @pytest.fixture(scope="module")
-def folder(recipe: sam.SamRecipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(recipe: sam_recipes.SamRecipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("artifacts") / "sam"
-    sam_artifact.write_artifact(recipe, folder, precision="int8")
+    artifact.write_artifact(recipe, folder, precision="int8")
     return folder
 
 
@@ -92,7 +93,7 @@ def test_int8_says_how_it_agrees_and_that_random_weights_prove_nothing(folder: P
 
 
 def test_the_decoder_is_the_packages_on_any_embedding(
-    recipe: sam.SamRecipe, sessions: Sessions, features: dict[str, Any]
+    recipe: sam_recipes.SamRecipe, sessions: Sessions, features: dict[str, Any]
 ) -> None:
     network, embedding = recipe.network, torch.from_numpy(features["embedding"])
     coords = torch.tensor([[[10.0, 1000.0], [512.0, 30.5]], [[700.0, 700.0], [0.0, 0.0]]])
@@ -153,8 +154,8 @@ def test_each_prompt_may_have_features_of_its_own(sessions: Sessions, features: 
 
 
 def test_random_weights_are_those_of_their_seed(seeded: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sam.BUILDERS, "vit_b", sam_narrow.build)
-    again, fresh = sam.random_sam("vit_b", 0).state_dict(), seeded.state_dict()
+    monkeypatch.setitem(sam_recipes.BUILDERS, "vit_b", sam_narrow.build)
+    again, fresh = sam_recipes.random_sam("vit_b", 0).state_dict(), seeded.state_dict()
     assert all(torch.equal(values, again[name]) for name, values in fresh.items())
     torch.manual_seed(1)
     other = sam_narrow.build().state_dict()
@@ -177,25 +178,25 @@ def test_random_weights_answer_as_trained_ones_do_in_kind(seeded: Any) -> None:
 
 
 def test_a_wrong_graph_is_refused_and_no_folder_left(
-    recipe: sam.SamRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: sam_recipes.SamRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def bent(network: Any, folder: Path) -> None:
-        sam_writer.write_graphs(network, folder)
+        writer.write_graphs(network, folder)
         model = onnx.load(folder / "decoder.onnx")
         [bias] = [each for each in model.graph.initializer if each.name.endswith("iou_head.layers.2.bias")]
         values = onnx.numpy_helper.to_array(bias) + np.float32(0.01)
         bias.CopyFrom(onnx.numpy_helper.from_array(values, bias.name))
         onnx.save(model, folder / "decoder.onnx")
 
-    monkeypatch.setattr(sam_artifact, "write_graphs", bent)
+    monkeypatch.setattr(artifact, "write_graphs", bent)
     with pytest.raises(ParityError, match=r"^one point: the graphs differ from torch by 0\.01; at most 0\.001 is"):
-        sam_artifact.write_artifact(recipe, tmp_path / "artifact")
+        artifact.write_artifact(recipe, tmp_path / "artifact")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_large_graph_has_its_numbers_beside_it(recipe: sam.SamRecipe, tmp_path: Path) -> None:
+def test_a_large_graph_has_its_numbers_beside_it(recipe: sam_recipes.SamRecipe, tmp_path: Path) -> None:
     file = tmp_path / "encoder.onnx"
-    sam_writer.write_encoder(recipe.network, file, one_file_bytes=100_000)
+    writer.write_encoder(recipe.network, file, one_file_bytes=100_000)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["encoder.onnx", "encoder.onnx.data"]
     assert file.stat().st_size < 200_000 < (tmp_path / "encoder.onnx.data").stat().st_size
     onnx.checker.check_model(str(file))

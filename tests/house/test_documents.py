@@ -13,10 +13,10 @@ import pytest
 from ekiben.settings import PREFIX, Settings
 from ekiben.training import TrainingOptions
 from services.rest.app import create_app
-from tests import toys
+from tests import toy_models
 from tests.serving import ROOT, Server
 
-RED = toys.encoded(toys.solid((255, 0, 0)))
+RED = toy_models.encoded(toy_models.solid((255, 0, 0)))
 
 
 def names() -> set[str]:

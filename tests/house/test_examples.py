@@ -15,8 +15,8 @@ from typing import Any, Union, Unpack, get_args, get_origin, get_type_hints, is_
 
 import pytest
 
+from ekiben._client.records import Page
 from ekiben.client import AsyncClient, Client
-from ekiben.remote.records import Page
 from tests.serving import ROOT
 
 PAGES = [
@@ -127,7 +127,7 @@ class Reader(ast.NodeVisitor):
 
 
 def answers(kind: Any) -> bool:
-    return inspect.isclass(kind) and kind.__module__.startswith("ekiben.remote")
+    return inspect.isclass(kind) and kind.__module__.startswith("ekiben._client")
 
 
 def hint(described: Any, name: str) -> Any:

@@ -8,8 +8,8 @@ import struct
 
 import pytest
 
-from bench.loadgen_logs import compare, pack, read, unpack
-from bench.perf_analyzer import input_data, rows
+from bench.loadgen.logs import compare, pack, read, unpack
+from bench.protocols.perf_analyzer import input_data, rows
 from bench.servers import Missing
 
 # Lines of summaries that LoadGen 6.0.17 wrote.

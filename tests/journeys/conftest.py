@@ -9,17 +9,17 @@ import httpx
 import pytest
 
 from models.artifact import Weights
-from tests import servers, toys_sam
+from tests import servers, toy_sam
 from tests.conftest import publish
-from tests.journeys.job_client import SECRET
-from tests.journeys.job_place import Place
+from tests.journeys.jobs.job_client import SECRET
+from tests.journeys.jobs.job_home import Place
 from tests.serving import TOPOLOGIES, Server, serving
 
 
 @pytest.fixture(scope="session")
 def sam_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sam") / "sam_toy"
-    toys_sam.sam(folder)
+    toy_sam.sam(folder)
     return folder
 
 
@@ -103,8 +103,8 @@ def toys_place(place: Place, sam_artifact: Path, toy_artifacts: dict[str, Path])
 def vit_b_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The published architecture with the random weights that the export gives it."""
     pytest.importorskip("torch")
-    from export.sam import SamRecipe, random_sam
-    from export.sam_artifact import write_artifact
+    from export.sam.artifact import write_artifact
+    from export.sam.recipe import SamRecipe, random_sam
     from export.zoo import ZOO
 
     folder = tmp_path_factory.mktemp("vit_b") / "artifact"

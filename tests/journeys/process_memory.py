@@ -10,7 +10,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from tests.journeys.sam_comparison import jpeg
+from tests.journeys.sam.comparison import jpeg
 
 T = TypeVar("T")
 

@@ -12,11 +12,11 @@ import httpx
 import pytest
 from PIL import Image
 
-from tests import toys
+from tests import toy_models
 from tests.serving import Server
 
-PNG = toys.encoded(toys.noise(64, 48))
-JPEG = toys.encoded(toys.noise(64, 48), "JPEG")
+PNG = toy_models.encoded(toy_models.noise(64, 48))
+JPEG = toy_models.encoded(toy_models.noise(64, 48), "JPEG")
 
 
 def png_that_says(width: int, height: int) -> bytes:
@@ -145,7 +145,7 @@ def test_bad_forms(toy_server: Server) -> None:
 
 
 def test_options_as_form_fields(toy_server: Server) -> None:
-    red = toys.encoded(toys.solid((255, 0, 0)))
+    red = toy_models.encoded(toy_models.solid((255, 0, 0)))
     with toy_server.client() as client:
         fields = {"model": "colours", "top_k": "2", "store": "false"}
         answer = client.post("/v1/classify", files={"file": ("red.png", red)}, data=fields)

@@ -17,10 +17,10 @@ from db.registry import Registry
 from db.session import connect
 from ekiben.settings import Settings
 from services.bento.model_store import publish_bundled
-from tests import toys
+from tests import toy_models
 from tests.serving import ROOT, Server, environ, free_port, serving, wait_ready
 
-RED = toys.encoded(toys.solid((200, 10, 10), 48, 36))
+RED = toy_models.encoded(toy_models.solid((200, 10, 10), 48, 36))
 
 
 def registry_of(home: Path) -> tuple[Registry, BlobStore]:

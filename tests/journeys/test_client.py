@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ekiben._client.masks import AutoMasks, DroppedMask, FoundMask, Progress
 from ekiben.client import AsyncClient, Client, EkibenError, JobFailed, TimedOut
-from ekiben.remote.masks import AutoMasks, DroppedMask, FoundMask, Progress
-from tests import toys
+from tests import toy_models
 from tests.ekiben.clients import connected
-from tests.journeys.job_client import EMBEDDED_ONLY, plain
-from tests.journeys.mask_answers import PICTURE, PROMPTS, check_mask, expected
+from tests.journeys.jobs.job_client import EMBEDDED_ONLY, plain
+from tests.journeys.sam.mask_answers import PICTURE, PROMPTS, check_mask, expected
 from tests.serving import Server
-from tests.toys_sam import boxes_of, middle
+from tests.toy_sam import boxes_of, middle
 
-NOISE = toys.noise(40, 31, seed=7)
+NOISE = toy_models.noise(40, 31, seed=7)
 PIXELS = np.asarray(NOISE)
 UNKNOWN = "01890000-0000-7000-8000-000000000000"
 SAM = {"model": "sam_toy", "store": False}
@@ -60,8 +60,8 @@ def strongest(pixels: np.ndarray) -> np.ndarray:
 def test_classes(client: Any, other: Client, tmp_path: Path) -> None:
     path = tmp_path / "noise.png"
     NOISE.save(path)
-    exact = toys.solid((200, 30, 90))
-    logits = toys.logits_of(np.asarray(exact))
+    exact = toy_models.solid((200, 30, 90))
+    logits = toy_models.logits_of(np.asarray(exact))
     truth = np.exp(logits) / np.exp(logits).sum()
     answer = client.classify(exact, model="colours", top_k=4, store=False)
     assert answer.id is None and answer.image.id is None
@@ -83,7 +83,7 @@ def test_classes(client: Any, other: Client, tmp_path: Path) -> None:
 
 
 def test_class_maps(client: Any, other: Client) -> None:
-    big = toys.solid((0, 255, 0), toys.SIDE, toys.SIDE)
+    big = toy_models.solid((0, 255, 0), toy_models.SIDE, toy_models.SIDE)
     big.paste((255, 0, 0), (0, 0, 16, 8))
     truth = strongest(np.asarray(big))
     for store in (True, False):
@@ -189,7 +189,7 @@ def test_jobs(client: Any, other: Client) -> None:
     assert cut.cutouts[0].image.size == (cut.cutouts[0].width, cut.cutouts[0].height)
 
     with pytest.raises(JobFailed) as failed:
-        client.wait(client.submit("classify", toys.encoded(NOISE, "JPEG")[:400], model="colours"))
+        client.wait(client.submit("classify", toy_models.encoded(NOISE, "JPEG")[:400], model="colours"))
     assert failed.value.code == "bad_image"
     same = [client.submit("classify", NOISE, model="colours", idempotency_key=f"k-{id(client)}").id for _ in range(2)]
     assert same[0] == same[1]
@@ -197,7 +197,7 @@ def test_jobs(client: Any, other: Client) -> None:
 
 @SOME_WAYS
 def test_a_job_is_cancelled(client: Any, other: Client) -> None:
-    asked = client.submit("auto_masks", toys.noise(900, 700, seed=1), **LONG)
+    asked = client.submit("auto_masks", toy_models.noise(900, 700, seed=1), **LONG)
     with pytest.raises(TimedOut) as late:
         client.wait(asked, timeout_s=0.3)
     assert late.value.code == "wait_timeout"
@@ -246,7 +246,7 @@ def test_a_batch(sam_server: Server, tmp_path: Path) -> None:
     """Sent over HTTP; over gRPC it is a job as any other."""
     colours = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
     for name, colour in colours.items():
-        toys.solid(colour).save(tmp_path / f"{name}.png")
+        toy_models.solid(colour).save(tmp_path / f"{name}.png")
     with Client(sam_server.url) as http, Client(address(sam_server, "grpc")) as grpc:
         asked = http.batch("classify", tmp_path, parameters={"model": "colours", "top_k": 1})
         for client in (grpc, http):
@@ -284,12 +284,12 @@ def test_the_library(sam_server: Server, tmp_path: Path, toy_artifacts: dict[str
 
         name = f"brought-{tmp_path.name[-8:].strip('_').lower()}"
         model = toy_artifacts["colours"] / "model.onnx"
-        brought = client.import_model(model, name, task="classify", labels=toys.CLASSES, std=1.0, mean=(0, 0, 0))
+        brought = client.import_model(model, name, task="classify", labels=toy_models.CLASSES, std=1.0, mean=(0, 0, 0))
         assert (brought.version, brought.classes) == (1, 4)
         client.import_model(model, name, task="classify", labels=["a", "b", "c", "d"], licence="CC0")
-        assert client.classify(toys.solid((255, 0, 0)), model=name).top.class_name == "b"
+        assert client.classify(toy_models.solid((255, 0, 0)), model=name).top.class_name == "b"
         assert client.activate(name, 1).version == 1
-        assert client.classify(toys.solid((255, 0, 0)), model=name).top.class_name == "red"
+        assert client.classify(toy_models.solid((255, 0, 0)), model=name).top.class_name == "red"
         packed = client.download_version(name, 1, tmp_path / "version.zip")
         assert packed.read_bytes()[:2] == b"PK"
         client.delete_version(name, 2)
@@ -300,7 +300,7 @@ def test_the_library(sam_server: Server, tmp_path: Path, toy_artifacts: dict[str
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
 def test_threads_share_a_client(sam_server: Server, protocol: str) -> None:
     """Each gets the answer to its own picture."""
-    pictures = [toys.noise(20 + n, 24, seed=n) for n in range(24)]
+    pictures = [toy_models.noise(20 + n, 24, seed=n) for n in range(24)]
     with Client(address(sam_server, protocol)) as client, ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda one: client.segment(one, model="areas", store=False), pictures))
         again = [client.segment(one, model="areas", store=False) for one in pictures]
@@ -312,7 +312,7 @@ def test_threads_share_a_client(sam_server: Server, protocol: str) -> None:
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
 def test_tasks_share_a_client(sam_server: Server, protocol: str) -> None:
-    pictures = [toys.solid(colour) for colour in ((255, 0, 0), (0, 255, 0), (0, 0, 255)) * 4]
+    pictures = [toy_models.solid(colour) for colour in ((255, 0, 0), (0, 255, 0), (0, 0, 255)) * 4]
 
     async def ask() -> list[str]:
         async with AsyncClient(address(sam_server, protocol)) as client:

@@ -9,11 +9,11 @@ from typing import Any
 import httpx
 import pytest
 
-from tests import toys
+from tests import toy_models
 from tests.conftest import publish, run_module
 from tests.serving import SOME_TOPOLOGIES, TOPOLOGIES, Server, serving
 
-RED = toys.encoded(toys.solid((255, 0, 0)))
+RED = toy_models.encoded(toy_models.solid((255, 0, 0)))
 
 
 def model(client: httpx.Client, name: str) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def test_what_a_model_says_of_itself(toy_home: Path) -> None:
 
 def test_an_upload_becomes_a_model(toy_home: Path, toy_artifacts: dict[str, Path]) -> None:
     onnx = (toy_artifacts["colours"] / "model.onnx").read_bytes()
-    labels = "\n".join(toys.CLASSES)
+    labels = "\n".join(toy_models.CLASSES)
     with serving(toy_home) as server, server.client() as client:
         fields = {"name": "mine", "task": "classify", "output": "logits"}
         files: dict[str, Any] = {"file": ("mine.onnx", onnx), "labels": ("labels.txt", labels)}
@@ -131,7 +131,7 @@ def test_memory_budget(tmp_path: Path) -> None:
     """Two models of which one fits: they take turns, and one that never fits is refused with the numbers."""
     home = tmp_path / "var"
     for name, bytes_ in (("one", 30), ("two", 30), ("whale", 90)):
-        toys.classifier(tmp_path / name, ballast_bytes=bytes_ * 1_000_000)
+        toy_models.classifier(tmp_path / name, ballast_bytes=bytes_ * 1_000_000)
         publish(home, name, tmp_path / name)
     with serving(home, EKIBEN_MODEL_MEMORY_MB="70") as server, server.client() as client:
         for name in ("one", "two", "one"):
@@ -168,7 +168,7 @@ def test_a_loaded_model_follows_its_versions(toy_home: Path, toy_artifacts: dict
     onnx = (toy_artifacts["colours"] / "model.onnx").read_bytes()
     with serving(toy_home) as server, server.client() as client:
         client.post("/v1/models/colours/load")
-        fields = {"name": "colours", "task": "classify", "labels": "\n".join(toys.CLASSES)}
+        fields = {"name": "colours", "task": "classify", "labels": "\n".join(toy_models.CLASSES)}
         made = client.post("/v1/models", data=fields, files={"file": ("x.onnx", onnx)})
         assert made.json()["version"] == 2
         client.post("/v1/classify?model=nobody", content=RED)  # a look-up refreshes this process's copy too
@@ -179,7 +179,7 @@ def test_a_loaded_model_follows_its_versions(toy_home: Path, toy_artifacts: dict
 @pytest.mark.acceptance
 def test_a_new_version_fits_where_only_one_does(tmp_path: Path) -> None:
     home = tmp_path / "var"
-    toys.classifier(tmp_path / "big", ballast_bytes=50_000_000)
+    toy_models.classifier(tmp_path / "big", ballast_bytes=50_000_000)
     publish(home, "big", tmp_path / "big")
     with serving(home, EKIBEN_MODEL_MEMORY_MB="90", EKIBEN_PRELOAD="big") as server, server.client() as client:
         assert client.post("/v1/classify?model=big&store=false", content=RED).json()["model"]["version"] == 1
@@ -194,7 +194,7 @@ def test_a_new_version_fits_where_only_one_does(tmp_path: Path) -> None:
 
 def test_ready_means_that_preloaded_models_are_warm(tmp_path: Path) -> None:
     home = tmp_path / "var"
-    toys.classifier(tmp_path / "big", ballast_bytes=50_000_000)
+    toy_models.classifier(tmp_path / "big", ballast_bytes=50_000_000)
     publish(home, "big", tmp_path / "big")
     with (
         serving(home, wait=False, EKIBEN_MODEL_MEMORY_MB="20", EKIBEN_PRELOAD="big") as server,

@@ -12,12 +12,12 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
-from tests import servers, toys
+from tests import servers, toy_models
 from tests.conftest import publish
 from tests.journeys.test_models import until
 from tests.serving import Server, serving
 
-RED = toys.encoded(toys.solid((255, 0, 0)))
+RED = toy_models.encoded(toy_models.solid((255, 0, 0)))
 
 
 @pytest.fixture

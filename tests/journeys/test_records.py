@@ -10,10 +10,10 @@ from typing import Any
 
 import httpx
 
-from tests import toys
+from tests import toy_models
 from tests.serving import Server, serving
 
-RED = toys.encoded(toys.solid((255, 0, 0), 40, 30))
+RED = toy_models.encoded(toy_models.solid((255, 0, 0), 40, 30))
 
 
 def blobs(home: Path) -> set[str]:
@@ -136,10 +136,10 @@ def test_an_image_goes_with_its_last_reference(toy_home: Path) -> None:
 
 
 def test_bytes_are_kept_as_they_came_and_sizes_are_those_of_the_turned_picture(toy_server: Server) -> None:
-    picture = toys.noise(40, 30)
+    picture = toy_models.noise(40, 30)
     exif = picture.getexif()
     exif[0x0112] = 6  # to be turned by 90 degrees
-    turned = toys.encoded(picture, "JPEG", exif=exif)
+    turned = toy_models.encoded(picture, "JPEG", exif=exif)
     with toy_server.client() as client:
         stored = ask(client, "/v1/images", content=turned)
         assert (stored["width"], stored["height"]) == (30, 40)

@@ -16,7 +16,7 @@ from db.session import connect
 from ekiben.settings import Settings
 from export.provision import SHIPPED
 from models.artifact import read_manifest, verify
-from tests import toys
+from tests import toy_models
 from tests.conftest import publish, run_module
 from tests.serving import ROOT, serving
 
@@ -59,7 +59,7 @@ def test_it_is_published_once_and_never_over_a_person_s_own(tmp_path: Path) -> N
         done = run_module(home, "export.provision", "--no-download")
         assert done.returncode == 0, done.stderr
         assert versions(home, NAME) == [(1, True, "shipped")]
-    toys.segmenter(tmp_path / "own")
+    toy_models.segmenter(tmp_path / "own")
     publish(home, NAME, tmp_path / "own")
     assert run_module(home, "export.provision", "--no-download").returncode == 0
     assert versions(home, NAME) == [(2, True, None), (1, False, "shipped")]

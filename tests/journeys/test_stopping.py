@@ -12,10 +12,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests import toys
+from tests import toy_models
 from tests.serving import SOME_TOPOLOGIES, TOPOLOGIES, serving
 
-PHOTO = toys.encoded(toys.noise(900, 700), "JPEG", quality=95)
+PHOTO = toy_models.encoded(toy_models.noise(900, 700), "JPEG", quality=95)
 
 
 @pytest.mark.parametrize("topology", SOME_TOPOLOGIES)
@@ -89,7 +89,7 @@ def test_overload_is_refused_at_once(toy_home: Path) -> None:
 
 
 def test_the_deadline_of_a_request(toy_home: Path) -> None:
-    big = toys.encoded(toys.noise(4000, 3000), "JPEG", quality=95)
+    big = toy_models.encoded(toy_models.noise(4000, 3000), "JPEG", quality=95)
     with serving(toy_home, EKIBEN_TIMEOUT_S="0.05") as server, server.client() as client:
         answer = client.post("/v1/segment?model=areas", content=big)
         assert answer.status_code in (503, 504), answer.text

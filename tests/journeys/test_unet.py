@@ -12,14 +12,14 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from tests import toys
+from tests import toy_models
 from tests.conftest import publish
-from tests.journeys.job_client import finished, submit
+from tests.journeys.jobs.job_client import finished, submit
 from tests.serving import SOME_TOPOLOGIES, TOPOLOGIES, serving
 
-PICTURE = toys.noise(230, 170)
-DATA = toys.encoded(PICTURE)
-LOGITS = toys.cell_logits(np.asarray(PICTURE))
+PICTURE = toy_models.noise(230, 170)
+DATA = toy_models.encoded(PICTURE)
+LOGITS = toy_models.cell_logits(np.asarray(PICTURE))
 MASK = (LOGITS >= 0).astype(np.uint8)
 WINDOWS = 10 * 14
 PNG = {"accept": "image/png"}
@@ -29,9 +29,9 @@ PNG = {"accept": "image/png"}
 def client(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     """``nuclei_unet`` of two classes is tiled, ``areas_unet`` of four is not; ``areas`` is no unet. With a worker."""
     folder = tmp_path_factory.mktemp("unets")
-    toys.unet(folder / "nuclei_unet", binary=True, overlap=0.5)
-    toys.unet(folder / "areas_unet")
-    toys.segmenter(folder / "areas")
+    toy_models.unet(folder / "nuclei_unet", binary=True, overlap=0.5)
+    toy_models.unet(folder / "areas_unet")
+    toy_models.segmenter(folder / "areas")
     for name in ("nuclei_unet", "areas_unet", "areas"):
         publish(folder / "var", name, folder / name)
     with (
@@ -113,7 +113,7 @@ def test_as_a_job(client: httpx.Client) -> None:
 
 
 def test_a_picture_that_is_resized(client: httpx.Client) -> None:
-    red = toys.encoded(toys.solid((255, 0, 0), 70, 50))
+    red = toy_models.encoded(toy_models.solid((255, 0, 0), 70, 50))
     for flips in ("false", "true"):
         body = ok(client.post("/v1/segment", params={"model": "areas_unet", "flips": flips}, content=red))
         assert [(c["class_name"], c["pixels"]) for c in body["classes"]] == [("red", 3500)]

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from models.engine.batcher import Batcher
-from tests import toys
+from tests import toy_models
 from tests.models.shelf import Shelf
 
 
 @pytest.fixture(scope="session")
 def toy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("toy")
-    toys.classifier(folder)
+    toy_models.classifier(folder)
     return folder
 
 

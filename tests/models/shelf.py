@@ -10,10 +10,10 @@ import numpy as np
 from models.engine.engine import Engine, ModelKey, ModelState
 from models.engine.loader import LoadedNetwork, load_artifact
 from models.engine.session_options import SessionOptions
-from tests import toys
+from tests import toy_models
 
 MEGABYTE = 1_000_000
-BATCH = np.ones((1, 3, toys.SIDE, toys.SIDE), np.float32)
+BATCH = np.ones((1, 3, toy_models.SIDE, toy_models.SIDE), np.float32)
 
 
 def key(name: str, version: int = 1) -> ModelKey:

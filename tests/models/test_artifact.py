@@ -24,12 +24,12 @@ from models.artifact import (
     voc_palette,
     write_manifest,
 )
-from tests import toys
+from tests import toy_models
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    toys.segmenter(tmp_path / "toy")
+    toy_models.segmenter(tmp_path / "toy")
     (tmp_path / "toy" / "extra").mkdir()
     (tmp_path / "toy" / "extra" / "notes.txt").write_text("hello")
     write_manifest(tmp_path / "toy", read_manifest(tmp_path / "toy"))

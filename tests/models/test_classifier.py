@@ -15,14 +15,14 @@ from models.artifact import Activation, Manifest
 from models.classifier import Classifier, check_top_k
 from models.images import DecodedImage
 from models.inference_requests import InferenceRequest
-from tests import toys
+from tests import toy_models
 
-PICTURE = DecodedImage(toys.solid((255, 0, 0), 20, 10), "image/png")
+PICTURE = DecodedImage(toy_models.solid((255, 0, 0), 20, 10), "image/png")
 
 
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
-    return toys.classifier(tmp_path_factory.mktemp("toy"))
+    return toy_models.classifier(tmp_path_factory.mktemp("toy"))
 
 
 def of(manifest: Manifest, labels: int, activation: Activation = "logits") -> Classifier:
@@ -115,7 +115,7 @@ def test_top_k_within_the_classes_gives_so_many(manifest: Manifest, top_k: int) 
 
 
 def test_preprocess_is_the_manifest_s(tmp_path: Path) -> None:
-    classifier = Classifier(toys.classifier(tmp_path, layout="NHWC", color="BGR", dtype="uint8"))
-    tensor = classifier.preprocess(DecodedImage(toys.solid((1, 2, 3)), "image/png"))
-    assert tensor.shape == (toys.SIDE, toys.SIDE, 3) and tensor.dtype == np.uint8
+    classifier = Classifier(toy_models.classifier(tmp_path, layout="NHWC", color="BGR", dtype="uint8"))
+    tensor = classifier.preprocess(DecodedImage(toy_models.solid((1, 2, 3)), "image/png"))
+    assert tensor.shape == (toy_models.SIDE, toy_models.SIDE, 3) and tensor.dtype == np.uint8
     assert tensor[0, 0].tolist() == [3, 2, 1]

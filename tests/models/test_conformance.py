@@ -22,7 +22,7 @@ from models.engine.session_options import SessionOptions
 from models.family import Family
 from models.images import DecodedImage
 from models.inference_requests import RENDERS, InferenceRequest, InferenceResponse
-from tests import toys
+from tests import toy_models
 
 COLORS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 SIZES = [(32, 32), (50, 40), (40, 61), (1, 1), (9, 130)]
@@ -67,7 +67,7 @@ def _id(row: tuple[str, dict[str, Any]]) -> str:
 def toy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Toy]:
     name, variant = request.param
     folder: Path = tmp_path_factory.mktemp("toy")
-    manifest = toys.TOYS[name](folder, **variant)
+    manifest = toy_models.TOYS[name](folder, **variant)
     loaded = load_artifact(ModelKey("local", name, 1), folder, SessionOptions(device="cpu"))
     yield Toy(manifest, FAMILIES[name](manifest), loaded)
     loaded.session.close()
@@ -85,11 +85,11 @@ def renamed(folder: Path, manifest: Manifest, name: str) -> Manifest:
 
 
 def picture(color: tuple[int, int, int], width: int = 32, height: int = 32) -> DecodedImage:
-    return DecodedImage(toys.solid(color, width, height), "image/png")
+    return DecodedImage(toy_models.solid(color, width, height), "image/png")
 
 
 def noise(width: int, height: int, seed: int = 0) -> DecodedImage:
-    return DecodedImage(toys.noise(width, height, seed), "image/png")
+    return DecodedImage(toy_models.noise(width, height, seed), "image/png")
 
 
 def best(answer: InferenceResponse) -> str:
@@ -97,7 +97,7 @@ def best(answer: InferenceResponse) -> str:
 
 
 def test_every_row_of_the_catalog_has_a_toy() -> None:
-    assert set(toys.TOYS) == set(FAMILIES)
+    assert set(toy_models.TOYS) == set(FAMILIES)
 
 
 def test_preprocess_gives_the_graph_s_input(toy: Toy) -> None:
@@ -179,7 +179,7 @@ def test_tensors_have_names_of_their_own_and_are_given(toy: Toy) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_graph_whose_output_is_called_as_ours_is(family: str, name: str, tmp_path: Path) -> None:
     """Under that name the family's own tensor is given, as for any other graph."""
-    manifest = toys.TOYS[family](tmp_path)
+    manifest = toy_models.TOYS[family](tmp_path)
     ours = "probs" if manifest.task == "classify" else "class_map"
     outputs = []
     for written in (manifest, renamed(tmp_path, manifest, name)):
@@ -191,4 +191,4 @@ def test_a_graph_whose_output_is_called_as_ours_is(family: str, name: str, tmp_p
     names = [facts.name for facts in toy.family.tensors]
     assert ours in names and len(set(names)) == len(names)
     assert outputs[0].dtype == outputs[1].dtype and np.array_equal(outputs[0], outputs[1])
-    assert len(np.unique(outputs[0])) == len(toys.CLASSES)  # all occur, or all have confidences of their own
+    assert len(np.unique(outputs[0])) == len(toy_models.CLASSES)  # all occur, or all have confidences of their own

@@ -20,16 +20,16 @@ from models.engine.session_options import SessionOptions
 from models.image_batch_steps import ImageBatchSteps, TileInput
 from models.images import DecodedImage
 from models.inference_requests import InferenceRequest, InferenceResponse, PreparedTensor
-from tests import toys
+from tests import toy_models
 
-MIX = np.concatenate([np.zeros((1, 3)), np.eye(3)]).astype(np.float32) * toys.STEEPNESS
-LIFT = np.array([toys.STEEPNESS / 2, 0, 0, 0], np.float32)
+MIX = np.concatenate([np.zeros((1, 3)), np.eye(3)]).astype(np.float32) * toy_models.STEEPNESS
+LIFT = np.array([toy_models.STEEPNESS / 2, 0, 0, 0], np.float32)
 
 
 def skipping(folder: Path) -> None:
     """A segmenter that answers AREAS and looks at a halved and doubled copy besides: both sides must be even."""
-    toys.segmenter(folder, side=None)
-    graph = toys.Graph()
+    toy_models.segmenter(folder, side=None)
+    graph = toy_models.Graph()
     halved = graph.node("MaxPool", "input", kernel_shape=[2, 2], strides=[2, 2])
     doubled = graph.node("Resize", halved, "", graph.constant(np.array([1, 1, 2, 2], np.float32)), mode="nearest")
     both = graph.node("Concat", "input", doubled, axis=1)
@@ -37,8 +37,8 @@ def skipping(folder: Path) -> None:
     graph.finish(graph.node("Conv", both, graph.constant(mix), graph.constant(LIFT)), "logits")
     graph.save(
         folder / ONNX,
-        [toys.value("input", ["batch", 3, "height", "width"])],
-        [toys.value("output", ["batch", 4, "out_height", "out_width"])],
+        [toy_models.value("input", ["batch", 3, "height", "width"])],
+        [toy_models.value("output", ["batch", 4, "out_height", "out_width"])],
     )
 
 
@@ -104,13 +104,13 @@ def test_each_of_a_batch_is_answered_for_itself(loaded: LoadedNetwork) -> None:
 
 def test_of_a_picture_that_ekiben_prepared_itself_the_error_is_a_fault(loaded: LoadedNetwork) -> None:
     with pytest.raises(Exception, match="Concat") as caught:
-        ImageBatchSteps(loaded).run([(tensor(33, 47), DecodedImage(toys.noise(47, 33), "image/png"))])
+        ImageBatchSteps(loaded).run([(tensor(33, 47), DecodedImage(toy_models.noise(47, 33), "image/png"))])
     assert not isinstance(caught.value, Refusal)
 
 
 def test_of_a_graph_of_fixed_size_the_error_is_a_fault(tmp_path: Path) -> None:
     """What it takes is checked before: that it fails is not the caller's doing."""
-    toys.segmenter(tmp_path)
+    toy_models.segmenter(tmp_path)
     fixed = opened(tmp_path)
     try:
         with pytest.raises(Exception, match=r"16.*32") as caught:

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from ekiben.errors import UnsupportedImage
 from models.images import EXTENSIONS, decode, encode_jpeg, encode_png, sniff
 from tests.models.peak import peak_growth_bytes
-from tests.toys import encoded, noise, solid
+from tests.toy_models import encoded, noise, solid
 
 Pixels = NDArray[np.uint8]
 

@@ -16,7 +16,7 @@ from ekiben.errors import BadImage, Refusal, TooLarge, UnsupportedImage
 from models.images import DecodedImage, decode, sniff
 from models.limits import MAX_IMAGE_BYTES, MAX_PIXELS
 from tests.models.peak import peak_growth_bytes
-from tests.toys import encoded, noise
+from tests.toy_models import encoded, noise
 
 PHOTO = noise(64, 48, seed=5)
 MAGICS = {

@@ -14,7 +14,7 @@ from PIL import Image
 from ekiben.errors import TooLarge
 from models.artifact import GraphInput, GraphOutput, Manifest, Preprocess, Weights
 from models.preprocess import MAX_ASPECT, Preprocessor
-from tests.toys import noise, solid
+from tests.toy_models import noise, solid
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 EFFICIENTNET = Preprocess(shorter_side=256, center_crop=224, interpolation="bicubic", **IMAGENET)

@@ -18,7 +18,7 @@ from models.images import DecodedImage
 from models.inference_requests import RENDERS, InferenceRequest
 from models.results import Segmentation
 from models.segmenter import Segmenter, color_mask, enlarge_and_choose, index_mask, overlay, render
-from tests import toys
+from tests import toy_models
 from tests.models.peak import peak_growth_bytes
 
 BLACK, RED, GREEN, BLUE = (0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255)
@@ -26,7 +26,7 @@ BLACK, RED, GREEN, BLUE = (0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Segmenter:
-    return Segmenter(toys.segmenter(tmp_path_factory.mktemp("toy")))
+    return Segmenter(toy_models.segmenter(tmp_path_factory.mktemp("toy")))
 
 
 def smooth_scores(channels: int, height: int, width: int, seed: int = 0) -> NDArray[np.float32]:
@@ -128,7 +128,7 @@ def test_a_64_megapixel_mask_stays_under_a_gigabyte() -> None:
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 @pytest.mark.parametrize("activation", ["logits", "sigmoid"])
 def test_areas_count_every_pixel_most_first(tmp_path: Path, layout: Any, activation: Any) -> None:
-    segmenter = Segmenter(toys.segmenter(tmp_path, layout=layout, activation=activation))
+    segmenter = Segmenter(toy_models.segmenter(tmp_path, layout=layout, activation=activation))
     picture = DecodedImage(stripes(BLACK, BLUE, BLUE, BLUE, GREEN), "image/png")
     # The scores that the network would give: channels in the order background, red, green, blue.
     pixels = np.asarray(picture.rgb).astype(np.float32).transpose(2, 0, 1) / 255
@@ -151,7 +151,7 @@ def test_areas_count_every_pixel_most_first(tmp_path: Path, layout: Any, activat
 @given(width=st.integers(1, 80), height=st.integers(1, 80), seed=st.integers(0, 2**31))
 def test_areas_add_up_for_any_picture(toy: Segmenter, width: int, height: int, seed: int) -> None:
     scores = np.random.default_rng(seed).normal(0, 1, (4, 8, 8)).astype(np.float32)
-    segmentation = toy.segmentation(scores, DecodedImage(toys.solid(RED, width, height), "image/png"))
+    segmentation = toy.segmentation(scores, DecodedImage(toy_models.solid(RED, width, height), "image/png"))
     assert segmentation.class_map.shape == (height, width)
     assert sum(a.pixels for a in segmentation.classes) == width * height
     assert sum(a.share for a in segmentation.classes) == pytest.approx(1)

@@ -20,13 +20,13 @@ from models.images import DecodedImage
 from models.inference_requests import PROBABILITY, RENDERS, InferenceRequest
 from models.sliding_window import Tile
 from models.unet import PredictionMap, TiledImage, Unet
-from tests import toys
+from tests import toy_models
 
 SIZES = [(32, 32), (100, 70), (70, 101), (20, 50), (7, 3)]
 
 
 def open_toy(folder: Path, **how: Any) -> tuple[Unet, LoadedNetwork]:
-    manifest = toys.unet(folder, **how)
+    manifest = toy_models.unet(folder, **how)
     return Unet(manifest), load_artifact(ModelKey("local", "toy", 1), folder, SessionOptions(device="cpu"))
 
 
@@ -57,7 +57,7 @@ def test_the_logits_of_a_picture_at_its_own_size(
     cells: tuple[Unet, LoadedNetwork], size: tuple[int, int], flips: bool, batch: int
 ) -> None:
     unet, loaded = cells
-    picture = toys.noise(*size)
+    picture = toy_models.noise(*size)
     sizes = []
 
     def run(tensors: NDArray[Any]) -> NDArray[Any]:
@@ -65,7 +65,7 @@ def test_the_logits_of_a_picture_at_its_own_size(
         return loaded.run(tensors)
 
     logits = unet.predict(picture, run, flips=flips, batch=batch)
-    expected = toys.cell_logits(pixels_of(picture))
+    expected = toy_models.cell_logits(pixels_of(picture))
     assert logits.shape == (1, *expected.shape) and logits.dtype == np.float32
     assert np.abs(logits[0] - expected).max() < 1e-4
     assert np.array_equal(unet.class_map(logits), expected >= np.log(0.7 / 0.3))
@@ -77,8 +77,8 @@ def test_the_logits_of_a_picture_at_its_own_size(
 
 def test_cut_normalises_as_the_manifest_says(tmp_path: Path) -> None:
     steps = Preprocess(mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 0.2))
-    unet = Unet(toys.unet(tmp_path, binary=True, overlap=0.5, preprocess=steps))
-    pixels = pixels_of(toys.noise(60, 50))
+    unet = Unet(toy_models.unet(tmp_path, binary=True, overlap=0.5, preprocess=steps))
+    pixels = pixels_of(toy_models.noise(60, 50))
     given = unet.cut(pixels, Tile(10, 20))
     expected = (pixels[10:42, 20:52] / 255.0 - np.array(steps.mean)) / np.array(steps.std)
     assert given.shape == (3, 32, 32) and given.dtype == np.float32
@@ -91,8 +91,8 @@ def test_cut_normalises_as_the_manifest_says(tmp_path: Path) -> None:
 def test_as_monai_does(tmp_path: Path, size: tuple[int, int], flips: bool) -> None:
     torch = pytest.importorskip("torch")
     inferers = pytest.importorskip("monai.inferers")
-    unet = Unet(toys.unet(tmp_path, binary=True, overlap=0.5))
-    picture = toys.noise(*size)
+    unet = Unet(toy_models.unet(tmp_path, binary=True, overlap=0.5))
+    picture = toy_models.noise(*size)
 
     def network(batch: Any) -> Any:
         if not flips:
@@ -112,10 +112,10 @@ def test_as_monai_does(tmp_path: Path, size: tuple[int, int], flips: bool) -> No
 
 def test_several_classes(areas: tuple[Unet, LoadedNetwork]) -> None:
     unet, loaded = areas
-    picture = toys.noise(75, 50)
+    picture = toy_models.noise(75, 50)
     logits = unet.predict(picture, loaded.run)
-    levels = pixels_of(picture).astype(np.float64).transpose(2, 0, 1) / 255 * toys.STEEPNESS
-    expected = np.concatenate([np.full((1, 50, 75), toys.STEEPNESS / 2), levels])
+    levels = pixels_of(picture).astype(np.float64).transpose(2, 0, 1) / 255 * toy_models.STEEPNESS
+    expected = np.concatenate([np.full((1, 50, 75), toy_models.STEEPNESS / 2), levels])
     assert np.abs(logits - expected).max() < 1e-4
     assert np.array_equal(unet.class_map(logits), logits.argmax(axis=0))
     powers = np.exp(expected)
@@ -136,14 +136,14 @@ def test_probabilities_of_large_logits(cells: tuple[Unet, LoadedNetwork], areas:
 
 
 def test_the_threshold_itself_is_class_1(tmp_path: Path) -> None:
-    unet = Unet(toys.unet(tmp_path, binary=True, threshold=0.5))
+    unet = Unet(toy_models.unet(tmp_path, binary=True, threshold=0.5))
     assert unet.class_map(np.array([[[-1e-6, 0, 1e-6]]], np.float32)).tolist() == [[0, 1, 1]]
 
 
 @pytest.mark.parametrize("flips", [False, True])
 def test_outputs_may_come_in_any_order(cells: tuple[Unet, LoadedNetwork], flips: bool) -> None:
     unet = cells[0]
-    picture = toys.noise(70, 100)
+    picture = toy_models.noise(70, 100)
 
     def read(order: list[int]) -> NDArray[np.float32]:
         out = np.zeros((1, 100, 70), np.float32)
@@ -163,9 +163,9 @@ def test_outputs_may_come_in_any_order(cells: tuple[Unet, LoadedNetwork], flips:
 
 def test_untiled_is_resized_and_enlarged(tmp_path: Path) -> None:
     unet, loaded = open_toy(tmp_path, binary=True)
-    picture = toys.noise(90, 61)
+    picture = toy_models.noise(90, 61)
     small = np.asarray(picture.resize((32, 32), Image.Resampling.BILINEAR))
-    scores = toys.cell_logits(small).astype(np.float32)
+    scores = toy_models.cell_logits(small).astype(np.float32)
     expected = np.asarray(Image.fromarray(scores).resize((90, 61), Image.Resampling.BILINEAR))
     logits = unet.predict(picture, loaded.run)
     assert np.abs(logits[0] - expected).max() < 1e-4
@@ -186,7 +186,7 @@ def test_untiled_is_resized_and_enlarged(tmp_path: Path) -> None:
 
 def test_the_probability_is_a_16_bit_picture(cells: tuple[Unet, LoadedNetwork]) -> None:
     unet, loaded = cells
-    image = toys.noise(50, 70)
+    image = toy_models.noise(50, 70)
     canvas = PredictionMap(unet, 70, 50, probability=True)
     reading = TiledImage(unet, image, canvas.paint, flips=False)
     for number in range(reading.pieces):
@@ -203,7 +203,7 @@ def test_the_probability_is_a_16_bit_picture(cells: tuple[Unet, LoadedNetwork]) 
     picture = Image.open(io.BytesIO(answer.renders[PROBABILITY]))
     assert (picture.size, picture.mode) == ((50, 70), "I;16")
     levels = np.asarray(picture).astype(np.float64) / 65535
-    expected = 1 / (1 + np.exp(-toys.cell_logits(pixels_of(image))))
+    expected = 1 / (1 + np.exp(-toy_models.cell_logits(pixels_of(image))))
     assert np.abs(levels - expected).max() < 2e-5
     mask = np.asarray(Image.open(io.BytesIO(answer.renders["mask"])))
     sure = np.abs(expected - 0.7) > 1e-4
@@ -212,11 +212,11 @@ def test_the_probability_is_a_16_bit_picture(cells: tuple[Unet, LoadedNetwork]) 
 
 def test_a_tiled_picture_has_no_single_input(cells: tuple[Unet, LoadedNetwork]) -> None:
     with pytest.raises(ValueError, match="windows"):
-        cells[0].preprocess(DecodedImage(toys.noise(64, 64), "image/png"))
+        cells[0].preprocess(DecodedImage(toy_models.noise(64, 64), "image/png"))
 
 
 def test_a_graph_that_gives_something_else(cells: tuple[Unet, LoadedNetwork]) -> None:
-    reading = TiledImage(cells[0], toys.noise(32, 32), lambda *_: None, flips=False)
+    reading = TiledImage(cells[0], toy_models.noise(32, 32), lambda *_: None, flips=False)
     with pytest.raises(BadModelFile, match=r"\[2, 32, 32\].*\[1, 32, 32\]"):
         reading.add(0, np.zeros((2, 32, 32), np.float32))
 
@@ -231,14 +231,14 @@ def test_a_graph_that_gives_something_else(cells: tuple[Unet, LoadedNetwork]) ->
     ],
 )
 def test_manifests_that_are_no_unet_s(tmp_path: Path, part: str, change: dict[str, Any], said: str) -> None:
-    manifest = toys.unet(tmp_path)
+    manifest = toy_models.unet(tmp_path)
     changed = Manifest.model_validate({**manifest.model_dump(), part: {**manifest.model_dump()[part], **change}})
     with pytest.raises(BadModelFile, match=said):
         Unet(changed)
 
 
 def test_windows_of_the_manifest_s_overlap(tmp_path: Path) -> None:
-    manifest = toys.unet(tmp_path, overlap=0.5)
+    manifest = toy_models.unet(tmp_path, overlap=0.5)
     assert Unet(manifest).windows(64, 32) == (Tile(0, 0), Tile(16, 0), Tile(32, 0))
     apart = manifest.model_copy(update={"tiling": Tiling(overlap=0)})
     assert Unet(apart).windows(64, 32) == (Tile(0, 0), Tile(32, 0))

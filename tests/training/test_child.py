@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-import training.loop
+import training.fit
 import training.validation
 from ekiben.errors import Refusal
 from tests.training import discs
 from training.__main__ import is_out_of_memory
 from training.checkpoint import CHECKPOINT
-from training.loop import Diverged
+from training.fit import Diverged
 
 LONG: dict[str, Any] = {"epochs": 2000, "patience": 0}
 
@@ -83,15 +83,17 @@ def test_a_loss_that_is_no_number_is_diverged(tmp_path: Path, monkeypatch: pytes
         steps += 1
         return images * (np.nan if steps == 3 else 1.0)
 
-    normal = training.validation.Normal.__call__
-    monkeypatch.setattr(training.validation.Normal, "__call__", lambda self, images: poisoned(normal(self, images)))
+    normal = training.validation.Normalization.__call__
+    monkeypatch.setattr(
+        training.validation.Normalization, "__call__", lambda self, images: poisoned(normal(self, images))
+    )
     with pytest.raises(Diverged, match=r"epoch \d+, step \d+, at a learning rate of .* no longer a number"):
         discs.trained(folder)
 
 
 def test_a_loss_that_explodes_and_stays_is_diverged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # No option that is accepted makes these networks explode: what counts as an explosion is lowered instead.
-    monkeypatch.setattr(training.loop, "EXPLODED", 0.001)
+    monkeypatch.setattr(training.fit, "EXPLODED", 0.001)
     with pytest.raises(Diverged, match=r"epoch 7, step \d+, .* rose to .* learning_rate") as refused:
         discs.trained(discs.folder_of(tmp_path, {"epochs": 60, "patience": 0}))
     assert refused.value.code == "diverged"

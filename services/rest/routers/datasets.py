@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from pydantic import ConfigDict
 from starlette.responses import Response
 
-from db.datasets import Shown, file_key
+from db.datasets import DatasetView, file_key
 from ekiben.errors import BadInput, NotFound
 from models.images import sniff
 from services.app_state import AppState
@@ -201,7 +201,7 @@ async def remove(request: Request, id: str) -> Response:
     return Response(status_code=204)
 
 
-def _body(shown: Shown) -> dict[str, Any]:
+def _body(shown: DatasetView) -> dict[str, Any]:
     return dataset_body(shown, file_key(shown.dataset, "archive"), shown.state == "ready")
 
 
@@ -222,7 +222,7 @@ async def _given(request: Request, fields: dict[str, Any]) -> dict[str, Any]:
     return given
 
 
-def dataset_body(shown: Shown, storage: str, preview: bool) -> dict[str, Any]:
+def dataset_body(shown: DatasetView, storage: str, preview: bool) -> dict[str, Any]:
     dataset = shown.dataset
     return {
         "id": dataset.id,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ekiben.errors import Unavailable
-from tests import toys
+from tests import toy_models
 from tests.models.shelf import BATCH, MEGABYTE, Shelf, key
 
 ROOT = Path(__file__).parents[3]
@@ -111,7 +111,7 @@ for _ in range(20):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_comes_back_after_twenty_loads(tmp_path: Path) -> None:
-    toys.classifier(tmp_path, ballast_bytes=40 * MEGABYTE)
+    toy_models.classifier(tmp_path, ballast_bytes=40 * MEGABYTE)
     # A fresh interpreter: what other tests left would hide a leak of some megabytes.
     done = subprocess.run(
         [sys.executable, "-c", RSS_OF_CYCLES, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=60

@@ -16,7 +16,7 @@ from models.engine.loader import estimate_bytes, load_artifact
 from models.engine.session_options import SessionOptions, cores
 from models.image_batch_steps import ImageBatchSteps
 from models.inference_requests import InferenceRequest
-from tests import toys
+from tests import toy_models
 
 KEY = ModelKey("local", "toy", 1)
 CPU = SessionOptions(device="cpu", threads=0)
@@ -27,20 +27,20 @@ def rewritten(folder: Path, manifest: Manifest, **change: Any) -> None:
 
 
 def test_a_loaded_model_is_warm_and_knows_itself(tmp_path: Path) -> None:
-    manifest = toys.classifier(tmp_path)
+    manifest = toy_models.classifier(tmp_path)
     loaded = load_artifact(KEY, tmp_path, CPU)
     assert (loaded.key, loaded.manifest) == (KEY, manifest)
     assert 0 < loaded.warmup_s < 5
     assert (loaded.detached, loaded.users_left) == (False, 0)
-    batch = np.ones((2, 3, toys.SIDE, toys.SIDE), np.float32)
+    batch = np.ones((2, 3, toy_models.SIDE, toy_models.SIDE), np.float32)
     white = np.full((1, 1, 3), 255, np.uint8)
-    assert loaded.run(batch) == pytest.approx(np.stack([toys.logits_of(white)] * 2), abs=1e-5)
+    assert loaded.run(batch) == pytest.approx(np.stack([toy_models.logits_of(white)] * 2), abs=1e-5)
 
 
 def test_a_light_model_gets_a_slot_per_core_a_heavy_one_all_cores_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    toys.classifier(tmp_path)
+    toy_models.classifier(tmp_path)
     opened: list[int] = []
     open_session = loader.open_session
 
@@ -62,7 +62,7 @@ def test_a_light_model_gets_a_slot_per_core_a_heavy_one_all_cores_at_once(
 
 @pytest.mark.parametrize("megabytes", [5, 30])
 def test_memory_is_at_least_the_file_and_not_far_above(tmp_path: Path, megabytes: int) -> None:
-    toys.classifier(tmp_path, ballast_bytes=megabytes * 1_000_000)
+    toy_models.classifier(tmp_path, ballast_bytes=megabytes * 1_000_000)
     size = (tmp_path / ONNX).stat().st_size
     assert size > megabytes * 1_000_000
     assert estimate_bytes(tmp_path) == int(1.3 * size)
@@ -72,22 +72,22 @@ def test_memory_is_at_least_the_file_and_not_far_above(tmp_path: Path, megabytes
 
 
 def test_the_ballast_changes_no_answer(tmp_path: Path) -> None:
-    toys.classifier(tmp_path / "heavy", ballast_bytes=1_000_000)
-    toys.classifier(tmp_path / "light")
+    toy_models.classifier(tmp_path / "heavy", ballast_bytes=1_000_000)
+    toy_models.classifier(tmp_path / "light")
     heavy, light = (load_artifact(KEY, tmp_path / name, CPU) for name in ("heavy", "light"))
-    batch = np.random.default_rng(0).random((3, 3, toys.SIDE, toys.SIDE), np.float32)
+    batch = np.random.default_rng(0).random((3, 3, toy_models.SIDE, toy_models.SIDE), np.float32)
     assert np.array_equal(heavy.run(batch), light.run(batch))
 
 
 def test_a_folder_without_a_manifest_is_refused(tmp_path: Path) -> None:
-    toys.classifier(tmp_path)
+    toy_models.classifier(tmp_path)
     (tmp_path / MANIFEST).unlink()
     with pytest.raises(BadModelFile, match=r"manifest\.json is missing"):
         load_artifact(KEY, tmp_path, CPU)
 
 
 def test_a_folder_without_a_graph_is_refused(tmp_path: Path) -> None:
-    toys.classifier(tmp_path)
+    toy_models.classifier(tmp_path)
     (tmp_path / ONNX).unlink()
     with pytest.raises(BadModelFile, match=r"model\.onnx"):
         estimate_bytes(tmp_path)
@@ -113,7 +113,7 @@ def test_a_folder_without_a_graph_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_a_graph_that_does_not_run_as_its_manifest_says_is_refused(tmp_path: Path, change: Any) -> None:
-    manifest = toys.classifier(tmp_path)
+    manifest = toy_models.classifier(tmp_path)
     rewritten(tmp_path, manifest, **change(manifest))
     with pytest.raises(BadModelFile, match="does not run as its manifest says") as refused:
         load_artifact(KEY, tmp_path, CPU)
@@ -121,9 +121,12 @@ def test_a_graph_that_does_not_run_as_its_manifest_says_is_refused(tmp_path: Pat
 
 
 def test_work_decodes_runs_and_reads(tmp_path: Path) -> None:
-    toys.classifier(tmp_path)
+    toy_models.classifier(tmp_path)
     work = ImageBatchSteps(load_artifact(KEY, tmp_path, CPU))
-    asks = [InferenceRequest(toys.encoded(toys.solid(color, 50, 40)), top_k=2) for color in ((0, 0, 255), (0, 255, 0))]
+    asks = [
+        InferenceRequest(toy_models.encoded(toy_models.solid(color, 50, 40)), top_k=2)
+        for color in ((0, 0, 255), (0, 255, 0))
+    ]
     keys, prepared = zip(*(work.prepare(ask) for ask in asks), strict=True)
     assert len(set(keys)) == 1
     outputs = work.run(prepared)

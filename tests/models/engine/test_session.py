@@ -18,14 +18,14 @@ from ekiben.errors import BadModelFile, Unavailable
 from models.artifact import ONNX, TORCHSCRIPT, Manifest
 from models.engine.session import RUNTIMES, Session, open_session
 from models.engine.session_options import SessionOptions, cores
-from tests import toys
+from tests import toy_models
 
 CPU = SessionOptions(device="cpu")
 WITHOUT_CUDA = "CUDAExecutionProvider" not in onnxruntime.get_available_providers()
 
 
 def pictures(count: int, seed: int = 0) -> NDArray[np.uint8]:
-    return np.random.default_rng(seed).integers(0, 256, (count, toys.SIDE, toys.SIDE, 3), dtype=np.uint8)
+    return np.random.default_rng(seed).integers(0, 256, (count, toy_models.SIDE, toy_models.SIDE, 3), dtype=np.uint8)
 
 
 def tensors(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -33,11 +33,11 @@ def tensors(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def expected(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
-    return np.stack([toys.logits_of(one) for one in pixels])
+    return np.stack([toy_models.logits_of(one) for one in pixels])
 
 
 def opened(folder: Path, options: SessionOptions = CPU, **toy: Any) -> Session:
-    return open_session(folder, toys.classifier(folder, **toy), options)
+    return open_session(folder, toy_models.classifier(folder, **toy), options)
 
 
 @pytest.mark.parametrize("count", [1, 2, 7])
@@ -93,7 +93,7 @@ def test_a_closed_session_runs_no_more(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"no graph", None])
 def test_a_file_that_does_not_load_is_a_bad_model_file(tmp_path: Path, content: bytes | None) -> None:
-    manifest = toys.classifier(tmp_path)
+    manifest = toy_models.classifier(tmp_path)
     (tmp_path / ONNX).unlink()
     if content is not None:
         (tmp_path / ONNX).write_bytes(content)
@@ -133,8 +133,8 @@ def traced(folder: Path) -> Manifest:
     class Toy(torch.nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
-            self.register_buffer("matrix", torch.from_numpy(toys.MATRIX))
-            self.register_buffer("bias", torch.from_numpy(toys.BIAS))
+            self.register_buffer("matrix", torch.from_numpy(toy_models.MATRIX))
+            self.register_buffer("bias", torch.from_numpy(toy_models.BIAS))
 
         def forward(self, pixels: Any) -> Any:
             return pixels.mean(dim=(2, 3)) @ self.matrix + self.bias
@@ -142,7 +142,7 @@ def traced(folder: Path) -> Manifest:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.jit.save(torch.jit.trace(Toy().eval(), torch.rand(2, 3, 8, 8)), str(folder / TORCHSCRIPT))
-    return toys.classifier(folder)
+    return toy_models.classifier(folder)
 
 
 def test_torchscript_gives_what_onnx_runtime_gives(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from models.medical.dicom import DicomVolume
 from models.medical.dicom_seg import NO_SEG
 from models.medical.formats import is_dicom, open_volume, write_dicom_seg
 from tests.models.peak import peak_growth_bytes
-from tests.toys import encoded, noise
+from tests.toy_models import encoded, noise
 
 EXPLICIT = "1.2.840.10008.1.2.1"
 DEFLATED = "1.2.840.10008.1.2.1.99"

@@ -20,7 +20,7 @@ from models.medical.formats import is_nifti, open_volume, write_nifti
 from models.medical.nifti import NiftiVolume
 from tests.models.medical.test_dicom import dicom
 from tests.models.peak import peak_growth_bytes
-from tests.toys import encoded, noise
+from tests.toy_models import encoded, noise
 
 NIBABEL = Path(nibabel.__file__).parent / "tests" / "data"
 AFFINE = np.array([[0, -2.5, 0.1, 40], [1.5, 0, 0, -30], [0, 0.2, 4, 12.5], [0, 0, 0, 1]])

@@ -16,7 +16,7 @@ from models.engine.session_options import SessionOptions
 from models.model_key import ModelKey
 from models.sam.graphs import Features, SamGraphs
 from models.sam.loader import LoadedSam, load_sam
-from tests import toys_sam
+from tests import toy_sam
 
 KEY = ModelKey("local", "sam_toy", 3)
 CPU = SessionOptions(device="cpu", threads=2)
@@ -25,7 +25,7 @@ CPU = SessionOptions(device="cpu", threads=2)
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sam")
-    toys_sam.sam(folder)
+    toy_sam.sam(folder)
     return folder
 
 

@@ -13,8 +13,8 @@ from models.artifact import DECODER, ENCODER, MASK_PROMPT, read_manifest, verify
 from models.engine.session_options import SessionOptions
 from models.preprocess import Preprocessor
 from models.sam.graphs import FEATURES, Features, SamGraphs
-from tests import toys_sam as toy
-from tests.toys_sam_graphs import IOU
+from tests import toy_sam as toy
+from tests.toy_sam_graphs import IOU
 
 PICTURE = toy.shapes(640, 427)
 BOXES = toy.boxes_of(640, 427)

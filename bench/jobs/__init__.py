@@ -1,0 +1,1 @@
+"""Jobs and batches, measured: ``python -m bench.jobs``."""

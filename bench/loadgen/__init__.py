@@ -1,0 +1,1 @@
+"""MLCommons' LoadGen against Ekiben: ``python -m bench.loadgen``."""

@@ -1,0 +1,131 @@
+"""``python -m bench.loadgen``: MLCommons' LoadGen asks Ekiben: SingleStream, Offline, Server, accuracy."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from bench.contenders import ask
+from bench.jobs.run import say
+from bench.jobs.server import Ekiben, Others
+from bench.loadgen.logs import Row, compare, pack, read
+from bench.loadgen.run import run
+from bench.loadgen.transports import DOORS, V1, Door
+from bench.protocols.setup import Report, clients, finish, photos, serving, table
+from bench.report import now
+from bench.servers import ROOT
+
+SUMMARY, ACCURACY = "mlperf_log_summary.txt", "mlperf_log_accuracy.json"
+P90_QUERIES, P99_QUERIES = 64, 662
+"""With so many queries LoadGen says with 99 % confidence what the percentile is (its early stopping)."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    seconds: float = 10.0
+    bound_ms: float = 100.0
+    """What 99 % of the queries of Server have to keep for the run to be VALID."""
+    load: float = 0.6
+    """Of the throughput of Offline: the rate at which queries arrive in Server."""
+    threads: int = 16
+    """Queries that are asked at the same time at most."""
+
+
+def scenarios(server: Ekiben, door: Door, pictures: Sequence[bytes], plan: Plan, work: Path, report: Report) -> None:
+    """Measure one door: what Offline reaches says at which rate queries arrive in Server."""
+
+    def measure(scenario: str, **settings: float) -> Row:
+        say(f"{scenario} over {door.name}")
+        shutil.rmtree(folder := work / f"{scenario}-{door.name}".lower(), ignore_errors=True)
+        times = {"min_duration_ms": int(plan.seconds * 1e3), "max_duration_ms": int(plan.seconds * 1e4)}
+        before = server.cpu_s()
+        with Others(server) as others:
+            asked, errors = run(door, pictures, plan.threads, folder, scenario, {**times, **settings})
+        if errors:
+            report.wrong.append(f"{scenario} over {door.name}: {len(errors)} failed, the first: {errors[0]}")
+        report.worst_others = max(report.worst_others, others.cores)
+        cpu_ms = (server.cpu_s() - before) / asked * 1e3
+        return read((folder / SUMMARY).read_text(), scenario, door.name, cpu_ms, others.cores)
+
+    single = measure("SingleStream", min_query_count=P90_QUERIES)
+    # LoadGen makes as many samples as last at the expected rate, and says INVALID when they were over too early.
+    whole = measure("Offline", min_query_count=1, offline_expected_qps=2.2 * single.per_s)
+    if not whole.valid:
+        whole = measure("Offline", min_query_count=1, offline_expected_qps=1.2 * whole.per_s)
+    latency = {"server_target_latency_ns": int(plan.bound_ms * 1e6), "server_target_latency_percentile": 0.99}
+    arriving = measure("Server", min_query_count=P99_QUERIES, server_target_qps=plan.load * whole.per_s, **latency)
+    for row in (single, whole, arriving):
+        report.figures.append(asdict(row))
+        report.lines.append(f"| {' | '.join(row.cells())} |")
+
+
+def accuracy(server: Ekiben, door: Door, pictures: Sequence[bytes], plan: Plan, work: Path) -> tuple[int, list[str]]:
+    """How many different answers there are, and for which samples LoadGen has another than /v1/classify gives."""
+    say(f"accuracy over {door.name}")
+    expected = [ask(f"{server.url}{V1.PATH}", each) for each in pictures]
+    folder = work / f"accuracy-{door.name}"
+    _, errors = run(door, pictures, plan.threads, folder, "Offline", {}, "AccuracyOnly")
+    wrong = [f"{len(errors)} failed, the first: {errors[0]}"] if errors else []
+    wrong += compare(json.loads((folder / ACCURACY).read_text()), expected)
+    return len({pack(each) for each in expected}), [f"accuracy over {door.name}: {each}" for each in wrong]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status 0 when every query was answered, and rightly; an INVALID result is no error of the program."""
+    plan = Plan()
+    parser = argparse.ArgumentParser(prog="python -m bench.loadgen", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=plan.seconds, help="of a run at least; default %(default)s")
+    parser.add_argument("--bound-ms", type=float, default=plan.bound_ms, help="of Server's p99; default %(default)s")
+    parser.add_argument("--doors", default=",".join(DOORS), help="default %(default)s")
+    parser.add_argument("--out", type=Path, default=ROOT / "bench/results", help="folder of the report")
+    parser.add_argument("--keep", action="store_true", help="keep the logs and the data of the run")
+    given = parser.parse_args(arguments)
+    if unknown := set(doors := given.doors.split(",")) - set(DOORS):
+        parser.error(f"--doors knows {','.join(DOORS)}, not {','.join(sorted(unknown))}")
+    plan = Plan(given.seconds, given.bound_ms)
+
+    def measure(work: Path) -> Report:
+        report = Report(now(), "loadgen", "LoadGen: EfficientNet-B0, one picture a query")
+        pictures, what = photos(100)
+        report.remarks += [
+            clients(),
+            f"{what}; not stored",
+            f"runs of {plan.seconds:g} s or more, {plan.threads} threads in the client; queries of Server arrive at "
+            f"{plan.load:g} of the rate of Offline, and p99 has to keep {plan.bound_ms:g} ms",
+        ]
+        report.lines += table(["scenario", "door", "queries/s", "p50 ms", "p90", "p99", "CPU ms", "LoadGen says"], [])
+        checked = []
+        with serving(work) as server:
+            for name in doors:
+                with DOORS[name](server) as door:
+                    distinct, wrong = accuracy(server, door, pictures, plan, work)
+                    report.wrong += wrong
+                    checked.append(f"{name}: {len(pictures)} samples, {distinct} different answers, {len(wrong)} wrong")
+                    scenarios(server, door, pictures, plan, work, report)
+        report.lines += [
+            "",
+            "CPU ms: of the server's processes, per query.",
+            "",
+            f"Accuracy mode, compared with /v1/classify: {'; '.join(checked)}.",
+        ]
+        _keep_summaries(work, given.out / f"{report.started:%Y-%m-%d}-loadgen")
+        return report
+
+    return finish(measure, "loadgen", given.out, given.keep)
+
+
+def _keep_summaries(work: Path, folder: Path) -> None:
+    """LoadGen's own words, in a folder beside the report."""
+    for summary in work.glob(f"*-*/{SUMMARY}"):
+        if not summary.parent.name.startswith("accuracy"):
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(summary, folder / f"{summary.parent.name}-{SUMMARY}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""One run of LoadGen: its samples, the threads that ask for it, its settings and where its logs go."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlperf_loadgen as lg  # type: ignore[import-not-found]
+import numpy as np
+
+from bench.loadgen.logs import pack
+from bench.loadgen.transports import Door
+
+
+class Library:
+    """LoadGen's QuerySampleLibrary: pictures by index, made ready for a door when LoadGen says so."""
+
+    def __init__(self, pictures: Sequence[bytes], door: Door) -> None:
+        self.pictures, self._door = pictures, door
+        self.ready: dict[int, Any] = {}
+
+    def load(self, indices: Sequence[int]) -> None:
+        self.ready |= {index: self._door.prepare(self.pictures[index]) for index in indices}
+
+    def unload(self, indices: Sequence[int]) -> None:
+        for index in indices:
+            self.ready.pop(index, None)
+
+
+class Asker:
+    """LoadGen's system under test: threads that ask a door. ``errors``: what went wrong; such a sample is empty."""
+
+    asked = 0
+
+    def __init__(self, door: Door, library: Library, threads: int) -> None:
+        self._door, self._library = door, library
+        self.errors: list[str] = []
+        self._waiting: queue.SimpleQueue[tuple[int, int] | None] = queue.SimpleQueue()
+        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(threads)]
+        for thread in self._threads:
+            thread.start()
+
+    def issue(self, samples: Sequence[Any]) -> None:
+        self.asked += len(samples)
+        for each in samples:
+            self._waiting.put((each.id, each.index))
+
+    def close(self) -> None:
+        for _ in self._threads:
+            self._waiting.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def _work(self) -> None:
+        while (item := self._waiting.get()) is not None:
+            id, index = item
+            answer = np.frombuffer(self._answer(index), np.uint8)  # LoadGen copies it before the next call returns
+            place = answer.ctypes.data if answer.size else 0
+            lg.QuerySamplesComplete([lg.QuerySampleResponse(id, place, answer.nbytes)])
+        self._door.leave()
+
+    def _answer(self, index: int) -> bytes:
+        # Whatever happens, the sample is completed: LoadGen waits for it without end.
+        try:
+            return pack(self._door.ask(self._library.ready[index]))
+        except Exception as error:
+            self.errors.append(f"{type(error).__name__}: {error}"[:300])
+            return b""
+
+
+def run(
+    door: Door,
+    pictures: Sequence[bytes],
+    threads: int,
+    folder: Path,
+    scenario: str,
+    settings: Mapping[str, float],
+    mode: str = "PerformanceOnly",
+) -> tuple[int, list[str]]:
+    """How many samples were asked, and the errors. LoadGen's logs are in ``folder``, which is made.
+
+    ``settings`` are its TestSettings.
+    """
+    test, output, logs = lg.TestSettings(), lg.LogOutputSettings(), lg.LogSettings()
+    test.scenario, test.mode = getattr(lg.TestScenario, scenario), getattr(lg.TestMode, mode)
+    test.performance_sample_count_override = len(pictures)
+    for name, value in settings.items():
+        setattr(test, name, value)
+    folder.mkdir(parents=True)
+    output.outdir, output.copy_summary_to_stdout = str(folder), False
+    logs.log_output, logs.enable_trace = output, False
+    library = Library(pictures, door)
+    asker = Asker(door, library, threads)
+    count = len(pictures)
+    system = lg.ConstructSUT(asker.issue, lambda: None)
+    samples = lg.ConstructQSL(count, count, library.load, library.unload)
+    try:
+        lg.StartTestWithLogSettings(system, samples, test, logs)
+    finally:
+        asker.close()
+        lg.DestroyQSL(samples)
+        lg.DestroySUT(system)
+    return asker.asked, asker.errors

@@ -1,0 +1,1 @@
+"""What each protocol costs: ``python -m bench.protocols`` and ``python -m bench.protocols.perf_analyzer``."""

@@ -1,0 +1,175 @@
+"""Group commit: one thread stores all that waits in one transaction, because a commit costs more than its rows."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, InvalidStateError
+from typing import Any, cast
+
+import sqlalchemy as sa
+from sqlmodel import SQLModel
+
+from db.job_states import ItemResult, finish_items, lock_all
+from db.session import as_refusal, ping
+from db.tables import Row
+from ekiben.errors import Overloaded, Unavailable
+
+log = logging.getLogger(__name__)
+
+MAX_BACKLOG = 10_000
+MAX_GROUP = 256  # units of one transaction: bounds how long others wait for SQLite's one writer
+_LOOK_S = 0.02  # how often a lingering unit looks whether more is to come
+GROUP_AT = 64  # units for which nobody lingers any longer
+PATIENCE_S = 2.0  # a group that failed after this long is not tried again in parts
+
+Values = tuple[type[SQLModel], dict[str, Any]]
+"""A row as its table and its columns by name, all of them: building a SQLModel object costs ten times as much."""
+
+
+_Unit = tuple[Sequence[SQLModel | Values], "Future[None]", ItemResult | None]
+
+
+class GroupCommit:
+    """Stores units of rows, each all or none. Its thread starts with the first unit."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._linger_s = 0.0
+        self._more_to_come: Callable[[], bool] = bool
+        self._engine = engine.execution_options(immediate=True)
+        # Whoever is referred to comes first.
+        self._inserts = {table: sa.insert(table) for table in Row.metadata.sorted_tables}
+        self._columns = {table: tuple(table.columns.keys()) for table in self._inserts}
+        self._waiting: deque[_Unit] = deque()
+        self._change = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    def save(self, rows: Sequence[SQLModel | Values], then: ItemResult | None = None) -> Future[None]:
+        """Done when the rows of this unit are safe on disk; does not block, so it may be called on an event loop.
+
+        The rows must not be changed any more. A future that is cancelled before its turn is not stored. It fails with
+        Unavailable, or Conflict when a row exists already or refers to one that is gone. Raises Overloaded when
+        10,000 units wait, Unavailable after ``close``.
+        """
+        future: Future[None] = Future()
+        with self._change:
+            if self._closed:
+                raise Unavailable("the server is stopping")
+            if len(self._waiting) >= MAX_BACKLOG:
+                raise Overloaded("too many records wait to be stored", retry_after_s=1)
+            self._waiting.append((rows, future, then))
+            self._start()
+            self._change.notify()
+        return future
+
+    def linger(self, seconds: float, more_to_come: Callable[[], bool]) -> None:
+        """From now on a unit waits for the company of others, where nobody waits for each of them.
+
+        At most so long, and only while ``more_to_come()``, which is asked from the writer's thread.
+        """
+        self._linger_s, self._more_to_come = seconds, more_to_come
+
+    def start(self) -> None:
+        """Start its thread now, with the priority of the thread that calls."""
+        with self._change:
+            self._start()
+
+    def _start(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="records-writer", daemon=True)
+            self._thread.start()
+
+    def close(self, timeout_s: float = 10.0) -> None:
+        """Store what waits, then end. What is not stored after ``timeout_s`` fails with Unavailable."""
+        with self._change:
+            self._closed = True
+            self._change.notify()
+            thread = self._thread
+        if thread is not None:
+            thread.join(timeout_s)
+        _resolve(self._take(MAX_BACKLOG), Unavailable("the server is stopping"))
+
+    def _run(self) -> None:
+        while True:
+            with self._change:
+                self._change.wait_for(lambda: self._waiting or self._closed)
+                if not self._waiting:
+                    return
+                until = time.monotonic() + self._linger_s
+                while time.monotonic() < until and len(self._waiting) < GROUP_AT and self._more_to_come():
+                    if self._closed:
+                        break
+                    self._change.wait(min(_LOOK_S, until - time.monotonic()))
+            units = self._take(MAX_GROUP)
+            try:
+                self._store(units, time.monotonic())
+            except Exception as error:  # whatever it is: nobody may wait for ever
+                log.exception("records could not be stored")
+                _resolve(units, error)
+
+    def _take(self, limit: int) -> list[_Unit]:
+        with self._change:
+            taken = [self._waiting.popleft() for _ in range(min(limit, len(self._waiting)))]
+        return [unit for unit in taken if unit[1].set_running_or_notify_cancel()]
+
+    def _store(self, units: list[_Unit], began_s: float) -> None:
+        """One transaction for all; if that fails, for each half: so one bad unit fails alone after log2(n) rounds."""
+        if not units:
+            return
+        try:
+            self._insert(units)
+        except Exception as error:
+            refusal = as_refusal(error) if isinstance(error, sa.exc.SQLAlchemyError) else None
+            if isinstance(refusal, Unavailable) and self._is_down(began_s):
+                # All who wait are told now: one after the other they would each wait for the same timeout.
+                _resolve([*units, *self._take(MAX_BACKLOG)], refusal)
+            elif len(units) == 1:
+                _resolve(units, refusal or error)
+            else:
+                half = len(units) // 2
+                self._store(units[:half], began_s)
+                self._store(units[half:], began_s)
+        else:
+            _resolve(units, None)
+
+    def _insert(self, units: list[_Unit]) -> None:
+        # Core's executemany with plain dicts: the unit of work of an ORM session costs several times as much.
+        values: dict[sa.Table, list[dict[str, Any]]] = {}
+        for rows, _, _ in units:
+            for row in rows:
+                kind, given = row if isinstance(row, tuple) else (type(row), row.__dict__)
+                table = cast(sa.Table, kind.__table__)  # type: ignore[attr-defined]
+                values.setdefault(table, []).append({name: given.get(name) for name in self._columns[table]})
+        with self._engine.begin() as connection:
+            # Jobs before anything else: whoever removes a job locks it first, and then its images.
+            settlings = [then for _, _, then in units if then is not None]
+            lock_all(connection, [then.job_id for then in settlings])
+            for table, statement in self._inserts.items():
+                if table in values:
+                    connection.execute(statement, values[table])
+            if settlings:
+                finish_items(connection, settlings)
+
+    def _is_down(self, began_s: float) -> bool:
+        if time.monotonic() - began_s > PATIENCE_S:
+            return True
+        try:
+            ping(self._engine)
+        except Unavailable:
+            return True
+        return False
+
+
+def _resolve(units: Sequence[_Unit], error: Exception | None) -> None:
+    for _, future, _ in units:
+        # Somebody whom close() gave up on may be settled already.
+        with contextlib.suppress(InvalidStateError):
+            if error is None:
+                future.set_result(None)
+            else:
+                future.set_exception(error)

@@ -1,0 +1,87 @@
+"""Following a job: its events, over as many connections as it takes, each event once."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from ekiben._client.errors import EkibenError, TimedOut, Unreachable
+from ekiben._client.jobs_operations import JobLike, job_id
+from ekiben._client.records import OVER, JobEvent
+from ekiben._client.requests import ClientRequest, Rpc
+
+_SILENCE_S = 45.0
+"""Servers say every 15 s that they are there. Over gRPC, how long one stream lasts."""
+
+_PATIENCE_S = 60.0
+"""For so long a server may be away, as one that is restarted."""
+
+_LONGEST_PAUSE_S = 5.0
+
+
+class JobWatch:
+    """Where one is in the events of a job. ``timeout_s``: TimedOut after so long in all."""
+
+    def __init__(self, job: JobLike, after: int = 0, timeout_s: float | None = None) -> None:
+        self.id = job_id(job)
+        self.after = after
+        self._timeout_s = timeout_s
+        self._deadline = time.monotonic() + timeout_s if timeout_s is not None else None
+        self._over = False
+        self._lost_at: float | None = None
+        self._pause_s = 0.0
+        self._opened_at = 0.0
+        self._silence_s = _SILENCE_S
+
+    def ask(self) -> ClientRequest:
+        """The request for what comes next."""
+        self._opened_at = time.monotonic()
+        self._silence_s = min(_SILENCE_S, self._left_s())
+        return ClientRequest(
+            path=f"/v1/jobs/{self.id}/events",
+            headers={"Last-Event-ID": str(self.after), "Accept": "text/event-stream"},
+            rpc=Rpc("Jobs", "WatchJob", {"id": self.id, "after": self.after}),
+            timeout_s=self._silence_s,
+        )
+
+    def take(self, told: dict[str, Any]) -> JobEvent:
+        event = JobEvent(int(told["number"]), told["kind"], told["data"] or {})
+        self.after = event.number
+        self._lost_at, self._pause_s = None, 0.0
+        if event.kind == "state":
+            self._over = event.data.get("state") in OVER
+        return event
+
+    @property
+    def stale(self) -> bool:
+        """Whether to connect anew, because this connection would be waited for beyond the deadline."""
+        return self._left_s() < self._silence_s and time.monotonic() - self._opened_at > 1
+
+    @property
+    def over(self) -> bool:
+        """Whether the last that was told is that the job is over. Where it was not, and a stream ended, ask."""
+        return self._over
+
+    def pause_s(self, error: EkibenError | None = None) -> float:
+        """How long to wait before connecting again. Raises ``error`` where that is final, TimedOut."""
+        if isinstance(error, TimedOut) and time.monotonic() - self._opened_at > self._silence_s / 2:
+            self._left_s()  # a silence, or the deadline; what says so at once is something in between
+            return 0.0
+        for_now = isinstance(error, Unreachable | TimedOut) or (error is not None and error.retry_after_s is not None)
+        if error is not None and not for_now and not error.safe_to_retry:
+            raise error
+        now = time.monotonic()
+        if self._lost_at is None:
+            self._lost_at = now
+        if error is not None and now - self._lost_at > _PATIENCE_S:
+            raise error
+        self._pause_s = min(max(0.2, 2 * self._pause_s), _LONGEST_PAUSE_S)
+        return min(self._pause_s, self._left_s())
+
+    def _left_s(self) -> float:
+        """Up to the deadline. TimedOut when there is none."""
+        if self._deadline is None:
+            return float("inf")
+        if (left := self._deadline - time.monotonic()) <= 0:
+            raise TimedOut(f"job {self.id} was not over within {self._timeout_s:g} s", code="wait_timeout")
+        return left

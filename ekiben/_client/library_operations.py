@@ -1,0 +1,157 @@
+"""What the server keeps besides jobs: models and their versions, images, predictions, artifacts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, TypedDict, Unpack
+
+from ekiben._client.decoding import read, read_all
+from ekiben._client.image_inputs import PictureLike, image_file, stored_file
+from ekiben._client.jobs_operations import page_of
+from ekiben._client.operations import artifact_request
+from ekiben._client.records import Model, Page, Prediction, StoredImage
+from ekiben._client.requests import ClientRequest, Rpc, Steps, given, one_id
+
+_IMPORT_TIMEOUT_S = 600.0
+
+
+class ImportOptions(TypedDict, total=False):
+    """What an ONNX file does not say of itself; docs/howto/import-onnx.md. ``mean``, ``std``: of pixels 0-1."""
+
+    output: Literal["logits", "probabilities", "sigmoid"]
+    mean: float | Sequence[float]
+    std: float | Sequence[float]
+    crop: float
+    shorter_side: int
+    size: int | Sequence[int]
+    interpolation: Literal["bilinear", "bicubic", "nearest", "lanczos"]
+    layout: Literal["NCHW", "NHWC"]
+    color: Literal["RGB", "BGR"]
+    output_name: str
+    palette: Sequence[Sequence[int]]
+    licence: str
+    source: str
+
+
+def models() -> Steps[tuple[Model, ...]]:
+    """All models: their state, versions, memory, weights and licence."""
+    reply = yield ClientRequest(path="/v1/models", rpc=Rpc("Models", "ListModels"))
+    return read_all(Model, reply["items"])
+
+
+def model(name: str) -> Steps[Model]:
+    """One model."""
+    return read(Model, (yield ClientRequest(path=f"/v1/models/{name}", rpc=Rpc("Models", "GetModel", {"name": name}))))
+
+
+def load_model(name: str) -> Steps[Model]:
+    """Load a model and keep it loaded, in every process. Returns when the one that answers has it."""
+    rpc = Rpc("Models", "LoadModel", {"name": name})
+    return read(Model, (yield ClientRequest("POST", f"/v1/models/{name}/load", rpc=rpc, repeatable=True)))
+
+
+def unload_model(name: str) -> Steps[Model]:
+    """Take a model out of memory; the next request for it loads it again."""
+    rpc = Rpc("Models", "UnloadModel", {"name": name})
+    return read(Model, (yield ClientRequest("POST", f"/v1/models/{name}/unload", rpc=rpc, repeatable=True)))
+
+
+def activate(name: str, version: int) -> Steps[Model]:
+    """Make a version the one that the name means. Over HTTP."""
+    address = f"/v1/models/{name}/activate"
+    return read(Model, (yield ClientRequest("POST", address, json={"version": version}, repeatable=True)))
+
+
+def import_model(
+    path: str | Path,
+    name: str,
+    *,
+    task: Literal["classify", "segment"],
+    labels: Sequence[str] | str | Path,
+    **options: Unpack[ImportOptions],
+) -> Steps[Model]:
+    """An ONNX file as a new version of a model. ``labels``: the classes' names by index, or a file of them, one a
+    line. Over HTTP."""
+    names = Path(labels).read_text("utf-8-sig") if isinstance(labels, str | Path) else "\n".join(labels)
+    fields = {"name": name, "task": task, "labels": names}
+    fields |= {option: _text(option, value) for option, value in options.items() if value is not None}
+    files = (("file", stored_file(path)),)
+    return read(
+        Model, (yield ClientRequest("POST", "/v1/models", fields=fields, files=files, timeout_s=_IMPORT_TIMEOUT_S))
+    )
+
+
+def download_version(name: str, version: int, path: str | Path) -> Steps[Path]:
+    """All files of a version, as a ZIP. Over HTTP."""
+    target: Path = yield ClientRequest(path=f"/v1/models/{name}/versions/{version}/files", into=Path(path))
+    return target
+
+
+def delete_version(name: str, version: int) -> Steps[None]:
+    """Remove a version with its files. Over HTTP."""
+    yield ClientRequest("DELETE", f"/v1/models/{name}/versions/{version}")
+
+
+def upload_image(image: PictureLike) -> Steps[StoredImage]:
+    """Store a picture, to be asked about by its id. Over HTTP."""
+    return read(
+        StoredImage, (yield ClientRequest("POST", "/v1/images", fields={}, files=(("file", image_file(image)),)))
+    )
+
+
+def images(*, page: int | None = None, limit: int | None = None) -> Steps[Page[StoredImage]]:
+    """Stored pictures, newest first. Over HTTP."""
+    return page_of(StoredImage, (yield ClientRequest(path="/v1/images", query=given(page=page, limit=limit))))
+
+
+def image(image_id: str) -> Steps[StoredImage]:
+    """Facts of a stored picture. Over HTTP."""
+    return read(StoredImage, (yield ClientRequest(path=f"/v1/images/{one_id(image_id)}")))
+
+
+def image_content(image: StoredImage | str) -> Steps[bytes]:
+    """The bytes of a stored picture, as they were uploaded. Over HTTP."""
+    data: bytes = yield ClientRequest(path=f"/v1/images/{one_id(image)}/content", read=bytes)
+    return data
+
+
+def delete_image(image: StoredImage | str, *, cascade: bool = False) -> Steps[None]:
+    """Remove a stored picture; with ``cascade`` the predictions that refer to it too. Over HTTP."""
+    yield ClientRequest("DELETE", f"/v1/images/{one_id(image)}", query={"cascade": cascade})
+
+
+def predictions(
+    *,
+    task: str | None = None,
+    model: str | None = None,
+    job_id: str | None = None,
+    page: int | None = None,
+    limit: int | None = None,
+) -> Steps[Page[Prediction]]:
+    """What was answered, newest first. Over HTTP."""
+    query = given(task=task, model=model, job_id=job_id, page=page, limit=limit)
+    return page_of(Prediction, (yield ClientRequest(path="/v1/predictions", query=query)))
+
+
+def prediction(prediction_id: str) -> Steps[Prediction]:
+    """One answer with its whole result. Over HTTP."""
+    return read(Prediction, (yield ClientRequest(path=f"/v1/predictions/{one_id(prediction_id)}")))
+
+
+def delete_prediction(prediction: Prediction | str) -> Steps[None]:
+    """Remove an answer, its files and, unless kept otherwise, its image. Over HTTP."""
+    yield ClientRequest("DELETE", f"/v1/predictions/{one_id(prediction)}")
+
+
+def artifact(artifact: Any) -> Steps[bytes]:
+    """The bytes of a file that an answer made: of its id or its address."""
+    data: bytes = yield artifact_request(artifact)
+    return data
+
+
+def _text(name: str, value: Any) -> str:
+    """As the fields of a form say it."""
+    if name == "palette" and not isinstance(value, str):
+        return "\n".join(",".join(map(str, colour)) for colour in value)
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -1,0 +1,173 @@
+"""What Segment Anything answers: masks of prompts and of everything, and objects cut out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ekiben._client.image_inputs import open_image
+from ekiben._client.results import Result, png_of
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """``cached``: the picture had been encoded before."""
+
+    cached: bool
+    encode_ms: float
+
+
+@dataclass(frozen=True)
+class Mask:
+    """One mask. ``id``: for ``mask_input`` of a next prompt; None when its logits were not stored.
+
+    ``predicted_iou``: the network's own guess; may exceed 1. ``area``: pixels. ``bbox``: x, y, width, height.
+    """
+
+    predicted_iou: float
+    stability_score: float | None
+    area: int
+    bbox: tuple[int, ...]
+    segmentation: Any = field(repr=False)
+    id: str | None = None
+
+    @cached_property
+    def array(self) -> NDArray[np.bool_]:
+        """bool [H, W]. Decoded when it is first asked for. ValueError unless ``segmentation`` holds runs."""
+        return decode_rle(self.segmentation)
+
+    def picture(self) -> Image.Image:
+        """White where the mask is set."""
+        return Image.fromarray(self.array)
+
+    def _repr_png_(self) -> bytes:
+        return png_of(self.picture())
+
+
+@dataclass(frozen=True)
+class PromptResult:
+    """The masks of one prompt: three (whole, part, part of a part) or one."""
+
+    prompt: int
+    masks: tuple[Mask, ...]
+
+    def __getitem__(self, number: int) -> Mask:
+        return self.masks[number]
+
+    def __len__(self) -> int:
+        return len(self.masks)
+
+    @property
+    def best(self) -> Mask:
+        """The one that is predicted to fit best."""
+        return max(self.masks, key=lambda mask: mask.predicted_iou)
+
+
+@dataclass(frozen=True)
+class Masks(Result):
+    """``results[p][m]``: mask ``m`` of prompt ``p``."""
+
+    results: tuple[PromptResult, ...]
+    embedding: Embedding
+
+    @property
+    def best(self) -> tuple[Mask, ...]:
+        """Of each prompt the mask that is predicted to fit best."""
+        return tuple(result.best for result in self.results)
+
+
+@dataclass(frozen=True)
+class AutoMask(Mask):
+    """``point_coords``: the grid point it answers, (x, y). ``crop_box``: x, y, width, height of where it was found."""
+
+    point_coords: tuple[tuple[float, ...], ...] = ()
+    crop_box: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class AutoMasks(Result):
+    """``masks``: of everything, the largest first; they may lie in each other. ``parameters``: as they were used."""
+
+    masks: tuple[AutoMask, ...] = field(repr=False)
+    embedding: Embedding
+    parameters: dict[str, Any] = field(repr=False)
+    artifacts: dict[str, str] | None = field(default=None, repr=False)
+
+    def __str__(self) -> str:
+        return f"{len(self.masks)} masks"
+
+
+@dataclass(frozen=True)
+class FoundMask:
+    """While automatic masks are computed: one was found."""
+
+    number: int
+    mask: AutoMask
+
+
+@dataclass(frozen=True)
+class DroppedMask:
+    """A better one has replaced the mask of that number."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class Progress:
+    """``share``: 0-1."""
+
+    share: float
+
+
+@dataclass(frozen=True)
+class Cutout:
+    """An object without its background. ``bbox``: x, y, width, height in the picture; ``area``: pixels of the object.
+
+    ``prompt``: the prompt's number; None for an automatic mask.
+    """
+
+    id: str | None
+    prompt: int | None
+    bbox: tuple[int, ...]
+    width: int
+    height: int
+    area: int
+    predicted_iou: float
+    stability_score: float | None
+    url: str | None = None
+    png: bytes = field(default=b"", repr=False, compare=False)
+
+    @cached_property
+    def image(self) -> Image.Image:
+        """RGBA. ValueError where it came as a list's entry: then it is to be fetched from ``url``."""
+        if not self.png:
+            raise ValueError(f"the picture was not sent along: client.artifact({self.url!r}) fetches it")
+        return open_image(self.png)
+
+    def _repr_png_(self) -> bytes | None:
+        return self.png or None
+
+
+@dataclass(frozen=True)
+class Cutouts(Result):
+    """``cutouts``: in the order of the prompts, or the largest automatic mask first."""
+
+    cutouts: tuple[Cutout, ...]
+    embedding: Embedding
+
+
+def decode_rle(runs: Any) -> NDArray[np.bool_]:
+    """bool [H, W] of uncompressed run lengths: column by column, beginning with background."""
+    if not isinstance(runs, dict) or isinstance(runs.get("counts"), str) or "counts" not in runs:
+        raise ValueError("this mask was asked for in another format than rle: read it from segmentation")
+    height, width = (int(side) for side in runs["size"])
+    counts = np.asarray(runs["counts"], np.int64)
+    flat = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
+    if len(flat) != height * width:
+        raise ValueError(f"the runs do not add up to {height} x {width} pixels")
+    return np.ascontiguousarray(flat.reshape((height, width), order="F"))

@@ -1,0 +1,1 @@
+"""Segment Anything: published or seeded weights in, three graphs and their proof out."""

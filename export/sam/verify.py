@@ -1,0 +1,163 @@
+"""Proof that the three graphs of Segment Anything are the package's network: the same prompts through both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from export.recipe import pictures
+from export.sam.decoder import ABSENT
+from export.sam.reference_package import Sam
+from export.sam.writer import FEATURES
+from export.verify import SEED, TOLERANCE, ParityError, difference
+from models.artifact import DECODER, ENCODER, MASK_PROMPT, Parity
+
+PADDING = -1.0
+"""Label of the point that the reference adds where a prompt has no box."""
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Points (x, y, label), a box or None, both in the frame of 1024, and whether earlier logits are a mask prompt."""
+
+    points: tuple[tuple[float, float, float], ...] = ()
+    box: tuple[float, float, float, float] | None = None
+    masked: bool = False
+
+    def rows(self) -> list[tuple[float, float, float]]:
+        """Points as the decoder's graph takes them: the reference's padding or the box's corners included."""
+        if self.box is None:
+            return [*self.points, (0.0, 0.0, PADDING)]
+        return [*self.points, (*self.box[:2], 2.0), (*self.box[2:], 3.0)]
+
+
+_POINT = Prompt(((500.0, 375.5, 1.0),))
+_BOX = Prompt(box=(100.0, 200.0, 612.25, 701.0))
+_BOTH = Prompt(((300.0, 400.0, 1.0), (120.0, 690.0, 0.0)), box=(100.0, 200.0, 612.25, 701.0))
+_GRID = tuple(Prompt(((64.0 + 128 * column, 64.0 + 512 * row, 1.0),)) for row in (0, 1) for column in (0, 2, 4, 7))
+
+CASES: dict[str, tuple[Prompt, ...]] = {
+    "one point": (_POINT,),
+    "eight prompts": _GRID,
+    "box": (_BOX,),
+    "box and points": (_BOTH,),
+    "mask prompt": (Prompt(((500.0, 375.5, 1.0),), masked=True), Prompt(box=(0.0, 0.0, 300.0, 300.0), masked=True)),
+    "mixed lengths": (_POINT, _BOX, _BOTH, Prompt(((10.0, 10.0, 0.0), (900.0, 900.0, 1.0), (5.0, 700.0, 1.0)))),
+}
+
+
+class Sessions:
+    """The three graphs of a folder in ONNX Runtime, all inputs and outputs by name; ``encoder`` may be another's."""
+
+    def __init__(self, folder: Path, *, encoder: Path | None = None) -> None:
+        files = {name: folder / name for name in (ENCODER, MASK_PROMPT, DECODER)}
+        files[ENCODER] = encoder or files[ENCODER]
+        self._open = {
+            name: ort.InferenceSession(str(file), providers=["CPUExecutionProvider"]) for name, file in files.items()
+        }
+
+    def encode(self, pixels: Floats) -> dict[str, Any]:
+        """embedding and features of [N, 3, 1024, 1024]."""
+        return self._run(ENCODER, {"pixels": pixels})
+
+    def masked(self, features: dict[str, Any], mask_input: Floats) -> dict[str, Any]:
+        """Features under each of the masks [M, 1, 256, 256]."""
+        answers = self._run(MASK_PROMPT, {"tokens": features["tokens"], "mask_input": mask_input})
+        return {name.removeprefix("masked_"): values for name, values in answers.items()}
+
+    def decode(self, features: dict[str, Any], prompts: tuple[Prompt, ...], min_iou: float = -np.inf) -> dict[str, Any]:
+        """iou, kept and logits; absent points fill up the shorter prompts."""
+        rows = [prompt.rows() for prompt in prompts]
+        longest = max(map(len, rows))
+        table = np.array([each + [(0.0, 0.0, ABSENT)] * (longest - len(each)) for each in rows], np.float32)
+        feeds = {name: features[name] for name in FEATURES}
+        feeds |= {"point_coords": table[:, :, :2], "point_labels": table[:, :, 2]}
+        return self._run(DECODER, feeds | {"min_iou": np.array(min_iou, np.float32)})
+
+    def _run(self, name: str, feeds: dict[str, Any]) -> dict[str, Any]:
+        session = self._open[name]
+        names = [output.name for output in session.get_outputs()]
+        return dict(zip(names, session.run(names, feeds), strict=True))
+
+
+@torch.no_grad()
+def reference_answer(sam: Sam, embedding: Tensor, prompt: Prompt, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """iou [1, 4] and logits [1, 4, 256, 256] as the package gives them, for an embedding [1, 256, 64, 64]."""
+    points = torch.tensor(prompt.points).unsqueeze(0)
+    sparse, dense = sam.prompt_encoder(
+        points=(points[:, :, :2], points[:, :, 2]) if prompt.points else None,
+        boxes=torch.tensor([prompt.box]) if prompt.box is not None else None,
+        masks=mask if prompt.masked else None,
+    )
+    logits, iou = sam.mask_decoder.predict_masks(
+        image_embeddings=embedding,
+        image_pe=sam.prompt_encoder.get_dense_pe(),
+        sparse_prompt_embeddings=sparse,
+        dense_prompt_embeddings=dense,
+    )
+    return iou, logits
+
+
+def measure_parity(sam: Sam, folder: Path, *, tolerance: float = TOLERANCE) -> Parity:
+    """The largest absolute difference of the graphs in ``folder`` from the package, by case.
+
+    The decoder is fed with what the exported encoder gives, the package with what its own gives. ``tolerance`` is for
+    values that spread by 1 or less; for logits, which spread by 5 to 10, it is multiplied by their standard deviation.
+    ParityError when a case is above it, is not a number, or a graph fails.
+    """
+    side = sam.image_encoder.img_size
+    pixels = pictures(2, side, side, seed=SEED)
+    sessions = Sessions(folder)
+    cases: dict[str, float] = {}
+
+    def check(case: str, run: Callable[[], Any], expected: Tensor) -> None:
+        worst, allowed = difference(case, run, expected.numpy()), tolerance * max(1.0, expected.std().item())
+        cases[case] = max(cases.get(case, 0.0), worst)
+        if not worst <= allowed:
+            raise ParityError(
+                f"{case}: the graphs differ from torch by {worst:.3g}; at most {allowed:.3g} is accepted, "
+                "so nothing was written"
+            )
+
+    with torch.inference_mode():
+        embeddings = torch.cat([sam.image_encoder(each.unsqueeze(0)) for each in pixels])
+    encoded: dict[str, Any] = {}
+
+    def encode(count: int) -> Any:
+        encoded.update(sessions.encode(pixels[:count].numpy()))
+        return encoded["embedding"]
+
+    check("encoder, two pictures", lambda: encode(2), embeddings)
+    check("encoder, one picture", lambda: encode(1), embeddings[:1])
+    mask = reference_answer(sam, embeddings[:1], _POINT, torch.empty(0))[1][:, 1:2]
+    for case, prompts in CASES.items():
+        features = encoded
+        if prompts[0].masked:
+            features = sessions.masked(encoded, np.repeat(mask.numpy(), len(prompts), axis=0))
+        answers = [reference_answer(sam, embeddings[:1], prompt, mask) for prompt in prompts]
+        got: dict[str, Any] = {}
+        check(case, partial(_decode_into, got, sessions, features, prompts), torch.cat([a[0] for a in answers]))
+        check(case, partial(got.__getitem__, "logits"), torch.cat([a[1] for a in answers]))
+    return Parity(
+        onnx_max_abs=max(cases.values()),
+        tolerance=tolerance,
+        inputs=f"seeded pictures (seed {SEED}) of {side}x{side}; embeddings, predicted IoUs and logits (for "
+        "which the tolerance is times their standard deviation)",
+        cases=cases,
+    )
+
+
+def _decode_into(got: dict[str, Any], sessions: Sessions, features: dict[str, Any], prompts: tuple[Prompt, ...]) -> Any:
+    got.update(sessions.decode(features, prompts))
+    return got["iou"]

@@ -1,0 +1,390 @@
+"""Housekeeping: beats, taking over from the dead, and bringing on what nobody works on."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlmodel import Session, col
+
+from db.datasets import Datasets
+from db.tables import Chore, Job, Worker, now
+from db.workers import Workers
+from ekiben.errors import Unavailable
+from ekiben.ids import LOCAL_OWNER, new_id
+from models.engine import engine
+from services.jobs import executor, maintenance
+from services.jobs.heartbeat import BEAT_S, Heartbeat
+from services.jobs.maintenance import DEAD_S, STALLED_S, Maintenance
+from tests import toy_models
+from tests.services.jobs.job_homes import AtWork, at_work, make_home
+
+PICTURES = [toy_models.encoded(toy_models.noise(40, 30, seed=n)) for n in range(3)]
+AREAS = {"model": "areas"}
+
+Run = Callable[..., None]
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_home(tmp_path_factory.mktemp("template"))
+
+
+@pytest.fixture
+def run(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.setattr(engine, "give_back", lambda: None)
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+
+    def run(main: Callable[[AtWork], Awaitable[None]], **given: Any) -> None:
+        async def whole() -> None:
+            async with at_work(template, tmp_path, **given) as bench:
+                await asyncio.wait_for(main(bench), 30)
+
+        asyncio.run(whole())
+
+    return run
+
+
+def housekeeper(bench: AtWork, steady_s: float = DEAD_S + 1) -> Maintenance:
+    """Of a worker whose every beat was heard for so long."""
+    platform = bench.platform
+    workers = Workers(platform.database)
+    heartbeat = Heartbeat(workers, "me", lambda: 0, lambda: None)
+    heartbeat.steady_since = time.monotonic() - steady_s
+    return Maintenance(
+        platform.settings,
+        platform.records,
+        bench.records,
+        Datasets(platform.database),
+        workers,
+        platform.job_queue,
+        platform.store,
+        heartbeat,
+    )
+
+
+def worker(bench: AtWork, silent_s: float) -> str:
+    """The id of a worker that was last heard of so long ago."""
+    ident = new_id()
+    workers = Workers(bench.platform.database)
+    workers.enter(ident)
+    with Session(bench.platform.database) as session:
+        seen = now() - timedelta(seconds=silent_s)
+        session.execute(sa.update(Worker).where(col(Worker.id) == ident).values(seen_at=seen))
+        session.commit()
+    return ident
+
+
+def take_hands(bench: AtWork, job_id: str, worker_id: str) -> None:
+    """As the queue's tables look while a worker has the job's hands."""
+    with bench.platform.database.begin() as connection:
+        connection.exec_driver_sql(
+            "UPDATE workflow_status SET status = 'PENDING', executor_id = ? WHERE workflow_uuid LIKE ?",
+            (worker_id, f"{job_id}.%"),
+        )
+
+
+def entries(bench: AtWork, job_id: str) -> list[str]:
+    """States of the job's hands in the queue."""
+    with bench.platform.database.connect() as connection:
+        found = connection.exec_driver_sql(
+            "SELECT status FROM workflow_status WHERE workflow_uuid LIKE ? ORDER BY workflow_uuid", (f"{job_id}.%",)
+        )
+        return [row[0] for row in found]
+
+
+def claim(bench: AtWork, job_id: str, worker_id: str, count: int) -> list[str]:
+    return [item.id for item in bench.records.claim(job_id, worker_id, lambda job: count)[1]]
+
+
+# ---- the sweep ----
+
+
+def test_what_a_dead_worker_had_is_taken_over(run: Run) -> None:
+    async def main(bench: AtWork) -> None:
+        dead, slow = worker(bench, DEAD_S + 1), worker(bench, DEAD_S - 2)
+        lost = await bench.submit("segment", PICTURES, AREAS)
+        going_on = await bench.submit("segment", PICTURES, AREAS)
+        claim(bench, lost.id, dead, 2)
+        claim(bench, going_on.id, slow, 2)
+        take_hands(bench, lost.id, dead)
+        take_hands(bench, going_on.id, slow)
+        await asyncio.to_thread(housekeeper(bench).sweep)
+        assert bench.states(lost.id) == ["queued"] * 3
+        assert [item.deaths for item in bench.items(lost.id)] == [1, 1, 0]
+        assert entries(bench, lost.id) == ["ENQUEUED"]
+        assert bench.job(lost.id).deaths == 1
+        assert bench.states(going_on.id) == ["running", "running", "queued"]
+        assert entries(bench, going_on.id) == ["PENDING"]
+        assert Workers(bench.platform.database).known() == {slow}
+        done = await bench.finish(lost.id)
+        assert (done.state, done.succeeded, done.deaths) == ("succeeded", 3, 0)
+        kinds = [event.kind for event in (await bench.platform.jobs.events(lost.id, 0))[0]]
+        assert "worker_lost" in kinds
+
+    run(main)
+
+
+def test_whoever_was_not_heard_itself_says_nobody_is_dead(run: Run) -> None:
+    async def main(bench: AtWork) -> None:
+        dead = worker(bench, 10 * DEAD_S)
+        job = await bench.submit("segment", PICTURES, AREAS)
+        claim(bench, job.id, dead, 3)
+        take_hands(bench, job.id, dead)
+        for steady_s in (0.0, DEAD_S - 0.5):
+            await asyncio.to_thread(housekeeper(bench, steady_s).sweep)
+            assert bench.states(job.id) == ["running"] * 3
+            assert entries(bench, job.id) == ["PENDING"]
+            assert Workers(bench.platform.database).known() == {dead}
+        await asyncio.to_thread(housekeeper(bench).sweep)
+        assert bench.states(job.id) == ["queued"] * 3
+
+    run(main)
+
+
+def test_hands_of_a_worker_that_left_go_back(run: Run) -> None:
+    async def main(bench: AtWork) -> None:
+        job = await bench.submit("segment", PICTURES, AREAS)
+        take_hands(bench, job.id, new_id())
+        await asyncio.to_thread(housekeeper(bench).sweep)
+        assert entries(bench, job.id) == ["ENQUEUED"]
+        assert bench.job(job.id).hands == 1
+
+    run(main)
+
+
+def test_three_deaths_of_an_item(run: Run) -> None:
+    async def main(bench: AtWork) -> None:
+        job = await bench.submit("segment", PICTURES[:1], AREAS, kind="request")
+        for deaths in (1, 2, 3):
+            dead = worker(bench, DEAD_S + 1)
+            [claimed] = claim(bench, job.id, dead, 4)
+            if deaths > 1:  # from the second time on only those that have begun are blamed
+                bench.records.begin_alone(dead, claimed)
+            await asyncio.to_thread(housekeeper(bench).sweep)
+            [item] = bench.items(job.id)
+            assert item.deaths == deaths
+            assert item.state == ("failed" if deaths == 3 else "queued")
+        job = bench.job(job.id)
+        assert job.state == "failed" and job.error is not None and job.error["code"] == "worker_died"
+
+    run(main)
+
+
+def test_a_job_far_beyond_its_time(run: Run) -> None:
+    async def main(bench: AtWork) -> None:
+        alive = worker(bench, 0)
+        late = await bench.submit("segment", PICTURES, AREAS, timeout_s=5)
+        in_time = await bench.submit("segment", PICTURES, AREAS, timeout_s=5)
+        for job in (late, in_time):
+            claim(bench, job.id, alive, 1)
+        bench.change_job(late.id, started_at=now() - timedelta(seconds=5 + executor.GRACE_S + 1))
+        bench.change_job(in_time.id, started_at=now() - timedelta(seconds=5 + executor.GRACE_S - 5))
+        await asyncio.to_thread(housekeeper(bench).sweep)
+        job = bench.job(late.id)
+        assert job.state == "failed" and job.error is not None and job.error["code"] == "timed_out"
+        assert bench.states(late.id) == ["cancelled"] * 3
+        assert bench.job(in_time.id).state == "running"
+
+    run(main)
+
+
+def test_a_job_that_nobody_works_on(run: Run) -> None:
+    async def main(bench: AtWork) -> None:
+        alive = worker(bench, 0)
+        jobs = [await bench.submit("segment", PICTURES, AREAS) for _ in range(4)]
+        stalled, waiting, in_hand, fresh = (job.id for job in jobs)
+        for ident in (stalled, waiting, in_hand, fresh):
+            claimed = claim(bench, ident, alive, 1)
+            if ident != in_hand:
+                bench.records.give_back(alive, claimed)
+            bench.change_job(ident, updated_at=now() - timedelta(seconds=STALLED_S + 1))
+        for ident in (stalled, in_hand, fresh):
+            bench.platform.job_queue.withdraw(bench.job(ident))
+        bench.change_job(fresh, updated_at=now() - timedelta(seconds=STALLED_S - 5))
+        await asyncio.to_thread(housekeeper(bench).sweep)
+        counts = {ident: bench.job(ident).hands for ident in (stalled, waiting, in_hand, fresh)}
+        assert counts == {stalled: 2, waiting: 1, in_hand: 1, fresh: 1}
+        assert bench.platform.job_queue.has_hands(stalled)
+        assert (await bench.finish(stalled)).state == "succeeded"
+
+    run(main)
+
+
+# ---- beats ----
+
+
+def test_beats(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(maintenance, "BEAT_S", 0.02)
+    assert BEAT_S * 3 < DEAD_S  # one beat that is lost is no death
+
+    async def main(bench: AtWork) -> None:
+        ident, workers = worker(bench, 60), Workers(bench.platform.database)
+        buried = threading.Event()
+        heartbeat = Heartbeat(workers, ident, lambda: 7, buried.set)
+        heartbeat.start()
+        for _ in range(200):
+            await asyncio.sleep(0.01)
+            if alive := workers.alive(1.0):
+                break
+        assert [(one.id, one.running, one.pid) for one in alive] == [(ident, 7, os.getpid())]
+        assert not buried.is_set()
+        workers.bury(ident)
+        assert await asyncio.to_thread(buried.wait, 5)
+        heartbeat.stop()
+
+    run(main)
+
+
+def test_beats_that_are_not_heard(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(maintenance, "BEAT_S", 0.02)
+
+    async def main(bench: AtWork) -> None:
+        ident, workers = worker(bench, 0), Workers(bench.platform.database)
+        away = [True]
+        beats = 0
+
+        class Away(Workers):
+            def beat(self, worker_id: str, running: int) -> bool:
+                nonlocal beats
+                beats += 1
+                if away[0]:
+                    raise Unavailable("the database is away")
+                return super().beat(worker_id, running)
+
+        buried = threading.Event()
+        heartbeat = Heartbeat(Away(bench.platform.database), ident, lambda: 0, buried.set)
+        heartbeat.steady_since = time.monotonic() - 100
+        heartbeat.start()
+        while beats < 3:
+            await asyncio.sleep(0.005)
+        away[0] = False
+        assert time.monotonic() - heartbeat.steady_since < 1
+        since, so_far = heartbeat.steady_since, beats
+        while beats < so_far + 3:
+            await asyncio.sleep(0.005)
+        assert heartbeat.steady_since - since < 0.1  # from then on every beat was heard
+        assert not buried.is_set()
+        heartbeat.stop()
+        assert [one.id for one in workers.alive(5)] == [ident]
+
+    run(main)
+
+
+# ---- the threads ----
+
+
+def test_chores_are_done_in_turn(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(maintenance, "SWEEP_S", 0.05)
+    monkeypatch.setattr(maintenance, "WEBHOOK_S", 0.05)
+
+    async def main(bench: AtWork) -> None:
+        dead = worker(bench, DEAD_S + 1)
+        job = await bench.submit("segment", PICTURES[:1], AREAS)
+        claim(bench, job.id, dead, 1)
+        old = await bench.submit("segment", PICTURES[:1], AREAS)
+        await bench.platform.jobs.cancel(old.id)
+        bench.change_job(old.id, finished_at=now() - timedelta(days=8))
+        keepers = [housekeeper(bench) for _ in range(2)]
+        done: list[str] = []
+        for name in ("sweep", "clean-up"):
+            for keeper in keepers:
+                chores: list[tuple[str, float, Callable[[], object]]] = keeper._chores
+                for number, (chore, every_s, work) in enumerate(chores):
+                    if chore == name:
+                        chores[number] = (chore, every_s, _noted(done, name, work))
+        for keeper in keepers:
+            keeper.start()
+        end = time.monotonic() + 5
+        while (
+            bench.states(job.id) != ["queued"] or bench.records.jobs(LOCAL_OWNER).total > 1
+        ) and time.monotonic() < end:
+            await asyncio.sleep(0.02)
+        begun = time.monotonic()
+        for keeper in keepers:
+            await asyncio.to_thread(keeper.stop)
+        assert time.monotonic() - begun < 2
+        assert bench.states(job.id) == ["queued"]
+        assert bench.records.jobs(LOCAL_OWNER).total == 1
+        assert done.count("clean-up") == 1  # of the two the first did it, for the next ten minutes
+        with Session(bench.platform.database) as session:
+            due: datetime = session.execute(
+                sa.select(col(Chore.due_at)).where(col(Chore.name) == "clean-up")
+            ).scalar_one()
+        assert timedelta(minutes=9) < due - now() < timedelta(minutes=11)
+
+    run(main)
+
+
+def _noted(done: list[str], name: str, work: Callable[[], object]) -> Callable[[], object]:
+    def noted() -> None:
+        done.append(name)
+        work()
+
+    return noted
+
+
+def test_a_chore_that_fails_is_tried_at_its_next_turn(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(maintenance, "SWEEP_S", 0.02)
+
+    async def main(bench: AtWork) -> None:
+        calls: list[str] = []
+        keeper = housekeeper(bench)
+
+        def fail() -> None:
+            calls.append("fail")
+            raise RuntimeError("a fault") if len(calls) % 2 else Unavailable("away")
+
+        keeper._chores[:] = [("fail", 0.0, fail), ("other", 0.0, lambda: calls.append("other"))]
+        keeper.start()
+        end = time.monotonic() + 5
+        while (calls.count("fail") < 3 or calls.count("other") < 3) and time.monotonic() < end:
+            await asyncio.sleep(0.01)
+        await asyncio.to_thread(keeper.stop)
+        assert calls.count("fail") >= 3 and calls.count("other") >= 3
+
+    run(main)
+
+
+def test_webhooks_that_are_due_are_tried(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(maintenance, "WEBHOOK_S", 0.02)
+
+    async def main(bench: AtWork) -> None:
+        job = await bench.submit("segment", PICTURES[:1], AREAS)
+        bench.change_job(job.id, webhook_url="http://127.0.0.1:9/")
+        await bench.platform.jobs.cancel(job.id)
+        keeper = housekeeper(bench)
+        keeper.start()
+        end = time.monotonic() + 5
+        while bench.job(job.id).webhook_tries < 1 and time.monotonic() < end:
+            await asyncio.sleep(0.02)
+        await asyncio.to_thread(keeper.stop)
+        found: Job = bench.job(job.id)
+        assert (found.webhook_state, found.webhook_tries) == ("pending", 1)
+
+    run(main, webhook_secret="secret")
+
+
+def test_entries_that_were_worked_off_are_forgotten(run: Run) -> None:
+    async def main(bench: AtWork) -> None:
+        jobs = [await bench.submit("segment", PICTURES[:1], AREAS) for _ in range(3)]
+        old, young, waiting = (job.id for job in jobs)
+        for ident, hours in ((old, 2), (young, 0.5)):
+            moment = int((now() - timedelta(hours=hours)).timestamp() * 1000)
+            with bench.platform.database.begin() as connection:
+                connection.exec_driver_sql(
+                    "UPDATE workflow_status SET status = 'SUCCESS', completed_at = ? WHERE workflow_uuid LIKE ?",
+                    (moment, f"{ident}.%"),
+                )
+        await asyncio.to_thread(housekeeper(bench).clean_up)
+        assert [entries(bench, ident) for ident in (old, young, waiting)] == [[], ["SUCCESS"], ["ENQUEUED"]]
+
+    run(main)

@@ -1,0 +1,458 @@
+"""Pictures that are read in windows, on toys: what is run, who shares a run, who may leave, what is asked of which."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import threading
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from ekiben.errors import BadImage, BadInput, DeadlineExceeded, NotFound, Overloaded, Refusal
+from ekiben.ids import LOCAL_OWNER
+from ekiben.settings import Settings
+from models.engine import engine
+from models.engine.batch_size import BatchSizer
+from models.engine.loader import LoadedNetwork
+from models.inference_requests import PROBABILITY, RENDERS, InferenceRequest, InferenceResponse
+from models.limits import MAX_PIXELS
+from models.model_key import ModelKey
+from models.results import Timing
+from services.inference import operations
+from services.inference.operations import read_parameters, settle_parameters
+from services.inference.pipeline import ImageSource
+from services.runners import unet
+from services.runners.local import LocalRunner
+from services.runners.progress import LISTENER
+from services.runners.unet import Room
+from services.schemas import default_models
+from tests import toy_models
+from tests.conftest import publish
+from tests.services.jobs.job_homes import AtWork, at_work
+
+TILED, WHOLE, MANY = (ModelKey("local", name, 1) for name in ("cells_tiled", "cells_whole", "areas_tiled"))
+
+
+@pytest.fixture(scope="module")
+def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("artifacts")
+    toy_models.unet(folder / TILED.name, binary=True, overlap=0.5)
+    toy_models.unet(folder / WHOLE.name, binary=True)
+    toy_models.unet(folder / MANY.name, overlap=0.25)
+    return folder
+
+
+class Served:
+    """A runner on the toys, whose runs are counted and can be held at a gate."""
+
+    def __init__(self, folder: Path, **settings: Any) -> None:
+        self.batches: list[int] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.pause_s = 0.0
+        self.entered = threading.Semaphore(0)
+        given = {"home": folder, "threads": 2, "device": "cpu"} | settings
+        self.runner = LocalRunner(Settings(**given), lambda key: folder / key.name)
+
+    async def load(self, key: ModelKey = TILED) -> LoadedNetwork:
+        await self.runner.load(key)
+        loaded = self.runner.engine.lease(key)
+        self.runner.engine.release(loaded)
+        assert isinstance(loaded, LoadedNetwork)
+        run = loaded.session.run
+
+        def spied(batch: NDArray[np.generic]) -> NDArray[np.floating[Any]]:
+            self.batches.append(len(batch))
+            self.entered.release()
+            assert self.gate.wait(20)
+            time.sleep(self.pause_s)
+            return run(batch)
+
+        loaded.session.run = spied  # type: ignore[method-assign]
+        return loaded
+
+    async def segment(
+        self, image: bytes, *, key: ModelKey = TILED, timeout_s: float = 20, **more: Any
+    ) -> tuple[InferenceResponse, Timing]:
+        return await self.runner.infer(key, InferenceRequest(image, **more), time.monotonic() + timeout_s)
+
+    async def in_a_run(self, times: int = 1) -> None:
+        for _ in range(times):
+            assert await asyncio.to_thread(self.entered.acquire, True, 10)
+
+    def nothing_is_held(self, key: ModelKey = TILED) -> bool:
+        room: Room = self.runner.unet._room
+        return (self.runner.engine._entries[key].users, room.free, self.runner.batcher.depth(key)) == (
+            0,
+            2 * MAX_PIXELS,
+            0,
+        )
+
+
+def run(artifacts: Path, main: Callable[[Served], Awaitable[None]], **settings: Any) -> None:
+    async def whole() -> None:
+        served = Served(artifacts, **settings)
+        try:
+            await asyncio.wait_for(main(served), 30)
+        finally:
+            served.gate.set()
+            await served.runner.close()
+
+    asyncio.run(whole())
+
+
+async def soon(true: Callable[[], bool]) -> None:
+    for _ in range(500):
+        if true():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it did not come to be")
+
+
+def pixels_of(image: Image.Image) -> NDArray[np.uint8]:
+    return np.asarray(image)
+
+
+def mask_of(answer: InferenceResponse) -> NDArray[np.uint8]:
+    return np.asarray(Image.open(io.BytesIO(answer.renders["mask"])))
+
+
+PICTURE = toy_models.noise(150, 90)
+PIECES = 9 * 5
+DATA = toy_models.encoded(PICTURE)
+TRUTH = toy_models.cell_logits(pixels_of(PICTURE)) >= 0
+
+
+@pytest.mark.parametrize("flips", [False, True])
+def test_a_picture_at_its_own_size(artifacts: Path, flips: bool) -> None:
+    async def main(served: Served) -> None:
+        await served.load()
+        answer, timing = await served.segment(DATA, renders=(*RENDERS, PROBABILITY), flips=flips)
+        assert np.array_equal(mask_of(answer), TRUTH)
+        assert {area.class_name: area.pixels for area in answer.areas} == {
+            "cell": int(TRUTH.sum()),
+            "background": int((~TRUTH).sum()),
+        }
+        assert (answer.picture.width, answer.picture.height, answer.picture.mime_type) == (150, 90, "image/png")
+        assert tuple(answer.renders) == (*RENDERS, PROBABILITY)
+        overlay = pixels_of(Image.open(io.BytesIO(answer.renders["overlay"])))
+        assert np.array_equal(overlay[~TRUTH], pixels_of(PICTURE)[~TRUTH])
+        assert sum(served.batches) == timing.batch_size == PIECES * (4 if flips else 1)
+        counts = await served.runner.counters(TILED)
+        assert (counts["predictions"], counts["batches"]) == (1, len(served.batches))
+        assert served.nothing_is_held()
+
+    run(artifacts, main)
+
+
+def test_mirror_images_of_a_picture_that_is_resized(artifacts: Path) -> None:
+    async def main(served: Served) -> None:
+        await served.load(WHOLE)
+        plain, timing = await served.segment(DATA, key=WHOLE, renders=("mask", PROBABILITY))
+        assert (served.batches, timing.batch_size) == ([1], 1)
+        flipped, timing = await served.segment(DATA, key=WHOLE, renders=("mask", PROBABILITY), flips=True)
+        assert (sum(served.batches), timing.batch_size) == (5, 4)
+        levels = [np.asarray(Image.open(io.BytesIO(a.renders[PROBABILITY]))).astype(int) for a in (plain, flipped)]
+        assert np.abs(levels[0] - levels[1]).max() <= 1
+        small = np.asarray(PICTURE.resize((32, 32), Image.Resampling.BILINEAR))
+        scores = Image.fromarray(toy_models.cell_logits(small).astype(np.float32))
+        expected = np.asarray(scores.resize(PICTURE.size, Image.Resampling.BILINEAR))
+        sure = np.abs(expected) > 1e-4
+        for answer in (plain, flipped):
+            assert np.array_equal(mask_of(answer)[sure], (expected >= 0)[sure])
+
+    run(artifacts, main)
+
+
+def test_windows_of_several_requests_share_runs(artifacts: Path) -> None:
+    pictures = [toy_models.noise(70 + n, 60 - n, n) for n in range(4)]
+
+    async def main(served: Served) -> None:
+        await served.load()
+        await served.segment(DATA)
+        served.runner.batcher._lanes[TILED].sizer.size = 8  # as on a device where that pays
+        served.batches.clear()
+        served.gate.clear()
+        asked = [asyncio.create_task(served.segment(toy_models.encoded(p), renders=("mask",))) for p in pictures]
+        await soon(lambda: served.runner.batcher.depth(TILED) > 30)
+        served.gate.set()
+        answers = await asyncio.gather(*asked)
+        for picture, (answer, _) in zip(pictures, answers, strict=True):
+            assert np.array_equal(mask_of(answer), toy_models.cell_logits(pixels_of(picture)) >= 0)
+        pieces = sum(timing.batch_size for _, timing in answers)
+        assert sum(served.batches) == pieces
+        assert max(served.batches) >= 8 and len(served.batches) < pieces / 2
+
+    run(artifacts, main)
+
+
+def test_no_more_waits_than_keeps_the_slots_busy(artifacts: Path) -> None:
+    async def main(served: Served) -> None:
+        await served.load()
+        served.gate.clear()
+        asked = asyncio.create_task(served.segment(DATA))
+        await served.in_a_run(2)
+        await asyncio.sleep(0.1)
+        assert (len(served.batches), served.runner.batcher.depth(TILED)) == (2, 2)
+        served.gate.set()
+        await asked
+
+    run(artifacts, main)
+
+
+def test_a_caller_who_left_is_not_computed(artifacts: Path) -> None:
+    async def main(served: Served) -> None:
+        await served.load()
+        served.gate.clear()
+        asked = asyncio.create_task(served.segment(DATA))
+        await served.in_a_run(2)
+        asked.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+        served.gate.set()
+        await soon(served.nothing_is_held)
+        assert len(served.batches) == 2
+        answer, _ = await served.segment(DATA, renders=("mask",))
+        assert np.array_equal(mask_of(answer), TRUTH)
+
+    run(artifacts, main)
+
+
+def test_a_deadline_ends_it(artifacts: Path) -> None:
+    async def main(served: Served) -> None:
+        await served.load()
+        served.pause_s = 0.05
+        with pytest.raises(DeadlineExceeded):
+            await served.segment(DATA, timeout_s=0.4)
+        await soon(served.nothing_is_held)
+        assert 2 <= len(served.batches) < PIECES / 2
+
+    run(artifacts, main)
+
+
+def test_a_picture_that_cannot_be_done_in_time_is_not_tried_to_the_end(
+    artifacts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unet, "_JUDGED_AFTER_S", 0.1)
+    large = toy_models.encoded(toy_models.noise(640, 320))
+
+    async def main(served: Served) -> None:
+        await served.load()
+        served.pause_s = 0.05
+        started = time.monotonic()
+        with pytest.raises(DeadlineExceeded, match=r"of 741 windows .* as a job"):
+            await served.segment(large, timeout_s=5)
+        assert time.monotonic() - started < 2
+        await soon(served.nothing_is_held)
+
+    run(artifacts, main)
+
+
+def test_others_are_answered_between_the_windows_of_a_large_picture(artifacts: Path) -> None:
+    small = toy_models.noise(32, 32)
+
+    async def main(served: Served) -> None:
+        await served.load()
+        served.pause_s = 0.02
+        large = asyncio.create_task(served.segment(DATA))
+        await served.in_a_run(2)
+        answer, _ = await served.segment(toy_models.encoded(small), renders=("mask",))
+        assert not large.done()
+        assert np.array_equal(mask_of(answer), toy_models.cell_logits(pixels_of(small)) >= 0)
+        await large
+
+    run(artifacts, main)
+
+
+def test_progress(artifacts: Path) -> None:
+    async def main(served: Served) -> None:
+        await served.load()
+        shares: list[float] = []
+        LISTENER.set(shares.append)
+        await served.segment(DATA)
+        assert shares == sorted(shares)
+        assert shares[-1] == 1.0
+        assert 1 / PIECES <= shares[0] < 0.2
+
+    run(artifacts, main)
+
+
+def test_what_is_no_picture(artifacts: Path) -> None:
+    async def main(served: Served) -> None:
+        await served.load()
+        with pytest.raises(BadImage):
+            await served.segment(DATA[:200])
+        assert served.nothing_is_held()
+        assert served.batches == []
+
+    run(artifacts, main)
+
+
+def test_a_run_that_fails_ends_the_picture(artifacts: Path) -> None:
+    async def main(served: Served) -> None:
+        loaded = await served.load()
+
+        def broken(_: Any) -> Any:
+            raise RuntimeError("out of memory")
+
+        loaded.session.run = broken  # type: ignore[assignment, method-assign]
+        with pytest.raises(RuntimeError, match="out of memory"):
+            await served.segment(DATA)
+        await soon(served.nothing_is_held)
+
+    run(artifacts, main)
+
+
+def test_too_many_who_wait_are_refused_on_arrival(artifacts: Path) -> None:
+    async def main(served: Served) -> None:
+        await served.load()
+        await served.segment(DATA)
+        sizer = served.runner.batcher._lanes[TILED].sizer = BatchSizer(1)
+        sizer._seconds[1] = deque([10.0])
+        served.gate.clear()
+        first = asyncio.create_task(served.segment(DATA, timeout_s=30))
+        await served.in_a_run(2)
+        await soon(lambda: served.runner.batcher.depth(TILED) == 2)
+        with pytest.raises(Overloaded):
+            await served.segment(DATA, timeout_s=2)
+        served.gate.set()
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        await soon(served.nothing_is_held)
+
+    run(artifacts, main)
+
+
+def test_room() -> None:
+    async def main() -> None:
+        room = Room(100)
+        await room.take(70)
+        waiting = [asyncio.create_task(room.take(pixels)) for pixels in (60, 30)]
+        await asyncio.sleep(0)
+        assert [task.done() for task in waiting] == [False, False] or room.free == 0
+        await asyncio.sleep(0)
+        assert (room.free, [task.done() for task in waiting]) == (0, [False, True])
+        waiting[0].cancel()
+        await asyncio.gather(waiting[0], return_exceptions=True)
+        room.give_back(30)
+        room.give_back(70)
+        assert room.free == 100
+        await asyncio.wait_for(room.take(100), 1)
+
+    asyncio.run(main())
+
+
+# The way from a request's options to the runner.
+
+
+@pytest.fixture(scope="module")
+def template(artifacts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with ``areas`` (a segmenter), ``nuclei_unet`` (tiled, of two classes) and ``areas_tiled``."""
+    home = tmp_path_factory.mktemp("template") / "var"
+    toy_models.segmenter(artifacts / "areas")
+    for name, artifact in (("areas", "areas"), ("nuclei_unet", TILED.name), (MANY.name, MANY.name)):
+        publish(home, name, artifacts / artifact)
+    return home
+
+
+@pytest.fixture
+def work(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    monkeypatch.setattr(engine, "give_back", lambda: None)
+
+    def work(main: Callable[[AtWork], Awaitable[None]]) -> None:
+        async def whole() -> None:
+            async with at_work(template, tmp_path) as bench:
+                await asyncio.wait_for(main(bench), 30)
+
+        asyncio.run(whole())
+
+    return work
+
+
+async def settle(bench: AtWork, **given: Any) -> dict[str, Any]:
+    segment = operations.operation("segment")
+    return await settle_parameters(bench.platform, segment, read_parameters(segment, given), LOCAL_OWNER)
+
+
+def test_the_default_model_is_the_first_that_is_there(
+    work: Callable[..., None], artifacts: Path, tmp_path: Path
+) -> None:
+    assert default_models.SEGMENT == ("deeplabv3_resnet50", "nuclei_unet")
+
+    async def main(bench: AtWork) -> None:
+        outcome = await bench.platform.vision.segment(ImageSource(DATA), store=False)
+        assert outcome.body["model"] == {"name": "nuclei_unet", "version": 1}
+        pinned = await settle(bench)
+        assert pinned == {"model": "nuclei_unet", "version": 1}
+        with pytest.raises(NotFound, match="nuclei_unet"):
+            await settle(bench, version=2)
+        # Another one comes that is preferred: what was settled stays.
+        await asyncio.to_thread(publish, tmp_path / "var", "deeplabv3_resnet50", artifacts / "areas")
+        await asyncio.to_thread(bench.platform.index.refresh)
+        outcome = await bench.platform.vision.segment(ImageSource(DATA), store=False)
+        assert outcome.body["model"] == {"name": "deeplabv3_resnet50", "version": 1}
+        assert await settle(bench) == {"model": "deeplabv3_resnet50", "version": 1}
+        job = await bench.submit("segment", [DATA], {**pinned, "probability": True})
+        await bench.finish(job.id)
+        (answer,) = await bench.results(job.id)
+        assert answer is not None
+        assert answer["model"] == {"name": "nuclei_unet", "version": 1}
+        assert sorted(answer["artifacts"]) == ["color", "mask", "overlay", "probability"]
+
+    work(main)
+
+
+def test_without_any_model_the_first_default_is_named(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with at_work(tmp_path / "nothing", tmp_path) as bench:
+            with pytest.raises(NotFound, match="deeplabv3_resnet50"):
+                await bench.platform.vision.segment(ImageSource(DATA), store=False)
+
+    (tmp_path / "nothing").mkdir()
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"model": "areas", "flips": True}, "areas is a segmenter"),
+        ({"model": "areas", "probability": True}, "areas is a segmenter"),
+        ({"model": "areas", "render": "probability"}, "areas is a segmenter"),
+        ({"model": "areas_tiled", "probability": True}, "a unet of 4 classes"),
+        ({"model": "nuclei_unet", "render": "logits"}, "render"),
+    ],
+)
+def test_what_a_model_cannot_be_asked(work: Callable[..., None], given: dict[str, Any], said: str) -> None:
+    async def main(bench: AtWork) -> None:
+        refusals: list[Refusal] = []
+        for ask in (bench.platform.vision.segment(ImageSource(DATA), **given), settle(bench, **given)):
+            with pytest.raises(BadInput, match=said) as refused:
+                await ask
+            refusals.append(refused.value)
+        assert bench.rows() == {"images": 0, "predictions": 0, "artifacts": 0}
+
+    work(main)
+
+
+def test_what_was_asked_is_recorded(work: Callable[..., None]) -> None:
+    async def main(bench: AtWork) -> None:
+        outcome = await bench.platform.vision.segment(ImageSource(DATA), flips=True, render="probability")
+        assert tuple(outcome.renders) == (*RENDERS, PROBABILITY)
+        row = await asyncio.to_thread(bench.platform.records.prediction, LOCAL_OWNER, outcome.body["id"])
+        assert row.parameters == {"flips": True, "probability": True}
+        plain = await bench.platform.vision.segment(ImageSource(DATA))
+        assert plain.body["classes"] == outcome.body["classes"]
+        assert sorted(plain.body["artifacts"]) == ["color", "mask", "overlay"]
+        unstored = await bench.platform.vision.segment(ImageSource(DATA), render="probability", store=False)
+        assert tuple(unstored.renders) == (PROBABILITY,)
+        assert unstored.renders[PROBABILITY] == outcome.renders[PROBABILITY]
+
+    work(main)
