@@ -73,7 +73,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _measure(plan: Plan, only: set[str], work: Path) -> Report:
     started, data, remarks = now(), test_image.jpeg(), []
-    (file := work / "picture.jpg").write_bytes(data)
+    (file := work / "image.jpg").write_bytes(data)
     digest = hashlib.sha256(data).hexdigest()[:12]
     size = f"{test_image.WIDTH} x {test_image.HEIGHT}, {len(data) / 1e3:.1f} kB"
     facts = f"{size}, JPEG quality {test_image.QUALITY}, SHA-256 {digest}"

@@ -115,9 +115,9 @@ def _export(work: Path, *arguments: str, home: Path | None = None) -> None:
         raise Missing(f"python -m export {MODEL} ended with status {done.returncode}: {lines[-1]}")
 
 
-def ask(url: str, picture: bytes) -> Top5:
-    """What a server says of the picture. ValueError when it is not a 200 with five classes."""
-    request = urllib.request.Request(url, picture, {"Content-Type": "image/jpeg"}, method="POST")
+def ask(url: str, image: bytes) -> Top5:
+    """What a server says of the image. ValueError when it is not a 200 with five classes."""
+    request = urllib.request.Request(url, image, {"Content-Type": "image/jpeg"}, method="POST")
     try:
         with urllib.request.urlopen(request, timeout=60) as answer:
             body, status = answer.read(), answer.status

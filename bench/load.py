@@ -40,10 +40,10 @@ def wrk_is_missing() -> bool:
     return shutil.which("wrk") is None
 
 
-def wrk(url: str, picture: Path, connections: int, seconds: int) -> Figures:
-    """POST the picture on ``connections`` connections, each sending the next request when it has its answer."""
+def wrk(url: str, image: Path, connections: int, seconds: int) -> Figures:
+    """POST the image on ``connections`` connections, each sending the next request when it has its answer."""
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "--timeout", "20s"]
-    command += ["-s", str(SCRIPT), url, "--", str(picture)]
+    command += ["-s", str(SCRIPT), url, "--", str(image)]
     before, start = children_s(), time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return parse(done.stdout + done.stderr, (children_s() - before) / (time.perf_counter() - start))

@@ -46,7 +46,7 @@ class Report:
 
     started: datetime
     plan: Plan
-    picture_facts: str
+    image_facts: str
     rows: Sequence[Row]
     empty: Sequence[Empty | str]
     remarks: Sequence[str]
@@ -64,7 +64,7 @@ class Report:
             "started": self.started.isoformat(timespec="seconds"),
             "machine": machine(),
             "plan": asdict(self.plan),
-            "picture": self.picture_facts,
+            "image": self.image_facts,
             "remarks": [_shorten(each) for each in self.remarks],
             "goals": [{**asdict(each), "verdict": each.verdict} for each in goals(self._by_key())],
             "ekiben_without_models": [asdict(each) if isinstance(each, Empty) else each for each in self.empty],
@@ -72,7 +72,7 @@ class Report:
         }
 
     def markdown(self) -> str:
-        parts = [f"# EfficientNet-B0, one picture a request: {self.started:%Y-%m-%d %H:%M} UTC", self._header()]
+        parts = [f"# EfficientNet-B0, one image a request: {self.started:%Y-%m-%d %H:%M} UTC", self._header()]
         parts += [self._goals(), *(self._table(each) for each in self.plan.concurrencies), self._servers()]
         return "\n\n".join(parts) + "\n"
 
@@ -85,7 +85,7 @@ class Report:
             f"- {facts['cpu']}, {facts['cores']} cores, {facts['memory_gb']} GB; {facts['system']}",
             f"- commit {facts['commit']}",
             f"- Python {facts['python']}; {facts['versions']}",
-            f"- picture: {self.picture_facts}",
+            f"- image: {self.image_facts}",
             f"- {plan.rounds} rounds of {plan.seconds} s, contenders in turn, after a warm-up of {plan.warm_s} s "
             f"({plan.first_warm_s} s in the first round); figures are medians over the rounds",
             "- load: one thread of wrk on the same machine; (a) and (a') have no client; their two threads are the two "

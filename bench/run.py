@@ -77,10 +77,10 @@ class Row:
         }
 
 
-def run(rows: Sequence[Row], plan: Plan, artifact: Path, picture: Path, say: Say) -> None:
+def run(rows: Sequence[Row], plan: Plan, artifact: Path, image: Path, say: Say) -> None:
     """Fill in ``rows``. Rows that are already wrong are left as they are."""
     try:
-        _prepare(rows, plan, artifact, picture, say)
+        _prepare(rows, plan, artifact, image, say)
         for concurrency in plan.concurrencies:
             for number in range(plan.rounds):
                 # Another one begins each round, so that nobody always follows the same neighbour.
@@ -88,7 +88,7 @@ def run(rows: Sequence[Row], plan: Plan, artifact: Path, picture: Path, say: Say
                 for row in (*rows[turn:], *rows[:turn]):
                     if not row.wrong:
                         warm_s = plan.warm_s if number else plan.first_warm_s
-                        _measure(row, concurrency, warm_s, plan, artifact, picture)
+                        _measure(row, concurrency, warm_s, plan, artifact, image)
                         _tell(row, concurrency, number, say)
     finally:
         for row in rows:
@@ -96,7 +96,7 @@ def run(rows: Sequence[Row], plan: Plan, artifact: Path, picture: Path, say: Say
                 row.contender.server.stop()
 
 
-def _prepare(rows: Sequence[Row], plan: Plan, artifact: Path, picture: Path, say: Say) -> None:
+def _prepare(rows: Sequence[Row], plan: Plan, artifact: Path, image: Path, say: Say) -> None:
     expected: Top5 | None = None
     failed: dict[Server, str] = {}
     for row in rows:
@@ -105,13 +105,13 @@ def _prepare(rows: Sequence[Row], plan: Plan, artifact: Path, picture: Path, say
         server = row.contender.server
         try:
             if server is None:
-                answer, _ = _loop(row.contender, 1, 1, 0, artifact, picture)
+                answer, _ = _loop(row.contender, 1, 1, 0, artifact, image)
             else:
                 if server in failed:
                     raise Missing(failed[server])
                 if not server.running:
                     row.ready_s = server.start()
-                answer = ask(server.url + row.contender.path, picture.read_bytes())
+                answer = ask(server.url + row.contender.path, image.read_bytes())
         except Missing as error:
             row.wrong = f"missing: {error}"
             if server is not None:
@@ -137,16 +137,16 @@ def _prepare(rows: Sequence[Row], plan: Plan, artifact: Path, picture: Path, say
             server.stop()
 
 
-def _measure(row: Row, concurrency: int, warm_s: int, plan: Plan, artifact: Path, picture: Path) -> None:
+def _measure(row: Row, concurrency: int, warm_s: int, plan: Plan, artifact: Path, image: Path) -> None:
     contender, best = row.contender, None
     try:
         for _ in range(plan.tries):
             if contender.server is None:
                 threads = min(concurrency, CORES)
-                _, figures = _loop(contender, threads, plan.seconds, plan.warm_s, artifact, picture)
+                _, figures = _loop(contender, threads, plan.seconds, plan.warm_s, artifact, image)
             else:
                 url = contender.server.url + contender.path
-                figures = _served(contender.server, url, concurrency, warm_s, plan, picture)
+                figures = _served(contender.server, url, concurrency, warm_s, plan, image)
             if best is None or figures.other_cores < best.other_cores:
                 best = figures
             if figures.errors or best.other_cores <= DISTURBED_CORES:
@@ -165,16 +165,16 @@ def _measure(row: Row, concurrency: int, warm_s: int, plan: Plan, artifact: Path
         row.wrong = f"invalid: no answer within {plan.seconds} s at concurrency {concurrency}"
 
 
-def _served(server: Server, url: str, concurrency: int, warm_s: int, plan: Plan, picture: Path) -> Figures:
+def _served(server: Server, url: str, concurrency: int, warm_s: int, plan: Plan, image: Path) -> Figures:
     if not server.running:
         if server.stays:
             raise RuntimeError("its process ended by itself")
         server.start()
         warm_s = plan.first_warm_s
-    wrk(url, picture, concurrency, warm_s)
+    wrk(url, image, concurrency, warm_s)
     server.settle()
     busy, own, start = busy_s(), server.cpu_s(), time.perf_counter()
-    figures = wrk(url, picture, concurrency, plan.seconds)
+    figures = wrk(url, image, concurrency, plan.seconds)
     cpu_s, elapsed = server.cpu_s() - own, time.perf_counter() - start
     others = (busy_s() - busy - cpu_s) / elapsed - figures.client_cores
     server.settle()
@@ -184,9 +184,9 @@ def _served(server: Server, url: str, concurrency: int, warm_s: int, plan: Plan,
 
 
 def _loop(
-    contender: Contender, threads: int, seconds: int, warm_s: int, artifact: Path, picture: Path
+    contender: Contender, threads: int, seconds: int, warm_s: int, artifact: Path, image: Path
 ) -> tuple[Top5, Figures]:
-    command = [sys.executable, "-m", contender.module, str(artifact), str(picture)]
+    command = [sys.executable, "-m", contender.module, str(artifact), str(image)]
     command += ["--threads", str(threads), "--seconds", str(seconds), "--warm", str(warm_s)]
     busy, own, start = busy_s(), children_s(), time.perf_counter()
     done = subprocess.run(command, cwd=ROOT, env=clean_environ(), capture_output=True, text=True, check=False)

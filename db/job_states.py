@@ -106,7 +106,7 @@ def places_left(db: Session, job_id: str, at_once: int) -> int:
 class ItemResult(NamedTuple):
     """The end of one item, to be written with the rows of its answer (see ``settle``).
 
-    ``image_id``: where its picture now is. ``error`` None: succeeded.
+    ``image_id``: where its image now is. ``error`` None: succeeded.
     """
 
     job_id: str
@@ -152,7 +152,7 @@ def finish_items(db: sa.Connection, settlings: Sequence[ItemResult]) -> None:
             }
             for one in own
         ]
-        # A picture that became an image belongs to the image's row from now on.
+        # An image that became an image belongs to the image's row from now on.
         for statement, of_image in ((_END, False), (_END_AS_IMAGE, True)):
             if values := [end for end in ends if (end["new_image_id"] is not None) == of_image]:
                 db.execute(statement, values)

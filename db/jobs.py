@@ -177,7 +177,7 @@ class JobRecords:
     def remove_some(self, owner: str, id: str) -> tuple[list[str], bool]:
         """Remove some of a job that is over: (blob keys that nothing refers to any more, whether that was the rest).
 
-        Its predictions go with their artifacts, its pictures unless they are kept or another prediction needs them.
+        Its predictions go with their artifacts, its images unless they are kept or another prediction needs them.
         Call it again until all is gone; delete the blobs after each call. Conflict for a job that is not over.
         """
         with writing(self._engine) as session:

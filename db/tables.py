@@ -44,7 +44,7 @@ class Owned(Row):
 
 
 class Image(Owned, table=True):
-    """An uploaded picture. ``width`` and ``height`` are those of the EXIF-turned picture."""
+    """An uploaded image. ``width`` and ``height`` are those of the EXIF-turned image."""
 
     __tablename__ = "images"
     __table_args__ = (
@@ -188,7 +188,7 @@ class RegistryRevision(Row, table=True):
 
 
 class Dataset(Owned, table=True):
-    """Pictures with masks to train on. Its files lie under keys made of its id: see db/datasets.py.
+    """Images with masks to train on. Its files lie under keys made of its id: see db/datasets.py.
 
     ``state`` importing: while its job is not over; where that ended otherwise it has failed. ``report``: what was found
     (services/datasets/importer/report.py). ``bytes``: of the prepared archive.
@@ -217,7 +217,7 @@ class Job(Owned, table=True):
     """Work that outlives a request. db/job_states.py owns every change of ``state``.
 
     ``kind`` request: one item, asked with ``Prefer: respond-async``; batch: many; import: a dataset; training: a
-    model. The latter two have one item, which is no picture, and ``parameters`` say what is to be done. ``succeeded``
+    model. The latter two have one item, which is no image, and ``parameters`` say what is to be done. ``succeeded``
     and ``failed`` count items. ``deaths``: workers that died with it since an item last ended. ``hands`` were given to
     the queue so far, ``last_event`` events written: both only grow.
     """
@@ -263,9 +263,9 @@ class Job(Owned, table=True):
 
 
 class JobItem(Owned, table=True):
-    """One picture of a job. Its id is that of the prediction it becomes, so that a repeat cannot be counted twice.
+    """One image of a job. Its id is that of the prediction it becomes, so that a repeat cannot be counted twice.
 
-    ``image_id`` is that of a stored image; else the picture lies under ``storage_key``. ``result``: the answer but for
+    ``image_id`` is that of a stored image; else the image lies under ``storage_key``. ``result``: the answer but for
     what the prediction's row holds. ``deaths``: workers that died while they had it.
     """
 

@@ -24,7 +24,7 @@ class DatasetClass:
 class Sample:
     """An image with its mask.
 
-    ``width`` and ``height``: of the EXIF-turned picture. ``sha256``: of its RGB pixels. ``group``: samples of one
+    ``width`` and ``height``: of the EXIF-turned image. ``sha256``: of its RGB pixels. ``group``: samples of one
     group stay on one side of a split. ``image`` and ``mask``: entries of the archive. ``class_pixels``: by class.
     ``geometry``: of a slice of a volume, and the entry with its file; else None.
     """
@@ -43,8 +43,8 @@ class Sample:
 class DatasetArchive:
     """An open archive. Any thread may read; ``close`` (or a ``with``) when done.
 
-    ``images/``: pictures that models.images.decode reads. ``masks/``: 8-bit grey PNG, level = class index, of the
-    EXIF-turned picture's size. ``source/``: volumes as they came.
+    ``images/``: images that models.images.decode reads. ``masks/``: 8-bit grey PNG, level = class index, of the
+    EXIF-turned image's size. ``source/``: volumes as they came.
     """
 
     def __init__(self, archive: zipfile.ZipFile, index: dict[str, Any]) -> None:
@@ -76,7 +76,7 @@ class DatasetArchive:
         return len(self.samples)
 
     def image(self, number: int) -> bytes:
-        """The encoded picture of sample ``number``. Raises NotFound."""
+        """The encoded image of sample ``number``. Raises NotFound."""
         return self._archive.read(self._sample(number).image)
 
     def mask(self, number: int) -> bytes:

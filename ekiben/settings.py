@@ -29,7 +29,7 @@ class Settings(BaseModel):
     s3_access_key: str = Field(default="", description="Access key of the S3 store.")
     s3_secret_key: str = Field(default="", repr=False, description="Secret key of the S3 store.")
     model_memory_mb: int = Field(default=4096, ge=16, description="Memory budget of loaded models, per process.")
-    cache_mb: int = Field(default=512, ge=0, description="Memory for embeddings of pictures, per process; 10 MB each.")
+    cache_mb: int = Field(default=512, ge=0, description="Memory for embeddings of images, per process; 10 MB each.")
     queue_mb: int = Field(
         default=256,
         ge=1,
@@ -61,7 +61,7 @@ class Settings(BaseModel):
         default=0,
         ge=0,
         le=1024,
-        description="Pictures a worker answers at once. 0: four per core; of automatic masks one per two cores.",
+        description="Images a worker answers at once. 0: four per core; of automatic masks one per two cores.",
     )
     job_timeout_s: float = Field(
         default=1800.0, gt=0, description="Time limit of a job from its start, unless it names its own."

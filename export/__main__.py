@@ -91,7 +91,7 @@ def _add_export(parser: argparse.ArgumentParser, row: Row) -> None:
             "--agreement-photos",
             type=Path,
             metavar="FOLDER",
-            help="pictures on which the masks of int8 are compared with those of float32; default: seeded ones",
+            help="images on which the masks of int8 are compared with those of float32; default: seeded ones",
         )
     else:
         parser.add_argument(
@@ -169,7 +169,7 @@ def _export_sam(given: argparse.Namespace) -> None:
     given.name = given.name or (row.name if given.precision == "float32" else f"{row.name}_{given.precision}")
     photos = given.agreement_photos
     if photos is not None and not photos.is_dir():
-        raise Refusal(f"{photos} is no folder of pictures")
+        raise Refusal(f"{photos} is no folder of images")
     if given.checkpoint is not None:
         made = recipe.checkpoint(row, given.checkpoint)
     elif given.weights == "random":

@@ -23,7 +23,7 @@ BUILDERS: dict[str, Callable[[str, int], nn.Module]] = {
 
 # Parts of published files that no exported graph contains: DeepLabV3's second head exists for training only.
 TRAINING_ONLY = ("aux_classifier.",)
-_CALIBRATION_PICTURES = 8
+_CALIBRATION_IMAGES = 8
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def checkpoint(row: Row, file: Path, labels: tuple[str, ...] | None = None) -> R
     return Recipe(row, network, labels, Weights(kind="checkpoint", detail=file.name, sha256=sha256_of(file)))
 
 
-def pictures(count: int, height: int, width: int, seed: int) -> Tensor:
+def images(count: int, height: int, width: int, seed: int) -> Tensor:
     """float32 [count, 3, height, width], seeded: blobs and grain of mixed contrast and brightness.
 
     The values spread like those of normalised photographs.
@@ -130,12 +130,12 @@ def load_state(network: nn.Module, state: dict[str, Tensor], file: Path) -> None
 
 
 def _calibrate(network: nn.Module, side: int) -> None:
-    """Choose every BatchNorm's numbers so that a picture's signal neither dies nor explodes on its way down.
+    """Choose every BatchNorm's numbers so that an image's signal neither dies nor explodes on its way down.
 
     With those of a fresh network (mean 0, variance 1) EfficientNet-B0's logits come out below 1e-13, where no
     comparison between runtimes means anything. The scale is one number per layer, not one per channel as training
     would give: dividing channels of little variance by it magnifies rounding a thousandfold in a network that was
-    never trained. The median picture sets it, and random biases of 0.3 keep faint pictures from fading to nothing:
+    never trained. The median image sets it, and random biases of 0.3 keep faint images from fading to nothing:
     smaller ones let bright photographs reach logits of 100, larger ones make all answers alike.
     """
 
@@ -147,6 +147,6 @@ def _calibrate(network: nn.Module, side: int) -> None:
         nn.init.normal_(norm.bias, 0.0, 0.3)
     hooks = [norm.register_forward_pre_hook(keep_size) for norm in norms]
     with torch.no_grad():
-        network(pictures(_CALIBRATION_PICTURES, side, side, seed=0))
+        network(images(_CALIBRATION_IMAGES, side, side, seed=0))
     for hook in hooks:
         hook.remove()

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ekiben.errors import Refusal
-from export.recipe import pictures
+from export.recipe import images
 from models.artifact import ONNX, TORCHSCRIPT, Parity
 
 TOLERANCE = 1e-3
@@ -57,18 +57,18 @@ def measure_parity(
     }
     worst = dict.fromkeys(exports, 0.0)
     with torch.inference_mode():
-        for pixels in chain((pictures(*shape, seed=SEED) for shape in shapes), real):
+        for pixels in chain((images(*shape, seed=SEED) for shape in shapes), real):
             batch, _, height, width = pixels.shape
             expected = network(pixels).numpy()
             for file, run in exports.items():
-                fed = f"{file} on pictures of shape {list(pixels.shape)}"
+                fed = f"{file} on images of shape {list(pixels.shape)}"
                 worst[file] = max(worst[file], difference(fed, partial(run, pixels), expected))
                 if not worst[file] <= tolerance:
                     raise ParityError(
                         f"{file} differs from torch by {worst[file]:.3g} on a batch of {batch} x {height} x {width}; "
                         f"at most {tolerance:g} is accepted, so nothing was written"
                     )
-    fed = f"seeded pictures (seed {SEED}) of " + ", ".join(f"{n}x3x{height}x{width}" for n, height, width in shapes)
+    fed = f"seeded images (seed {SEED}) of " + ", ".join(f"{n}x3x{height}x{width}" for n, height, width in shapes)
     if real:
         fed = f"{fed}; {real_from}" if shapes else real_from
     return Parity(

@@ -9,7 +9,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from export.recipe import Recipe, pictures
+from export.recipe import Recipe, images
 from export.verify import TOLERANCE, Shape, measure_parity
 from models.artifact import ONNX, TORCHSCRIPT, GraphInput, GraphOutput, Manifest, voc_palette, write_manifest
 from models.onnx_import.artifact_builder import whole_folder
@@ -29,7 +29,7 @@ def write_artifact(
     """
     row = recipe.row
     with whole_folder(folder) as staging:
-        example = pictures(2, row.height or _TRACE_SIDE, row.width or _TRACE_SIDE, seed=0)
+        example = images(2, row.height or _TRACE_SIDE, row.width or _TRACE_SIDE, seed=0)
         write_onnx(recipe.network, example, staging / ONNX, classes=len(recipe.labels), dynamic_size=row.height is None)
         write_torchscript(recipe.network, example, staging / TORCHSCRIPT)
         parity = measure_parity(

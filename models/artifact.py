@@ -60,13 +60,13 @@ class GraphOutput(_Frozen):
 
 
 class Tiling(_Frozen):
-    """unet: the picture is not resized but cut into windows of the graph's size, which overlap by this share of it."""
+    """unet: the image is not resized but cut into windows of the graph's size, which overlap by this share of it."""
 
     overlap: float = Field(default=0.5, ge=0, le=0.75)
 
 
 class Preprocess(_Frozen):
-    """How a picture becomes the graph's input, in this order.
+    """How an image becomes the graph's input, in this order.
 
     ``shorter_side``: resize so that the shorter side has this many pixels (the longer one is truncated to whole
     pixels, as torchvision's Resize does); ``center_crop``: then keep a central square of this side.
@@ -74,7 +74,7 @@ class Preprocess(_Frozen):
     corner rounded down), and resize it to the input.
     ``longer_side``: instead, resize so that the longer side has this many pixels (both sides rounded half up), then
     pad with zeros at the right and the bottom, after the normalisation, up to the input.
-    None of them: resize the whole picture to the input's height and width.
+    None of them: resize the whole image to the input's height and width.
     ``mean`` and ``std`` are of pixels scaled to 0-1, in the order of ``GraphInput.color``.
     """
 
@@ -110,7 +110,7 @@ class Parity(_Frozen):
     onnx_max_abs: float
     torchscript_max_abs: float | None = None
     tolerance: float
-    inputs: str = Field(description="What was fed: batch sizes, shapes and the seed or the pictures.")
+    inputs: str = Field(description="What was fed: batch sizes, shapes and the seed or the images.")
     cases: dict[str, float] = Field(
         default_factory=dict, description="The same by case, where a model has several graphs or kinds of input."
     )
@@ -126,7 +126,7 @@ class Agreement(_Frozen):
     mask_iou_mean: float
     mask_iou_min: float
     proven: bool
-    inputs: str = Field(description="The pictures and prompts.")
+    inputs: str = Field(description="The images and prompts.")
 
 
 class Weights(_Frozen):
@@ -150,7 +150,7 @@ class Manifest(_Frozen):
     input: GraphInput
     output: GraphOutput | None = Field(default=None, description="None where a family has graphs of its own (sam).")
     preprocess: Preprocess
-    tiling: Tiling | None = Field(default=None, description="unet: None where the whole picture is resized.")
+    tiling: Tiling | None = Field(default=None, description="unet: None where the whole image is resized.")
     labels: tuple[str, ...] = ()
     palette: tuple[tuple[int, int, int], ...] = ()
     weights: Weights

@@ -1,4 +1,4 @@
-"""The classifier family: one picture in, the k best classes out."""
+"""The classifier family: one image in, the k best classes out."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class Classifier:
         own = () if self._output == "probs" else (TensorInfo(self._output, "float32", classes, usual=False),)
         return (TensorInfo("probs", "float32", classes), *own)
 
-    def preprocess(self, picture: DecodedImage) -> NDArray[np.generic]:
-        return self._preprocess(picture.rgb)
+    def preprocess(self, image: DecodedImage) -> NDArray[np.generic]:
+        return self._preprocess(image.rgb)
 
     def confidences(self, output: FloatArray) -> FloatArray:
         """float32 [classes]: softmax of logits, the sigmoid's values or the probabilities as they come."""
@@ -44,7 +44,7 @@ class Classifier:
         exps = np.exp(scores - scores.max())
         return np.asarray(exps / exps.sum(), dtype=np.float32)
 
-    def postprocess(self, output: FloatArray, picture: DecodedImage | None, ask: InferenceRequest) -> InferenceResponse:
+    def postprocess(self, output: FloatArray, image: DecodedImage | None, ask: InferenceRequest) -> InferenceResponse:
         """The ``top_k`` best classes; ties keep the order of the labels. BadInput when there are not so many."""
         check_top_k(ask.top_k, len(self._labels))
         confidences = self.confidences(output)
@@ -53,7 +53,7 @@ class Classifier:
         tensors: dict[str, NDArray[np.generic]] = {}
         for name in ask.tensors:
             tensors[name] = confidences if name == "probs" else output.reshape(-1).astype(np.float32, copy=False)
-        return InferenceResponse(picture.facts if picture else ImageInfo(0, 0, ""), scores=scores, tensors=tensors)
+        return InferenceResponse(image.facts if image else ImageInfo(0, 0, ""), scores=scores, tensors=tensors)
 
 
 def check_top_k(top_k: int, classes: int) -> None:

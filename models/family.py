@@ -20,15 +20,15 @@ class Family(Protocol):
         """What ``Ask.tensors`` may name."""
         ...
 
-    def preprocess(self, picture: DecodedImage) -> NDArray[np.generic]:
-        """The graph's input for one picture, without the batch axis, in the layout and dtype of the manifest."""
+    def preprocess(self, image: DecodedImage) -> NDArray[np.generic]:
+        """The graph's input for one image, without the batch axis, in the layout and dtype of the manifest."""
         ...
 
     def postprocess(
-        self, output: NDArray[np.floating[Any]], picture: DecodedImage | None, ask: InferenceRequest
+        self, output: NDArray[np.floating[Any]], image: DecodedImage | None, ask: InferenceRequest
     ) -> InferenceResponse:
-        """The answer for one picture from its row of the graph's output (no batch axis).
+        """The answer for one image from its row of the graph's output (no batch axis).
 
-        ``picture`` is None where the input came prepared: nothing can be drawn, and maps have the output's size.
+        ``image`` is None where the input came prepared: nothing can be drawn, and maps have the output's size.
         """
         ...

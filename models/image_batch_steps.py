@@ -1,4 +1,4 @@
-"""The work of a lane: a picture's bytes and options in, an answer out; or a piece of a picture that is being read."""
+"""The work of a lane: an image's bytes and options in, an answer out; or a piece of an image that is being read."""
 
 from __future__ import annotations
 
@@ -19,41 +19,41 @@ from models.unet import TiledImage
 log = logging.getLogger(__name__)
 
 PreparedInput = tuple[NDArray[np.generic], DecodedImage | None]
-"""What the run takes of one item, and the picture that it is of, if there is one."""
+"""What the run takes of one item, and the image that it is of, if there is one."""
 
 
 @dataclass(frozen=True, slots=True)
 class TileInput:
-    """Input ``number`` of a picture that is read in pieces. Its answer is that number; ``reading`` has the rest."""
+    """Input ``number`` of an image that is read in pieces. Its answer is that number; ``reading`` has the rest."""
 
     reading: TiledImage
     number: int
 
 
 class ImageBatchSteps:
-    """Decodes, runs and reads pictures for one loaded model. Whole pictures and pieces of equal shape share runs."""
+    """Decodes, runs and reads images for one loaded model. Whole images and pieces of equal shape share runs."""
 
     def __init__(self, loaded: LoadedNetwork) -> None:
         self._loaded = loaded
 
     def prepare(self, payload: InferenceRequest | TileInput) -> tuple[Hashable, PreparedInput]:
         if isinstance(payload, TileInput):
-            picture, tensor = None, payload.reading.tensor(payload.number)
+            image, tensor = None, payload.reading.tensor(payload.number)
         elif isinstance(payload.image, PreparedTensor):
-            picture, tensor = None, payload.image.values
+            image, tensor = None, payload.image.values
         else:
-            picture = open_image(payload.image)
-            tensor = self._loaded.family.preprocess(picture)
-        return (tensor.shape, tensor.dtype.str), (tensor, picture)
+            image = open_image(payload.image)
+            tensor = self._loaded.family.preprocess(image)
+        return (tensor.shape, tensor.dtype.str), (tensor, image)
 
     def run(self, prepared: Sequence[PreparedInput]) -> NDArray[Any]:
         if len(prepared) == 1:
-            tensor, picture = prepared[0]
+            tensor, image = prepared[0]
             try:
                 return self._loaded.run(tensor[None])
             except Exception as error:  # the runtimes' own exceptions share no base
                 graph = self._loaded.manifest.input
-                if picture is not None or (graph.height is not None and graph.width is not None):
+                if image is not None or (graph.height is not None and graph.width is not None):
                     raise
                 log.debug("a prepared tensor was not taken", exc_info=error)
                 raise BadInput(f"the network does not take a tensor of {list(tensor.shape)}") from None

@@ -1,4 +1,4 @@
-"""Pictures: encoded bytes in, 8-bit RGB as the user sees it out."""
+"""Images: encoded bytes in, 8-bit RGB as the user sees it out."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from models.results import ImageInfo
 
 _DICOM: Final = "application/dicom"
 _MAX_INFLATED = 256 * 1024 * 1024  # of a deflated DICOM file: 64 megapixels of 8-bit RGB fit
-_MAX_ATTRIBUTES: Final = 4 * 1024 * 1024  # of a DICOM picture, but its pixels: 100 kB are many
+_MAX_ATTRIBUTES: Final = 4 * 1024 * 1024  # of a DICOM image, but its pixels: 100 kB are many
 
 _READ = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
-# Pillow opens a JPEG that carries several frames (many phones write them) as MPO; the first frame is the picture.
+# Pillow opens a JPEG that carries several frames (many phones write them) as MPO; the first frame is the image.
 _MIME = {
     "JPEG": "image/jpeg",
     "MPO": "image/jpeg",
@@ -51,13 +51,13 @@ _TURNS = {
 # The limit on pixels is ours (MAX_PIXELS, checked before decoding, with a clear refusal). Pillow's own warning
 # between 89 and 179 megapixels would only add a line to the log of a request that is refused anyway.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-# What Pillow thinks of a picture's metadata is nothing that the one who serves could act on.
+# What Pillow thinks of an image's metadata is nothing that the one who serves could act on.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 @dataclass(frozen=True, slots=True)
 class DecodedImage:
-    """A decoded picture, turned as its EXIF orientation says.
+    """A decoded image, turned as its EXIF orientation says.
 
     ``rgb``: PIL image, mode RGB, 8 bits. ``width`` and ``height`` are its pixels; every mask and coordinate
     that Ekiben gives or takes is in this frame. ``mime_type`` is that of the bytes it came from.
@@ -101,7 +101,7 @@ def sniff(data: bytes) -> str:
     if known := _unread_format(data):
         raise UnsupportedImage(f"{known} is not read; send JPEG, PNG, WebP, BMP, TIFF or DICOM")
     if _is_nifti(data):
-        raise UnsupportedImage("a NIfTI file is a volume, not a picture; /v1/segment takes volumes")
+        raise UnsupportedImage("a NIfTI file is a volume, not an image; /v1/segment takes volumes")
     raise BadImage("the bytes are not an image; JPEG, PNG, WebP, BMP, TIFF and DICOM are read")
 
 
@@ -145,7 +145,7 @@ def decode(data: bytes) -> DecodedImage:
 
 
 def open_image(image: bytes | NDArray[np.uint8]) -> DecodedImage:
-    """The picture of encoded bytes, or of pixels uint8 [height, width, 3], RGB. Refuses as ``decode`` does."""
+    """The image of encoded bytes, or of pixels uint8 [height, width, 3], RGB. Refuses as ``decode`` does."""
     if isinstance(image, bytes):
         return decode(image)
     height, width = image.shape[:2]
@@ -174,7 +174,7 @@ def _dicom(data: bytes) -> Image.Image:
     with DicomVolume(data, _MAX_INFLATED, _MAX_ATTRIBUTES) as volume:
         if volume.depth > 1:
             raise UnsupportedImage(
-                f"the DICOM file is a volume of {volume.depth} frames, not a picture; /v1/segment takes volumes"
+                f"the DICOM file is a volume of {volume.depth} frames, not an image; /v1/segment takes volumes"
             )
         return volume.slice(0)
 
@@ -186,7 +186,7 @@ def _is_nifti(data: bytes) -> bool:
 
 
 def _may_be_turned(image: Image.Image) -> bool:
-    # Parsing takes time; most pictures carry no EXIF at all.
+    # Parsing takes time; most images carry no EXIF at all.
     return (
         image.format in ("TIFF", "MPO")
         or "exif" in image.info
@@ -196,7 +196,7 @@ def _may_be_turned(image: Image.Image) -> bool:
 
 
 def _turned(image: Image.Image) -> Image.Image:
-    """ImageOps.exif_transpose, without its copy of a picture that is upright and without writing EXIF anew."""
+    """ImageOps.exif_transpose, without its copy of an image that is upright and without writing EXIF anew."""
     try:
         turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # EXIF that cannot be parsed turns nothing: the pixels are all there
@@ -213,7 +213,7 @@ def _rgb(image: Image.Image) -> Image.Image:
             grey = np.clip(grey, 0, 65535)
         return Image.fromarray((grey >> 8).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
-        raise UnsupportedImage("pictures of floating-point pixels are not read: their range is not defined")
+        raise UnsupportedImage("images of floating-point pixels are not read: their range is not defined")
     return image.convert("RGB")
 
 

@@ -14,18 +14,18 @@ from models.sam.auto_options import AutoOptions
 from models.sam.prompts import Prompt
 
 RENDERS = ("mask", "color", "overlay")
-"""The pictures that can be made of any segmentation."""
+"""The images that can be made of any segmentation."""
 PROBABILITY = "probability"
 """Of a unet with two labels besides: 16-bit grey, the probability of label 1 in 65535ths."""
 
 
 Pixels = NDArray[np.uint8]
-"""[height, width, 3], RGB, as a person sees the picture."""
+"""[height, width, 3], RGB, as a person sees the image."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PreparedTensor:
-    """One picture as the graph takes it: ``values`` without the batch axis, in its layout and dtype."""
+    """One image as the graph takes it: ``values`` without the batch axis, in its layout and dtype."""
 
     values: NDArray[np.generic]
 
@@ -33,7 +33,7 @@ class PreparedTensor:
 @dataclass(frozen=True, slots=True)
 class InferenceRequest:
     """``image``: encoded bytes, pixels, or what was prepared elsewhere. ``top_k``: classes to answer. ``renders``:
-    pictures of a segmentation to make. ``flips``: average over the mirror images too; of a unet only. ``tensors``:
+    images of a segmentation to make. ``flips``: average over the mirror images too; of a unet only. ``tensors``:
     what of Family.tensors to give as arrays."""
 
     image: bytes | Pixels | PreparedTensor
@@ -53,9 +53,9 @@ class InferenceRequest:
 @dataclass(frozen=True, slots=True)
 class InferenceResponse:
     """``scores`` of a classification or ``areas`` of a segmentation; ``renders``: PNG bytes by name; ``tensors``: by
-    name. What came prepared has no picture: ``picture`` is the size of the output then, or 0 x 0."""
+    name. What came prepared has no image: ``image`` is the size of the output then, or 0 x 0."""
 
-    picture: ImageInfo
+    image: ImageInfo
     scores: tuple[ClassScore, ...] = ()
     areas: tuple[ClassArea, ...] = ()
     renders: Mapping[str, bytes] = field(default_factory=dict)
@@ -64,7 +64,7 @@ class InferenceResponse:
 
 @dataclass(frozen=True, slots=True)
 class MaskRequest:
-    """Masks for ``prompts``; for the whole picture's box where there are none. ``multimask``: three masks per prompt,
+    """Masks for ``prompts``; for the whole image's box where there are none. ``multimask``: three masks per prompt,
     for the whole, a part and a part of that, else one. ``keep_logits``: give back what a next prompt can refine."""
 
     image: bytes
@@ -81,7 +81,7 @@ class AutoMaskRequest:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingUse:
-    """``cached``: the picture's embedding was there. ``encode_ms``: what making it took, now or then."""
+    """``cached``: the image's embedding was there. ``encode_ms``: what making it took, now or then."""
 
     cached: bool
     encode_ms: float
@@ -91,13 +91,13 @@ class EmbeddingUse:
 class MaskResponse:
     """``results``: the masks of each prompt, in order."""
 
-    picture: ImageInfo
+    image: ImageInfo
     embedding: EmbeddingUse
     results: tuple[tuple[PromptMask, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class AutoMaskResponse:
-    picture: ImageInfo
+    image: ImageInfo
     embedding: EmbeddingUse
     masks: tuple[AutoMask, ...]

@@ -1,4 +1,4 @@
-"""From a picture to the tensor a graph takes, as its manifest says."""
+"""From an image to the tensor a graph takes, as its manifest says."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ekiben.errors import TooLarge
 from models.artifact import Manifest
 from models.sam.grids import longest_side_shape
 
-# Where the longer side follows the picture's, so does the memory of the run: at most this many squares.
+# Where the longer side follows the image's, so does the memory of the run: at most this many squares.
 MAX_ASPECT = 16
 
 _FILTERS = {
@@ -60,7 +60,7 @@ class Preprocessor:
         return np.pad(tensor, ((0, 0), (0, height - tensor.shape[1]), (0, width - tensor.shape[2])))
 
     def resize(self, rgb: Image.Image) -> Image.Image:
-        """The picture at the graph's size. TooLarge for a strip, where its length would set that size."""
+        """The image at the graph's size. TooLarge for a strip, where its length would set that size."""
         steps = self._steps
         width, height = rgb.size
         if steps.crop_share is not None:
@@ -91,7 +91,7 @@ class Preprocessor:
         """Resize to ``resized`` and keep a central square, without computing what the crop takes away.
 
         Pillow's ``box`` samples the same positions with the same filter as resizing everything and cropping
-        afterwards would. Across first, then down, which is Pillow's order for whole pictures: left to itself it takes
+        afterwards would. Across first, then down, which is Pillow's order for whole images: left to itself it takes
         the other one for some boxes, and the rounding between the passes then moves a quarter of the values by 1.
         """
         width, height = rgb.size

@@ -28,7 +28,7 @@ class ClassArea:
 
 @dataclass(frozen=True, slots=True)
 class Segmentation:
-    """``class_map``: uint8 [height, width] of the picture, the class index per pixel.
+    """``class_map``: uint8 [height, width] of the image, the class index per pixel.
 
     ``classes`` holds the classes that occur, most pixels first. ``palette``: uint8 [classes, 3], RGB.
     """
@@ -40,7 +40,7 @@ class Segmentation:
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """An array that can be answered: ``shape`` of one picture, -1 where it follows the picture. ``usual``: it is
+    """An array that can be answered: ``shape`` of one image, -1 where it follows the image. ``usual``: it is
     answered where nothing is said of outputs."""
 
     name: str
@@ -52,7 +52,7 @@ class TensorInfo:
 @dataclass(frozen=True, slots=True)
 class Timing:
     """``queue_ms``: from arrival at the runner until a slot took it. ``inference_ms``: the network's run, of the
-    whole batch it was in. ``batch_size``: pictures in that batch. ``prepare_ms``, ``finish_ms``: from bytes to the
+    whole batch it was in. ``batch_size``: images in that batch. ``prepare_ms``, ``finish_ms``: from bytes to the
     network's input, from its output to the answer; 0 where nobody took the time."""
 
     queue_ms: float
@@ -64,7 +64,7 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class ImageInfo:
-    """Pixels of the picture as the user sees it (EXIF-turned)."""
+    """Pixels of the image as the user sees it (EXIF-turned)."""
 
     width: int
     height: int

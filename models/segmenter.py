@@ -1,4 +1,4 @@
-"""The segmenter family: one picture in, a class per pixel out."""
+"""The segmenter family: one image in, a class per pixel out."""
 
 from __future__ import annotations
 
@@ -41,25 +41,25 @@ class Segmenter:
         own = TensorInfo(self._output, "float32", (-1, -1, -1), usual=False)
         return (TensorInfo("class_map", "uint8", (-1, -1)), *((own,) if self._output != "class_map" else ()))
 
-    def preprocess(self, picture: DecodedImage) -> NDArray[np.generic]:
-        return self._preprocess(picture.rgb)
+    def preprocess(self, image: DecodedImage) -> NDArray[np.generic]:
+        return self._preprocess(image.rgb)
 
-    def postprocess(self, output: FloatArray, picture: DecodedImage | None, ask: InferenceRequest) -> InferenceResponse:
-        """What each class covers, and the pictures and arrays that were asked for."""
-        segmentation = self.segmentation(output, picture)
+    def postprocess(self, output: FloatArray, image: DecodedImage | None, ask: InferenceRequest) -> InferenceResponse:
+        """What each class covers, and the images and arrays that were asked for."""
+        segmentation = self.segmentation(output, image)
         renders = {}
-        if picture is not None:
-            renders = {name: encode_png(render(name, segmentation, picture)) for name in ask.renders}
+        if image is not None:
+            renders = {name: encode_png(render(name, segmentation, image)) for name in ask.renders}
         tensors: dict[str, NDArray[np.generic]] = {}
         for name in ask.tensors:
             tensors[name] = segmentation.class_map if name == "class_map" else output.astype(np.float32, copy=False)
-        facts = picture.facts if picture is not None else _size(segmentation.class_map)
+        facts = image.facts if image is not None else _size(segmentation.class_map)
         return InferenceResponse(facts, areas=segmentation.classes, renders=renders, tensors=tensors)
 
-    def segmentation(self, output: FloatArray, picture: DecodedImage | None) -> Segmentation:
-        """Class per pixel at the picture's own size (the output's where there is none), and what each class covers."""
+    def segmentation(self, output: FloatArray, image: DecodedImage | None) -> Segmentation:
+        """Class per pixel at the image's own size (the output's where there is none), and what each class covers."""
         scores = output.transpose(2, 0, 1) if self._channels_last else output
-        height, width = (picture.height, picture.width) if picture is not None else scores.shape[1:]
+        height, width = (image.height, image.width) if image is not None else scores.shape[1:]
         class_map = enlarge_and_choose(
             np.ascontiguousarray(scores, dtype=np.float32), height, width, sigmoid=self._sigmoid
         )
@@ -90,8 +90,8 @@ def enlarge_and_choose(scores: FloatArray, height: int, width: int, *, sigmoid: 
     """uint8 [height, width]: the best channel per pixel of ``scores`` float32 [C, h, w], enlarged bilinearly first.
 
     Pillow's bilinear filter, enlarging, is ``torch.nn.functional.interpolate(mode="bilinear",
-    align_corners=False)``; where the picture is smaller than the scores it averages (antialiasing). A band of one
-    channel is held at the picture's size at a time, so a 64-megapixel picture with 21 classes does not need 5 GB.
+    align_corners=False)``; where the image is smaller than the scores it averages (antialiasing). A band of one
+    channel is held at the image's size at a time, so a 64-megapixel image with 21 classes does not need 5 GB.
     Ties keep the lower class.
     """
     class_map = np.empty((height, width), np.uint8)
@@ -127,26 +127,26 @@ def band(plane: FloatArray, top: int, bottom: int, height: int, width: int) -> N
     return np.asarray(Image.fromarray(plane).resize((width, bottom - top), Image.Resampling.BILINEAR, box=box))
 
 
-def render(name: str, segmentation: Segmentation, picture: DecodedImage) -> Image.Image:
-    """The picture called ``name`` (one of asks.RENDERS)."""
+def render(name: str, segmentation: Segmentation, image: DecodedImage) -> Image.Image:
+    """The image called ``name`` (one of asks.RENDERS)."""
     if name == "overlay":
-        return overlay(segmentation, picture.rgb)
+        return overlay(segmentation, image.rgb)
     return {"mask": index_mask, "color": color_mask}[name](segmentation)
 
 
 def color_mask(segmentation: Segmentation) -> Image.Image:
-    """Palette-mode picture: each pixel in the colour of its class."""
+    """Palette-mode image: each pixel in the colour of its class."""
     image = Image.fromarray(segmentation.class_map)
     image.putpalette(segmentation.palette.ravel().tolist())
     return image
 
 
 def index_mask(segmentation: Segmentation) -> Image.Image:
-    """Grey picture whose level is the class index."""
+    """Grey image whose level is the class index."""
     return Image.fromarray(segmentation.class_map)
 
 
 def overlay(segmentation: Segmentation, rgb: Image.Image, opacity: float = 0.5) -> Image.Image:
-    """The picture with every class but 0 (background) tinted in its colour."""
+    """The image with every class but 0 (background) tinted in its colour."""
     tinted = Image.blend(rgb, color_mask(segmentation).convert("RGB"), opacity)
     return Image.composite(tinted, rgb, Image.fromarray(((segmentation.class_map > 0) * 255).astype(np.uint8)))

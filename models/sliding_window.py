@@ -1,4 +1,4 @@
-"""Windows: a picture cut into overlapping squares, and what a network says of each blended into one."""
+"""Windows: an image cut into overlapping squares, and what a network says of each blended into one."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ LEAST_WEIGHT: Final = 1e-3
 MAX_LINE_BYTES: Final = 1 << 30
 
 PaintRegion = Callable[[slice, slice, NDArray[np.float32]], None]
-"""Takes rows, columns and the logits [C, h, w] of that part of a picture."""
+"""Takes rows, columns and the logits [C, h, w] of that part of an image."""
 
 
 class Tile(NamedTuple):
-    """Its corner in the padded picture."""
+    """Its corner in the padded image."""
 
     top: int
     left: int
 
 
 class TileGrid:
-    """Which windows of ``side`` x ``side`` cover a picture: those of MONAI's sliding_window_inference.
+    """Which windows of ``side`` x ``side`` cover an image: those of MONAI's sliding_window_inference.
 
-    They lie ``side * (1 - overlap)`` apart, the last one of a line at the edge. A picture that is smaller than a window
+    They lie ``side * (1 - overlap)`` apart, the last one of a line at the edge. An image that is smaller than a window
     is padded to one, half on each side, by reflection, again and again where it is smaller than its padding: what
     surrounds an object stays plausible, where MONAI's zeros would be an edge that the network never saw in training.
     ``windows`` come line by line along the longer side, so that what is unfinished is as short as possible.
@@ -53,7 +53,7 @@ class TileGrid:
 class TileBlender:
     """Blends the logits of a grid's windows, given in their order, with Gaussian weights.
 
-    ``paint`` gets every part of the picture, once, as soon as no window to come touches it. So only one line of windows
+    ``paint`` gets every part of the image, once, as soon as no window to come touches it. So only one line of windows
     is held: channels x side x shorter side x 4 bytes (and twice that of one channel, for the weights). With one channel
     and windows of 256 that is 8 MB + 16 MB for 8000 x 8000 pixels, whose logits and weights would be 512 MB.
     TooLarge where it is more than a gigabyte.
@@ -66,7 +66,7 @@ class TileBlender:
         if channels * grid.side * breadth * 4 > MAX_LINE_BYTES:
             raise TooLarge(
                 f"the image is {grid.width} x {grid.height}; {channels} classes in windows of {grid.side} pixels are "
-                f"blended on pictures with one side up to {MAX_LINE_BYTES // (4 * channels * grid.side)} pixels"
+                f"blended on images with one side up to {MAX_LINE_BYTES // (4 * channels * grid.side)} pixels"
             )
         # A single window stays exactly as the network gave it.
         self._weight = gaussian(grid.side) if len(grid.windows) > 1 else np.ones((grid.side,) * 2, np.float32)
@@ -100,7 +100,7 @@ class TileBlender:
         self._weights += self._line_weights
 
     def _give(self, start: int, logits: NDArray[np.float32]) -> None:
-        """Paint ``logits`` [C, along, across], which begin at ``start`` of the padded picture, without its padding."""
+        """Paint ``logits`` [C, along, across], which begin at ``start`` of the padded image, without its padding."""
         grid = self._grid
         offset, length = (grid.above, grid.height) if grid.by_rows else (grid.before, grid.width)
         margin, breadth = (grid.before, grid.width) if grid.by_rows else (grid.above, grid.height)
@@ -115,7 +115,7 @@ class TileBlender:
 
 
 def cut_tile(pixels: NDArray[np.uint8], window: Tile, side: int) -> NDArray[np.uint8]:
-    """uint8 [side, side, 3] of ``pixels`` [H, W, 3]: the picture is padded as it is cut, never whole."""
+    """uint8 [side, side, 3] of ``pixels`` [H, W, 3]: the image is padded as it is cut, never whole."""
     height, width = pixels.shape[:2]
     top, left = window.top - max(0, side - height) // 2, window.left - max(0, side - width) // 2
     if side <= min(height, width):

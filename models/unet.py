@@ -1,4 +1,4 @@
-"""The unet family: a picture cut into windows, or resized whole; a class per pixel, and how sure it is of it."""
+"""The unet family: an image cut into windows, or resized whole; a class per pixel, and how sure it is of it."""
 
 from __future__ import annotations
 
@@ -53,17 +53,17 @@ class Unet(Segmenter):
 
     @property
     def tiled(self) -> bool:
-        """The picture is cut into windows at its own size; else it is resized to one."""
+        """The image is cut into windows at its own size; else it is resized to one."""
         return self.overlap is not None
 
     def grid(self, height: int, width: int) -> TileGrid:
-        """The windows of a picture; where it is not tiled, the one of the resized picture."""
+        """The windows of an image; where it is not tiled, the one of the resized image."""
         if self.overlap is None:
             return TileGrid(self.side, self.side, self.side, 0)
         return TileGrid(height, width, self.side, self.overlap)
 
     def windows(self, height: int, width: int) -> tuple[Tile, ...]:
-        """Of a picture of this size, in the order in which they are blended; corners are of the padded picture."""
+        """Of an image of this size, in the order in which they are blended; corners are of the padded image."""
         return self.grid(height, width).windows
 
     def cut(self, pixels: NDArray[np.uint8], window: Tile) -> NDArray[np.generic]:
@@ -73,7 +73,7 @@ class Unet(Segmenter):
     def predict(
         self, rgb: Image.Image, run: Callable[[NDArray[Any]], FloatArray], *, flips: bool = False, batch: int = 1
     ) -> NDArray[np.float32]:
-        """Logits float32 [C, H, W] of a whole picture. ``run``: [N, 3, side, side] to [N, C, side, side], N <= batch.
+        """Logits float32 [C, H, W] of a whole image. ``run``: [N, 3, side, side] to [N, C, side, side], N <= batch.
 
         ``flips``: the mean of the logits of every window and its three mirror images. Blocks.
         """
@@ -110,41 +110,41 @@ class Unet(Segmenter):
             classes[better] = channel
         return classes
 
-    def preprocess(self, picture: DecodedImage) -> NDArray[np.generic]:
-        """The whole picture as one input: resized, or one that is a window already."""
-        if self.tiled and picture.rgb.size != (self.side, self.side):
-            raise ValueError("a picture that is cut into windows has no single input: see Reading")
-        return super().preprocess(picture)
+    def preprocess(self, image: DecodedImage) -> NDArray[np.generic]:
+        """The whole image as one input: resized, or one that is a window already."""
+        if self.tiled and image.rgb.size != (self.side, self.side):
+            raise ValueError("an image that is cut into windows has no single input: see Reading")
+        return super().preprocess(image)
 
-    def postprocess(self, output: FloatArray, picture: DecodedImage | None, ask: InferenceRequest) -> InferenceResponse:
-        height, width = (picture.height, picture.width) if picture is not None else output.shape[1:]
+    def postprocess(self, output: FloatArray, image: DecodedImage | None, ask: InferenceRequest) -> InferenceResponse:
+        height, width = (image.height, image.width) if image is not None else output.shape[1:]
         canvas = self.canvas(height, width, ask)
         for rows, logits in self.enlarged(output, height, width):
             canvas.paint(rows, slice(0, width), logits)
-        return self.answer(canvas, picture, ask)
+        return self.answer(canvas, image, ask)
 
     def canvas(self, height: int, width: int, ask: InferenceRequest) -> PredictionMap:
-        """Where a picture of this size is read to, for ``answer`` to the same ask."""
+        """Where an image of this size is read to, for ``answer`` to the same ask."""
         return PredictionMap(self, height, width, probability=PROBABILITY in (*ask.renders, *ask.tensors))
 
     def answer(
         self,
         canvas: PredictionMap,
-        picture: DecodedImage | None,
+        image: DecodedImage | None,
         ask: InferenceRequest,
         check: Callable[[], None] = lambda: None,
     ) -> InferenceResponse:
-        """What was read of ``picture``, and what was asked for besides. ``check`` is called before each render."""
+        """What was read of ``image``, and what was asked for besides. ``check`` is called before each render."""
         segmentation = Segmentation(canvas.class_map, self._areas(canvas.class_map), self._palette)
         renders = {}
-        for name in ask.renders if picture is not None else ():
+        for name in ask.renders if image is not None else ():
             check()
             if name == PROBABILITY and canvas.probability is not None:
                 renders[name] = encode_png(Image.fromarray(canvas.probability))
-            elif picture is not None:
-                renders[name] = encode_png(render(name, segmentation, picture))
+            elif image is not None:
+                renders[name] = encode_png(render(name, segmentation, image))
         height, width = canvas.class_map.shape
-        facts = picture.facts if picture is not None else ImageInfo(width, height, "")
+        facts = image.facts if image is not None else ImageInfo(width, height, "")
         tensors = {name: canvas.tensor(name) for name in ask.tensors}
         return InferenceResponse(facts, areas=segmentation.classes, renders=renders, tensors=tensors)
 
@@ -157,7 +157,7 @@ class Unet(Segmenter):
             yield slice(top, bottom), np.stack([band(plane, top, bottom, height, width) for plane in planes])
 
     def resized(self, rgb: Image.Image) -> Image.Image:
-        """What is cut: the picture itself where it is tiled."""
+        """What is cut: the image itself where it is tiled."""
         return rgb if self.tiled else self._preprocess.resize(rgb)
 
     def normalised(self, square: NDArray[np.uint8]) -> NDArray[np.generic]:
@@ -189,7 +189,7 @@ class PredictionMap:
 
 
 class TiledImage:
-    """A picture that is being read: ``pieces`` inputs of the graph by number, and what is made of its outputs.
+    """An image that is being read: ``pieces`` inputs of the graph by number, and what is made of its outputs.
 
     A piece is a window or, with ``flips``, one of the four mirror images of a window. Outputs may come in any order and
     from several threads; they are blended in order, so that the answer does not depend on who was first. What came

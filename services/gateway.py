@@ -45,7 +45,7 @@ class GatewayService(HostedService):
 
 @bentoml.service(name="ekiben", service_class=GatewayService, workers=SETTINGS.gateways, **HOSTING)
 class Gateway:
-    """Classify and segment pictures, mask what is pointed at. The HTTP API under /v1 is its own (see /docs)."""
+    """Classify and segment images, mask what is pointed at. The HTTP API under /v1 is its own (see /docs)."""
 
     carried = BundledModels()
     platform: AppState
@@ -98,7 +98,7 @@ class Gateway:
         top_k: Annotated[int, Field(ge=1)] | None = None,
         store: bool = True,
     ) -> dict[str, Any]:
-        """The best classes of a picture; the same answer as POST /v1/classify."""
+        """The best classes of an image; the same answer as POST /v1/classify."""
         vision = self.platform.vision
         return (await vision.classify(_source(image), model=model, version=version, top_k=top_k, store=store)).body
 

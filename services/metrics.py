@@ -27,7 +27,7 @@ request_seconds = Histogram(
     "ekiben_request_seconds", "From the first byte of a request to the last of its answer.", ["route"], buckets=_SECONDS
 )
 in_progress = Gauge("ekiben_requests_in_progress", "Requests being answered.", multiprocess_mode="livesum")
-queue_seconds = Histogram("ekiben_queue_seconds", "Wait before a slot took the picture.", ["model"], buckets=_SECONDS)
+queue_seconds = Histogram("ekiben_queue_seconds", "Wait before a slot took the image.", ["model"], buckets=_SECONDS)
 inference_seconds = Histogram(
     "ekiben_inference_seconds", "Run of the network, whole batch.", ["model"], buckets=_SECONDS
 )
@@ -41,7 +41,7 @@ registry_cache = Counter(
 
 model_requests = Counter(
     "ekiben_model_requests_total",
-    "Pictures that a model was asked about, over any door.",
+    "Images that a model was asked about, over any door.",
     ["model", "version", "outcome"],
 )
 model_seconds = Counter(
@@ -67,7 +67,7 @@ workers = Gauge("ekiben_workers", "Workers that live, on all machines.", multipr
 
 
 def model_served(name: str, version: int, seconds: float, timing: Timing, share: float) -> None:
-    """A model answered about a picture. ``share``: of the run that it was in."""
+    """A model answered about an image. ``share``: of the run that it was in."""
     spent = (seconds, timing.queue_ms / 1e3, timing.prepare_ms / 1e3, timing.inference_ms / 1e3, timing.finish_ms / 1e3)
     labels = name, str(version)
     for phase, each in zip(PHASES, spent, strict=True):
@@ -78,7 +78,7 @@ def model_served(name: str, version: int, seconds: float, timing: Timing, share:
 
 
 def model_failed(name: str, version: int, seconds: float) -> None:
-    """A request about a picture ended in an error."""
+    """A request about an image ended in an error."""
     model_seconds.labels(name, str(version), "failed").inc(seconds)
     model_requests.labels(name, str(version), "failed").inc()
 

@@ -48,7 +48,7 @@ SHARED = ROOT.parent / "shared" / "data"
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The real models and pictures beside the checkout."""
+    """The real models and images beside the checkout."""
     if not (SHARED / "README.md").is_file():
         pytest.skip("needs the real data in ../shared/data, which is not here")
     return SHARED

@@ -63,7 +63,7 @@ def _nms(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float) -> tor
 
 
 def read_rgb(data: bytes) -> Pixels:
-    """uint8 [H, W, 3] of an encoded picture: a full Pillow decode, EXIF-turned."""
+    """uint8 [H, W, 3] of an encoded image: a full Pillow decode, EXIF-turned."""
     with Image.open(io.BytesIO(data)) as opened:
         return np.array(ImageOps.exif_transpose(opened).convert("RGB"))
 
@@ -81,7 +81,7 @@ class Answer:
 
 
 class Predictor:
-    """``SamPredictor`` with one picture set."""
+    """``SamPredictor`` with one image set."""
 
     def __init__(self, sam: Sam, rgb: Pixels) -> None:
         self._predictor = SamPredictor(sam)

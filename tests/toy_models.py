@@ -37,7 +37,7 @@ OPSET = 17
 SIDE = 32
 
 CLASSES = ("dark", "red", "green", "blue")
-"""The classifier's labels: the channel that dominates the picture's mean colour, or dark."""
+"""The classifier's labels: the channel that dominates the image's mean colour, or dark."""
 
 AREAS = ("background", "red", "green", "blue")
 """The segmenter's labels: the strongest channel of a pixel above one half, else background."""
@@ -92,7 +92,7 @@ def classifier(
     preprocess: Preprocess | None = None,
     ballast_bytes: int = 0,
 ) -> Manifest:
-    """An artifact that answers with CLASSES: the logits are ``logits_of`` the picture.
+    """An artifact that answers with CLASSES: the logits are ``logits_of`` the image.
 
     ``side`` None: dynamic height and width. ``ballast_bytes``: so much more constant data, which a run touches
     without changing the answer.

@@ -1,7 +1,7 @@
 """A toy Segment Anything whose right answers are known: it finds what has the colour that a prompt points at.
 
 No torch: the graphs are built node by node. ``logits_of`` and ``iou_of`` say the same in numpy; ``expected_masks`` goes
-all the way from a picture and a prompt to masks.
+all the way from an image and a prompt to masks.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def sam(folder: Path, *, channels: int = 8) -> Manifest:
     folder.mkdir(parents=True, exist_ok=True)
     encoder(channels).save(
         folder / ENCODER,
-        [value("pixels", ["pictures", 3, FRAME, FRAME])],
-        [value("embedding", ["pictures", channels, GRID, GRID]), *features("pictures", channels)],
+        [value("pixels", ["images", 3, FRAME, FRAME])],
+        [value("embedding", ["images", channels, GRID, GRID]), *features("images", channels)],
     )
     mask_prompt(channels).save(
         folder / MASK_PROMPT,
@@ -87,7 +87,7 @@ def sam(folder: Path, *, channels: int = 8) -> Manifest:
     )
 
 
-# ---- pictures ----
+# ---- images ----
 
 
 def boxes_of(width: int, height: int) -> list[Box]:
@@ -102,10 +102,10 @@ def boxes_of(width: int, height: int) -> list[Box]:
 
 def shapes(width: int, height: int, count: int = len(COLOURS)) -> Image.Image:
     """``count`` plain rectangles, COLOURS at ``boxes_of``, on dark ground."""
-    picture = Image.new("RGB", (width, height), GROUND)
+    image = Image.new("RGB", (width, height), GROUND)
     for colour, box in list(zip(COLOURS, boxes_of(width, height), strict=True))[:count]:
-        picture.paste(colour, box)
-    return picture
+        image.paste(colour, box)
+    return image
 
 
 def middle(box: Sequence[float]) -> tuple[float, float]:
@@ -124,23 +124,23 @@ class Tokens:
 
 
 def frame_size(width: int, height: int) -> tuple[int, int]:
-    """Width and height of the picture in the encoder's frame."""
+    """Width and height of the image in the encoder's frame."""
     scale = FRAME / max(width, height)
     return int(width * scale + 0.5), int(height * scale + 0.5)
 
 
-def cells_of(picture: Image.Image) -> Floats:
+def cells_of(image: Image.Image) -> Floats:
     """float64 [64, 64, 3], 0-1: the mean colours that the encoder sees; the padding is of the colour MEAN."""
-    width, height = frame_size(*picture.size)
+    width, height = frame_size(*image.size)
     frame = np.tile(np.array(MEAN), (FRAME, FRAME, 1))
-    frame[:height, :width] = np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR)) / 255.0
+    frame[:height, :width] = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR)) / 255.0
     return np.asarray(frame.reshape(GRID, CELL, GRID, CELL, 3).mean(axis=(1, 3)))
 
 
 def tokens_of(
     size: tuple[int, int], points: Sequence[Sequence[float]] = (), box: Sequence[float] | None = None
 ) -> Tokens:
-    """Of points (x, y, label) and a box in pixels of a picture of ``size`` (width, height)."""
+    """Of points (x, y, label) and a box in pixels of an image of ``size`` (width, height)."""
     width, height = frame_size(*size)
     corners = [(box[0], box[1], 2), (box[2], box[3], 3)] if box is not None else []
     rows = np.array([*points, *corners], np.float64).reshape(-1, 3)
@@ -187,7 +187,7 @@ def logits_of(cells: Floats, tokens: Tokens, mask_input: NDArray[np.floating] | 
 
 
 def upsampled(logits: NDArray[np.floating], size: tuple[int, int]) -> Floats:
-    """[..., height, width] for a picture of ``size`` (width, height): to 1024, the padding cut off, to the picture."""
+    """[..., height, width] for an image of ``size`` (width, height): to 1024, the padding cut off, to the image."""
     width, height = frame_size(*size)
     large = _bilinear(_bilinear(np.asarray(logits, np.float64), FRAME, -2), FRAME, -1)[..., :height, :width]
     return _bilinear(_bilinear(large, size[1], -2), size[0], -1)
@@ -207,7 +207,7 @@ def _bilinear(values: Floats, length: int, axis: int) -> Floats:
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """One mask. ``logits``: at the picture's size; the mask is where they are above 0."""
+    """One mask. ``logits``: at the image's size; the mask is where they are above 0."""
 
     logits: Floats
     predicted_iou: float
@@ -218,7 +218,7 @@ class Expected:
 
 
 def expected_masks(
-    picture: Image.Image,
+    image: Image.Image,
     points: Sequence[Sequence[float]] = (),
     box: Sequence[float] | None = None,
     *,
@@ -226,6 +226,6 @@ def expected_masks(
     multimask: bool = True,
 ) -> list[Expected]:
     """The masks of a prompt in the server's order: 1 to 3 with ``multimask``, else 0."""
-    cells, tokens = cells_of(picture), tokens_of(picture.size, points, box)
+    cells, tokens = cells_of(image), tokens_of(image.size, points, box)
     logits, iou = logits_of(cells, tokens, mask_input), iou_of(cells, tokens)
-    return [Expected(upsampled(logits[t], picture.size), float(iou[t])) for t in ((1, 2, 3) if multimask else (0,))]
+    return [Expected(upsampled(logits[t], image.size), float(iou[t])) for t in ((1, 2, 3) if multimask else (0,))]

@@ -95,7 +95,7 @@ def _windows(manifest: Manifest, archive: TrainingData, indices: Sequence[int]) 
     family = Unet(manifest)
     cut = []
     for index in list(indices)[:_PARITY_WINDOWS]:
-        pixels = np.asarray(family.resized(archive.picture(index)))
+        pixels = np.asarray(family.resized(archive.image(index)))
         first = family.windows(*pixels.shape[:2])[0]
         cut.append(torch.from_numpy(np.asarray(family.cut(pixels, first))))
     return torch.stack(cut * _PARITY_WINDOWS)[: max(2, len(cut))]

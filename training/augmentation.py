@@ -38,7 +38,7 @@ PRESETS: dict[Augmentation, Preset] = {
 }
 
 _MOVED_SHARE = 0.5
-"""Of the windows, so many are turned and zoomed: resampling softens a picture, and most are asked about unsoftened."""
+"""Of the windows, so many are turned and zoomed: resampling softens an image, and most are asked about unsoftened."""
 _BLURRED_SHARE = 0.25
 _BLUR_REACH = 4
 

@@ -59,7 +59,7 @@ class Description(BaseModel):
 
 
 class TrainingData:
-    """A prepared archive. Thread-safe. Decoded pictures are kept while they fit into ``cache_bytes``.
+    """A prepared archive. Thread-safe. Decoded images are kept while they fit into ``cache_bytes``.
 
     With ``side`` every image is brought to side x side: bilinear, its mask nearest.
     """
@@ -100,7 +100,7 @@ class TrainingData:
         """The image's bytes as the user sent them (a slice of a volume: as PNG)."""
         return self._read(self.samples[index].image)
 
-    def picture(self, index: int) -> Image.Image:
+    def image(self, index: int) -> Image.Image:
         """The image as a request would bring it: RGB, EXIF-turned, at its own size."""
         sample = self.samples[index]
         try:
@@ -118,7 +118,7 @@ class TrainingData:
             kept = self._kept.get(index)
         if kept is not None:
             return kept
-        rgb, mask = self.picture(index), self._mask(index)
+        rgb, mask = self.image(index), self._mask(index)
         if rgb.size != mask.size:
             raise BadDataset(f"{self.samples[index].name}: the image is {rgb.size}, its mask {mask.size}")
         if self._side is not None:
@@ -179,7 +179,7 @@ def normalisation(
 
 
 def cache_room(memory_mb: int | None) -> int:
-    """Bytes for decoded pictures: a quarter of the memory that is free, or of what this process may use at most."""
+    """Bytes for decoded images: a quarter of the memory that is free, or of what this process may use at most."""
     free = 4 << 30
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():

@@ -52,7 +52,7 @@ def evaluate(
     try:
         for place, index in enumerate(indices):
             told(place)
-            predicted = family.class_map(family.predict(archive.picture(index), session.run))
+            predicted = family.class_map(family.predict(archive.image(index), session.run))
             truth = archive.truth(index)
             tables[place] = metrics.counts(predicted, truth, classes)
             for label in range(1, classes):

@@ -67,7 +67,7 @@ def interval(values: Numbers, seed: int = 0) -> list[float] | None:
 def hausdorff95(predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
     """The 95th percentile of the distances between two outlines in pixels, the larger of both directions.
 
-    An outline is the pixels of a mask with one of their four neighbours outside it (or outside the picture), as in
+    An outline is the pixels of a mask with one of their four neighbours outside it (or outside the image), as in
     MONAI's compute_hausdorff_distance, which needs scipy. NaN where either mask is empty.
     """
     if not predicted.any() or not truth.any():

@@ -1,4 +1,4 @@
-"""A sheet of validation images: the picture, the truth, what the network sees now, and where they differ."""
+"""A sheet of validation images: the image, the truth, what the network sees now, and where they differ."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class PreviewSheets:
 def write_sheet(
     path: Path, rows: Sequence[ValidationScores], palette: Sequence[tuple[int, int, int]], threshold: float
 ) -> None:
-    """One row an image. Difference: the picture in grey; agreement tinted in the class's colour, what was missed in
+    """One row an image. Difference: the image in grey; agreement tinted in the class's colour, what was missed in
     that colour in full, what is wrong in the colour's complement."""
     colours = np.array(palette, np.uint8)
     sheet = Image.new("RGB", (4 * _CELL + 5 * _GAP, len(rows) * (_CELL + _GAP) + _GAP), (_GREY, _GREY, _GREY))
@@ -73,7 +73,7 @@ def _difference(rgb: Pixels, truth: Pixels, predicted: Pixels, colours: Pixels) 
 
 
 def _fitted(pixels: Pixels) -> Image.Image:
-    """On a grey square, its proportions kept; small pictures are enlarged so that pixels stay sharp."""
+    """On a grey square, its proportions kept; small images are enlarged so that pixels stay sharp."""
     image = Image.fromarray(pixels)
     scale = _CELL / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))

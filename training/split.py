@@ -87,12 +87,12 @@ def split_dataset(members: Sequence[Member], options: TrainingOptions) -> Split:
 
 
 def _places(members: Sequence[Member], seed: int) -> dict[str, float]:
-    """Group -> a number in [0, 1) that depends on the seed and on the group's pictures, and on nothing else."""
-    pictures: dict[str, set[str]] = {}
+    """Group -> a number in [0, 1) that depends on the seed and on the group's images, and on nothing else."""
+    images: dict[str, set[str]] = {}
     for member in members:
-        pictures.setdefault(member.group, set()).add(member.sha256)
+        images.setdefault(member.group, set()).add(member.sha256)
     places = {}
-    for group, names in pictures.items():
+    for group, names in images.items():
         text = f"{seed}\n" + "\n".join(sorted(names))
         places[group] = int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48
     return places
@@ -146,7 +146,7 @@ def _parts(members: Sequence[Member], fold: int, validation: set[str], test: set
 
 
 def _digest(members: Sequence[Member], folds: tuple[Parts, ...]) -> str:
-    """SHA-256 over the pictures that judge, fold by fold: what two models must share to be compared."""
+    """SHA-256 over the images that judge, fold by fold: what two models must share to be compared."""
     judged = [sorted(members[index].sha256 for index in fold.test) for fold in folds]
     return hashlib.sha256(json.dumps(judged).encode()).hexdigest()
 

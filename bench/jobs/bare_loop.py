@@ -1,4 +1,4 @@
-"""The bare loop that batches are held against: every picture once, on threads that read and run; no server, no rows."""
+"""The bare loop that batches are held against: every image once, on threads that read and run; no server, no rows."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ WARM = 16
 
 
 def main() -> None:
-    """Print one JSON object: ``seconds`` from the first picture begun to the last one done, CPU time, the answers."""
+    """Print one JSON object: ``seconds`` from the first image begun to the last one done, CPU time, the answers."""
     parser = argparse.ArgumentParser()
     parser.add_argument("artifact", type=Path)
-    parser.add_argument("pictures", type=Path, help="folder; its files by name, again and again")
+    parser.add_argument("images", type=Path, help="folder; its files by name, again and again")
     parser.add_argument("--count", type=int, required=True)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--pillow", action="store_true", help="bare.py's reading, which is EfficientNet's")
     given = parser.parse_args()
-    files = [file.read_bytes() for file in sorted(given.pictures.iterdir())]
-    pictures = [files[number % len(files)] for number in range(given.count)]
+    files = [file.read_bytes() for file in sorted(given.images.iterdir())]
+    images = [files[number % len(files)] for number in range(given.count)]
     call = (_pillow if given.pillow else _own)(given.artifact)
-    for data in pictures[:WARM]:
+    for data in images[:WARM]:
         call(data)
-    answers: list[bare.Answer | None] = [None] * len(pictures)
+    answers: list[bare.Answer | None] = [None] * len(images)
     numbers = itertools.count()  # next() on it is one step that no other thread can come between
 
     def work() -> None:
-        while (number := next(numbers)) < len(pictures):
-            answers[number] = call(pictures[number])
+        while (number := next(numbers)) < len(images):
+            answers[number] = call(images[number])
 
     threads = [threading.Thread(target=work) for _ in range(given.threads)]
     start, cpu = time.perf_counter(), time.process_time()
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def _own(artifact: Path) -> Callable[[bytes], bare.Answer]:
-    """Ekiben's own reading of the picture and of the output, as in peers/bare_ekiben.py, for any classifier."""
+    """Ekiben's own reading of the image and of the output, as in peers/bare_ekiben.py, for any classifier."""
     family = Classifier(read_manifest(artifact))
     session = bare.open_session(artifact / "model.onnx")
     name = session.get_inputs()[0].name

@@ -38,13 +38,13 @@ class Speed:
 
 
 def throughput(homes: Homes, plan: Plan) -> Part:
-    """A batch by one worker against a loop over the same pictures, in turn, the server stopped while the loop runs."""
+    """A batch by one worker against a loop over the same images, in turn, the server stopped while the loop runs."""
     part = Part(1, "A batch against the bare loop")
     part.lines += ["| | | items/s | lowest-highest | x bare loop | CPU ms an item |", "|---|---|---:|---:|---:|---:|"]
     drawn = homes.work / "drawn"
     drawn.mkdir(exist_ok=True)
     (drawn / "drawn.jpg").write_bytes(test_image.jpeg())
-    _compare(part, homes, plan, MODEL, f"EfficientNet-B0, one picture x {plan.items}", drawn, plan.items)
+    _compare(part, homes, plan, MODEL, f"EfficientNet-B0, one image x {plan.items}", drawn, plan.items)
     folder, text = DATA / "imagenet_sample", "MobileNetV2 (imported), 100 photos"
     if homes.artifact(PHOTOS_MODEL).is_dir() and folder.is_dir():
         photos = homes.work / "photos"
@@ -67,17 +67,17 @@ def _goal(text: str) -> str:
     return f"{text}: store=false at least {LEAST} of the bare loop"
 
 
-def _compare(part: Part, homes: Homes, plan: Plan, model: str, text: str, pictures: Path, count: int) -> None:
+def _compare(part: Part, homes: Homes, plan: Plan, model: str, text: str, images: Path, count: int) -> None:
     rounds: dict[str, list[Speed]] = {BARE: [], OFF: [], ON: []}
     if model == MODEL:
         rounds[PILLOW] = []
     expected: list[Top5] = []
-    files = sorted(pictures.iterdir())
+    files = sorted(images.iterdir())
     sent = [(file.name, file.read_bytes()) for file in files] * -(-count // len(files))
     for number in range(plan.rounds):
         for name in [each for each in (BARE, PILLOW) if each in rounds]:
             (speed, answers), cores = undisturbed(
-                plan, [], partial(_loop, homes.artifact(model), pictures, count, pillow=name == PILLOW)
+                plan, [], partial(_loop, homes.artifact(model), images, count, pillow=name == PILLOW)
             )
             rounds[name].append(Speed(speed.per_s, speed.cpu_ms, cores))
             if name == BARE:
@@ -102,9 +102,9 @@ def _compare(part: Part, homes: Homes, plan: Plan, model: str, text: str, pictur
     part.figures[model] = {name: [asdict(each) for each in speeds] for name, speeds in rounds.items()}
 
 
-def _loop(artifact: Path, pictures: Path, count: int, *, pillow: bool) -> tuple[Speed, list[Top5]]:
+def _loop(artifact: Path, images: Path, count: int, *, pillow: bool) -> tuple[Speed, list[Top5]]:
     # The environment that Ekiben is served from, so that both have the same ONNX Runtime and Pillow.
-    command = [str(SERVING_PYTHON), "-m", "bench.jobs.bare_loop", str(artifact), str(pictures)]
+    command = [str(SERVING_PYTHON), "-m", "bench.jobs.bare_loop", str(artifact), str(images)]
     command += ["--count", str(count), "--threads", str(CORES), *(["--pillow"] if pillow else [])]
     done = subprocess.run(command, cwd=ROOT, env=clean_environ(), capture_output=True, text=True, check=False)
     if done.returncode != 0:

@@ -77,7 +77,7 @@ def submit(homes: Homes, plan: Plan) -> Part:
 
 
 def small_jpeg() -> bytes:
-    """The drawn picture, 160 x 120."""
+    """The drawn image, 160 x 120."""
     out = io.BytesIO()
     with Image.open(io.BytesIO(test_image.jpeg())) as opened:
         opened.resize((160, 120)).save(out, "JPEG", quality=test_image.QUALITY)

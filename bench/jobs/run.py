@@ -31,7 +31,7 @@ class Plan:
     tries: int = 3
     """A measurement during which other processes used more than DISTURBED_CORES is made again, so often at most."""
     items: int = 2000
-    """Of a batch of the drawn picture."""
+    """Of a batch of the drawn image."""
     photo_repeats: int = 10
     few: int = 100
     many: int = 50_000
@@ -91,13 +91,13 @@ class Homes:
         """Another home with the same models, and what else the first has by now."""
         return Path(shutil.copytree(self.first, self.work / name))
 
-    def queued(self, count: int, picture: bytes) -> Path:
-        """A home with so many jobs in its queue, of priority 0, each of the same stored picture."""
+    def queued(self, count: int, photo: bytes) -> Path:
+        """A home with so many jobs in its queue, of priority 0, each of the same stored image."""
         if count in self._filled:
             return self._filled[count]
         home = self.copy(f"home-{count}")
         with Ekiben(home, workers="0").running_on() as server:
-            image = server.classify(picture, f"model={MODEL}")["image"]["id"]
+            image = server.classify(photo, f"model={MODEL}")["image"]["id"]
             job = server.submit(b"", f"model={MODEL}&store=false&priority=0&image_id={image}")
             self.say(f"queueing {count} jobs")
             python(server.environ, "-m", "bench.jobs.fill", job, "--count", str(count - 1), "--priority", "0")

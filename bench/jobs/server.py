@@ -89,14 +89,14 @@ class Ekiben(Server):
     def get(self, path: str, headers: dict[str, str] | None = None) -> Any:
         return json.loads(self._ok(*self.ask("GET", path, headers=headers)))
 
-    def classify(self, picture: bytes, query: str) -> dict[str, Any]:
+    def classify(self, image: bytes, query: str) -> dict[str, Any]:
         """The answer to a request that somebody waits for."""
-        answer: dict[str, Any] = json.loads(self._ok(*self.ask("POST", f"/v1/classify?{query}", picture, _JPEG)))
+        answer: dict[str, Any] = json.loads(self._ok(*self.ask("POST", f"/v1/classify?{query}", image, _JPEG)))
         return answer
 
-    def submit(self, picture: bytes, query: str) -> str:
-        """The id of the job of one picture."""
-        return str(json.loads(self._ok(*self.ask("POST", f"/v1/classify?{query}", picture, _JOB)))["job_id"])
+    def submit(self, image: bytes, query: str) -> str:
+        """The id of the job of one image."""
+        return str(json.loads(self._ok(*self.ask("POST", f"/v1/classify?{query}", image, _JOB)))["job_id"])
 
     def batch(self, fields: dict[str, Any], files: Sequence[tuple[str, bytes]] = ()) -> str:
         """The id of a batch: of files in a form, or of the ``image_ids`` in ``fields`` as JSON."""

@@ -36,7 +36,7 @@ class Plan:
     """Queries that are asked at the same time at most."""
 
 
-def scenarios(server: Ekiben, door: Door, pictures: Sequence[bytes], plan: Plan, work: Path, report: Report) -> None:
+def scenarios(server: Ekiben, door: Door, images: Sequence[bytes], plan: Plan, work: Path, report: Report) -> None:
     """Measure one door: what Offline reaches says at which rate queries arrive in Server."""
 
     def measure(scenario: str, **settings: float) -> Row:
@@ -45,7 +45,7 @@ def scenarios(server: Ekiben, door: Door, pictures: Sequence[bytes], plan: Plan,
         times = {"min_duration_ms": int(plan.seconds * 1e3), "max_duration_ms": int(plan.seconds * 1e4)}
         before = server.cpu_s()
         with Others(server) as others:
-            asked, errors = run(door, pictures, plan.threads, folder, scenario, {**times, **settings})
+            asked, errors = run(door, images, plan.threads, folder, scenario, {**times, **settings})
         if errors:
             report.wrong.append(f"{scenario} over {door.name}: {len(errors)} failed, the first: {errors[0]}")
         report.worst_others = max(report.worst_others, others.cores)
@@ -64,12 +64,12 @@ def scenarios(server: Ekiben, door: Door, pictures: Sequence[bytes], plan: Plan,
         report.lines.append(f"| {' | '.join(row.cells())} |")
 
 
-def accuracy(server: Ekiben, door: Door, pictures: Sequence[bytes], plan: Plan, work: Path) -> tuple[int, list[str]]:
+def accuracy(server: Ekiben, door: Door, images: Sequence[bytes], plan: Plan, work: Path) -> tuple[int, list[str]]:
     """How many different answers there are, and for which samples LoadGen has another than /v1/classify gives."""
     say(f"accuracy over {door.name}")
-    expected = [ask(f"{server.url}{V1.PATH}", each) for each in pictures]
+    expected = [ask(f"{server.url}{V1.PATH}", each) for each in images]
     folder = work / f"accuracy-{door.name}"
-    _, errors = run(door, pictures, plan.threads, folder, "Offline", {}, "AccuracyOnly")
+    _, errors = run(door, images, plan.threads, folder, "Offline", {}, "AccuracyOnly")
     wrong = [f"{len(errors)} failed, the first: {errors[0]}"] if errors else []
     wrong += compare(json.loads((folder / ACCURACY).read_text()), expected)
     return len({pack(each) for each in expected}), [f"accuracy over {door.name}: {each}" for each in wrong]
@@ -90,8 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     plan = Plan(given.seconds, given.bound_ms)
 
     def measure(work: Path) -> Report:
-        report = Report(now(), "loadgen", "LoadGen: EfficientNet-B0, one picture a query")
-        pictures, what = photos(100)
+        report = Report(now(), "loadgen", "LoadGen: EfficientNet-B0, one image a query")
+        images, what = photos(100)
         report.remarks += [
             clients(),
             f"{what}; not stored",
@@ -103,10 +103,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with serving(work) as server:
             for name in doors:
                 with DOORS[name](server) as door:
-                    distinct, wrong = accuracy(server, door, pictures, plan, work)
+                    distinct, wrong = accuracy(server, door, images, plan, work)
                     report.wrong += wrong
-                    checked.append(f"{name}: {len(pictures)} samples, {distinct} different answers, {len(wrong)} wrong")
-                    scenarios(server, door, pictures, plan, work, report)
+                    checked.append(f"{name}: {len(images)} samples, {distinct} different answers, {len(wrong)} wrong")
+                    scenarios(server, door, images, plan, work, report)
         report.lines += [
             "",
             "CPU ms: of the server's processes, per query.",

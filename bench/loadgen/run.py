@@ -16,14 +16,14 @@ from bench.loadgen.transports import Door
 
 
 class Library:
-    """LoadGen's QuerySampleLibrary: pictures by index, made ready for a door when LoadGen says so."""
+    """LoadGen's QuerySampleLibrary: images by index, made ready for a door when LoadGen says so."""
 
-    def __init__(self, pictures: Sequence[bytes], door: Door) -> None:
-        self.pictures, self._door = pictures, door
+    def __init__(self, images: Sequence[bytes], door: Door) -> None:
+        self.images, self._door = images, door
         self.ready: dict[int, Any] = {}
 
     def load(self, indices: Sequence[int]) -> None:
-        self.ready |= {index: self._door.prepare(self.pictures[index]) for index in indices}
+        self.ready |= {index: self._door.prepare(self.images[index]) for index in indices}
 
     def unload(self, indices: Sequence[int]) -> None:
         for index in indices:
@@ -73,7 +73,7 @@ class Asker:
 
 def run(
     door: Door,
-    pictures: Sequence[bytes],
+    images: Sequence[bytes],
     threads: int,
     folder: Path,
     scenario: str,
@@ -86,15 +86,15 @@ def run(
     """
     test, output, logs = lg.TestSettings(), lg.LogOutputSettings(), lg.LogSettings()
     test.scenario, test.mode = getattr(lg.TestScenario, scenario), getattr(lg.TestMode, mode)
-    test.performance_sample_count_override = len(pictures)
+    test.performance_sample_count_override = len(images)
     for name, value in settings.items():
         setattr(test, name, value)
     folder.mkdir(parents=True)
     output.outdir, output.copy_summary_to_stdout = str(folder), False
     logs.log_output, logs.enable_trace = output, False
-    library = Library(pictures, door)
+    library = Library(images, door)
     asker = Asker(door, library, threads)
-    count = len(pictures)
+    count = len(images)
     system = lg.ConstructSUT(asker.issue, lambda: None)
     samples = lg.ConstructQSL(count, count, library.load, library.unload)
     try:

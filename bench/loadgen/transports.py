@@ -26,7 +26,7 @@ class Door(Protocol):
 
     name: str
 
-    def prepare(self, picture: bytes) -> Any: ...
+    def prepare(self, photo: bytes) -> Any: ...
 
     def ask(self, prepared: Any) -> Top5: ...
 
@@ -48,8 +48,8 @@ class Grpc:
         self._client = tritonclient.grpc.InferenceServerClient(grpc_address(server))
         self._outputs = [tritonclient.grpc.InferRequestedOutput("probs")]
 
-    def prepare(self, picture: bytes) -> list[tritonclient.grpc.InferInput]:
-        return [_filled(tritonclient.grpc.InferInput("image", [1], "BYTES"), picture)]
+    def prepare(self, photo: bytes) -> list[tritonclient.grpc.InferInput]:
+        return [_filled(tritonclient.grpc.InferInput("image", [1], "BYTES"), photo)]
 
     def ask(self, prepared: list[tritonclient.grpc.InferInput]) -> Top5:
         answer = self._client.infer(
@@ -106,8 +106,8 @@ class Http(_Connections):
     name = "http"
     PATH: ClassVar[str] = f"/v2/models/{MODEL}/infer"
 
-    def prepare(self, picture: bytes) -> tuple[bytes, dict[str, str]]:
-        image = _filled(tritonclient.http.InferInput("image", [1], "BYTES"), picture)
+    def prepare(self, photo: bytes) -> tuple[bytes, dict[str, str]]:
+        image = _filled(tritonclient.http.InferInput("image", [1], "BYTES"), photo)
         outputs = [tritonclient.http.InferRequestedOutput("probs")]
         body, json_size = tritonclient.http.InferenceServerClient.generate_request_body(
             [image], outputs=outputs, parameters={"store": False}
@@ -129,8 +129,8 @@ class V1(_Connections):
     name = "v1"
     PATH: ClassVar[str] = f"/v1/classify?model={MODEL}&top_k=5&store=false"
 
-    def prepare(self, picture: bytes) -> bytes:
-        return picture
+    def prepare(self, photo: bytes) -> bytes:
+        return photo
 
     def ask(self, prepared: bytes) -> Top5:
         said, _ = self.post(self.PATH, prepared, {"Content-Type": "image/jpeg"})
@@ -140,8 +140,8 @@ class V1(_Connections):
 DOORS: dict[str, Callable[[Ekiben], Door]] = {"v1": V1, "http": Http, "grpc": Grpc}
 
 
-def _filled(image: Any, picture: bytes) -> Any:
-    return image.set_data_from_numpy(np.array([picture], dtype=object))
+def _filled(image: Any, photo: bytes) -> Any:
+    return image.set_data_from_numpy(np.array([photo], dtype=object))
 
 
 def _top5(probs: NDArray[np.float32]) -> Top5:

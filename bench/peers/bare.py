@@ -35,7 +35,7 @@ def open_session(model: str | Path, threads: int = 1) -> ort.InferenceSession:
 
 
 def preprocess(data: bytes) -> FloatArray:
-    """float32 [3, 224, 224] of an encoded picture: decoded fully, EXIF-turned, RGB, resized, cropped, normalised."""
+    """float32 [3, 224, 224] of an encoded image: decoded fully, EXIF-turned, RGB, resized, cropped, normalised."""
     image: Image.Image = Image.open(io.BytesIO(data))
     # In place, and convert() only where needed: both would copy every pixel for nothing.
     ImageOps.exif_transpose(image, in_place=True)
@@ -87,12 +87,12 @@ def main(make_call: Callable[[Path], Callable[[bytes], Answer]]) -> None:
     """Answer once, warm up, measure, and print one JSON object. ``make_call`` gets the artifact folder."""
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
-    parser.add_argument("picture", type=Path)
+    parser.add_argument("image", type=Path)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--warm", type=float, required=True)
     given = parser.parse_args()
-    data = given.picture.read_bytes()
+    data = given.image.read_bytes()
     call = make_call(given.folder)
     answer = call(data)
     closed_loop(lambda: call(data), given.threads, given.warm)

@@ -1,4 +1,4 @@
-"""(a') The bare loop with Ekiben's own reading of the picture: what that gains or costs, without a server."""
+"""(a') The bare loop with Ekiben's own reading of the image: what that gains or costs, without a server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""(d) BentoML's own adaptive batching: one worker, whose two threads share the pictures of a batch.
+"""(d) BentoML's own adaptive batching: one worker, whose two threads share the images of a batch.
 
 The batch is not stacked into one run: on two cores that was no faster. Two worker processes were as fast when the
 kernel spread the connections evenly between them, and half as fast when it did not.
@@ -17,13 +17,13 @@ from bench.peers.bare import Answer, classify, open_session
 MAX_BATCH = 32
 
 
-class Pictures(IODescriptor):
+class Images(IODescriptor):
     """A batch of one: the raw body. BentoML by itself reads a list of bytes from JSON text only."""
 
     images: list[bytes]
 
     @classmethod
-    async def from_http_request(cls, request: Any, serde: Any) -> "Pictures":
+    async def from_http_request(cls, request: Any, serde: Any) -> "Images":
         return cls.model_construct(images=[await request.body()])
 
 
@@ -35,6 +35,6 @@ class Classifier:
         self.pool = ThreadPoolExecutor(2)
 
     # It refuses the oldest caller when it expects to answer later than max_latency_ms; nobody is to be refused here.
-    @bentoml.api(batchable=True, max_batch_size=MAX_BATCH, max_latency_ms=60_000, input_spec=Pictures)
+    @bentoml.api(batchable=True, max_batch_size=MAX_BATCH, max_latency_ms=60_000, input_spec=Images)
     def classify(self, images: list[bytes]) -> list[Answer]:
         return list(self.pool.map(self.classify_one, images))

@@ -1,6 +1,6 @@
 """(c) LitServe: two worker processes, batch 1, its faster queue, two API processes.
 
-Its batching (2 and 4 pictures, 1 and 2 ms) gave no more answers on two cores and took 0.2 cores while nobody asked; one
+Its batching (2 and 4 images, 1 and 2 ms) gave no more answers on two cores and took 0.2 cores while nobody asked; one
 API process or two, and its other queue, were the same within the noise.
 """
 

@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         server, rpc = _ekiben(work, home)
         server.start()
         before, clock = _others(server), time.monotonic()
-        pictures = {store: _pictures(server, rpc, given.requests, store=store) for store in (False, True)}
+        images = {store: _images(server, rpc, given.requests, store=store) for store in (False, True)}
         tensors = asyncio.run(_tensors(server, rpc, home, given.requests))
         busy = (_others(server) - before) / (time.monotonic() - clock)
     except Missing as error:
@@ -84,18 +84,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if server is not None:
             server.stop()
         shutil.rmtree(work, ignore_errors=True)
-    text = _markdown(f"{started:%Y-%m-%d %H:%M}", pictures, tensors, busy)
+    text = _markdown(f"{started:%Y-%m-%d %H:%M}", images, tensors, busy)
     given.out.mkdir(parents=True, exist_ok=True)
     path = given.out / f"{started:%Y-%m-%d}-doors.md"
     path.write_text(text)
-    rows = {"pictures": [asdict(row) for row in pictures[False]], "storing": [asdict(row) for row in pictures[True]]}
+    rows = {"images": [asdict(row) for row in images[False]], "storing": [asdict(row) for row in images[True]]}
     facts = {"machine": machine(), "others_cores": busy, **rows, "tensors": [asdict(row) for row in tensors]}
     path.with_suffix(".json").write_text(json.dumps(facts) + "\n")
     print(text)
     return 0
 
 
-def _pictures(server: Server, rpc: str, requests: int, *, store: bool) -> list[Row]:
+def _images(server: Server, rpc: str, requests: int, *, store: bool) -> list[Row]:
     data, flag = test_image.jpeg(), str(store).lower()
     address = urlsplit(server.url)
     connection = http.client.HTTPConnection(address.hostname or "", address.port or 80)
@@ -231,15 +231,15 @@ def _others(server: Server) -> float:
     return busy_s() - own.user - own.system - server.cpu_s()
 
 
-def _markdown(when: str, pictures: dict[bool, list[Row]], tensors: list[Row], busy: float) -> str:
+def _markdown(when: str, images: dict[bool, list[Row]], tensors: list[Row], busy: float) -> str:
     lines = [f"# Doors: {when} UTC", ""]
     facts = machine()
     lines += [f"{facts['cpu']}, {facts['cores']} cores, {facts['system']}; {facts['versions']}; {facts['commit']}", ""]
     note = "undisturbed" if busy < DISTURBED_CORES else "DISTURBED"
     lines += [f"Others used {busy:.2f} cores ({note}). One request at a time, each door in turn.", ""]
-    for store, rows in pictures.items():
+    for store, rows in images.items():
         first = rows[0].median
-        lines += [f"## An encoded picture, {'stored' if store else 'not stored'}", ""]
+        lines += [f"## An encoded image, {'stored' if store else 'not stored'}", ""]
         lines += ["| door | median ms | to /v1 | p90 ms |", "|---|---|---|---|"]
         for row in rows:
             p90 = statistics.quantiles(row.ms, n=10)[8]

@@ -170,9 +170,9 @@ def _fetch(command: Sequence[str], what: str, folder: str | None = None) -> None
         raise Missing(f"perf_analyzer needs {what}, which cannot be had: {_last(done.stderr)}")
 
 
-def input_data(pictures: Sequence[bytes]) -> str:
-    """perf_analyzer's JSON: a request for each picture, in turn. Its ``b64`` is the tensor as it is sent."""
-    tensors = [len(each).to_bytes(4, "little") + each for each in pictures]
+def input_data(images: Sequence[bytes]) -> str:
+    """perf_analyzer's JSON: a request for each image, in turn. Its ``b64`` is the tensor as it is sent."""
+    tensors = [len(each).to_bytes(4, "little") + each for each in images]
     return json.dumps({"data": [{"image": {"b64": base64.b64encode(each).decode()}} for each in tensors]})
 
 
@@ -223,9 +223,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def measure(work: Path) -> Report:
         report = Report(now(), "perf-analyzer", "perf_analyzer over HTTP and gRPC")
         analyzer = program(Path(os.environ.get(CACHE) or ROOT / "build/perf_analyzer"))
-        pictures, what = photos(16)
+        images, what = photos(16)
         report.remarks += [f"{what}, sent as BYTES in turn", f"perf_analyzer of {WHEEL}, windows of {window_ms} ms"]
-        (data := work / "input.json").write_text(input_data(pictures))
+        (data := work / "input.json").write_text(input_data(images))
         measured: list[Row] = []
         with serving(work) as server:
             for way in WAYS:

@@ -1,4 +1,4 @@
-"""What both measurements of the protocols share: an Ekiben to ask, different pictures, the head of a report."""
+"""What both measurements of the protocols share: an Ekiben to ask, different images, the head of a report."""
 
 from __future__ import annotations
 
@@ -132,12 +132,12 @@ def photos(count: int) -> tuple[list[bytes], str]:
         what = f"{len(data)} photos"
     else:
         data = [_varied(number) for number in range(count)]
-        what = f"{count} drawn pictures, {test_image.WIDTH} x {test_image.HEIGHT}"
+        what = f"{count} drawn images, {test_image.WIDTH} x {test_image.HEIGHT}"
     return data, f"{what}, JPEG, {np.median([len(each) for each in data]) / 1e3:.0f} kB at the median"
 
 
 def _varied(number: int) -> bytes:
-    """The drawn picture, shifted and with its channels in another order: other content, as heavy."""
+    """The drawn image, shifted and with its channels in another order: other content, as heavy."""
     pixels = np.asarray(Image.open(io.BytesIO(test_image.jpeg())))
     orders = ((0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0))
     shifted = np.roll(pixels, (number * 37, number * 53), (0, 1))[:, :, list(orders[number % len(orders)])]

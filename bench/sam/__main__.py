@@ -53,7 +53,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, help="next prompts in a round; default 20")
     parser.add_argument("--no-crops", action="store_true", help="without automatic masks in a layer of crops")
     parser.add_argument("--quick", action="store_true", help="one small round: does it work, not how fast is it")
-    parser.add_argument("--photo", type=Path, default=PHOTO, help="the picture; default %(default)s")
+    parser.add_argument("--photo", type=Path, default=PHOTO, help="the image; default %(default)s")
     parser.add_argument("--work", type=Path, help="folder of weights and graphs, kept; what it has is not made again")
     parser.add_argument("--out", type=Path, default=ROOT / "bench/results", help="folder of the report")
     given = parser.parse_args(arguments)

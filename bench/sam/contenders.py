@@ -54,17 +54,17 @@ class Loop:
     def processes(self) -> list[psutil.Process]:
         return [psutil.Process(self._process.pid)]
 
-    def point(self, picture: Path, x: float, y: float) -> Answer:
-        return self._ask({"do": "point", "picture": str(picture), "point": [x, y]})
+    def point(self, image: Path, x: float, y: float) -> Answer:
+        return self._ask({"do": "point", "image": str(image), "point": [x, y]})
 
-    def boxes(self, picture: Path, boxes: Sequence[Sequence[float]]) -> Answer:
-        return self._ask({"do": "boxes", "picture": str(picture), "boxes": boxes})
+    def boxes(self, image: Path, boxes: Sequence[Sequence[float]]) -> Answer:
+        return self._ask({"do": "boxes", "image": str(image), "boxes": boxes})
 
-    def automatic(self, picture: Path, options: dict[str, Any]) -> Answer:
-        return self._ask({"do": "automatic", "picture": str(picture), "options": options})
+    def automatic(self, image: Path, options: dict[str, Any]) -> Answer:
+        return self._ask({"do": "automatic", "image": str(image), "options": options})
 
     def forget(self, other: Path) -> None:
-        """Nothing to do: automatic masks of a loop always begin with the picture."""
+        """Nothing to do: automatic masks of a loop always begin with the image."""
 
     def stop(self) -> None:
         self._process.kill()
@@ -104,20 +104,20 @@ class Http:
     def processes(self) -> list[psutil.Process]:
         return [*self._started, *(child for each in self._started for child in each.children(recursive=True))]
 
-    def point(self, picture: Path, x: float, y: float) -> Answer:
-        return self._prompts(picture, [{"points": [[x, y, 1]]}])
+    def point(self, image: Path, x: float, y: float) -> Answer:
+        return self._prompts(image, [{"points": [[x, y, 1]]}])
 
-    def boxes(self, picture: Path, boxes: Sequence[Sequence[float]]) -> Answer:
-        return self._prompts(picture, [{"box": list(box)} for box in boxes])
+    def boxes(self, image: Path, boxes: Sequence[Sequence[float]]) -> Answer:
+        return self._prompts(image, [{"box": list(box)} for box in boxes])
 
-    def automatic(self, picture: Path, options: dict[str, Any]) -> Answer:
-        seconds, body = self._post("/v1/masks/auto", picture, options)
+    def automatic(self, image: Path, options: dict[str, Any]) -> Answer:
+        seconds, body = self._post("/v1/masks/auto", image, options)
         return Answer(seconds, body["masks"], body["embedding"]["encode_ms"] / 1e3)
 
     def forget(self, other: Path) -> None:
-        """Drop what the server keeps of pictures: automatic masks of a loop begin with the picture too.
+        """Drop what the server keeps of images: automatic masks of a loop begin with the image too.
 
-        The model is warm again afterwards, by a prompt on another picture.
+        The model is warm again afterwards, by a prompt on another image.
         """
         self._connection.close()
         for verb in ("unload", "load"):
@@ -128,17 +128,17 @@ class Http:
         self._connection.close()
         self._server.stop()
 
-    def _prompts(self, picture: Path, prompts: list[dict[str, Any]]) -> Answer:
+    def _prompts(self, image: Path, prompts: list[dict[str, Any]]) -> Answer:
         given = {"prompts": json.dumps(prompts), "multimask": "false"}
-        seconds, body = self._post("/v1/masks", picture, given)
+        seconds, body = self._post("/v1/masks", image, given)
         masks = [mask for row in body["results"] for mask in row["masks"]]
         encode_s = None if body["embedding"]["cached"] else body["embedding"]["encode_ms"] / 1e3
         decode_s = body["timing"]["inference_ms"] / 1e3 if encode_s is None else None
         return Answer(seconds, masks, encode_s, decode_s)
 
-    def _post(self, path: str, picture: Path, options: dict[str, Any]) -> tuple[float, dict[str, Any]]:
+    def _post(self, path: str, image: Path, options: dict[str, Any]) -> tuple[float, dict[str, Any]]:
         query = urllib.parse.urlencode({"model": MODEL, "format": "rle", "store": "false", **options})
-        data = picture.read_bytes()
+        data = image.read_bytes()
         if time.perf_counter() - self._used > IDLE_S:
             self._connection.close()
             self._connection.connect()

@@ -21,13 +21,13 @@ THREADS = 2
 
 
 class Peer(ABC):
-    """What a user of the peer would have written. Pictures are files; the one that was seen last is kept."""
+    """What a user of the peer would have written. Images are files; the one that was seen last is kept."""
 
-    picture: Path | None = None
+    image: Path | None = None
 
     @abstractmethod
-    def see(self, picture: Path) -> None:
-        """Read and encode a picture."""
+    def see(self, image: Path) -> None:
+        """Read and encode an image."""
 
     @abstractmethod
     def point(self, x: float, y: float) -> Scored:
@@ -38,7 +38,7 @@ class Peer(ABC):
         """The one mask of each box (x0, y0, x1, y1)."""
 
     @abstractmethod
-    def automatic(self, picture: Path, options: dict[str, Any]) -> list[dict[str, Any]]:
+    def automatic(self, image: Path, options: dict[str, Any]) -> list[dict[str, Any]]:
         """Masks of everything; ``options`` and the records' keys are the generator's."""
 
     def note(self) -> str:
@@ -59,13 +59,13 @@ def main(make: Any) -> None:
 
 
 def _answer(peer: Peer, asked: dict[str, Any]) -> tuple[list[Any], float]:
-    picture, start, encoded = Path(asked["picture"]), time.perf_counter(), 0.0
+    image, start, encoded = Path(asked["image"]), time.perf_counter(), 0.0
     if asked["do"] == "automatic":
-        peer.picture = None
-        return peer.automatic(picture, asked["options"]), encoded
-    if peer.picture != picture:
-        peer.see(picture)
-        peer.picture = picture
+        peer.image = None
+        return peer.automatic(image, asked["options"]), encoded
+    if peer.image != image:
+        peer.see(image)
+        peer.image = image
         encoded = time.perf_counter() - start
     if asked["do"] == "point":
         return [peer.point(*asked["point"])], encoded

@@ -29,8 +29,8 @@ class OnnxLoop(Peer):
         self._decoder = ort.InferenceSession(str(folder / "decoder.onnx"), options, providers=providers)
         self._size, self._resized, self._embedding = (0, 0), (0, 0), np.zeros(0, np.float32)
 
-    def see(self, picture: Path) -> None:
-        with Image.open(picture) as opened:
+    def see(self, photo: Path) -> None:
+        with Image.open(photo) as opened:
             image = ImageOps.exif_transpose(opened).convert("RGB")
         scale = SIDE / max(image.size)
         width, height = (int(side * scale + 0.5) for side in image.size)
@@ -51,9 +51,9 @@ class OnnxLoop(Peer):
             found.append((masks[0] > 0, float(scores[0])))
         return found
 
-    def automatic(self, picture: Path, options: dict[str, Any]) -> list[dict[str, Any]]:
-        """The generator's steps for the whole picture, with its default thresholds."""
-        self.see(picture)
+    def automatic(self, photo: Path, options: dict[str, Any]) -> list[dict[str, Any]]:
+        """The generator's steps for the whole image, with its default thresholds."""
+        self.see(photo)
         side = options["points_per_side"]
         centres = (np.arange(side) + 0.5) / side
         records, boxes = [], []
@@ -73,7 +73,7 @@ class OnnxLoop(Peer):
         return [records[index] for index in order]
 
     def _decode(self, points: list[tuple[float, float, float]]) -> tuple[Floats, Floats]:
-        """Logits [4, H, W] at the picture's size and scores [4]. Without a box there is a padding point."""
+        """Logits [4, H, W] at the image's size and scores [4]. Without a box there is a padding point."""
         if points[-1][2] != 3.0:
             points = [*points, (0.0, 0.0, PADDING)]
         table = np.array(points)

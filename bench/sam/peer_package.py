@@ -24,8 +24,8 @@ class Package(Peer):
     def note(self) -> str:
         return f"(a) torchvision's nms, which the generator calls, is {self._nms}"
 
-    def see(self, picture: Path) -> None:
-        self._predictor.set_image(read_rgb(picture.read_bytes()))
+    def see(self, image: Path) -> None:
+        self._predictor.set_image(read_rgb(image.read_bytes()))
 
     def point(self, x: float, y: float) -> Scored:
         masks, scores, _ = self._predictor.predict(np.array([[x, y]]), np.array([1]), multimask_output=False)
@@ -38,9 +38,9 @@ class Package(Peer):
         masks, scores, _ = predictor.predict_torch(None, None, placed, multimask_output=False)
         return [(mask[0], float(score)) for mask, score in zip(masks.numpy(), scores, strict=True)]
 
-    def automatic(self, picture: Path, options: dict[str, Any]) -> list[dict[str, Any]]:
+    def automatic(self, image: Path, options: dict[str, Any]) -> list[dict[str, Any]]:
         records: list[dict[str, Any]] = SamAutomaticMaskGenerator(self._sam, **options).generate(
-            read_rgb(picture.read_bytes())
+            read_rgb(image.read_bytes())
         )
         return records
 

@@ -17,11 +17,11 @@ FASTER, OVER_S, GRID = 3.0, 0.015, 16
 
 WHAT = {
     "encode": "the image encoder's run; of (a) and (b) with reading the JPEG",
-    "first prompt": "one point on a picture that was not seen before, one mask",
-    "next prompt": "one point on the same picture, one mask",
-    "ten boxes": "ten boxes on the same picture, one mask each",
-    "automatic": "automatic masks, {grid} x {grid} points, the picture not seen before",
-    "crops": "the same with one layer of crops: five pictures to encode",
+    "first prompt": "one point on an image that was not seen before, one mask",
+    "next prompt": "one point on the same image, one mask",
+    "ten boxes": "ten boxes on the same image, one mask each",
+    "automatic": "automatic masks, {grid} x {grid} points, the image not seen before",
+    "crops": "the same with one layer of crops: five images to encode",
 }
 
 
@@ -48,7 +48,7 @@ class Report:
             "started": self.started.isoformat(timespec="seconds"),
             "machine": machine(),
             "plan": asdict(self.plan),
-            "picture": self.photo,
+            "image": self.photo,
             "remarks": list(self.remarks),
             "goals": [{**asdict(each), "verdict": each.verdict} for each in goals(self.rows, self.plan)],
             "rows": [row.as_json() for row in self.rows.values()],
@@ -64,7 +64,7 @@ class Report:
             f"- {facts['cpu']}, {facts['cores']} cores, {facts['memory_gb']} GB; {facts['system']}",
             f"- commit {facts['commit']}",
             f"- Python {facts['python']}; {facts['versions']}",
-            f"- picture: {self.photo}",
+            f"- image: {self.photo}",
             f"- {plan.rounds} rounds, contenders in turn, {plan.repeats} next prompts in each; medians over all",
             "- everybody has the same seeded random weights, two threads, and the machine to himself while he is asked",
             "- (a) and (b) are called in process, their time ends with masks as arrays; Ekiben's is that of a client "

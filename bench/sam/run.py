@@ -146,7 +146,7 @@ class Run:
             raise Missing(f"{what}: a predicted IoU differs by {off:.1e}")
 
     def _shifted(self, number: int) -> Path:
-        """The photo, moved: another picture of the same size and kind for every round."""
+        """The photo, moved: another image of the same size and kind for every round."""
         moved = np.roll(np.asarray(self._image), 16 * (number + 1), axis=1)
         out = io.BytesIO()
         Image.fromarray(moved).save(out, "JPEG", quality=92)

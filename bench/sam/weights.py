@@ -2,7 +2,7 @@
 
 Run as ``.venv-torch/bin/python -m bench.sam.weights FOLDER``; writes ``weights.pth``, ``encoder.onnx`` and
 ``decoder.onnx``. The graphs are exported as the package's own script does it (``scripts/export_onnx_model.py``): the
-decoder takes one picture's embedding and one prompt, and enlarges the masks to the picture's size.
+decoder takes one image's embedding and one prompt, and enlarges the masks to the image's size.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Draws ``cells.png``, the microscope picture of the README: bright nuclei on a dark ground, with their true mask.
+"""Draws ``cells.png``, the microscope image of the README: bright nuclei on a dark ground, with their true mask.
 
 It is drawn, not photographed: blurred ellipses of uneven brightness, background light and the noise of a camera.
 ``python docs/images/cells.py`` writes it anew, bit for bit.
@@ -16,7 +16,7 @@ WIDTH, HEIGHT, NUCLEI, SEED = 520, 360, 46, 11
 
 
 def draw() -> tuple[Image.Image, Image.Image]:
-    """The picture (grey, 8 bits) and its mask (255 where a nucleus is)."""
+    """The image (grey, 8 bits) and its mask (255 where a nucleus is)."""
     random = np.random.default_rng(SEED)
     light: NDArray[np.float64] = np.zeros((HEIGHT, WIDTH))
     mask = Image.new("L", (WIDTH, HEIGHT))

@@ -1,4 +1,4 @@
-"""Pictures as people have them: paths, bytes, files, PIL images and arrays become bytes to send."""
+"""Images as people have them: paths, bytes, files, PIL images and arrays become bytes to send."""
 
 from __future__ import annotations
 
@@ -13,10 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-PictureLike: TypeAlias = (
-    str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image.Image | NDArray[Any]
-)
-"""What a picture may be given as. An array is uint8, [H, W, 3] or [H, W]."""
+ImageLike: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image.Image | NDArray[Any]
+"""What an image may be given as. An array is uint8, [H, W, 3] or [H, W]."""
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".dcm", ".dicom", ".nii", ".gz"}
 _PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16"}
@@ -40,13 +38,13 @@ class File:
             return file.read(512)
 
 
-def image_file(given: PictureLike) -> File:
-    """What to send of a picture: encoded bytes as they are, pixels as PNG (lossless).
+def image_file(given: ImageLike) -> File:
+    """What to send of an image: encoded bytes as they are, pixels as PNG (lossless).
 
     TypeError or ValueError for what is none, FileNotFoundError.
     """
     if isinstance(given, str) and given.split("://")[0] in ("http", "https", "s3"):
-        raise ValueError("addresses are not fetched: give the picture's bytes")
+        raise ValueError("addresses are not fetched: give the image's bytes")
     if isinstance(given, str | os.PathLike):
         return stored_file(given)
     if isinstance(given, bytes | bytearray | memoryview):
@@ -57,17 +55,17 @@ def image_file(given: PictureLike) -> File:
         return File(_png(_from_array(given)))
     if hasattr(given, "read"):
         return _from_file(given)
-    raise TypeError(f"a picture is a path, bytes, a file, a PIL image or a uint8 array, not {type(given).__name__}")
+    raise TypeError(f"an image is a path, bytes, a file, a PIL image or a uint8 array, not {type(given).__name__}")
 
 
-def image_files(given: PictureLike | Iterable[PictureLike]) -> tuple[list[File], File | None]:
-    """The pictures of a batch: of a folder its files by name, of a list each; or a ZIP, which stays one."""
+def image_files(given: ImageLike | Iterable[ImageLike]) -> tuple[list[File], File | None]:
+    """The images of a batch: of a folder its files by name, of a list each; or a ZIP, which stays one."""
     if isinstance(given, str | os.PathLike):
         path = Path(given)
         if path.is_dir():
             found = sorted(one for one in path.rglob("*") if one.suffix.lower() in _SUFFIXES and one.is_file())
             if not found:
-                raise ValueError(f"there are no pictures in {path}")
+                raise ValueError(f"there are no images in {path}")
             return [File(one, one.relative_to(path).as_posix()) for one in found], None
         one = stored_file(path)
         return ([], one) if one.head()[:2] == b"PK" else ([one], None)

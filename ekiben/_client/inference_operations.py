@@ -1,4 +1,4 @@
-"""The operations on one picture: what they ask, and how the answer is read."""
+"""The operations on one image: what they ask, and how the answer is read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ekiben._client.decoding import read
-from ekiben._client.image_inputs import File, PictureLike, image_file, is_medical, open_image
+from ekiben._client.image_inputs import File, ImageLike, image_file, is_medical, open_image
 from ekiben._client.masks import AutoMask, AutoMasks, Cutouts, DroppedMask, FoundMask, Mask, Masks, Progress
 from ekiben._client.operations import (
     AUTO_TIMEOUT_S,
@@ -29,7 +29,7 @@ from ekiben._client.results import Classification, Segmentation
 
 
 def classify(
-    image: PictureLike | None = None,
+    image: ImageLike | None = None,
     *,
     model: str | None = None,
     version: int | None = None,
@@ -38,7 +38,7 @@ def classify(
     image_id: str | None = None,
     timeout_s: float | None = None,
 ) -> Steps[Classification]:
-    """The best classes of a picture, highest confidence first.
+    """The best classes of an image, highest confidence first.
 
     ``image``: a path, bytes, a file, a PIL image or a uint8 array [H, W, 3] or [H, W]; or ``image_id`` of a stored
     one. ``top_k``: 5 by default. ``store=False`` keeps nothing on the server.
@@ -49,7 +49,7 @@ def classify(
 
 
 def segment(
-    image: PictureLike | None = None,
+    image: ImageLike | None = None,
     *,
     model: str | None = None,
     version: int | None = None,
@@ -91,7 +91,7 @@ def read_segmentation(reply: dict[str, Any], class_map: bool) -> Steps[Segmentat
 
 
 def render(
-    image: PictureLike | None = None,
+    image: ImageLike | None = None,
     kind: Literal["overlay", "color", "mask", "probability"] = "overlay",
     *,
     model: str | None = None,
@@ -101,14 +101,14 @@ def render(
     image_id: str | None = None,
     timeout_s: float | None = None,
 ) -> Steps[Image.Image]:
-    """A picture of the segmentation. ``overlay``: the photo, tinted; ``color``: the classes' colours; ``mask``: grey
+    """An image of the segmentation. ``overlay``: the photo, tinted; ``color``: the classes' colours; ``mask``: grey
     level = class index; ``probability``: of class 1, 16-bit grey (U-Nets of two classes)."""
     options = given(model=model, version=version, flips=flips, store=store)
     return open_image((yield rendered_request(source_of(image, image_id), kind, "image/png", options, timeout_s)))
 
 
 def segment_volume(
-    volume: PictureLike,
+    volume: ImageLike,
     kind: Literal["nifti", "dicom_seg"] = "nifti",
     *,
     model: str | None = None,
@@ -125,7 +125,7 @@ def segment_volume(
 
 
 def masks(
-    image: PictureLike | None = None,
+    image: ImageLike | None = None,
     prompts: Sequence[Prompt] | None = None,
     *,
     points: Any = None,
@@ -145,7 +145,7 @@ def masks(
 
     One prompt: ``points`` [K, 2] (x, y; or one point) with ``labels`` [K] (1 foreground, the default; 0 background),
     ``box`` (x0, y0, x1, y1), ``mask_input`` (a mask of an earlier answer, or its id), or several of these. Many:
-    ``boxes`` [N, 4], or ``prompts``, dicts. None at all: the whole picture's box. Pixels of the picture as a person
+    ``boxes`` [N, 4], or ``prompts``, dicts. None at all: the whole image's box. Pixels of the image as a person
     sees it. ``multimask``: three masks a prompt (the default) or one. ``logits=False``: not to be refined later.
     """
     asked = prompts_of(prompts, points, labels, box, boxes, mask_input)
@@ -154,7 +154,7 @@ def masks(
 
 
 def auto_masks(
-    image: PictureLike | None = None,
+    image: ImageLike | None = None,
     *,
     model: str | None = None,
     version: int | None = None,
@@ -163,7 +163,7 @@ def auto_masks(
     timeout_s: float = AUTO_TIMEOUT_S,
     **options: Unpack[AutoOptions],
 ) -> Steps[AutoMasks]:
-    """Masks of everything in the picture, the largest first: ``.masks[i].array`` bool [H, W].
+    """Masks of everything in the image, the largest first: ``.masks[i].array`` bool [H, W].
 
     ``preset``: fast, full (the default) or dense; or the parameters of the reference's generator by their names.
     """
@@ -174,7 +174,7 @@ def auto_masks(
 
 
 def cutouts(
-    image: PictureLike | None = None,
+    image: ImageLike | None = None,
     prompts: Sequence[Prompt] | None = None,
     *,
     points: Any = None,
@@ -209,7 +209,7 @@ def cutouts(
 
 
 def stream_request(
-    image: PictureLike | None = None,
+    image: ImageLike | None = None,
     *,
     model: str | None = None,
     version: int | None = None,

@@ -9,7 +9,7 @@ from uuid import uuid4
 
 from ekiben._client.decoding import read
 from ekiben._client.errors import JobFailed
-from ekiben._client.image_inputs import PictureLike, image_files
+from ekiben._client.image_inputs import ImageLike, image_files
 from ekiben._client.inference_operations import read_segmentation
 from ekiben._client.masks import AutoMasks, Cutouts, Masks
 from ekiben._client.operations import ROUTES, artifact_request, form_fields, message, prompts_of, source_of
@@ -37,7 +37,7 @@ _PAGE = 200
 
 def submit(
     operation: str,
-    image: PictureLike | None = None,
+    image: ImageLike | None = None,
     *,
     image_id: str | None = None,
     priority: int | None = None,
@@ -46,7 +46,7 @@ def submit(
     idempotency_key: str | None = None,
     **options: Any,
 ) -> Steps[Job]:
-    """An operation on one picture as a job: ``classify``, ``segment``, ``masks``, ``auto_masks`` or ``cutouts``.
+    """An operation on one image as a job: ``classify``, ``segment``, ``masks``, ``auto_masks`` or ``cutouts``.
 
     ``options``: those of the method of that name. ``priority``: 9 goes first, 0 last, 5 by default. ``timeout_s``: of
     the job. ``webhook``: an address that is told when it is over. The same ``idempotency_key`` gives the first job.
@@ -71,7 +71,7 @@ def submit(
 
 def batch(
     operation: str,
-    images: PictureLike | Iterable[PictureLike] | None = None,
+    images: ImageLike | Iterable[ImageLike] | None = None,
     *,
     parameters: Mapping[str, Any] | None = None,
     image_ids: Iterable[str] | None = None,
@@ -82,10 +82,10 @@ def batch(
     webhook: str | None = None,
     idempotency_key: str | None = None,
 ) -> Steps[Job]:
-    """The same asked of many pictures, as one job. Over HTTP.
+    """The same asked of many images, as one job. Over HTTP.
 
-    ``images``: a list of pictures, a folder, or a ZIP; or ``image_ids`` of stored ones. ``parameters``: the options of
-    the operation. ``items_at_once``: pictures that are worked on at once, on all machines.
+    ``images``: a list of images, a folder, or a ZIP; or ``image_ids`` of stored ones. ``parameters``: the options of
+    the operation. ``items_at_once``: images that are worked on at once, on all machines.
     """
     if (images is None) == (image_ids is None):
         raise ValueError("give images, or image_ids of stored ones")
@@ -120,7 +120,7 @@ def jobs(
 def items(
     job: JobLike, *, state: str | None = None, page: int | None = None, limit: int | None = None
 ) -> Steps[Page[Item]]:
-    """The pictures of a job in the order in which they were given, with their answers so far.
+    """The images of a job in the order in which they were given, with their answers so far.
 
     Answers come as they were stored: class maps and cut-outs are not fetched (see ``artifact``).
     """

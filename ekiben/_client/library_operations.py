@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
 
 from ekiben._client.decoding import read, read_all
-from ekiben._client.image_inputs import PictureLike, image_file, stored_file
+from ekiben._client.image_inputs import ImageLike, image_file, stored_file
 from ekiben._client.jobs_operations import page_of
 from ekiben._client.operations import artifact_request
 from ekiben._client.records import Model, Page, Prediction, StoredImage
@@ -93,31 +93,31 @@ def delete_version(name: str, version: int) -> Steps[None]:
     yield ClientRequest("DELETE", f"/v1/models/{name}/versions/{version}")
 
 
-def upload_image(image: PictureLike) -> Steps[StoredImage]:
-    """Store a picture, to be asked about by its id. Over HTTP."""
+def upload_image(image: ImageLike) -> Steps[StoredImage]:
+    """Store an image, to be asked about by its id. Over HTTP."""
     return read(
         StoredImage, (yield ClientRequest("POST", "/v1/images", fields={}, files=(("file", image_file(image)),)))
     )
 
 
 def images(*, page: int | None = None, limit: int | None = None) -> Steps[Page[StoredImage]]:
-    """Stored pictures, newest first. Over HTTP."""
+    """Stored images, newest first. Over HTTP."""
     return page_of(StoredImage, (yield ClientRequest(path="/v1/images", query=given(page=page, limit=limit))))
 
 
 def image(image_id: str) -> Steps[StoredImage]:
-    """Facts of a stored picture. Over HTTP."""
+    """Facts of a stored image. Over HTTP."""
     return read(StoredImage, (yield ClientRequest(path=f"/v1/images/{one_id(image_id)}")))
 
 
 def image_content(image: StoredImage | str) -> Steps[bytes]:
-    """The bytes of a stored picture, as they were uploaded. Over HTTP."""
+    """The bytes of a stored image, as they were uploaded. Over HTTP."""
     data: bytes = yield ClientRequest(path=f"/v1/images/{one_id(image)}/content", read=bytes)
     return data
 
 
 def delete_image(image: StoredImage | str, *, cascade: bool = False) -> Steps[None]:
-    """Remove a stored picture; with ``cascade`` the predictions that refer to it too. Over HTTP."""
+    """Remove a stored image; with ``cascade`` the predictions that refer to it too. Over HTTP."""
     yield ClientRequest("DELETE", f"/v1/images/{one_id(image)}", query={"cascade": cascade})
 
 

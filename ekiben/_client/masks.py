@@ -16,7 +16,7 @@ from ekiben._client.results import Result, png_of
 
 @dataclass(frozen=True)
 class Embedding:
-    """``cached``: the picture had been encoded before."""
+    """``cached``: the image had been encoded before."""
 
     cached: bool
     encode_ms: float
@@ -41,12 +41,12 @@ class Mask:
         """bool [H, W]. Decoded when it is first asked for. ValueError unless ``segmentation`` holds runs."""
         return decode_rle(self.segmentation)
 
-    def picture(self) -> Image.Image:
+    def to_image(self) -> Image.Image:
         """White where the mask is set."""
         return Image.fromarray(self.array)
 
     def _repr_png_(self) -> bytes:
-        return png_of(self.picture())
+        return png_of(self.to_image())
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Cutout:
-    """An object without its background. ``bbox``: x, y, width, height in the picture; ``area``: pixels of the object.
+    """An object without its background. ``bbox``: x, y, width, height in the image; ``area``: pixels of the object.
 
     ``prompt``: the prompt's number; None for an automatic mask.
     """
@@ -146,7 +146,7 @@ class Cutout:
     def image(self) -> Image.Image:
         """RGBA. ValueError where it came as a list's entry: then it is to be fetched from ``url``."""
         if not self.png:
-            raise ValueError(f"the picture was not sent along: client.artifact({self.url!r}) fetches it")
+            raise ValueError(f"the image was not sent along: client.artifact({self.url!r}) fetches it")
         return open_image(self.png)
 
     def _repr_png_(self) -> bytes | None:

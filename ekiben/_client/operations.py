@@ -10,7 +10,7 @@ from typing import Any, Literal, TypedDict
 
 import numpy as np
 
-from ekiben._client.image_inputs import File, PictureLike, image_file
+from ekiben._client.image_inputs import File, ImageLike, image_file
 from ekiben._client.masks import Mask
 from ekiben._client.requests import ClientRequest, Rpc, one_id, plain
 
@@ -47,17 +47,17 @@ class AutoOptions(TypedDict, total=False):
     min_mask_region_area: int
 
 
-def source_of(image: PictureLike | None, image_id: str | None) -> File | str:
+def source_of(image: ImageLike | None, image_id: str | None) -> File | str:
     """What is asked about. ValueError unless there is one of both."""
     if (image is None) == (image_id is None):
-        raise ValueError("give a picture, or image_id of a stored one")
+        raise ValueError("give an image, or image_id of a stored one")
     return image_file(image) if image is not None else one_id(image_id)
 
 
 def operation_request(
     operation: str, source: File | str, options: Mapping[str, Any], *, timeout_s: float | None = None
 ) -> ClientRequest:
-    """The request of an operation. ``source``: a picture, or the id of a stored one."""
+    """The request of an operation. ``source``: an image, or the id of a stored one."""
     path, method = ROUTES[operation]
     gather = _finished if operation == "auto_masks" else None
     return ClientRequest(
@@ -86,7 +86,7 @@ def message(source: File | str, options: Mapping[str, Any]) -> dict[str, Any]:
 def rendered_request(
     source: File | str, kind: str, mime_type: str, options: Mapping[str, Any], timeout_s: float | None
 ) -> ClientRequest:
-    """The request for a picture of a segmentation; the reply is its bytes."""
+    """The request for an image of a segmentation; the reply is its bytes."""
     options = {**options, "render": kind}
     return ClientRequest(
         "POST",

@@ -95,7 +95,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Item:
-    """One picture of a job. ``answer``: what its operation answers, None unless it succeeded; ``result``: as a dict."""
+    """One image of a job. ``answer``: what its operation answers, None unless it succeeded; ``result``: as a dict."""
 
     position: int
     state: str
@@ -165,7 +165,7 @@ class Model:
 
 @dataclass(frozen=True)
 class StoredImage:
-    """Width and height of the picture as a person sees it (EXIF-turned)."""
+    """Width and height of the image as a person sees it (EXIF-turned)."""
 
     id: str
     filename: str | None

@@ -67,7 +67,7 @@ class Done(Generic[T]):
 
 
 def advance(steps: Steps[T], reply: Any) -> ClientRequest | Done[T]:
-    """The next request of an operation, or its answer. Encodes and decodes pictures: not for an event loop."""
+    """The next request of an operation, or its answer. Encodes and decodes images: not for an event loop."""
     try:
         return steps.send(reply)
     except StopIteration as end:

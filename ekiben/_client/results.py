@@ -24,7 +24,7 @@ class ModelRef:
 
 @dataclass(frozen=True)
 class ImageRef:
-    """``id``: None when nothing was stored. Width and height of the picture as a person sees it (EXIF-turned)."""
+    """``id``: None when nothing was stored. Width and height of the image as a person sees it (EXIF-turned)."""
 
     id: str | None
     width: int
@@ -99,13 +99,13 @@ class Segmentation(Result):
     class_map: NDArray[np.uint8] | None = field(default=None, repr=False, compare=False)
 
     def of(self, class_name: str) -> NDArray[np.bool_]:
-        """bool [H, W]: where that class is. Nowhere where the picture has none of it."""
+        """bool [H, W]: where that class is. Nowhere where the image has none of it."""
         if self.class_map is None:
             raise ValueError("there is no class map: it was not asked for, or this is a volume")
         index = next((area.class_index for area in self.classes if area.class_name == class_name), -1)
         return np.asarray(self.class_map == index)
 
-    def picture(self) -> Image.Image:
+    def to_image(self) -> Image.Image:
         """The class map in the colours of the classes."""
         if self.class_map is None:
             raise ValueError("there is no class map: it was not asked for, or this is a volume")
@@ -118,7 +118,7 @@ class Segmentation(Result):
         return ", ".join(map(str, self.classes))
 
     def _repr_png_(self) -> bytes | None:
-        return png_of(self.picture()) if self.class_map is not None else None
+        return png_of(self.to_image()) if self.class_map is not None else None
 
 
 def png_of(image: Image.Image) -> bytes:

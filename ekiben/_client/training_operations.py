@@ -1,4 +1,4 @@
-"""Datasets and trainings: from pictures with masks to a model of one's own. Over HTTP."""
+"""Datasets and trainings: from images with masks to a model of one's own. Over HTTP."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def datasets(*, page: int | None = None, limit: int | None = None) -> Steps[Page
 
 
 def dataset_preview(dataset: Dataset | str) -> Steps[bytes]:
-    """Some samples as one picture, PNG."""
+    """Some samples as one image, PNG."""
     data: bytes = yield ClientRequest(path=f"/v1/datasets/{one_id(dataset)}/preview", read=bytes)
     return data
 
@@ -142,7 +142,7 @@ def zipped(path: Path) -> Iterator[File]:
         return
     with tempfile.TemporaryDirectory(prefix="ekiben-") as scratch:
         packed = Path(scratch, path.name + ".zip")
-        with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:  # pictures are compressed already
+        with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:  # images are compressed already
             for file in sorted(path.rglob("*")):
                 if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts):
                     archive.write(file, file.relative_to(path))

@@ -26,7 +26,7 @@ def write_artifact(
     """Make ``folder`` the artifact of a network and give back its manifest.
 
     ``precision`` int8 quantises the encoder after parity was measured at float32, and states how the masks of both
-    agree on the pictures in ``photos`` (on seeded ones where None). ParityError, and no folder, when a graph differs
+    agree on the images in ``photos`` (on seeded ones where None). ParityError, and no folder, when a graph differs
     from torch by more than ``tolerance``. Conflict when the folder is there.
     """
     row, known = recipe.row, recipe.weights.kind == "published"

@@ -4,7 +4,7 @@ The answers are those of ``segment_anything.modeling`` (Kirillov et al., arXiv:2
 A decoder layer joins few prompt tokens (T = 5 + points) with 4096 image tokens, so projecting the image tokens is
 what costs. Three things save it:
 
-- In block 0 the image side does not depend on the prompt: ``ImageSide`` computes it once per picture.
+- In block 0 the image side does not depend on the prompt: ``ImageSide`` computes it once per image.
 - In block 1 and the last attention the projections move to the tokens' side, which is small:
   ``q . (W x + b) = (W^T q) . x + q . b``, and ``sum_i a_i (W x_i + b) = W (sum_i a_i x_i) + b``.
 - The predicted IoUs need the tokens alone, so masks are upscaled for the prompts that pass a threshold.
@@ -180,7 +180,7 @@ class ImageToTokens(FewTokens):
 
 
 class PromptDecoder(nn.Module):
-    """Prompts on one picture (or each on its own) to predicted IoUs, and logits of those worth it."""
+    """Prompts on one image (or each on its own) to predicted IoUs, and logits of those worth it."""
 
     positions: Tensor
 

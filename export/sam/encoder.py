@@ -103,7 +103,7 @@ class EncoderBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Pixels to the image embedding, and what ``PromptDecoder`` needs of a picture."""
+    """Pixels to the image embedding, and what ``PromptDecoder`` needs of an image."""
 
     def __init__(self, sam: Sam) -> None:
         super().__init__()

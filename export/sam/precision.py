@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from export.recipe import pictures
+from export.recipe import images
 from export.sam.verify import Prompt, Sessions
 from export.verify import SEED
 from models.artifact import Agreement, Manifest
@@ -63,13 +63,13 @@ def measure_agreement(
 ) -> Agreement:
     """Mask IoU of the encoder ``lighter`` with that in ``folder``, both before the same decoder.
 
-    A grid of points on every picture; of each point's three masks, the one that the reference predicts to be best, at
+    A grid of points on every image; of each point's three masks, the one that the reference predicts to be best, at
     256 x 256 and without the padding.
     """
     sessions, lighter_sessions = Sessions(folder), Sessions(folder, encoder=lighter)
     ious: list[float] = []
     names: list[str] = []
-    for name, pixels, height, width in _pictures(manifest, photos):
+    for name, pixels, height, width in _images(manifest, photos):
         prompts = _grid(height, width)
         names.append(name)
         full, light = (each.decode(each.encode(pixels), prompts) for each in (sessions, lighter_sessions))
@@ -87,12 +87,12 @@ def measure_agreement(
     )
 
 
-def _pictures(manifest: Manifest, photos: Path | None) -> Iterator[tuple[str, Floats, int, int]]:
+def _images(manifest: Manifest, photos: Path | None) -> Iterator[tuple[str, Floats, int, int]]:
     """Name, input of the graph, and height and width of what is not padding."""
     side = manifest.input.height or 0
     if photos is None:
-        for index, pixels in enumerate(pictures(_SYNTHETIC, side, side, seed=SEED).numpy()):
-            yield f"seeded picture {index + 1}", pixels[None], side, side
+        for index, pixels in enumerate(images(_SYNTHETIC, side, side, seed=SEED).numpy()):
+            yield f"seeded image {index + 1}", pixels[None], side, side
         return
     prepare = Preprocessor(manifest)
     for path in sorted(path for path in photos.iterdir() if path.suffix.lower() in PHOTO_SUFFIXES):

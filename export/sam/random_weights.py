@@ -7,13 +7,13 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from export.recipe import pictures
+from export.recipe import images
 from export.sam.decoder import ImageSide, PromptDecoder
 from export.sam.reference_package import MLP, Attention, Sam, TwoWayAttentionBlock
 from export.sam.upscaler import Upscaler
 
 SIDE = 1024
-_GRID = 4  # prompts per side of the calibration picture
+_GRID = 4  # prompts per side of the calibration image
 _RADII = (160.0, 90.0, 160.0, 280.0)  # pixels, of the masks of the four tokens
 _STEEP = 10.0  # of the attention's bump
 _VARIED = 0.3  # of a mask's weights, between prompts; a step has 10
@@ -56,7 +56,7 @@ def _look_near_the_point(sam: Sam) -> None:
         embedding.weight[:, channels] = 0.0
     attention.v_proj.weight.mul_(8.0)
     attention.out_proj.weight.mul_(8.0)
-    # Tokens hear less of the picture, or a picture's prompts would all be answered alike.
+    # Tokens hear less of the image, or an image's prompts would all be answered alike.
     for deaf in (first.cross_attn_token_to_image, second.cross_attn_token_to_image, _last_attention(sam)):
         cast(Attention, deaf).out_proj.weight.mul_(0.3)
     for convolution in (sam.mask_decoder.output_upscaling[0], sam.mask_decoder.output_upscaling[3]):
@@ -76,9 +76,9 @@ def _low_frequencies(sam: Sam, count: int) -> Tensor:
 
 
 def _spread_embeddings(sam: Sam) -> Tensor:
-    """The calibration picture's embedding [256, 64, 64], after the neck's last norm was set to spread it."""
+    """The calibration image's embedding [256, 64, 64], after the neck's last norm was set to spread it."""
     norm = sam.image_encoder.neck[3]
-    four = pictures(4, SIDE // 2, SIDE // 2, seed=0)
+    four = images(4, SIDE // 2, SIDE // 2, seed=0)
     mosaic = torch.cat([torch.cat([four[0], four[1]], dim=2), torch.cat([four[2], four[3]], dim=2)], dim=1)
     embedding = sam.image_encoder(mosaic.unsqueeze(0))[0]
     mean, deviation = embedding.mean(dim=(1, 2)), embedding.std(dim=(1, 2)) + 1e-3
@@ -88,12 +88,12 @@ def _spread_embeddings(sam: Sam) -> Tensor:
 
 
 class _Prompts:
-    """A grid of single points on the calibration picture."""
+    """A grid of single points on the calibration image."""
 
     def __init__(self, sam: Sam, embedding: Tensor) -> None:
         self.sam = sam
         tokens = (embedding.flatten(1).T + sam.prompt_encoder.no_mask_embed.weight).unsqueeze(0)
-        self.picture = (tokens, *ImageSide(sam)(tokens))
+        self.image = (tokens, *ImageSide(sam)(tokens))
         centres = (torch.arange(_GRID) + 0.5) * SIDE / _GRID
         points = torch.cartesian_prod(centres, centres).unsqueeze(1)
         self.coords = torch.cat([points, torch.zeros_like(points)], dim=1)
@@ -102,8 +102,7 @@ class _Prompts:
         """Prompt tokens [n, 7, 256] and image tokens [n, 4096, 256] after the transformer."""
         decoder, labels = PromptDecoder(self.sam), torch.tensor([1.0, -1.0])
         done = [
-            decoder.transform(self.picture, part, labels.expand(len(part), 2))
-            for part in torch.split(self.coords, _GRID)
+            decoder.transform(self.image, part, labels.expand(len(part), 2)) for part in torch.split(self.coords, _GRID)
         ]
         return torch.cat([prompt for prompt, _ in done]), torch.cat([image for _, image in done])
 

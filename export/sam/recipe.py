@@ -39,7 +39,7 @@ def random_sam(architecture: str, seed: int) -> Sam:
     """The network with seeded random weights that answers as a trained one does in kind: blobs about the points.
 
     Fresh weights give logits of 0.04 everywhere, of which no mask, threshold or small region can be made; these are
-    shaped and scaled on seeded pictures of blobs and grain (``sam_random.calibrate``).
+    shaped and scaled on seeded images of blobs and grain (``sam_random.calibrate``).
     """
     torch.manual_seed(seed)
     network = build(architecture)

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from export.recipe import pictures
+from export.recipe import images
 from export.sam.decoder import ABSENT
 from export.sam.reference_package import Sam
 from export.sam.writer import FEATURES
@@ -117,7 +117,7 @@ def measure_parity(sam: Sam, folder: Path, *, tolerance: float = TOLERANCE) -> P
     ParityError when a case is above it, is not a number, or a graph fails.
     """
     side = sam.image_encoder.img_size
-    pixels = pictures(2, side, side, seed=SEED)
+    pixels = images(2, side, side, seed=SEED)
     sessions = Sessions(folder)
     cases: dict[str, float] = {}
 
@@ -138,8 +138,8 @@ def measure_parity(sam: Sam, folder: Path, *, tolerance: float = TOLERANCE) -> P
         encoded.update(sessions.encode(pixels[:count].numpy()))
         return encoded["embedding"]
 
-    check("encoder, two pictures", lambda: encode(2), embeddings)
-    check("encoder, one picture", lambda: encode(1), embeddings[:1])
+    check("encoder, two images", lambda: encode(2), embeddings)
+    check("encoder, one image", lambda: encode(1), embeddings[:1])
     mask = reference_answer(sam, embeddings[:1], _POINT, torch.empty(0))[1][:, 1:2]
     for case, prompts in CASES.items():
         features = encoded
@@ -152,7 +152,7 @@ def measure_parity(sam: Sam, folder: Path, *, tolerance: float = TOLERANCE) -> P
     return Parity(
         onnx_max_abs=max(cases.values()),
         tolerance=tolerance,
-        inputs=f"seeded pictures (seed {SEED}) of {side}x{side}; embeddings, predicted IoUs and logits (for "
+        inputs=f"seeded images (seed {SEED}) of {side}x{side}; embeddings, predicted IoUs and logits (for "
         "which the tolerance is times their standard deviation)",
         cases=cases,
     )

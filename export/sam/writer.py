@@ -33,12 +33,12 @@ def write_encoder(sam: Sam, path: Path, one_file_bytes: int = ONE_FILE_BYTES) ->
     """Graph of ``Encoder``: pixels to embedding and features, the first axis dynamic."""
     side = sam.image_encoder.img_size
     outputs = ("embedding", *FEATURES)
-    axes = {name: {0: "pictures"} for name in ("pixels", *outputs)}
+    axes = {name: {0: "images"} for name in ("pixels", *outputs)}
     _write(Encoder(sam), (torch.zeros(1, 3, side, side),), path, ("pixels",), outputs, axes, one_file_bytes)
 
 
 def write_mask_prompt(sam: Sam, path: Path) -> None:
-    """Graph of ``MaskPrompt``: tokens of a picture and M masks to features under each of them."""
+    """Graph of ``MaskPrompt``: tokens of an image and M masks to features under each of them."""
     outputs = tuple(f"masked_{name}" for name in FEATURES)
     axes = {name: {0: "masks"} for name in ("mask_input", *outputs)}
     given = (_tokens(sam), torch.zeros(2, 1, *sam.prompt_encoder.mask_input_size))
@@ -46,9 +46,9 @@ def write_mask_prompt(sam: Sam, path: Path) -> None:
 
 
 def write_decoder(sam: Sam, path: Path) -> None:
-    """Graph of ``PromptDecoder``: features of one picture, or a row of them per prompt, and prompts to answers."""
+    """Graph of ``PromptDecoder``: features of one image, or a row of them per prompt, and prompts to answers."""
     names = (*FEATURES, "point_coords", "point_labels", "min_iou")
-    axes: Axes = {name: {0: "pictures"} for name in FEATURES}
+    axes: Axes = {name: {0: "images"} for name in FEATURES}
     axes |= {name: {0: "prompts", 1: "points"} for name in ("point_coords", "point_labels")}
     axes |= {"iou": {0: "prompts"}, "kept": {0: "kept"}, "logits": {0: "kept"}}
     tokens = _tokens(sam)

@@ -23,7 +23,7 @@ from models.images import DecodedImage
 from models.model_key import ModelKey
 from models.sam.loader import load_sam
 
-# One run of this long on one thread: from here on all cores work on one picture (lower latency) instead of each on
+# One run of this long on one thread: from here on all cores work on one image (lower latency) instead of each on
 # its own (higher throughput). 150 ms separates EfficientNet-B0 (8 ms) from DeepLabV3-ResNet50 (3 s) with room.
 HEAVY_RUN_S = 0.15
 
@@ -64,7 +64,7 @@ def load_model(key: ModelKey, folder: Path, options: SessionOptions) -> LoadedMo
 
 
 def load_artifact(key: ModelKey, folder: Path, options: SessionOptions) -> LoadedNetwork:
-    """Open the artifact and run it once on a grey picture. BadModelFile when it does not load or run."""
+    """Open the artifact and run it once on a grey image. BadModelFile when it does not load or run."""
     manifest = read_manifest(folder)
     family = FAMILIES[manifest.family](manifest)
     before = resident_bytes()

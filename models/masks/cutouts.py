@@ -17,8 +17,8 @@ CutoutExtent = Literal["box", "full"]
 
 @dataclass(frozen=True, slots=True)
 class CutStyle:
-    """``frame``: crop to the object's box, or keep the whole picture. ``padding_px``: transparent pixels around the
-    box, as far as the picture reaches. ``feather_px``: standard deviation of the edge's blur in pixels; 0 is a hard
+    """``frame``: crop to the object's box, or keep the whole image. ``padding_px``: transparent pixels around the
+    box, as far as the image reaches. ``feather_px``: standard deviation of the edge's blur in pixels; 0 is a hard
     edge."""
 
     frame: CutoutExtent = "box"
@@ -27,7 +27,7 @@ class CutStyle:
 
 
 def place(rle: Rle, style: CutStyle) -> tuple[int, int, int, int]:
-    """x0, y0, x1, y1 (exclusive) of the cut-out in the picture."""
+    """x0, y0, x1, y1 (exclusive) of the cut-out in the image."""
     if style.frame == "full":
         return 0, 0, rle.width, rle.height
     x0, y0, x1, y1 = rle.box_xyxy
@@ -36,7 +36,7 @@ def place(rle: Rle, style: CutStyle) -> tuple[int, int, int, int]:
 
 
 def cut(rgb: Image.Image, rle: Rle, style: CutStyle) -> Image.Image:
-    """RGBA: the picture's own colours, alpha 255 inside the mask and 0 outside.
+    """RGBA: the image's own colours, alpha 255 inside the mask and 0 outside.
 
     Colours are kept under alpha 0 only where a feathered edge needs them; elsewhere they are black, so that what was
     cut away is not in the file.

@@ -12,7 +12,7 @@ from models.masks.rle import Rle
 
 @dataclass(frozen=True, slots=True)
 class PromptMask:
-    """One mask that answers a prompt, at the picture's size. ``predicted_iou`` is the network's own guess and not
+    """One mask that answers a prompt, at the image's size. ``predicted_iou`` is the network's own guess and not
     bounded by 1. ``stability_score``: None for a mask that is empty at any threshold. ``logits``: float32
     [256, 256] to refine from, where they were asked for."""
 
@@ -35,7 +35,7 @@ class MaskUpdate:
 @dataclass(frozen=True, slots=True)
 class AutoMask:
     """One automatic mask. ``point``: x, y of the grid point it answers; ``crop_box``: x, y, width, height of the crop
-    it was found in, both in the picture. ``stability_score``: as above; None only where no threshold was asked for."""
+    it was found in, both in the image. ``stability_score``: as above; None only where no threshold was asked for."""
 
     rle: Rle
     predicted_iou: float

@@ -1,4 +1,4 @@
-"""Pictures of many masks: each in a colour of its own, alone or over the photo."""
+"""Images of many masks: each in a colour of its own, alone or over the photo."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def color_image(painted: Painted, count: int) -> Image.Image:
 
 
 def overlay_image(painted: Painted, color: Image.Image, rgb: Image.Image, opacity: float = 0.5) -> Image.Image:
-    """The photo, tinted with the ``color`` picture where there are masks, with a light line where one begins."""
+    """The photo, tinted with the ``color`` image where there are masks, with a light line where one begins."""
     result = rgb.copy()
     for top, band in _bands(painted):
         box = (0, top, rgb.width, top + len(band))

@@ -107,15 +107,15 @@ class DicomVolume(Volume):
 
         data = self.dataset
         if data.get("SOPClassUID") in _SEGMENTATIONS:
-            raise UnsupportedImage("the DICOM file is a segmentation, not a picture")
+            raise UnsupportedImage("the DICOM file is a segmentation, not an image")
         start = self._file.tell()
         tag = self._file.read(8)
         if not {"Rows", "Columns", "BitsAllocated"} <= set(data.dir()) or len(tag) < 8:
             kind = UID(str(data.get("SOPClassUID") or "")).name or "unknown kind"
-            raise UnsupportedImage(f"the DICOM file ({kind}) holds no picture")
+            raise UnsupportedImage(f"the DICOM file ({kind}) holds no image")
         big = ">" if self._syntax == _BIG_ENDIAN else "<"
         if struct.unpack(f"{big}HH", tag[:4]) != (0x7FE0, 0x0010):
-            raise UnsupportedImage("DICOM pictures of floating-point pixels are not read")
+            raise UnsupportedImage("DICOM images of floating-point pixels are not read")
         self._pixels = start + (8 if self._syntax == _IMPLICIT else 12)
         self._options = as_pixel_options(data)
         self._options["transfer_syntax_uid"] = UID(self._syntax)
@@ -123,9 +123,9 @@ class DicomVolume(Volume):
         self._options["pixel_vr"] = "OW" if self._syntax == _IMPLICIT else tag[4:6].decode("latin-1")
         samples, bits = int(data.get("SamplesPerPixel") or 1), int(data.BitsAllocated)
         if samples not in (1, 3) or bits not in (1, 8, 16, 32):
-            raise UnsupportedImage(f"DICOM pictures of {samples} x {bits} bits a pixel are not read")
+            raise UnsupportedImage(f"DICOM images of {samples} x {bits} bits a pixel are not read")
         self.depth, self.height, self.width = int(self._options["number_of_frames"]), int(data.Rows), int(data.Columns)
-        check_size("DICOM picture", self.depth, self.height, self.width, samples * max(1, bits // 8))
+        check_size("DICOM image", self.depth, self.height, self.width, samples * max(1, bits // 8))
         self._layout = Layout(self.height, self.width, samples, bits)
         self._check_decoder()
         self.pixel_spacing = spacing(frame_attributes(data, 0))
@@ -138,9 +138,9 @@ class DicomVolume(Volume):
         if self._syntax in _NATIVE:
             self._check_length()
         elif self._syntax == _JPEG_EXTENDED and int(self.dataset.get("BitsStored") or 8) > 8:
-            raise UnsupportedImage("DICOM pictures compressed as JPEG of 12 bits are not read here")
+            raise UnsupportedImage("DICOM images compressed as JPEG of 12 bits are not read here")
         elif self._syntax not in DECODED or not get_decoder(syntax).is_available:
-            raise UnsupportedImage(f"DICOM pictures compressed as {syntax.name} ({self._syntax}) are not read here")
+            raise UnsupportedImage(f"DICOM images compressed as {syntax.name} ({self._syntax}) are not read here")
         self._decoder = get_decoder(syntax)
 
     def _check_length(self) -> None:
@@ -170,7 +170,7 @@ class DicomVolume(Volume):
         except Refusal:
             raise
         except MemoryError:
-            raise TooLarge("the DICOM picture does not fit in memory") from None
+            raise TooLarge("the DICOM image does not fit in memory") from None
         except Exception as error:
             raise BadImage(f"the pixel data of the DICOM file are damaged: {error}"[:200]) from None
         return array, str(facts["photometric_interpretation"])
@@ -184,7 +184,7 @@ class DicomVolume(Volume):
         except Refusal:
             raise
         except MemoryError:
-            raise TooLarge("the DICOM picture does not fit in memory") from None
+            raise TooLarge("the DICOM image does not fit in memory") from None
         except Exception as error:
             raise BadImage(f"the look-up tables of the DICOM file are damaged: {error}"[:200]) from None
 
@@ -192,8 +192,8 @@ class DicomVolume(Volume):
         """The stored values, which neither slope nor window changes."""
         array, _ = self._frame(self.checked(index))
         if array.ndim != 2:
-            raise BadImage("the DICOM picture is no mask: it has three channels")
-        return whole(array.astype(array.dtype.newbyteorder("=")), "DICOM picture")
+            raise BadImage("the DICOM image is no mask: it has three channels")
+        return whole(array.astype(array.dtype.newbyteorder("=")), "DICOM image")
 
     def close(self) -> None:
         self._file.close()

@@ -155,7 +155,7 @@ def color_levels(stored: Values, dataset: Dataset, photometric: str) -> NDArray[
             out[band] = (colors >> 8 if colors.dtype.itemsize > 1 else colors)[..., :3]
         return out
     if photometric != "RGB":
-        raise UnsupportedImage(f"DICOM pictures of the photometric interpretation {photometric} are not read")
+        raise UnsupportedImage(f"DICOM images of the photometric interpretation {photometric} are not read")
     surplus = int(dataset.get("BitsStored") or 8) - 8
     return np.asarray(np.right_shift(stored, surplus) if surplus > 0 else stored).astype(np.uint8)
 

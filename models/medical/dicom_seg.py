@@ -1,4 +1,4 @@
-"""DICOM SEG: a mask as radiology keeps it, which refers to the picture it belongs to."""
+"""DICOM SEG: a mask as radiology keeps it, which refers to the image it belongs to."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def write_dicom_seg(
 ) -> bytes:
     """A DICOM file of binary segments, one for each class but 0 (background) that occurs in ``class_map``.
 
-    ``data``: the DICOM picture, or multi-frame file, that ``class_map`` [height, width] or [frames, height, width]
+    ``data``: the DICOM image, or multi-frame file, that ``class_map`` [height, width] or [frames, height, width]
     belongs to. Raises UnsupportedImage with the code NO_SEG where a SEG cannot be made of these: no pixel of any
     class, or a file without the ids or the place in space that a SEG refers to.
     """

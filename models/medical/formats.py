@@ -1,4 +1,4 @@
-"""Medical pictures and volumes, DICOM and NIfTI: which one a file is, its slices, and masks in its own format."""
+"""Medical images and volumes, DICOM and NIfTI: which one a file is, its slices, and masks in its own format."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ Values = NDArray[np.number[Any]]
 
 
 class Volume(ABC):
-    """A picture of ``depth`` slices of ``height`` x ``width`` pixels; a single picture has one slice.
+    """An image of ``depth`` slices of ``height`` x ``width`` pixels; a single image has one slice.
 
     ``affine``: float64 [4, 4], from array indices to millimetres, as NIfTI has it; None where the file has none.
     ``pixel_spacing``: millimetres from row to row and from column to column. ``slice_axis``: the axis of the file's
@@ -117,5 +117,5 @@ def whole(values: Values, kind: str) -> NDArray[np.integer[Any]]:
 
 
 def grey(plane: NDArray[np.uint8]) -> Image.Image:
-    """The RGB picture of grey levels [height, width]."""
+    """The RGB image of grey levels [height, width]."""
     return Image.fromarray(np.ascontiguousarray(plane)).convert("RGB")

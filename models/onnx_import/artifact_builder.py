@@ -198,7 +198,7 @@ def _check_values(output: OutputInfo, classes: int, options: ImportOptions) -> N
     """Compare what the trial run gave with what ``options.output`` says of it."""
     low, high, mean = output.low, output.high, output.mean
     if low is None or high is None or mean is None:
-        raise BadModelFile(f"output {output.name} is not a finite number everywhere in a trial run on a black picture")
+        raise BadModelFile(f"output {output.name} is not a finite number everywhere in a trial run on a black image")
     shares = low >= -_SLACK and high <= 1 + _SLACK
     if options.output != "logits" and not shares:
         raise BadInput(f"output: {options.output} lie in 0-1, but a trial run gave {low:.3g} to {high:.3g}")
@@ -210,14 +210,14 @@ def _check_values(output: OutputInfo, classes: int, options: ImportOptions) -> N
 
 
 def _input_size(facts: GraphInfo, options: ImportOptions) -> tuple[int | None, int | None]:
-    """Height and width that every picture is brought to, or None, None where only the shorter side is fixed."""
+    """Height and width that every image is brought to, or None, None where only the shorter side is fixed."""
     fixed = (facts.height, facts.width)
     if options.task == "segment" and options.shorter_side is not None:
         if fixed != (None, None):
             raise BadInput(f"shorter_side: the graph's size is fixed at {_sides(fixed)}")
         return None, None
     if None in fixed and options.size is None:
-        raise BadInput(f"size: the graph's size is {_sides(fixed)}; say which height and width to bring pictures to")
+        raise BadInput(f"size: the graph's size is {_sides(fixed)}; say which height and width to bring images to")
     size = options.size or fixed
     if any(side not in (None, wanted) for side, wanted in zip(fixed, size, strict=True)):
         raise BadInput(f"size: the graph's size is fixed at {_sides(fixed)}")

@@ -46,7 +46,7 @@ def _open(path: Path) -> Any:
 
 
 def try_out(path: Path, facts: dict[str, Any], size: tuple[int, int] | None) -> dict[str, Any]:
-    """What the outputs look like: run on one black picture and, where the batch is dynamic, on two."""
+    """What the outputs look like: run on one black image and, where the batch is dynamic, on two."""
     session = _open(path)
     height, width = size or (DEFAULT_SIDE, DEFAULT_SIDE)
     shape = [facts["batch"] or 1, 3, facts["height"] or height, facts["width"] or width]
@@ -62,7 +62,7 @@ def try_out(path: Path, facts: dict[str, Any], size: tuple[int, int] | None) -> 
         for output, value in zip(session.get_outputs(), first, strict=True)
     ]
     if facts["batch"] is None:
-        # Exporters often leave the batch open and bake a 1 into a Reshape: then the model takes one picture at a time.
+        # Exporters often leave the batch open and bake a 1 into a Reshape: then the model takes one image at a time.
         try:
             second = _run(session, facts, [2, *shape[1:]])
         except (Refused, MemoryError):

@@ -170,7 +170,7 @@ def _image_shape(value: Any, layout: str) -> tuple[int | None, int | None, int |
     if channels not in (None, 3):
         other = "NHWC" if layout == "NCHW" else "NCHW"
         fits = dims[3 if layout == "NCHW" else 1] == 3
-        hint = f"; its shape looks like {other}" if fits else "; models of colour pictures, three channels, are read"
+        hint = f"; its shape looks like {other}" if fits else "; models of colour images, three channels, are read"
         raise Refused(f"input {value.name} of shape {_text(dims)} has {channels} channels as {layout}{hint}")
     if (height or 1) * (width or 1) > MAX_PIXELS:
         raise Refused(f"input {value.name} of shape {_text(dims)} has more than {MAX_PIXELS // 1_000_000} megapixels")

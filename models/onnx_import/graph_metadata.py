@@ -39,7 +39,7 @@ class _Frozen(BaseModel):
 class OutputInfo(_Frozen):
     """One output as a trial run on zeros gave it.
 
-    ``batched``: a second run, on two pictures, gave two rows. The last three are None unless it is all finite floats.
+    ``batched``: a second run, on two images, gave two rows. The last three are None unless it is all finite floats.
     """
 
     name: str

@@ -146,7 +146,7 @@ class ImportOptions(BaseModel):
         if max(self.std) > 10:
             raise ValueError("std is of pixels scaled to 0-1: divide one of 0-255 by 255")
         if self.crop is not None and self.task != "classify":
-            raise ValueError("crop is only for classify: a mask covers the whole picture")
+            raise ValueError("crop is only for classify: a mask covers the whole image")
         if self.crop is not None and self.shorter_side is not None:
             raise ValueError("crop and shorter_side exclude each other")
         if self.shorter_side is not None and self.task == "segment" and self.size is not None:

@@ -26,7 +26,7 @@ from models.sam.prompts import FOREGROUND, PADDING
 from models.sam.upsampling import Upsampler
 
 Crop = tuple[int, int, int, int]
-"""x0, y0, x1, y1 in the picture; x1 and y1 are exclusive."""
+"""x0, y0, x1, y1 in the image; x1 and y1 are exclusive."""
 
 Points = NDArray[np.float64]
 
@@ -44,13 +44,13 @@ class Candidate:
 
 
 def plan(height: int, width: int, options: AutoOptions) -> list[tuple[Crop, Points]]:
-    """The crops to look at, the whole picture first, each with its points [N, 2] in pixels of the crop."""
+    """The crops to look at, the whole image first, each with its points [N, 2] in pixels of the crop."""
     grids = layer_grids(options.points_per_side, options.crop_n_layers, options.crop_n_points_downscale_factor)
     crops = []
     for box, layer in crop_boxes(height, width, options.crop_n_layers, options.crop_overlap_ratio):
         x0, y0, x1, y1 = box
         if not (x0 < x1 and y0 < y1):
-            raise BadInput(f"a picture of {width} x {height} is too small for {options.crop_n_layers} layers of crops")
+            raise BadInput(f"an image of {width} x {height} is too small for {options.crop_n_layers} layers of crops")
         crops.append(((x0, y0, x1, y1), grids[layer] * np.array([[x1 - x0, y1 - y0]])))
     return crops
 
@@ -67,7 +67,7 @@ def candidates(
 ) -> list[Candidate]:
     """The masks of one chunk of points that pass, in the order of points and mask tokens.
 
-    ``frame``: height and width of the picture.
+    ``frame``: height and width of the image.
     """
     found: list[Candidate] = []
     for logits, prompt in zip(decoded.logits, decoded.kept, strict=True):
@@ -93,7 +93,7 @@ def candidates(
 def best_of_crop(
     found: Sequence[Candidate], crop: Crop, frame: tuple[int, int], options: AutoOptions
 ) -> list[AutoMask]:
-    """What is left of one crop's candidates, best predicted IoU first, in the picture's frame."""
+    """What is left of one crop's candidates, best predicted IoU first, in the image's frame."""
     return [_in_image(found[i], crop, frame) for i in _left_of_crop(found, options)]
 
 

@@ -48,10 +48,10 @@ class AutoOptions(BaseModel):
     box_nms_thresh: float = Field(
         default=0.7, ge=0, le=1, description="Of masks whose boxes overlap more (IoU), the best stays."
     )
-    crop_n_layers: int = Field(default=0, ge=0, le=4, description="Layers of crops besides the whole picture.")
+    crop_n_layers: int = Field(default=0, ge=0, le=4, description="Layers of crops besides the whole image.")
     crop_nms_thresh: float = Field(default=0.7, ge=0, le=1, description="As box_nms_thresh, between crops.")
     crop_overlap_ratio: float = Field(
-        default=512 / 1500, ge=0, lt=1, description="Overlap of crops, as a share of the picture's shorter side."
+        default=512 / 1500, ge=0, lt=1, description="Overlap of crops, as a share of the image's shorter side."
     )
     crop_n_points_downscale_factor: int = Field(
         default=1, ge=1, le=16, description="Points a side in layer n: points_per_side divided by this to the n."

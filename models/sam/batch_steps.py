@@ -1,4 +1,4 @@
-"""The work of Segment Anything's lanes: pictures to embeddings, prompts to masks, grid points to candidates."""
+"""The work of Segment Anything's lanes: images to embeddings, prompts to masks, grid points to candidates."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class EncodeInput:
 
 @dataclass(frozen=True, slots=True)
 class PreparedImage:
-    """A picture on its way into the encoder: ``pixels`` are the graph's input, or ``found`` is what was held."""
+    """An image on its way into the encoder: ``pixels`` are the graph's input, or ``found`` is what was held."""
 
     facts: ImageInfo
     hash: str
@@ -44,7 +44,7 @@ class PreparedImage:
 
 
 class EncodeSteps:
-    """Decodes and encodes pictures. The pixels are looked up first: another file may have held the same."""
+    """Decodes and encodes images. The pixels are looked up first: another file may have held the same."""
 
     def __init__(
         self, sam: LoadedSam, cache: EmbeddingCache, decoded: Callable[[], None], ran: Callable[[], None]
@@ -56,18 +56,18 @@ class EncodeSteps:
 
     def prepare(self, payload: EncodeInput) -> tuple[Hashable, PreparedImage]:
         if payload.crop is not None:
-            picture, name = DecodedImage(payload.crop, "image/png"), ""
+            image, name = DecodedImage(payload.crop, "image/png"), ""
         else:
-            picture = decode(payload.image)
+            image = decode(payload.image)
             self._decoded()
-            refuse_strip(picture.width, picture.height)
-            name = pixels_hash(picture)
+            refuse_strip(image.width, image.height)
+            name = pixels_hash(image)
         if payload.key is not None:
-            found = self._cache.by_pixels(payload.key, name, picture.facts)
+            found = self._cache.by_pixels(payload.key, name, image.facts)
             if found is not None:
-                return "held", PreparedImage(picture.facts, name, None, found)
-        pixels = np.asarray(self._sam.preprocess(picture.rgb), np.float32)
-        return "new", PreparedImage(picture.facts, name, pixels, None)
+                return "held", PreparedImage(image.facts, name, None, found)
+        pixels = np.asarray(self._sam.preprocess(image.rgb), np.float32)
+        return "new", PreparedImage(image.facts, name, pixels, None)
 
     def run(self, prepared: Sequence[PreparedImage]) -> Sequence[tuple[Features, float] | None]:
         new = [seen.pixels for seen in prepared if seen.pixels is not None]
@@ -87,7 +87,7 @@ class EncodeSteps:
         """The embedding, and whether it was held already."""
         if output is None:
             if prepared.found is None:
-                raise RuntimeError("a picture was neither found nor encoded")
+                raise RuntimeError("an image was neither found nor encoded")
             return prepared.found, True
         embedding = Embedding(prepared.facts, output[0], output[1], prepared.hash)
         if payload.key is not None:
@@ -97,7 +97,7 @@ class EncodeSteps:
 
 @dataclass(frozen=True, slots=True)
 class DecodeInput:
-    """``prompts`` on one picture. ``wide``: beside other calls, on one thread."""
+    """``prompts`` on one image. ``wide``: beside other calls, on one thread."""
 
     embedding: Embedding
     prompts: Sequence[Prompt]
@@ -108,7 +108,7 @@ class DecodeInput:
 
 
 class DecodeSteps:
-    """Answers prompts, a call at a time: the image side of a run belongs to one picture."""
+    """Answers prompts, a call at a time: the image side of a run belongs to one image."""
 
     def __init__(self, sam: LoadedSam, ran: Callable[[int], None]) -> None:
         self._sam = sam
@@ -129,7 +129,7 @@ class DecodeSteps:
 
 @dataclass(frozen=True, slots=True)
 class GridInput:
-    """Some ``points`` [B, 2] of the grid on one ``crop``, in its pixels. ``frame``: height and width of the picture."""
+    """Some ``points`` [B, 2] of the grid on one ``crop``, in its pixels. ``frame``: height and width of the image."""
 
     features: Features
     points: Points

@@ -1,4 +1,4 @@
-"""Embeddings: what the encoder made of a picture, kept by content within a bound of bytes."""
+"""Embeddings: what the encoder made of an image, kept by content within a bound of bytes."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from models.sam.graphs import Features
 
 @dataclass(frozen=True, slots=True)
 class Embedding:
-    """A picture as the decoder sees it. It carries the picture's size: there is no session to keep it in.
+    """An image as the decoder sees it. It carries the image's size: there is no session to keep it in.
 
-    ``encode_ms``: what the encoder took for it. ``pixels``: hash of the decoded picture (see pixels_hash).
+    ``encode_ms``: what the encoder took for it. ``pixels``: hash of the decoded image (see pixels_hash).
     """
 
     facts: ImageInfo
@@ -41,7 +41,7 @@ class FileKey(NamedTuple):
 class EmbeddingCache:
     """Least recently used first out. Two ways in: by the file's bytes, and by the pixels they decode to.
 
-    Keys hold the owner and hashes of content, so no entry can be reached by a name. The pictures themselves are not
+    Keys hold the owner and hashes of content, so no entry can be reached by a name. The images themselves are not
     kept. ``observe(hit, bytes)`` is told of every look-up and what is held after every change.
     """
 
@@ -130,8 +130,8 @@ def file_hash(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def pixels_hash(picture: DecodedImage) -> str:
-    """SHA-256 over size and RGB bytes of a decoded picture, EXIF-turned."""
-    digest = hashlib.sha256(f"{picture.width}x{picture.height}".encode())
-    digest.update(np.asarray(picture.rgb).data)
+def pixels_hash(image: DecodedImage) -> str:
+    """SHA-256 over size and RGB bytes of a decoded image, EXIF-turned."""
+    digest = hashlib.sha256(f"{image.width}x{image.height}".encode())
+    digest.update(np.asarray(image.rgb).data)
     return digest.hexdigest()

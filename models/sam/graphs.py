@@ -19,7 +19,7 @@ Floats = NDArray[np.float32]
 
 FEATURES = ("tokens", "keys", "values", "queries")
 """What the encoder gives besides the embedding: the image side of the decoder's first block, the same for every
-prompt on a picture. Their layout is the export's own; the first axis is the picture (or the prompt, see below)."""
+prompt on an image. Their layout is the export's own; the first axis is the image (or the prompt, see below)."""
 
 SIDE = 256
 """Pixels of a low-resolution mask's side."""
@@ -62,7 +62,7 @@ class Decoded:
 class SamGraphs:
     """Sessions of one artifact.
 
-    The encoder uses all threads for one picture. The decoder is opened twice: with all threads for a person who waits
+    The encoder uses all threads for one image. The decoder is opened twice: with all threads for a person who waits
     for one prompt, and with one thread for many prompts side by side, which is 1.5 times as fast in all on two cores.
     """
 
@@ -88,7 +88,7 @@ class SamGraphs:
         return Features(tuple(np.zeros((1, *shapes[name][1:]), np.float32) for name in FEATURES))
 
     def encode(self, pixels: Floats) -> list[Features]:
-        """One Features per picture of ``pixels`` [N, 3, 1024, 1024], normalised and padded."""
+        """One Features per image of ``pixels`` [N, 3, 1024, 1024], normalised and padded."""
         outputs = run_session(self.encoder, list(FEATURES), {"pixels": pixels})
         if len(pixels) == 1:
             return [Features(tuple(outputs))]

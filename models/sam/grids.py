@@ -24,7 +24,7 @@ def point_grid(n: int) -> NDArray[np.float64]:
 
 
 def layer_grids(points_per_side: int, layers: int, downscale: int) -> list[NDArray[np.float64]]:
-    """A grid for the whole picture and one for the crops of each layer, each ``downscale`` times coarser.
+    """A grid for the whole image and one for the crops of each layer, each ``downscale`` times coarser.
 
     BadInput where a layer would be left without points.
     """
@@ -35,9 +35,9 @@ def layer_grids(points_per_side: int, layers: int, downscale: int) -> list[NDArr
 
 
 def crop_boxes(height: int, width: int, layers: int, overlap_ratio: float) -> list[tuple[Box, int]]:
-    """Box (left, top, right, bottom; the last two exclusive) and layer of each crop; the whole picture is layer 0.
+    """Box (left, top, right, bottom; the last two exclusive) and layer of each crop; the whole image is layer 0.
 
-    Layer i has 2^i x 2^i crops, downwards first. Neighbours overlap by ``overlap_ratio`` of the picture's shorter
+    Layer i has 2^i x 2^i crops, downwards first. Neighbours overlap by ``overlap_ratio`` of the image's shorter
     side in layer 1, by half of that in layer 2, and so on.
     """
     crops: list[tuple[Box, int]] = [((0, 0, width, height), 0)]
@@ -55,9 +55,9 @@ def crop_boxes(height: int, width: int, layers: int, overlap_ratio: float) -> li
 
 
 def near_crop_edge(boxes: ArrayLike, crop_box: Box, frame: tuple[int, int], atol: float = 20.0) -> NDArray[np.bool_]:
-    """[N]: which masks the crop seems to cut: a side within ``atol`` of the crop's, but not of the picture's own.
+    """[N]: which masks the crop seems to cut: a side within ``atol`` of the crop's, but not of the image's own.
 
-    ``boxes`` [N, 4] xyxy in the crop; ``crop_box`` in the picture; ``frame``: the picture's width and height.
+    ``boxes`` [N, 4] xyxy in the crop; ``crop_box`` in the image; ``frame``: the image's width and height.
     """
     left, top = crop_box[:2]
     moved = (np.asarray(boxes).reshape(-1, 4) + np.array([left, top, left, top])).astype(np.float32)
@@ -73,7 +73,7 @@ def longest_side_shape(height: int, width: int, target: int = 1024) -> tuple[int
 
 
 def to_input_coordinates(points: ArrayLike, original: tuple[int, int], resized: tuple[int, int]) -> NDArray[np.float64]:
-    """``points`` [..., 2] (x, y) of a picture of ``original`` (height, width) in one of ``resized`` (height, width).
+    """``points`` [..., 2] (x, y) of an image of ``original`` (height, width) in one of ``resized`` (height, width).
 
     Each axis by its own ratio, as the sides were rounded.
     """

@@ -32,7 +32,7 @@ class LoadedSam(LoadedModel):
 
     @property
     def encode_batch(self) -> int:
-        """Pictures per encoder run."""
+        """Images per encoder run."""
         return 4 if self.graphs.device == "cuda" else 1
 
     @property

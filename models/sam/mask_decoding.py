@@ -16,7 +16,7 @@ from models.sam.prompts import Prompt, mask_inputs, point_tokens
 from models.sam.upsampling import Upsampler
 
 MAX_ASPECT = 64
-"""Sides of a picture that is longer than this have less than 16 pixels in the encoder's frame."""
+"""Sides of an image that is longer than this have less than 16 pixels in the encoder's frame."""
 
 
 def refuse_strip(width: int, height: int) -> None:
@@ -26,7 +26,7 @@ def refuse_strip(width: int, height: int) -> None:
 
 
 def decode_prompts(graphs: SamGraphs, embedding: Embedding, prompts: Sequence[Prompt], *, wide: bool) -> Decoded:
-    """The decoder's answer to a chunk of prompts on one picture, all masks made."""
+    """The decoder's answer to a chunk of prompts on one image, all masks made."""
     size = embedding.facts.height, embedding.facts.width
     coords, labels = point_tokens(prompts, size, longest_side_shape(*size))
     features = _with_masks(graphs, embedding.features, prompts)

@@ -30,7 +30,7 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """``points``: (x, y, label), label 1 foreground or 0 background. ``box``: x0, y0, x1, y1. Pixels of the picture
+    """``points``: (x, y, label), label 1 foreground or 0 background. ``box``: x0, y0, x1, y1. Pixels of the image
     as the user sees it, the centre of the first pixel at (0, 0). ``mask_input``: float32 [256, 256], logits."""
 
     points: tuple[Point, ...] = ()
@@ -91,18 +91,18 @@ def _finite(value: Any) -> bool:
 
 
 def check_prompts(prompts: Sequence[Prompt], width: int, height: int) -> None:
-    """BadInput for what lies outside the picture, and for a box that is empty."""
+    """BadInput for what lies outside the image, and for a box that is empty."""
     for number, prompt in enumerate(prompts):
         for x, y, _ in prompt.points:
             if not (0 <= x < width and 0 <= y < height):
-                raise BadInput(f"prompt {number}: the point ({x:g}, {y:g}) is outside the picture ({width} x {height})")
+                raise BadInput(f"prompt {number}: the point ({x:g}, {y:g}) is outside the image ({width} x {height})")
         if prompt.box is not None:
             x0, y0, x1, y1 = prompt.box
             if not (x0 < x1 and y0 < y1):
                 raise BadInput(f"prompt {number}: the box ({x0:g}, {y0:g}, {x1:g}, {y1:g}) is empty")
             if not (x0 >= 0 and y0 >= 0 and x1 <= width and y1 <= height):
                 raise BadInput(
-                    f"prompt {number}: the box ({x0:g}, {y0:g}, {x1:g}, {y1:g}) is outside the picture "
+                    f"prompt {number}: the box ({x0:g}, {y0:g}, {x1:g}, {y1:g}) is outside the image "
                     f"({width} x {height})"
                 )
 
@@ -117,7 +117,7 @@ def point_tokens(
 ) -> tuple[Floats, Floats]:
     """Coordinates float32 [B, P, 2] in the encoder's frame and labels float32 [B, P] of all prompts.
 
-    ``original`` and ``resized``: height and width of the picture and of its place in the frame. Points come first,
+    ``original`` and ``resized``: height and width of the image and of its place in the frame. Points come first,
     then one padding point where there is no box, then the box's corners, as in the reference
     (``modeling/prompt_encoder.py``); a prompt that is nothing but a mask has no tokens of its own.
     """

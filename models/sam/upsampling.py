@@ -1,4 +1,4 @@
-"""From low-resolution logits to a mask at the picture's size: the reference's two bilinear steps, only where needed."""
+"""From low-resolution logits to a mask at the image's size: the reference's two bilinear steps, only where needed."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ _NOTHING = MaskRegion(np.zeros((1, 1), np.bool_), 0, 0, None)
 
 
 class Upsampler:
-    """Enlarges logits for one size of picture (or crop). Holds constants only.
+    """Enlarges logits for one size of image (or crop). Holds constants only.
 
     The reference (``modeling/sam.py::postprocess_masks``) enlarges 256 x 256 to 1024 x 1024, cuts the padding off
-    and resizes to the picture, both bilinearly with ``align_corners=False`` and no antialiasing. Both steps are linear
-    and separable, so along each axis they are one sum of three neighbours with fixed weights: the picture 1024 x 1024
+    and resizes to the image, both bilinearly with ``align_corners=False`` and no antialiasing. Both steps are linear
+    and separable, so along each axis they are one sum of three neighbours with fixed weights: the image 1024 x 1024
     is never made. Nothing else is different: the numbers agree with the reference to float32 rounding.
 
     Every output is a weighted mean of logits. Where all of those are at or below ``threshold - offset`` the pixel is
@@ -51,7 +51,7 @@ class Upsampler:
         self._columns = _Axis(width, resized[1])
 
     def full(self, logits: Floats) -> Floats:
-        """float32 [height, width]: all of it, as a reference for tests and for pictures of logits."""
+        """float32 [height, width]: all of it, as a reference for tests and for images of logits."""
         return self._enlarge(logits, 0, self.height, 0, self.width)
 
     def window(self, logits: Floats, *, offset: float = 1.0, threshold: float = 0.0) -> MaskRegion:
@@ -62,7 +62,7 @@ class Upsampler:
             return _NOTHING
         top, bottom = self._rows.reach(int(rows[0]), int(rows[-1]))
         left, right = self._columns.reach(int(columns[0]), int(columns[-1]))
-        if top >= bottom or left >= right:  # only in the padding, or between the pixels of a small picture
+        if top >= bottom or left >= right:  # only in the padding, or between the pixels of a small image
             return _NOTHING
         mask = np.empty((bottom - top, right - left), np.bool_)
         inner = outer = 0
@@ -91,7 +91,7 @@ class _Axis:
     """One axis of the two steps: output i is ``weights[i] @ logits[base[i] : base[i] + 3]``."""
 
     def __init__(self, size: int, resized: int) -> None:
-        lower, upper, share = _bilinear(size, resized)  # the second step, from the resized frame to the picture
+        lower, upper, share = _bilinear(size, resized)  # the second step, from the resized frame to the image
         first, second, part = _bilinear(INPUT_SIDE, SIDE)  # the first step, from 256 to 1024
         self.base = np.minimum(first[lower], SIDE - _TAPS)
         weights = np.zeros((size, _TAPS), np.float64)

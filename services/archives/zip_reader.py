@@ -1,4 +1,4 @@
-"""ZIP archives of pictures, read entry by entry; what an archive says of itself is not believed."""
+"""ZIP archives of images, read entry by entry; what an archive says of itself is not believed."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _read(archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo]) -> Iterator[
 
 
 def too_large() -> TooLarge:
-    """The refusal of one picture among many."""
+    """The refusal of one image among many."""
     return TooLarge(f"the image has more than {MAX_IMAGE_BYTES} bytes")
 
 

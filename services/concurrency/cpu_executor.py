@@ -17,7 +17,7 @@ T = TypeVar("T")
 CheckCancelled = Callable[[], None]
 """To be called between masks: raises DeadlineExceeded or CallerLeft where the rest would be in vain."""
 
-# Apart from the threads of everything else: a picture of many masks takes seconds, and is in no hurry.
+# Apart from the threads of everything else: an image of many masks takes seconds, and is in no hurry.
 _THREADS = ThreadPoolExecutor(2, thread_name_prefix="draw")
 
 

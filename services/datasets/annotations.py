@@ -1,4 +1,4 @@
-"""Corrected masks: stored pictures and the masks that somebody put right, packed as a dataset's archive."""
+"""Corrected masks: stored images and the masks that somebody put right, packed as a dataset's archive."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image as Pictures
+from PIL import Image as Images
 
 from db.blobs import BlobStore
 from db.records import Records
@@ -25,7 +25,7 @@ MAX_CLASSES = 255
 
 @dataclass(frozen=True, slots=True)
 class Annotation:
-    """One object of a picture. ``mask``: run lengths as this API gives them, or the id of a stored mask."""
+    """One object of an image. ``mask``: run lengths as this API gives them, or the id of a stored mask."""
 
     image_id: str
     mask: dict[str, Any] | str
@@ -48,9 +48,9 @@ def pack(
     owner: str,
     out: IO[bytes],
 ) -> int:
-    """Write ``images/`` and ``masks/`` of all samples into a ZIP; how many pictures. Blocks.
+    """Write ``images/`` and ``masks/`` of all samples into a ZIP; how many images. Blocks.
 
-    Masks of one picture are laid over each other in the order given. BadInput and NotFound name the sample.
+    Masks of one image are laid over each other in the order given. BadInput and NotFound name the sample.
     """
     by_image: dict[str, list[tuple[int, Annotation]]] = {}
     for number, sample in enumerate(samples):
@@ -66,14 +66,14 @@ def pack(
                 levels[_mask(number, sample, image, records, store, owner)] = classes.index(sample.class_name)
             name = f"{position:06d}"
             archive.writestr(f"images/{name}.{EXTENSIONS.get(image.mime_type, 'png')}", store.get(image.storage_key))
-            archive.writestr(f"masks/{name}.png", encode_png(Pictures.fromarray(levels)))
+            archive.writestr(f"masks/{name}.png", encode_png(Images.fromarray(levels)))
     return len(by_image)
 
 
 def _mask(
     number: int, sample: Annotation, image: Image, records: Records, store: BlobStore, owner: str
 ) -> NDArray[np.bool_]:
-    """bool [height, width] of the picture as the user sees it."""
+    """bool [height, width] of the image as the user sees it."""
     try:
         mask = _decoded(sample.mask, records, store, owner)
     except (BadInput, NotFound) as error:
@@ -92,8 +92,8 @@ def _decoded(mask: dict[str, Any] | str, records: Records, store: BlobStore, own
         return read(mask).decode()
     artifact = records.artifact(owner, mask.removeprefix("/v1/artifacts/"))
     if artifact.mime_type != "image/png":
-        raise BadInput(f"artifact {artifact.id} is no picture of a mask but {artifact.mime_type}")
-    picture = Pictures.open(io.BytesIO(store.get(artifact.storage_key)))
-    if picture.mode not in ("1", "L", "P"):
-        raise BadInput(f"artifact {artifact.id} is a picture in colours, not a mask (kind mask is one)")
-    return np.asarray(picture) > 0
+        raise BadInput(f"artifact {artifact.id} is no image of a mask but {artifact.mime_type}")
+    image = Images.open(io.BytesIO(store.get(artifact.storage_key)))
+    if image.mode not in ("1", "L", "P"):
+        raise BadInput(f"artifact {artifact.id} is an image in colours, not a mask (kind mask is one)")
+    return np.asarray(image) > 0

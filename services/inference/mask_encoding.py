@@ -70,10 +70,10 @@ def auto_mask(mask: AutoMask, drawn: Any) -> dict[str, Any]:
     return {**_facts(mask, drawn), "point_coords": [list(mask.point)], "crop_box": list(mask.crop_box)}
 
 
-def auto_pictures(answer: AutoMaskResponse, image: bytes, check: CheckCancelled) -> list[NewFile]:
+def auto_images(answer: AutoMaskResponse, image: bytes, check: CheckCancelled) -> list[NewFile]:
     """All masks in colours, alone and over the photo."""
     masks = [mask.rle for mask in answer.masks]
-    painted = paint(masks, answer.picture.height, answer.picture.width, check)
+    painted = paint(masks, answer.image.height, answer.image.width, check)
     color = color_image(painted, len(masks))
     files = [NewFile("color", encode_png(color))]
     check()

@@ -65,7 +65,7 @@ class Masks:
         store: bool = True,
         owner: str = LOCAL_OWNER,
     ) -> dict[str, Any]:
-        """Masks of ``prompts`` (parsed JSON), of the whole picture's box without any (see mask_wire.MasksBody)."""
+        """Masks of ``prompts`` (parsed JSON), of the whole image's box without any (see mask_wire.MasksBody)."""
         body, _ = await self.answered(
             source,
             prompts,
@@ -115,10 +115,10 @@ class Masks:
         body = await self._requests.record(
             asked,
             served,
-            answer.picture,
+            answer.image,
             spent,
             lambda ids: {
-                **head(ids, served, answer.picture),
+                **head(ids, served, answer.image),
                 "results": results,
                 "embedding": _embedding(answer.embedding),
                 "timing": timing(spent),
@@ -165,30 +165,30 @@ class Masks:
 
         def bodies(check: CheckCancelled) -> tuple[list[dict[str, Any]], list[NewFile]]:
             masks = mask_encoding.auto_masks(answer, format, files, check, store=store)
-            return masks, mask_encoding.auto_pictures(answer, asked.data, check) if store else []
+            return masks, mask_encoding.auto_images(answer, asked.data, check) if store else []
 
         try:
-            masks, pictures = await run_cpu_bound(asked.deadline, bodies)
+            masks, images = await run_cpu_bound(asked.deadline, bodies)
         except BaseException:
             await self._requests.abandon(asked)
             raise
         body = await self._requests.record(
             asked,
             served,
-            answer.picture,
+            answer.image,
             spent,
             lambda ids: {
-                **head(ids, served, answer.picture),
+                **head(ids, served, answer.image),
                 "masks": masks,
                 "parameters": options.parameters,
-                "artifacts": urls({file.kind: file.id for file in pictures}) or None,
+                "artifacts": urls({file.kind: file.id for file in images}) or None,
                 "embedding": _embedding(answer.embedding),
                 "timing": timing(spent),
             },
             task="auto_masks",
             parameters={**options.parameters, "format": format},
             result={"masks": masks},
-            files=[*files, *pictures],
+            files=[*files, *images],
             top=(None, max((mask.predicted_iou for mask in answer.masks), default=None)),
         )
         return body, answer
@@ -242,10 +242,10 @@ class Masks:
         body = await self._requests.record(
             asked,
             served,
-            answer.picture,
+            answer.image,
             spent,
             lambda ids: {
-                **head(ids, served, answer.picture),
+                **head(ids, served, answer.image),
                 "cutouts": bodies,
                 "embedding": _embedding(answer.embedding),
                 "timing": timing(spent),
@@ -283,13 +283,13 @@ class Masks:
             answer, spent = await self._runner.masks(
                 served.key, replace(ask, image=image, prompts=tuple(read)), deadline
             )
-            _check_sizes(sizes, answer.picture)
+            _check_sizes(sizes, answer.image)
             return answer, spent
 
         return await self._requests.infer(source, served, infer, store=store, owner=owner, timeout_s=self._timeout_s)
 
     async def _fill_in(self, prompts: list[Prompt], idents: list[str | None], owner: str) -> dict[int, tuple[int, int]]:
-        """Give the prompts their mask inputs; the size of the picture each is of, by number of the prompt."""
+        """Give the prompts their mask inputs; the size of the image each is of, by number of the prompt."""
         if len(set(idents)) > MAX_MASK_INPUTS:
             raise BadInput(f"at most {MAX_MASK_INPUTS} different masks are refined at once")
         known: dict[str, tuple[Floats, tuple[int, int]]] = {}
@@ -313,7 +313,7 @@ class Masks:
         )
 
     async def _earlier(self, number: int, ident: str, owner: str) -> tuple[Floats, tuple[int, int]]:
-        """The logits of a mask that was answered before, and the size of its picture. NotFound says which prompt."""
+        """The logits of a mask that was answered before, and the size of its image. NotFound says which prompt."""
         records = self._requests.records
         try:
             artifact = await asyncio.to_thread(records.artifact, owner, ident)
@@ -350,12 +350,12 @@ def _worded(prompts: Any) -> Any:
     ]
 
 
-def _check_sizes(sizes: dict[int, tuple[int, int]], picture: ImageInfo) -> None:
+def _check_sizes(sizes: dict[int, tuple[int, int]], image: ImageInfo) -> None:
     for number, size in sizes.items():
-        if size != (picture.width, picture.height):
+        if size != (image.width, image.height):
             raise BadInput(
-                f"prompt {number}: mask_input is of a picture of {size[0]} x {size[1]}, not {picture.width} x "
-                f"{picture.height}"
+                f"prompt {number}: mask_input is of an image of {size[0]} x {size[1]}, not {image.width} x "
+                f"{image.height}"
             )
 
 

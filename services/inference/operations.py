@@ -1,4 +1,4 @@
-"""Operations: what can be asked of a picture, by the names that jobs and batches use."""
+"""Operations: what can be asked of an image, by the names that jobs and batches use."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Core(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """``window``: pictures that a worker takes at once. ``heavy``: one picture keeps a machine busy for long."""
+    """``window``: images that a worker takes at once. ``heavy``: one image keeps a machine busy for long."""
 
     name: str
     task: str
@@ -138,7 +138,7 @@ def read_parameters(operation: Operation, given: Mapping[str, Any]) -> Inference
 
 
 async def settle_parameters(core: Core, operation: Operation, options: InferenceOptions, owner: str) -> dict[str, Any]:
-    """The parameters of a job: those given, checked as far as that goes without a picture, and the model's version.
+    """The parameters of a job: those given, checked as far as that goes without an image, and the model's version.
 
     A job keeps to one version, whichever is the active one when its turn comes.
     """

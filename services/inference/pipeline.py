@@ -1,4 +1,4 @@
-"""Requests: what every operation does around its inference - the picture's bytes, the bounds, the record."""
+"""Requests: what every operation does around its inference - the image's bytes, the bounds, the record."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ A = TypeVar("A")
 
 @dataclass(frozen=True, slots=True)
 class ImageSource:
-    """The picture of a request: its bytes, or the id of a stored image; or the item of a job.
+    """The image of a request: its bytes, or the id of a stored image; or the item of a job.
 
     ``timeout_s``: how long its caller waits, where that is said; the deadline of requests holds besides. ``told``: is
     given the id of the prediction before it is committed, so that a caller of many can take it back.
@@ -41,7 +41,7 @@ class ImageSource:
 class JobItemSource:
     """An item that a worker has in hand: it is answered as a request, and ended in the same transaction.
 
-    ``computed`` is called when its answer is there and only has to be stored. ``data``: its picture, if it was read.
+    ``computed`` is called when its answer is there and only has to be stored. ``data``: its image, if it was read.
     """
 
     item: ClaimedItem
@@ -53,7 +53,7 @@ class JobItemSource:
 
 @dataclass(frozen=True, slots=True)
 class PendingAnswer:
-    """An answer's picture and what is to become of it. ``record`` is None where nothing is stored."""
+    """An answer's image and what is to become of it. ``record`` is None where nothing is stored."""
 
     data: bytes
     record: Record | None
@@ -121,7 +121,7 @@ class InferencePipeline:
         def spent(timing: Timing) -> None:
             metrics.queue_seconds.labels(served.key.name).observe(timing.queue_ms / 1e3)
             metrics.inference_seconds.labels(served.key.name).observe(timing.inference_ms / 1e3)
-            # Pictures of one size share a run; what is answered in several runs counts as one.
+            # Images of one size share a run; what is answered in several runs counts as one.
             share = 1 / timing.batch_size if served.family in ("classifier", "segmenter") else 1.0
             metrics.model_served(served.key.name, served.key.version, time.perf_counter() - began, timing, share)
 
@@ -137,7 +137,7 @@ class InferencePipeline:
         self,
         asked: PendingAnswer,
         served: ServableModel,
-        picture: ImageInfo,
+        image: ImageInfo,
         timing: Timing,
         body: Callable[[RecordIds], dict[str, Any]],
         *,
@@ -175,7 +175,7 @@ class InferencePipeline:
         try:
             async with asyncio.timeout(max(asked.deadline - time.monotonic(), 0.05)):
                 if asked.record is not None:
-                    await self.recorder.finish(asked.record, picture, files, columns, then=then)
+                    await self.recorder.finish(asked.record, image, files, columns, then=then)
                 elif then is not None:
                     await asyncio.shield(asyncio.wrap_future(self.records.save([], then)))
         except TimeoutError:
@@ -217,7 +217,7 @@ class InferencePipeline:
             data = await self.recorder.read(image.storage_key)
             return data, self.recorder.of_item(Record(item.owner, image_id=image.id), item) if store else None
         if item.storage_key is None:
-            raise NotFound("the picture of this item is gone")
+            raise NotFound("the image of this item is gone")
         if data is None:
             data = await self.recorder.read(item.storage_key)
         mime_type = sniff(data)

@@ -86,7 +86,7 @@ class RecordIds:
 
 
 def image_id_of(item_id: str) -> str:
-    """The id of the image that the picture of a job's item becomes."""
+    """The id of the image that the image of a job's item becomes."""
     return derived_id(item_id, "image")
 
 
@@ -106,9 +106,9 @@ class Recorder:
         return record
 
     def begin_item(self, item: ClaimedItem, data: bytes, mime_type: str) -> Record:
-        """The same for a job's item whose picture, ``data``, is in the store since the job was submitted."""
+        """The same for a job's item whose image, ``data``, is in the store since the job was submitted."""
         if item.storage_key is None or item.sha256 is None:
-            raise ValueError(f"item {item.id} has no picture of its own")
+            raise ValueError(f"item {item.id} has no image of its own")
         done: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         done.set_result(item.sha256)
         stored = StoredBytes(image_id_of(item.id), item.storage_key, mime_type, len(data), done)
@@ -121,7 +121,7 @@ class Recorder:
         return record
 
     async def keep(self, item_id: str, data: bytes, mime_type: str, created_at: datetime) -> StoredBytes:
-        """Store the picture of a job's item."""
+        """Store the image of a job's item."""
         stored = self._put("images", data, mime_type, image_id_of(item_id), created_at)
         await asyncio.shield(stored.done)
         return stored
@@ -136,7 +136,7 @@ class Recorder:
     async def finish(
         self,
         record: Record,
-        picture: ImageInfo,
+        image: ImageInfo,
         made: Sequence[NewFile],
         prediction: dict[str, Any] | None,
         *,
@@ -145,7 +145,7 @@ class Recorder:
     ) -> RecordIds:
         """Commit image, prediction (its columns) and artifacts in one transaction, in which ``then`` comes last.
 
-        On any failure nothing stays, neither row nor file; only the picture of a job's item stays the job's.
+        On any failure nothing stays, neither row nor file; only the image of a job's item stays the job's.
         """
         files = [self._put("artifacts", file.data, file.mime_type, file.id, record.created_at) for file in made]
         prediction_id = record.prediction_id if prediction is not None else None
@@ -154,7 +154,7 @@ class Recorder:
             image_id = record.image_id
             if record.upload is not None:
                 image_id = record.upload.id
-                rows.append((Image, await self._image(record, record.upload, picture, kept)))
+                rows.append((Image, await self._image(record, record.upload, image, kept)))
             if prediction is not None:
                 own = {"id": prediction_id, "image_id": image_id, "status": "succeeded", "finished_at": now()}
                 own["job_id"] = record.job_id
@@ -232,12 +232,12 @@ class Recorder:
         sha256 = await asyncio.shield(stored.done)
         return {"storage_key": stored.key, "mime_type": stored.mime_type, "bytes": stored.size, "sha256": sha256}
 
-    async def _image(self, record: Record, upload: StoredBytes, picture: ImageInfo, kept: bool) -> dict[str, Any]:
+    async def _image(self, record: Record, upload: StoredBytes, image: ImageInfo, kept: bool) -> dict[str, Any]:
         own = {
             "id": upload.id,
             "filename": record.filename,
-            "width": picture.width,
-            "height": picture.height,
+            "width": image.width,
+            "height": image.height,
             "kept": kept,
         }
         return {**self._common(record), **own, **await self._stored(upload)}

@@ -68,9 +68,9 @@ class Vision:
         body = await self._requests.record(
             asked,
             served,
-            answer.picture,
+            answer.image,
             spent,
-            lambda ids: {**head(ids, served, answer.picture), "predictions": scores, "timing": timing(spent)},
+            lambda ids: {**head(ids, served, answer.image), "predictions": scores, "timing": timing(spent)},
             parameters={"top_k": top_k},
             result={"predictions": scores},
             top=(scores[0]["class_name"], scores[0]["confidence"]),
@@ -92,7 +92,7 @@ class Vision:
     ) -> Outcome:
         """The classes that occur (see wire.SegmentBody).
 
-        ``render`` asks for that picture's bytes besides, ``tensors`` for arrays; a volume has none.
+        ``render`` asks for that image's bytes besides, ``tensors`` for arrays; a volume has none.
         """
         if render is not None and render not in (known := (*RENDERS, PROBABILITY, *volumes.MIME_TYPES)):
             raise BadInput(f"render is {render!r}; it is one of {', '.join(known)}")
@@ -114,10 +114,10 @@ class Vision:
         body = await self._requests.record(
             asked,
             served,
-            answer.picture,
+            answer.image,
             spent,
             lambda ids: {
-                **head(ids, served, answer.picture),
+                **head(ids, served, answer.image),
                 "classes": areas,
                 "artifacts": urls(ids.artifacts) if ids.artifacts else _inline(render, answer.renders),
                 "timing": timing(spent),
@@ -160,7 +160,7 @@ class Vision:
         *,
         probability: bool,
     ) -> tuple[InferenceResponse, Timing]:
-        """Of a picture; of a volume slice by slice; of a DICOM picture DICOM segments besides."""
+        """Of an image; of a volume slice by slice; of a DICOM image DICOM segments besides."""
 
         async def infer(one: InferenceRequest) -> tuple[InferenceResponse, Timing]:
             return await self._runner.infer(served.key, one, deadline)
@@ -178,7 +178,7 @@ class Vision:
                 await asyncio.to_thread(slices.close)
         answer, spent = await infer(ask)
         if render == volumes.NIFTI or (render == volumes.DICOM_SEG and kind != volumes.DICOM):
-            raise BadInput(f"{render} is drawn for files of that format only; this is a {answer.picture.mime_type}")
+            raise BadInput(f"{render} is drawn for files of that format only; this is a {answer.image.mime_type}")
         if kind == volumes.DICOM and "mask" in answer.renders:
             made = await asyncio.to_thread(
                 volumes.dicom_seg,
@@ -203,10 +203,10 @@ class Vision:
             raise BadInput("send an image: a multipart field 'file' or the raw bytes as body")
         data = source.data
         mime_type = sniff(data)
-        picture = await asyncio.to_thread(decode, data)
+        image = await asyncio.to_thread(decode, data)
         recorder = self._requests.recorder
         record = recorder.begin(data, mime_type, source.filename, owner)
-        ids = await recorder.finish(record, picture.facts, [], None, kept=True)
+        ids = await recorder.finish(record, image.facts, [], None, kept=True)
         return await asyncio.to_thread(self._requests.records.image, owner, str(ids.image))
 
     async def _infer(
@@ -241,10 +241,10 @@ def urls(artifacts: Mapping[str, str]) -> dict[str, str]:
     return {kind: f"/v1/artifacts/{ident}" for kind, ident in artifacts.items()}
 
 
-def head(ids: RecordIds, served: ServableModel, picture: ImageInfo) -> dict[str, Any]:
+def head(ids: RecordIds, served: ServableModel, image: ImageInfo) -> dict[str, Any]:
     """How every answer begins."""
     return {
         "id": ids.prediction,
         "model": {"name": served.key.name, "version": served.key.version},
-        "image": {"id": ids.image, "width": picture.width, "height": picture.height},
+        "image": {"id": ids.image, "width": image.width, "height": image.height},
     }

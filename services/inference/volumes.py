@@ -23,7 +23,7 @@ from models.results import ClassArea, ImageInfo, Timing
 from services.runners.progress import advance
 
 NIFTI, DICOM_SEG = "nifti", "dicom_seg"
-"""Renders besides those of pictures: a mask with the volume's own shape and affine; DICOM segments."""
+"""Renders besides those of images: a mask with the volume's own shape and affine; DICOM segments."""
 
 DICOM = "application/dicom"
 MIME_TYPES = {NIFTI: "application/gzip", DICOM_SEG: DICOM}
@@ -55,12 +55,12 @@ def medical_type(data: bytes) -> str | None:
 
 
 def sniff_any(data: bytes) -> str:
-    """The MIME type of a picture or a volume; refuses as models.images.sniff."""
+    """The MIME type of an image or a volume; refuses as models.images.sniff."""
     return medical_type(data) or sniff(data)
 
 
 def open_slices(data: bytes) -> Slices | None:
-    """The slices of a NIfTI file, or of a DICOM file with several frames; None for a picture. Blocks.
+    """The slices of a NIfTI file, or of a DICOM file with several frames; None for an image. Blocks.
 
     Refuses what models.medical.formats refuses.
     """
@@ -94,8 +94,8 @@ async def segment_slices(
     async def one(number: int) -> None:
         async with room:
             async with reading:
-                picture = await asyncio.to_thread(volume.slice, number)
-            encoded = await asyncio.to_thread(encode_png, picture)
+                image = await asyncio.to_thread(volume.slice, number)
+            encoded = await asyncio.to_thread(encode_png, image)
             answer, timing = await infer(replace(ask, image=encoded, renders=("mask",)))
             class_map[number] = await asyncio.to_thread(_levels, answer.renders["mask"])
             names.update({area.class_index: area for area in answer.areas})
@@ -117,7 +117,7 @@ async def segment_slices(
 
 
 def dicom_seg(data: bytes, mask_png: bytes, areas: Sequence[ClassArea], *, required: bool) -> bytes | None:
-    """DICOM segments of a DICOM picture. None where its file lacks what they would refer to, or shows nothing;
+    """DICOM segments of a DICOM image. None where its file lacks what they would refer to, or shows nothing;
     UnsupportedImage says so where they are ``required``."""
     return _segments(data, _levels(mask_png), {area.class_index: area for area in areas}, required)
 

@@ -51,7 +51,7 @@ GRACE_S = 60.0
 
 AFTER_FAULT_S = 5.0
 READ_AHEAD_BYTES = 16_000_000
-"""Of pictures that one hand may have read before their turn."""
+"""Of images that one hand may have read before their turn."""
 _TIME_IS_UP = "timed_out"
 
 
@@ -206,10 +206,10 @@ class JobExecutor:
             for item in items:
                 await self._fail(job.operation, item, {"code": error.code, "message": error.message})
             return
-        pictures = await self._pictures(items)
+        images = await self._images(items)
         tasks = [
             asyncio.create_task(
-                self._item(entry, job, item, options, pictures.pop(item.storage_key or "", None)), name=item.id
+                self._item(entry, job, item, options, images.pop(item.storage_key or "", None)), name=item.id
             )
             for item in items
         ]
@@ -230,8 +230,8 @@ class JobExecutor:
                 log.error("an item could not be ended", exc_info=broken, extra={"item": item.id})
                 await self._try_later(job, item, Unavailable("its end could not be stored"))
 
-    async def _pictures(self, items: list[ClaimedItem]) -> dict[str, bytes]:
-        """Pictures of the items by their keys, read together: a hop for each costs more than to read a small one."""
+    async def _images(self, items: list[ClaimedItem]) -> dict[str, bytes]:
+        """Images of the items by their keys, read together: a hop for each costs more than to read a small one."""
         keys = [item.storage_key for item in items if item.storage_key and item.bytes <= READ_AHEAD_BYTES // len(items)]
         return await self._core.recorder.read_some(keys) if len(keys) > 1 else {}
 

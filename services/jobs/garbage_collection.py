@@ -1,4 +1,4 @@
-"""Clean-up: finished jobs past their time, pictures that nothing refers to, blobs that no row knows."""
+"""Clean-up: finished jobs past their time, images that nothing refers to, blobs that no row knows."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MARKS = "ekiben/databases/"
 
 
 class GarbageCollector:
-    """Removes what is past ``keep``. A picture that was uploaded for itself stays until somebody deletes it."""
+    """Removes what is past ``keep``. An image that was uploaded for itself stays until somebody deletes it."""
 
     def __init__(
         self,

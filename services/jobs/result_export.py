@@ -56,7 +56,7 @@ def zip_archive(jobs: JobService, store: BlobStore, owner: str, job: Job) -> Ite
                         data = store.get(file.storage_key)
                     except NotFound:
                         continue
-                    # Pictures are compressed already.
+                    # Images are compressed already.
                     ending = _EXTENSIONS.get(file.mime_type, "bin")
                     archive.writestr(_entry(f"{name}.{ending}", dated), data, zipfile.ZIP_STORED)
                     yield out.taken()

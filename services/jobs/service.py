@@ -54,7 +54,7 @@ class JobTerms:
 
 @dataclass(frozen=True, slots=True)
 class NewItem:
-    """A picture of a job that is about to be submitted; ``columns`` of its row."""
+    """An image of a job that is about to be submitted; ``columns`` of its row."""
 
     columns: dict[str, Any]
     digest: str
@@ -74,12 +74,12 @@ class JobService:
         self.stopping = asyncio.Event()
         """Set when this process is asked to end: streams of events end too."""
 
-    def check_picture(self, data: bytes, operation: str) -> None:
-        """What can be said of a picture, or a volume, at once. BadImage, UnsupportedImage."""
+    def check_image(self, data: bytes, operation: str) -> None:
+        """What can be said of an image, or a volume, at once. BadImage, UnsupportedImage."""
         (sniff_any if operation == "segment" else sniff)(data)
 
     async def new_item(self, data: bytes, filename: str | None) -> NewItem:
-        """Store a picture that came with a job. What is no picture is kept as well: its item will say so."""
+        """Store an image that came with a job. What is no image is kept as well: its item will say so."""
         ident, created_at = new_id(), now()
         try:
             mime_type = sniff_any(data)
@@ -105,7 +105,7 @@ class JobService:
         return NewItem(columns, error.message)
 
     async def discard(self, items: Sequence[NewItem]) -> None:
-        """Remove the pictures of items that were not submitted."""
+        """Remove the images of items that were not submitted."""
         await self._recorder.delete([item.columns["storage_key"] for item in items if "storage_key" in item.columns])
 
     async def submit(
@@ -122,18 +122,18 @@ class JobService:
     ) -> tuple[Job, bool]:
         """Store and queue a job: (the job, True), or the first that came with this idempotency key: (it, False).
 
-        Unless the job is new, the pictures of ``items`` are removed.
+        Unless the job is new, the images of ``items`` are removed.
         """
         created = uncertain = False
         try:
             chosen = operations.operation(operation)
             if not items:
-                raise BadInput("there is no picture: send files, an archive or image_ids")
+                raise BadInput("there is no image: send files, an archive or image_ids")
             if len(items) > MAX_ITEMS:
-                raise BadInput(f"{len(items)} pictures; a batch has at most {MAX_ITEMS}")
+                raise BadInput(f"{len(items)} images; a batch has at most {MAX_ITEMS}")
             failed = [item for item in items if item.columns.get("state") == "failed"]
             if len(failed) == len(items):
-                raise BadInput(f"no picture can be tried; the first: {failed[0].columns['error']['message']}")
+                raise BadInput(f"no image can be tried; the first: {failed[0].columns['error']['message']}")
             if asking.webhook is not None:
                 check_url(asking.webhook, self._settings.webhook_secret)
             parameters = await operations.settle_parameters(core, chosen, options, owner)
@@ -154,7 +154,7 @@ class JobService:
                 webhook_url=asking.webhook,
             )
             hands = self._hands(len(items), chosen.window)
-            # A commit whose answer is lost may have happened: then the pictures are the job's; if not, clean-up's.
+            # A commit whose answer is lost may have happened: then the images are the job's; if not, clean-up's.
             uncertain = True
             try:
                 job, created = await asyncio.to_thread(

@@ -1,4 +1,4 @@
-"""A request that becomes a job: one picture, an operation and its options, whichever door it came through."""
+"""A request that becomes a job: one image, an operation and its options, whichever door it came through."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from services.schemas.inference import InferenceOptions
 async def submit_request(
     platform: AppState, operation: str, options: InferenceOptions, source: ImageSource, asking: JobTerms
 ) -> tuple[Job, bool]:
-    """(The job, True), or the first with this idempotency key: (it, False). BadInput for what is no picture."""
+    """(The job, True), or the first with this idempotency key: (it, False). BadInput for what is no image."""
     if source.data is not None and source.image_id is not None:
         raise BadInput("send a file or image_id, not both")
     if source.image_id is not None:
         items = await platform.jobs.stored_items([source.image_id])
     elif source.data is not None:
-        platform.jobs.check_picture(source.data, operation)
+        platform.jobs.check_image(source.data, operation)
         items = [await platform.jobs.new_item(source.data, source.filename)]
     else:
         raise BadInput("send an image: a multipart field 'file', the raw bytes as body, or image_id")

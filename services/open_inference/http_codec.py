@@ -76,7 +76,7 @@ def chosen_encoding(accept: str) -> str | None:
 
 def read_request(model: str, version: str, body: bytes, header_length: str | None) -> InferHttpRequest:
     """The request, and how it is to be answered. ``header_length``: Inference-Header-Content-Length; of 0 the body is
-    one raw tensor: an encoded picture. BadInput, Unsupported."""
+    one raw tensor: an encoded image. BadInput, Unsupported."""
     if header_length is None:
         head, rest = body, memoryview(b"")
     else:

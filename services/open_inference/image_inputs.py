@@ -1,4 +1,4 @@
-"""The picture input of an infer request, in its three forms: encoded, pixels, or as the graph takes it."""
+"""The image input of an infer request, in its three forms: encoded, pixels, or as the graph takes it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _FLOATS = ("FP16", "FP32", "FP64", "BF16")
 
 
 def read(served: ServableModel, inputs: Mapping[str, Tensor]) -> tuple[ImageInputs, bool]:
-    """The pictures, and whether it is one that came without a batch axis.
+    """The images, and whether it is one that came without a batch axis.
 
     ``image`` is BYTES [n] (encoded), UINT8 [h, w, 3] or [n, h, w, 3] (pixels, RGB), or floating-point as the graph
     takes it; the graph's own input, by its name, is what it takes. BadInput says what is wrong.
@@ -47,14 +47,14 @@ def read(served: ServableModel, inputs: Mapping[str, Tensor]) -> tuple[ImageInpu
 def encoded(tensor: Tensor) -> list[bytes]:
     """The files of a BYTES tensor. BadInput for a tensor of two axes, or of none."""
     if len(tensor.shape) not in (1, 2) or (len(tensor.shape) == 2 and tensor.shape[1] != 1):
-        raise BadInput(f"{tensor.name} as BYTES is [n], n encoded pictures, not {list(tensor.shape)}")
+        raise BadInput(f"{tensor.name} as BYTES is [n], n encoded images, not {list(tensor.shape)}")
     _check_count(tensor, tensor.values.size)
     files: list[bytes] = list(tensor.values.ravel())
     return files
 
 
 def pixels(tensor: Tensor) -> tuple[ImageInputs, bool]:
-    """The pictures of a UINT8 tensor, and whether it is one without a batch axis."""
+    """The images of a UINT8 tensor, and whether it is one without a batch axis."""
     shape = tensor.shape
     if len(shape) not in (3, 4) or shape[-1] != 3:
         raise BadInput(f"{tensor.name} as UINT8 is pixels, [h, w, 3] or [n, h, w, 3], RGB; not {list(shape)}")
@@ -71,7 +71,7 @@ def _prepared(graph: GraphInput, tensor: Tensor) -> tuple[ImageInputs, bool]:
     takes = f"[{', '.join('any' if n is None else str(n) for n in rgb)}], with or without a batch axis before it"
     floats = np.dtype(graph.dtype).kind == "f"
     if (tensor.datatype not in _FLOATS) if floats else (tensor.datatype != "UINT8"):
-        kinds = "BYTES (encoded pictures), UINT8 (pixels [h, w, 3])"
+        kinds = "BYTES (encoded images), UINT8 (pixels [h, w, 3])"
         raise BadInput(f"{tensor.name} is {tensor.datatype}; it may be {kinds} or {_kind(graph)} {takes}")
     shape = tensor.shape
     single = len(shape) == 3
@@ -87,9 +87,9 @@ def _prepared(graph: GraphInput, tensor: Tensor) -> tuple[ImageInputs, bool]:
     return [PreparedTensor(one) for one in (values[None] if single else values)], single
 
 
-def _check_count(tensor: Tensor, pictures: int) -> None:
-    if not 0 < pictures <= MAX_IMAGES:
-        raise BadInput(f"{tensor.name} has {pictures} pictures; 1 to {MAX_IMAGES} are taken at once")
+def _check_count(tensor: Tensor, images: int) -> None:
+    if not 0 < images <= MAX_IMAGES:
+        raise BadInput(f"{tensor.name} has {images} images; 1 to {MAX_IMAGES} are taken at once")
 
 
 def _kind(graph: GraphInput) -> str:

@@ -27,7 +27,7 @@ from services.open_inference.tensors import MAX_BYTES, Tensor, texts
 from services.schemas.validation import short
 
 _AT_ONCE = 64
-"""Pictures of one request that are under way at a time."""
+"""Images of one request that are under way at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class OpenInference:
     async def infer(self, request: InferRequest, *, owner: str = LOCAL_OWNER) -> InferAnswer:
         """The outputs asked for. BadInput names the tensor or parameter that is wrong.
 
-        When it fails, or the caller leaves, nothing of any of its pictures stays stored.
+        When it fails, or the caller leaves, nothing of any of its images stays stored.
         """
         served = await self.find(request.model, request.version, owner=owner)
         inputs = {tensor.name: tensor for tensor in request.inputs}
@@ -75,7 +75,7 @@ class OpenInference:
             if served.family == "sam":
                 outputs = await sam_inputs.infer(self._masks, served, inputs, wanted, parameters, stored, owner)
             else:
-                outputs = await self._pictures(served, inputs, wanted, parameters, stored, owner)
+                outputs = await self._images(served, inputs, wanted, parameters, stored, owner)
             if (size := sum(tensor.nbytes for tensor in outputs)) > MAX_BYTES:
                 raise TooLarge(f"the answer has {size} bytes; at most {MAX_BYTES} are sent: ask for less at once")
         except BaseException:
@@ -97,7 +97,7 @@ class OpenInference:
             raise BadInput(f"the version of a model is a number from 1, not {short(version)!r}")
         return await self._index.find(owner, model, int(version) if version else None)
 
-    async def _pictures(
+    async def _images(
         self,
         served: ServableModel,
         inputs: Mapping[str, Tensor],
@@ -106,7 +106,7 @@ class OpenInference:
         stored: list[str],
         owner: str,
     ) -> list[Tensor]:
-        pictures, single = image_inputs.read(served, inputs)
+        images, single = image_inputs.read(served, inputs)
         names = tuple(dict.fromkeys(one.name for one in wanted if not one.class_count))
         # As Triton counts: of a model with fewer classes, all.
         counts = {one.name: min(one.class_count, served.classes) for one in wanted}
@@ -122,19 +122,19 @@ class OpenInference:
                 raise DeadlineExceeded("the request took longer than its deadline", retry_after_s=1)
             try:
                 source = ImageSource(timeout_s=left_s, told=lambda id: ids.update({number: id}))
-                return await self._one(served, pictures[number], names, top_k, parameters, source, owner)
+                return await self._one(served, images[number], names, top_k, parameters, source, owner)
             except Overloaded:
                 if number == 0:
                     raise
                 # What waits before it, most of it this request's own, would take it past the deadline.
                 raise DeadlineExceeded("the request took longer than its deadline", retry_after_s=1) from None
             except BadInput as error:
-                if len(pictures) > 1:
-                    raise type(error)(f"picture {number}: {error.message}", code=error.code) from None
+                if len(images) > 1:
+                    raise type(error)(f"image {number}: {error.message}", code=error.code) from None
                 raise
 
         try:
-            answers = await gather_bounded(ask, range(len(pictures)), _AT_ONCE)
+            answers = await gather_bounded(ask, range(len(images)), _AT_ONCE)
         finally:
             stored.extend(ids[number] for number in sorted(ids))
         stacked = {name: _stack(name, [one.tensors[name] for one in answers], single) for name in names}
@@ -160,7 +160,7 @@ class OpenInference:
     ) -> _Answered:
         if not isinstance(image, bytes):
             if parameters.given("store"):
-                raise BadInput("store is for encoded pictures: of pixels and prepared tensors nothing is kept")
+                raise BadInput("store is for encoded images: of pixels and prepared tensors nothing is kept")
             ask = InferenceRequest(image, top_k=top_k or 1, flips=parameters.flips, tensors=names)
             answer, _ = await self._vision.unrecorded(served, ask, timeout_s=source.timeout_s)
             scores = [(row.confidence, row.class_index, row.class_name) for row in answer.scores]
@@ -218,11 +218,11 @@ def _checked_outputs(served: ServableModel, outputs: Sequence[RequestedOutput]) 
 
 
 def _stack(name: str, rows: Sequence[NDArray[np.generic]], single: bool) -> NDArray[np.generic]:
-    """[pictures, ...]; of the one picture that came without a batch axis its array alone."""
+    """[images, ...]; of the one image that came without a batch axis its array alone."""
     if single:
         return rows[0]
     if len({row.shape for row in rows}) > 1:
-        raise BadInput(f"the pictures differ in size, and so does {name}: ask about them one by one")
+        raise BadInput(f"the images differ in size, and so does {name}: ask about them one by one")
     if math.prod(rows[0].shape) * len(rows) * rows[0].itemsize > MAX_BYTES:
-        raise TooLarge(f"{name} of {len(rows)} pictures has more than {MAX_BYTES} bytes: ask about fewer at once")
+        raise TooLarge(f"{name} of {len(rows)} images has more than {MAX_BYTES} bytes: ask about fewer at once")
     return rows[0][None] if len(rows) == 1 else np.stack(rows)

@@ -54,10 +54,10 @@ async def infer(
     tensors = {name: tensor.values for name, tensor in inputs.items() if name != IMAGE}
     names = [one.name for one in wanted]
     began = time.monotonic()
-    data, is_file = await _picture(inputs[IMAGE])
+    data, is_file = await _image(inputs[IMAGE])
     left_s = None if parameters.timeout_s is None else max(0.0, parameters.timeout_s - (time.monotonic() - began))
     if not is_file and parameters.given("store"):
-        raise BadInput("store is for encoded pictures: of pixels nothing is kept")
+        raise BadInput("store is for encoded images: of pixels nothing is kept")
     source = ImageSource(data, timeout_s=left_s, told=stored.append)
     store = parameters.store and is_file
     model, version = served.key.name, served.key.version
@@ -94,7 +94,7 @@ async def infer(
             owner=owner,
         )
         rows = answer.results
-    size = answer.picture.height, answer.picture.width
+    size = answer.image.height, answer.image.width
     return await asyncio.to_thread(lambda: [Tensor(name, _output(name, rows, size)) for name in names])
 
 
@@ -164,18 +164,18 @@ def _mask_input(tensors: Mapping[str, NDArray[Any]]) -> NDArray[np.float32] | No
     return values.reshape(-1, SIDE, SIDE).astype(np.float32, copy=False)
 
 
-async def _picture(tensor: Tensor) -> tuple[bytes, bool]:
+async def _image(tensor: Tensor) -> tuple[bytes, bool]:
     """Encoded bytes, and whether they came so. Pixels become a PNG: an embedding is known by the hash of its file."""
     if tensor.datatype == BYTES:
         files = encoded(tensor)
         if len(files) != 1:
-            raise BadInput(f"prompts are of one picture; {IMAGE} has {len(files)}")
+            raise BadInput(f"prompts are of one image; {IMAGE} has {len(files)}")
         return files[0], True
     if tensor.datatype != "UINT8":
-        raise BadInput(f"{IMAGE} is BYTES (an encoded picture) or UINT8 (pixels [h, w, 3]), not {tensor.datatype}")
+        raise BadInput(f"{IMAGE} is BYTES (an encoded image) or UINT8 (pixels [h, w, 3]), not {tensor.datatype}")
     arrays, _ = pixels(tensor)
     if len(arrays) != 1:
-        raise BadInput(f"prompts are of one picture; {IMAGE} has {len(arrays)}")
+        raise BadInput(f"prompts are of one image; {IMAGE} has {len(arrays)}")
     array = np.ascontiguousarray(arrays[0])
     return await asyncio.to_thread(lambda: encode_png(Image.fromarray(array))), False
 

@@ -28,7 +28,7 @@ from services.rest.routers import (
 
 _DESCRIPTION = """Serve vision models on a machine you own.
 
-Send a picture as multipart field `file`, as the raw body, or name a stored one with `image_id`; options go into the
+Send an image as multipart field `file`, as the raw body, or name a stored one with `image_id`; options go into the
 query or the form. Every error has the shape `{"error": {"code", "message", "request_id"}}`; under
 /v2, the Open Inference Protocol, `{"error": "message"}`."""
 

@@ -63,7 +63,7 @@ def split(
 async def submit(
     request: Request, operation: str, options: InferenceOptions, own: AsyncRequestOptions, upload: Upload
 ) -> Response:
-    """202 with the job of one picture."""
+    """202 with the job of one image."""
     platform: AppState = request.app.state.platform
     asking = own.asking(request)
     source = ImageSource(upload.data, upload.filename, options.image_id)

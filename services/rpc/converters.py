@@ -23,7 +23,7 @@ _APART = frozenset({"image", "prompts"})
 
 
 def options(request: Message) -> dict[str, Any]:
-    """What the caller has set, by name; picture and prompts are read apart."""
+    """What the caller has set, by name; image and prompts are read apart."""
     return {
         field.name: getattr(request, field.name)
         for field in request.DESCRIPTOR.fields
@@ -32,11 +32,11 @@ def options(request: Message) -> dict[str, Any]:
 
 
 def source(request: Any, timeout_s: float | None) -> ImageSource:
-    """The picture that is asked about."""
+    """The image that is asked about."""
     image = request.image
     which = image.WhichOneof("source")
     return ImageSource(
-        data=image.data or None,  # no bytes are no picture, as an empty body is none
+        data=image.data or None,  # no bytes are no image, as an empty body is none
         filename=image.filename or None,
         image_id=image.image_id if which == "image_id" else None,
         timeout_s=timeout_s,

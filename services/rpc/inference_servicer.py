@@ -1,4 +1,4 @@
-"""ekiben.v1.Vision: what is asked of one picture and answered at once."""
+"""ekiben.v1.Vision: what is asked of one image and answered at once."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ class AsyncBatcher:
     """The batcher and the engine's leases together.
 
     ``break_off``: a run is broken off when all whom it is for have left. A person who leaves often comes back for the
-    same picture, so what was begun is finished for them; a job that is cancelled does not.
+    same image, so what was begun is finished for them; a job that is cancelled does not.
     """
 
     def __init__(self, batcher: Batcher, engine: Engine[LoadedModel], *, break_off: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""The runner seam: pictures in, answers out, wherever the models are."""
+"""The runner seam: images in, answers out, wherever the models are."""
 
 from __future__ import annotations
 

@@ -122,7 +122,7 @@ def decode_request(data: bytes) -> tuple[ModelKey, InferenceRequest]:
 def encode_response(answered: TimedAnswer) -> bytes:
     answer, timing = answered
     header = {
-        "picture": asdict(answer.picture),
+        "image": asdict(answer.image),
         "scores": [asdict(row) for row in answer.scores],
         "areas": [asdict(row) for row in answer.areas],
         "timing": asdict(timing),
@@ -135,7 +135,7 @@ def encode_response(answered: TimedAnswer) -> bytes:
 def decode_response(data: bytes) -> TimedAnswer:
     header, parts = unpack_message(data)
     answer = InferenceResponse(
-        ImageInfo(**header["picture"]),
+        ImageInfo(**header["image"]),
         tuple(ClassScore(**row) for row in header["scores"]),
         tuple(ClassArea(**{**row, "color": tuple(row["color"])}) for row in header["areas"]),
         dict(zip(header["renders"], parts, strict=False)),
@@ -174,7 +174,7 @@ def decode_mask_request(data: bytes) -> tuple[ModelKey, MaskRequest]:
 def encode_mask_response(answer: MaskResponse, timing: Timing) -> bytes:
     masks = [mask for row in answer.results for mask in row]
     header = {
-        "picture": asdict(answer.picture),
+        "image": asdict(answer.image),
         "embedding": asdict(answer.embedding),
         "timing": asdict(timing),
         "prompts": [len(row) for row in answer.results],
@@ -188,9 +188,9 @@ def encode_mask_response(answer: MaskResponse, timing: Timing) -> bytes:
 
 def decode_mask_response(data: bytes) -> tuple[MaskResponse, Timing]:
     header, (counts, *parts) = unpack_message(data)
-    picture = ImageInfo(**header["picture"])
+    image = ImageInfo(**header["image"])
     logits = iter(parts)
-    rles = _rles(counts, [row[2] for row in header["masks"]], picture.height, picture.width)
+    rles = _rles(counts, [row[2] for row in header["masks"]], image.height, image.width)
     masks = iter(
         [
             PromptMask(rle, iou, stability, _logits(next(logits)) if with_logits else None)
@@ -198,7 +198,7 @@ def decode_mask_response(data: bytes) -> tuple[MaskResponse, Timing]:
         ]
     )
     results = tuple(tuple(next(masks) for _ in range(count)) for count in header["prompts"])
-    return MaskResponse(picture, EmbeddingUse(**header["embedding"]), results), Timing(**header["timing"])
+    return MaskResponse(image, EmbeddingUse(**header["embedding"]), results), Timing(**header["timing"])
 
 
 def encode_auto_mask_request(key: ModelKey, ask: AutoMaskRequest) -> bytes:
@@ -212,7 +212,7 @@ def decode_auto_mask_request(data: bytes) -> tuple[ModelKey, AutoMaskRequest]:
 
 def encode_auto_mask_response(answer: AutoMaskResponse, timing: Timing) -> bytes:
     header = {
-        "picture": asdict(answer.picture),
+        "image": asdict(answer.image),
         "embedding": asdict(answer.embedding),
         "timing": asdict(timing),
         "masks": [_auto_mask_info(mask) for mask in answer.masks],
@@ -222,9 +222,9 @@ def encode_auto_mask_response(answer: AutoMaskResponse, timing: Timing) -> bytes
 
 def decode_auto_mask_response(data: bytes) -> tuple[AutoMaskResponse, Timing]:
     header, (counts,) = unpack_message(data)
-    picture = ImageInfo(**header["picture"])
-    masks = _auto_masks(header["masks"], counts, picture.height, picture.width)
-    return AutoMaskResponse(picture, EmbeddingUse(**header["embedding"]), masks), Timing(**header["timing"])
+    image = ImageInfo(**header["image"])
+    masks = _auto_masks(header["masks"], counts, image.height, image.width)
+    return AutoMaskResponse(image, EmbeddingUse(**header["embedding"]), masks), Timing(**header["timing"])
 
 
 def _array(values: NDArray[Any]) -> tuple[list[Any], bytes]:

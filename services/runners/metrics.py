@@ -6,9 +6,9 @@ from prometheus_client import Counter, Gauge, Histogram
 
 _SIZES = (1, 2, 4, 8, 16, 32, 64)
 
-batch_size = Histogram("ekiben_batch_size", "Pictures per run.", ["model"], buckets=_SIZES)
-queue_depth = Gauge("ekiben_queue_depth", "Pictures waiting.", ["model"], multiprocess_mode="livesum")
-queue_bytes = Gauge("ekiben_queue_bytes", "Bytes of the pictures waiting.", multiprocess_mode="livesum")
+batch_size = Histogram("ekiben_batch_size", "Images per run.", ["model"], buckets=_SIZES)
+queue_depth = Gauge("ekiben_queue_depth", "Images waiting.", ["model"], multiprocess_mode="livesum")
+queue_bytes = Gauge("ekiben_queue_bytes", "Bytes of the images waiting.", multiprocess_mode="livesum")
 model_memory_bytes = Gauge(
     "ekiben_model_memory_bytes", "Memory of a loaded model; 0 once unloaded.", ["model"], multiprocess_mode="livesum"
 )
@@ -16,10 +16,10 @@ model_budget_bytes = Gauge(
     "ekiben_model_memory_budget_bytes", "Memory budget of loaded models.", multiprocess_mode="livesum"
 )
 embedding_lookups = Counter(
-    "ekiben_embedding_lookups_total", "Look-ups of a picture's embedding: held (hit) or to be made (miss).", ["outcome"]
+    "ekiben_embedding_lookups_total", "Look-ups of an image's embedding: held (hit) or to be made (miss).", ["outcome"]
 )
 embedding_bytes = Gauge("ekiben_embedding_bytes", "Bytes of the embeddings held.", multiprocess_mode="livesum")
-decoded_pictures = Counter("ekiben_decoded_pictures_total", "Pictures decoded in order to be encoded.", ["model"])
+decoded_images = Counter("ekiben_decoded_images_total", "Images decoded in order to be encoded.", ["model"])
 encoder_runs = Counter("ekiben_encoder_runs_total", "Runs of an image encoder.", ["model"])
 decoder_prompts = Counter("ekiben_decoder_prompts_total", "Prompts that a mask decoder answered.", ["model"])
 

@@ -12,7 +12,7 @@ LISTENER: ContextVar[Callable[[float], None] | None] = ContextVar("LISTENER", de
 
 
 NEWS: ContextVar[Callable[[MaskUpdate], None] | None] = ContextVar("NEWS", default=None)
-"""Likewise, for the masks of one picture."""
+"""Likewise, for the masks of one image."""
 
 
 def advance(share: float) -> None:

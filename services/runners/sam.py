@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 _HASH_IN_THREAD = 1 << 20
 _ENCODED = 0.1
-"""How far automatic masks are when their picture is encoded."""
+"""How far automatic masks are when their image is encoded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +227,7 @@ class SamRunner:
         def decoded(prompts: int) -> None:
             gauges.decoder_prompts.labels(name).inc(prompts)
 
-        encode = EncodeSteps(sam, self.cache, gauges.decoded_pictures.labels(name).inc, encoded)
+        encode = EncodeSteps(sam, self.cache, gauges.decoded_images.labels(name).inc, encoded)
         lanes = _SamQueues(
             sam,
             batcher.open_lane((sam.key, "encode"), encode, slots=sam.slots, max_batch=sam.encode_batch),

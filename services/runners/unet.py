@@ -1,4 +1,4 @@
-"""U-Nets in this process, where a picture is several inputs: windows and mirror images, through the model's lane."""
+"""U-Nets in this process, where an image is several inputs: windows and mirror images, through the model's lane."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _TOO_SLOW = 1.5
 
 @dataclass(frozen=True, slots=True)
 class _Opened:
-    """A decoded picture. ``rgb`` is None where ``reading`` has its pixels: it would be a quarter gigabyte more."""
+    """A decoded image. ``rgb`` is None where ``reading`` has its pixels: it would be a quarter gigabyte more."""
 
     facts: ImageInfo
     reading: TiledImage
@@ -39,13 +39,13 @@ class _Opened:
     rgb: Image.Image | None
 
     @property
-    def picture(self) -> DecodedImage:
+    def image(self) -> DecodedImage:
         rgb = self.rgb if self.rgb is not None else Image.fromarray(self.reading.pixels)
         return DecodedImage(rgb, self.facts.mime_type)
 
 
 class UnetRunner:
-    """Reads pictures piece by piece. ``at_once``: pictures that are decoded at a time."""
+    """Reads images piece by piece. ``at_once``: images that are decoded at a time."""
 
     def __init__(self, lanes: AsyncBatcher, share: Callable[[LoadedNetwork], None], at_once: int) -> None:
         self._lanes = lanes
@@ -73,7 +73,7 @@ class UnetRunner:
         return answer, Timing((began - arrived + waited) * 1e3, took * 1e3, opened.reading.pieces)
 
     async def _open(self, unet: Unet, ask: InferenceRequest, deadline: float) -> tuple[_Opened, int]:
-        """The picture, once there is room for it, and how much it takes of that."""
+        """The image, once there is room for it, and how much it takes of that."""
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout_at(loop.time() + deadline - time.monotonic()), self._doors:
@@ -98,7 +98,7 @@ class UnetRunner:
                     return waited
                 ended, under_way = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
                 if errors := [error for task in ended if (error := task.exception()) is not None]:
-                    # Refused on arrival: the pieces after the first only say that the picture is late.
+                    # Refused on arrival: the pieces after the first only say that the image is late.
                     raise next((error for error in errors if isinstance(error, Overloaded)), errors[0])
                 for task in ended:
                     answered, timing = task.result()
@@ -114,7 +114,7 @@ class UnetRunner:
 
     def _bound(self, lane: UnetQueue) -> int:
         """What runs, and as much again as a trial of twice the batch takes: enough for slots to find work, and not so
-        much that others who ask this model wait for a whole picture."""
+        much that others who ask this model wait for a whole image."""
         return (lane.slots + 2) * self._lanes.batcher.batch_size(lane.key)
 
     async def _ask(
@@ -126,8 +126,8 @@ class UnetRunner:
         except Overloaded:
             if piece.number == 0:
                 raise
-            # What waits before this piece would take it past the deadline: the picture is late.
-            raise DeadlineExceeded("the picture took longer than its deadline", retry_after_s=1) from None
+            # What waits before this piece would take it past the deadline: the image is late.
+            raise DeadlineExceeded("the image took longer than its deadline", retry_after_s=1) from None
 
 
 class Room:
@@ -155,15 +155,15 @@ class Room:
 
 def _decoded(unet: Unet, ask: InferenceRequest) -> _Opened:
     if isinstance(ask.image, PreparedTensor):
-        raise BadInput("flips are made of a picture, not of a tensor that was prepared elsewhere")
-    picture = open_image(ask.image)
-    canvas = unet.canvas(picture.height, picture.width, ask)
-    reading = TiledImage(unet, picture.rgb, canvas.paint, flips=ask.flips)
-    return _Opened(picture.facts, reading, canvas, None if unet.tiled else picture.rgb)
+        raise BadInput("flips are made of an image, not of a tensor that was prepared elsewhere")
+    image = open_image(ask.image)
+    canvas = unet.canvas(image.height, image.width, ask)
+    reading = TiledImage(unet, image.rgb, canvas.paint, flips=ask.flips)
+    return _Opened(image.facts, reading, canvas, None if unet.tiled else image.rgb)
 
 
 def _answer(unet: Unet, opened: _Opened, ask: InferenceRequest, check: CheckCancelled) -> InferenceResponse:
-    return unet.answer(opened.canvas, opened.picture, ask, check)
+    return unet.answer(opened.canvas, opened.image, ask, check)
 
 
 def _judge(done: int, pieces: int, began: float, deadline: float) -> None:

@@ -35,7 +35,7 @@ class ModelRef(Body):
 
 class ImageRef(Body):
     id: str | None = Field(description="None when nothing was stored.", examples=[EXAMPLE_ID])
-    width: int = Field(description="Pixels, as the user sees the picture (EXIF-turned).", examples=[500])
+    width: int = Field(description="Pixels, as the user sees the image (EXIF-turned).", examples=[500])
     height: int = Field(examples=[375])
 
 
@@ -49,7 +49,7 @@ class TimingBody(Body):
         examples=[7.9],
     )
     batch_size: int = Field(
-        description="Pictures in that batch; of masks, the prompts or grid points; of a U-Net that reads a picture in "
+        description="Images in that batch; of masks, the prompts or grid points; of a U-Net that reads an image in "
         "windows, those.",
         examples=[1],
     )

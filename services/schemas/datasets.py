@@ -78,7 +78,7 @@ class DatasetBody(Body):
     total_mb: float = Field(description="Of the prepared samples, 1,000,000 bytes each.")
     classes: list[DatasetClass]
     report: ReportBody | None = Field(description="null while it is imported.")
-    preview: str | None = Field(description="A sheet of some samples: picture, mask, both.")
+    preview: str | None = Field(description="A sheet of some samples: image, mask, both.")
     created_at: str
 
 
@@ -89,7 +89,7 @@ class SampleBody(Body):
     width: int
     height: int
     class_pixels: list[int] = Field(description="By class index.")
-    image: str = Field(description="The picture.")
+    image: str = Field(description="The image.")
     mask: str = Field(description="Grey level = class index.")
 
 

@@ -36,12 +36,12 @@ class SegmentOptions(InferenceOptions):
     )
     render: Literal["mask", "color", "overlay", "probability", "nifti", "dicom_seg"] | None = Field(
         default=None,
-        description="With Accept: image/png, which picture to answer (mask by default). A NIfTI volume is answered as "
+        description="With Accept: image/png, which image to answer (mask by default). A NIfTI volume is answered as "
         "nifti with Accept: application/gzip, a DICOM file as dicom_seg with Accept: application/dicom.",
     )
     flips: bool = Field(
         default=False,
-        description="Average over the picture and its three mirror images: 4 times the work. U-Nets only.",
+        description="Average over the image and its three mirror images: 4 times the work. U-Nets only.",
     )
     probability: bool = Field(
         default=False,
@@ -81,7 +81,7 @@ class Area(Body):
 
 
 class SegmentArtifacts(Body):
-    """URLs of what was stored. Of a picture: grey level = class index; palette colours; tinted photo; where it was
+    """URLs of what was stored. Of an image: grey level = class index; palette colours; tinted photo; where it was
     asked for, the probability of class 1, 16-bit grey. Of a volume only the mask in its own format."""
 
     mask: str | None = Field(default=None, examples=[f"/v1/artifacts/{EXAMPLE_ID}"])

@@ -71,7 +71,7 @@ class StatusBody(Body):
 
 
 class ItemBody(Body):
-    position: int = Field(description="From 0, in the order in which the pictures were given.")
+    position: int = Field(description="From 0, in the order in which the images were given.")
     state: State
     filename: str | None
     image_id: str | None

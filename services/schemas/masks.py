@@ -15,9 +15,9 @@ from services.schemas.validation import NAME
 
 
 class EmbeddingBody(Body):
-    """What was made of the picture before the prompts: the dear part, done once per picture."""
+    """What was made of the image before the prompts: the dear part, done once per image."""
 
-    cached: bool = Field(description="It was there: neither was the picture decoded nor did the encoder run.")
+    cached: bool = Field(description="It was there: neither was the image decoded nor did the encoder run.")
     encode_ms: float = Field(description="What making it took, now or then.", examples=[3900.0])
 
 
@@ -28,7 +28,7 @@ Segmentation = Annotated[
     Field(
         description="By format. rle: size [height, width] and counts, column by column; coco: the same as "
         "COCO's compressed text; polygons: parts with outer ring and holes, flat lists x0, y0, x1, ... on pixel edges; "
-        "geojson: a MultiPolygon or Polygon; png: URL of a 1-bit picture (a data: URL when nothing is stored).",
+        "geojson: a MultiPolygon or Polygon; png: URL of a 1-bit image (a data: URL when nothing is stored).",
         examples=[_RLE],
     ),
 ]
@@ -97,7 +97,7 @@ class CutoutBody(Body):
     id: str | None = Field(description="The artifact's id; None when nothing was stored.", examples=[EXAMPLE_ID])
     url: str | None = Field(examples=[f"/v1/artifacts/{EXAMPLE_ID}"])
     prompt: int | None = Field(description="Number of the prompt; null for an automatic mask.", examples=[0])
-    bbox: tuple[int, int, int, int] = Field(description="x, y, width, height of the cut-out in the picture.")
+    bbox: tuple[int, int, int, int] = Field(description="x, y, width, height of the cut-out in the image.")
     width: int = Field(examples=[212])
     height: int = Field(examples=[190])
     area: int = Field(description="Pixels of the object.", examples=[18422])
@@ -121,13 +121,13 @@ MaskFormat = Literal["rle", "coco", "polygons", "geojson", "png"]
 
 PROMPTS = (
     'JSON: a list of prompts, each {"points": [[x, y, label], ...], "box": [x0, y0, x1, y1], "mask_input": id}, with '
-    "one of these at least; label 1 is foreground, 0 background; pixels of the picture as the user sees it."
+    "one of these at least; label 1 is foreground, 0 background; pixels of the image as the user sees it."
 )
 
 
 class MasksOptions(InferenceOptions):
     model: str = Field(default=default_models.MASKS, pattern=NAME, description="A Segment Anything model.")
-    prompts: str | None = Field(default=None, description=PROMPTS + " Without any: the whole picture's box.")
+    prompts: str | None = Field(default=None, description=PROMPTS + " Without any: the whole image's box.")
     multimask: bool = Field(
         default=True, description="Three masks per prompt (whole, part, part of a part); false: one."
     )

@@ -34,7 +34,7 @@ class TrainingBody(Body):
     options: dict[str, Any]
     epochs: list[CurvePoint]
     now: dict[str, Any] | None = Field(description="The last step that it told of.")
-    previews: list[str] = Field(description="Pictures of validation images, truth and prediction; the newest last.")
+    previews: list[str] = Field(description="Images of validation images, truth and prediction; the newest last.")
     model: ModelRef | None = Field(description="The version that was published; null unless it has succeeded.")
     metrics: dict[str, Any] | None = Field(description="On the test images alone.")
     training: dict[str, Any] | None

@@ -22,7 +22,7 @@ def job(total: int = 1, **given: Any) -> Job:
 
 
 def items(total: int, **given: Any) -> list[dict[str, Any]]:
-    """Columns of so many items, as ``JobRecords.submit`` takes them: each with a picture of its own."""
+    """Columns of so many items, as ``JobRecords.submit`` takes them: each with an image of its own."""
     return [
         {
             "id": new_id(),

@@ -108,7 +108,7 @@ def test_an_answer_its_item_and_the_counts_are_one_transaction(engine: sa.Engine
     records.save(answer, ItemResult(job_id, one.id, "worker-1", result={"took_ms": 12.5}, image_id=image.id)).result(10)
     first, second = items_now(engine, job_id)
     assert (first.state, first.result, first.error, first.worker_id) == ("succeeded", {"took_ms": 12.5}, None, None)
-    assert (first.image_id, first.storage_key) == (image.id, None)  # the picture is the image's from now on
+    assert (first.image_id, first.storage_key) == (image.id, None)  # the image is the image's from now on
     assert first.finished_at is not None and second.state == "running"
     half = job_now(engine, job_id)
     assert (half.state, half.succeeded, half.failed, half.finished_at) == ("running", 1, 0, None)
@@ -148,7 +148,7 @@ def test_an_item_that_was_lost_takes_its_answer_along(engine: sa.Engine, records
 
 
 def test_many_ends_at_once(engine: sa.Engine) -> None:
-    """Of several jobs and workers, good and bad, with a picture that became an image and with one that did not."""
+    """Of several jobs and workers, good and bad, with an image that became an image and with one that did not."""
     image = rows.image()
     with writing(engine) as session:
         session.add(image)

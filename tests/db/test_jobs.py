@@ -365,13 +365,13 @@ def test_remove_takes_all_that_the_job_made(engine: sa.Engine, jobs: JobRecords,
     elsewhere = rows.image()
     mine = rows.prediction(elsewhere.id)
     records.save([archive, elsewhere, mine, rows.artifact(mine.id)]).result(10)
-    pictures = [
+    images = [
         item.storage_key or records.image("local", item.image_id or "").storage_key
         for item in items_now(engine, job_id)
     ]
     keys, last = jobs.remove_some("local", job_id)
     assert last
-    assert sorted(keys) == sorted([*pictures, *chain(*masks.values()), archive.storage_key])
+    assert sorted(keys) == sorted([*images, *chain(*masks.values()), archive.storage_key])
     assert [count(engine, table) for table in (Job, JobItem, JobEvent)] == [1, 1, 1]
     assert [count(engine, table) for table in (Image, Prediction, Artifact)] == [1, 1, 1]
     assert jobs.job("local", other).state == "queued"
@@ -379,7 +379,7 @@ def test_remove_takes_all_that_the_job_made(engine: sa.Engine, jobs: JobRecords,
         jobs.remove_some("local", job_id)
 
 
-def test_remove_leaves_pictures_that_others_need(engine: sa.Engine, jobs: JobRecords, records: Records) -> None:
+def test_remove_leaves_images_that_others_need(engine: sa.Engine, jobs: JobRecords, records: Records) -> None:
     kept, used, shared = rows.image(kept=True), rows.image(), rows.image()
     mine = rows.prediction(used.id)
     records.save([kept, used, shared, mine]).result(10)
@@ -394,8 +394,8 @@ def test_remove_leaves_pictures_that_others_need(engine: sa.Engine, jobs: JobRec
     assert [prediction.id for prediction in records.predictions("local").items] == [mine.id]
 
 
-def test_remove_leaves_a_picture_that_a_job_waits_with(engine: sa.Engine, jobs: JobRecords, records: Records) -> None:
-    """Two jobs were asked about one picture; the first is removed before the second began."""
+def test_remove_leaves_a_image_that_a_job_waits_with(engine: sa.Engine, jobs: JobRecords, records: Records) -> None:
+    """Two jobs were asked about one image; the first is removed before the second began."""
     image = rows.image()
     records.save([image]).result(10)
     first, _ = jobs.submit(job(1), [{"id": "item-1", "image_id": image.id}], 1, unqueued)

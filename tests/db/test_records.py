@@ -175,7 +175,7 @@ def test_known_keys(records: Records, registry: Registry) -> None:
 
 
 def test_keys_of_jobs_are_known(records: Records, engine: sa.Engine) -> None:
-    """A picture belongs to its item until it becomes an image; a job that failed may be tried again."""
+    """An image belongs to its item until it becomes an image; a job that failed may be tried again."""
     given = [*items(2), {"id": "item-3", "image_id": "image-1"}]
     stored, _ = JobRecords(engine).submit(job(3), given, 1, unqueued)
     archive = rows.artifact(None, job_id=stored.id)

@@ -73,12 +73,12 @@ def test_a_segmentation() -> None:
     assert answer.classes == tuple(areas)
     assert answer.of("bird").tolist() == [[False, True], [False, False]]
     assert not answer.of("cat").any()
-    assert np.asarray(answer.picture()).tolist() == [[[0, 0, 0], [128, 64, 0]], [[0, 0, 0], [0, 0, 0]]]
+    assert np.asarray(answer.to_image()).tolist() == [[[0, 0, 0], [128, 64, 0]], [[0, 0, 0], [0, 0, 0]]]
     assert str(answer) == "ground 75.0%, bird 25.0%"
     assert (answer._repr_png_() or b"")[:4] == b"\x89PNG"
     without = read(Segmentation, body)
     assert without._repr_png_() is None
-    for ask in (without.picture, lambda: without.of("bird")):
+    for ask in (without.image, lambda: without.of("bird")):
         with pytest.raises(ValueError, match="no class map"):
             ask()
 

@@ -50,7 +50,7 @@ def test_what_is_sent(kind: str) -> None:
     assert httpx.QueryParams(second.read().decode()) == httpx.QueryParams({"image_id": MASK})
 
 
-def test_every_form_of_a_picture_is_sent_alike(kind: str, tmp_path: Path) -> None:
+def test_every_form_of_a_image_is_sent_alike(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "red.png"
     path.write_bytes(PNG)
     pixels = np.asarray(Image.open(path))
@@ -91,8 +91,8 @@ def test_a_class_map_is_fetched_or_sent_along(kind: str) -> None:
 def test_renders_and_volumes(kind: str) -> None:
     script = Script(httpx.Response(200, content=LEVELS_PNG), httpx.Response(200, content=b"nifti"))
     with handled(kind, script) as client:
-        picture = client.render(PNG, "color", model="areas")
-        assert np.array_equal(np.asarray(picture), LEVELS)
+        image = client.render(PNG, "color", model="areas")
+        assert np.array_equal(np.asarray(image), LEVELS)
         assert client.segment_volume(b"volume") == b"nifti"
     assert [request.headers["accept"] for request in script.requests] == ["image/png", "application/gzip"]
     assert form(script.requests[0]).fields == {"model": "areas", "render": "color"}
@@ -115,7 +115,7 @@ def test_masks(kind: str) -> None:
     assert fields == {"multimask": "true"}
 
 
-def test_cutouts_come_with_their_pictures(kind: str) -> None:
+def test_cutouts_come_with_their_images(kind: str) -> None:
     cut: dict[str, Any] = {
         "id": None,
         "url": None,

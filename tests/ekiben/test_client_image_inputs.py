@@ -1,4 +1,4 @@
-"""Whatever a picture is given as, the same pixels are sent."""
+"""Whatever an image is given as, the same pixels are sent."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_every_mode_of_pillow(mode: str) -> None:
 
 
 def test_a_pillow_image_is_sent_as_it_lies_in_hand() -> None:
-    """Its EXIF orientation has not been applied: sent along, the server's coordinates would be of another picture."""
+    """Its EXIF orientation has not been applied: sent along, the server's coordinates would be of another image."""
     exif = Image.Exif()
     exif[0x0112] = 6
     turned = Image.open(io.BytesIO(toy_models.encoded(Image.fromarray(PIXELS), "JPEG", exif=exif)))
@@ -78,7 +78,7 @@ def test_a_pillow_image_is_sent_as_it_lies_in_hand() -> None:
         (Path(__file__).parent, IsADirectoryError, "folder"),
     ],
 )
-def test_what_is_no_picture(given: Any, error: type[Exception], said: str) -> None:
+def test_what_is_no_image(given: Any, error: type[Exception], said: str) -> None:
     with pytest.raises(error) as caught:
         image_file(given)
     assert said in str(caught.value)
@@ -108,7 +108,7 @@ def test_many(tmp_path: Path) -> None:
         assert image_files(single) == ([image_file(PNG)], None)
     assert image_files(PIXELS) == image_files(Image.fromarray(PIXELS)) == ([image_file(PIXELS)], None)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="no pictures"):
+    with pytest.raises(ValueError, match="no images"):
         image_files(tmp_path / "empty")
 
 

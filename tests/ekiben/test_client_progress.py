@@ -42,7 +42,7 @@ def test_a_batch() -> None:
     assert "40/40" in lines[2] and lines[2].endswith("succeeded, 3 failed")
 
 
-def test_one_picture() -> None:
+def test_one_image() -> None:
     lines = shown(job("running"), ("progress", {"progress": 0.25}), ("state", {"state": "succeeded"}))
     assert "25 %" in lines[0] and "100 %" in lines[1]
 

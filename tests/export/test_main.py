@@ -214,7 +214,7 @@ def test_published_weights_are_fetched_exported_and_published(
 
     reference = efficientnet_b0(weights=None)
     reference.load_state_dict(state)
-    pixels = recipe.pictures(2, 224, 224, seed=9)
+    pixels = recipe.images(2, 224, 224, seed=9)
     with torch.inference_mode():
         expected = reference.eval()(pixels).numpy()
     session = ort.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
@@ -275,4 +275,4 @@ def test_a_sam_is_published_under_the_name_of_its_precision(
     assert registry().resolve("sam_vit_b_int8").task == "masks"
     assert str(registry().resolve("sam_vit_b").lineage["weights"]["detail"]) == "seed 3"
     assert main(["sam_vit_b", "--weights", "random", "--agreement-photos", str(home / "none")]) == 1
-    assert capsys.readouterr().err == f"export: {home / 'none'} is no folder of pictures\n"
+    assert capsys.readouterr().err == f"export: {home / 'none'} is no folder of images\n"

@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 
 from ekiben.errors import BadInput  # noqa: E402
 from export import recipe  # noqa: E402
-from export.recipe import Recipe, pictures  # noqa: E402
+from export.recipe import Recipe, images  # noqa: E402
 from export.zoo import ZOO  # noqa: E402
 
 EFFICIENTNET, DEEPLAB = ZOO["efficientnet_b0"], ZOO["deeplabv3_resnet50"]
@@ -28,14 +28,14 @@ def test_random_weights_are_those_of_their_seed(efficientnet: Recipe) -> None:
 @pytest.mark.parametrize("name", ["efficientnet", "deeplab"])
 def test_random_weights_give_sane_answers(name: str, request: pytest.FixtureRequest) -> None:
     network = request.getfixturevalue(name).network
-    pixels = pictures(3, 64, 64, seed=3)
+    pixels = images(3, 64, 64, seed=3)
     with torch.inference_mode():
         logits = network(pixels)
         exact = network.double()(pixels.double()).float()
         network.float()
     assert torch.isfinite(logits).all()
     assert 0.1 < logits.std() < 10
-    # What pictures change is far above what rounding changes.
+    # What images change is far above what rounding changes.
     between = logits.std(dim=0).mean()
     assert between > 0.003
     assert between > 1000 * (logits - exact).abs().max()
@@ -49,7 +49,7 @@ def test_a_published_classifier_is_torchvisions(efficientnet: Recipe, tmp_path: 
     reference = efficientnet_b0(weights=None)
     reference.load_state_dict(torch.load(file, weights_only=True), strict=True)
     made = recipe.published(EFFICIENTNET, file)
-    pixels = pictures(2, 224, 224, seed=1)
+    pixels = images(2, 224, 224, seed=1)
     with torch.inference_mode():
         assert torch.equal(made.network(pixels), reference.eval()(pixels))
     assert (made.weights.kind, made.weights.detail) == ("published", "efficientnet_b0_rwightman-7f5810bc.pth")
@@ -66,7 +66,7 @@ def test_a_published_segmenter_is_torchvisions_main_output(deeplab: Recipe, tmp_
     torch.save(reference.state_dict(), file)
     assert any(name.startswith("aux_classifier.") for name in reference.state_dict())
     made = recipe.published(DEEPLAB, file)
-    pixels = pictures(1, 72, 104, seed=1)
+    pixels = images(1, 72, 104, seed=1)
     with torch.inference_mode():
         assert torch.equal(made.network(pixels), reference.eval()(pixels)["out"])
 
@@ -76,7 +76,7 @@ def test_a_checkpoint_is_read_bare_or_wrapped(tmp_path: Path) -> None:
     trained = recipe.random(EFFICIENTNET, 5, labels)
     state = trained.network.state_dict()
     parallel = {f"module.{name}": value for name, value in state.items()}
-    file, pixels = tmp_path / "mine.pth", pictures(1, 224, 224, seed=1)
+    file, pixels = tmp_path / "mine.pth", images(1, 224, 224, seed=1)
     for saved in (state, {"state_dict": state, "epoch": 3}, {"model": state}, {"state_dict": parallel}):
         torch.save(saved, file)
         made = recipe.checkpoint(EFFICIENTNET, file, labels)

@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch")
 if importlib.util.find_spec("segment_anything") is None:  # importing it needs more than a try
     pytest.skip("segment_anything is not installed", allow_module_level=True)
 
-from export.recipe import pictures  # noqa: E402
+from export.recipe import images  # noqa: E402
 from export.sam import artifact, writer  # noqa: E402
 from export.sam import recipe as sam_recipes  # noqa: E402
 from export.sam.random_weights import calibrate  # noqa: E402
@@ -75,9 +75,9 @@ def test_the_artifact(folder: Path) -> None:
     assert (manifest.preprocess.longer_side, manifest.labels, manifest.output) == (1024, (), None)
     assert (manifest.licence, manifest.opset, str(manifest.weights)) == ("unknown", 17, "random (seed 0)")
     assert manifest.parity is not None
-    assert set(manifest.parity.cases) == {"encoder, two pictures", "encoder, one picture", *CASES}
+    assert set(manifest.parity.cases) == {"encoder, two images", "encoder, one image", *CASES}
     assert 0 < manifest.parity.onnx_max_abs == max(manifest.parity.cases.values()) < 5e-3
-    assert max(manifest.parity.cases[f"encoder, {count}"] for count in ("one picture", "two pictures")) < 1e-4
+    assert max(manifest.parity.cases[f"encoder, {count}"] for count in ("one image", "two images")) < 1e-4
 
 
 def test_int8_says_how_it_agrees_and_that_random_weights_prove_nothing(folder: Path) -> None:
@@ -87,7 +87,7 @@ def test_int8_says_how_it_agrees_and_that_random_weights_prove_nothing(folder: P
     assert (manifest.agreement.reference, manifest.agreement.proven) == ("float32", False)
     assert 0 < manifest.agreement.mask_iou_min <= manifest.agreement.mask_iou_mean <= 1
     assert manifest.agreement.mask_iou_mean > 0.8
-    assert manifest.agreement.inputs == "4x4 points on each of seeded picture 1, seeded picture 2; masks at 256x256"
+    assert manifest.agreement.inputs == "4x4 points on each of seeded image 1, seeded image 2; masks at 256x256"
     weights = {tensor.name: tensor.data_type for tensor in onnx.load(folder / "encoder.onnx").graph.initializer}
     assert sum(kind == onnx.TensorProto.INT8 for name, kind in weights.items() if name.endswith("_quantized")) >= 8
 
@@ -164,7 +164,7 @@ def test_random_weights_are_those_of_their_seed(seeded: Any, monkeypatch: pytest
 
 def test_random_weights_answer_as_trained_ones_do_in_kind(seeded: Any) -> None:
     with torch.inference_mode():
-        embedding = seeded.image_encoder(pictures(1, 1024, 1024, seed=11))
+        embedding = seeded.image_encoder(images(1, 1024, 1024, seed=11))
     points = [Prompt(((x, y, 1.0),)) for x in (100.0, 500.0, 900.0) for y in (300.0, 800.0)]
     answers = [reference_answer(seeded, embedding, prompt, torch.empty(0)) for prompt in points]
     iou, logits = (torch.cat(parts)[:, 1:] for parts in zip(*answers, strict=True))
@@ -200,7 +200,7 @@ def test_a_large_graph_has_its_numbers_beside_it(recipe: sam_recipes.SamRecipe, 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["encoder.onnx", "encoder.onnx.data"]
     assert file.stat().st_size < 200_000 < (tmp_path / "encoder.onnx.data").stat().st_size
     onnx.checker.check_model(str(file))
-    pixels = pictures(1, 1024, 1024, seed=2)
+    pixels = images(1, 1024, 1024, seed=2)
     with torch.inference_mode():
         expected = recipe.network.image_encoder(pixels).numpy()
     session = ort.InferenceSession(file, providers=["CPUExecutionProvider"])

@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 
 from ekiben.errors import Conflict  # noqa: E402
 from export import writer  # noqa: E402
-from export.recipe import Recipe, pictures  # noqa: E402
+from export.recipe import Recipe, images  # noqa: E402
 from export.verify import ParityError, measure_parity  # noqa: E402
 from models.artifact import read_manifest, verify, voc_palette  # noqa: E402
 from models.onnx_import.artifact_builder import read_graph  # noqa: E402
@@ -47,11 +47,11 @@ def test_the_classifiers_artifact(efficientnet: Recipe, efficientnet_folder: Pat
     assert manifest.parity.onnx_max_abs < 1e-4
     assert manifest.parity.torchscript_max_abs is not None
     assert manifest.parity.torchscript_max_abs < 1e-4
-    assert manifest.parity.inputs == "seeded pictures (seed 7) of 1x3x224x224, 3x3x224x224"
+    assert manifest.parity.inputs == "seeded images (seed 7) of 1x3x224x224, 3x3x224x224"
 
 
 def test_the_classifiers_graph_is_the_network(efficientnet: Recipe, efficientnet_folder: Path) -> None:
-    pixels = pictures(5, 224, 224, seed=11)
+    pixels = images(5, 224, 224, seed=11)
     with torch.inference_mode():
         expected = efficientnet.network(pixels).numpy()
         scripted = torch.jit.load(efficientnet_folder / "model.torchscript.pt")(pixels).numpy()
@@ -63,7 +63,7 @@ def test_the_classifiers_graph_is_the_network(efficientnet: Recipe, efficientnet
 def test_the_segmenters_graph_takes_any_size(deeplab: Recipe, deeplab_folder: Path) -> None:
     scripted = torch.jit.load(deeplab_folder / "model.torchscript.pt")
     for shape in ((2, 65, 97), (1, 128, 64)):
-        pixels = pictures(*shape, seed=11)
+        pixels = images(*shape, seed=11)
         with torch.inference_mode():
             expected = deeplab.network(pixels).numpy()
             np.testing.assert_allclose(scripted(pixels).numpy(), expected, atol=1e-4)
@@ -154,7 +154,7 @@ def test_a_baked_batch_is_refused(efficientnet: Recipe, efficientnet_folder: Pat
     fixed.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
     onnx.save(fixed, tmp_path / "fixed.onnx")
     script = efficientnet_folder / "model.torchscript.pt"
-    with pytest.raises(ParityError, match=r"^model.onnx on pictures of shape \[3, 3, 224, 224\] fails: "):
+    with pytest.raises(ParityError, match=r"^model.onnx on images of shape \[3, 3, 224, 224\] fails: "):
         measure_parity(efficientnet.network, tmp_path / "fixed.onnx", script, ONE_AND_THREE)
 
 

@@ -24,7 +24,7 @@ PAGES = [
 ]
 CLIENTS = (Client, AsyncClient)
 OF_ONE_CALL = {"store", "timeout_s", "image", "image_id"}
-"""Arguments of an operation that are no option of a picture in a batch."""
+"""Arguments of an operation that are no option of an image in a batch."""
 
 
 def blocks(page: Path) -> list[str]:

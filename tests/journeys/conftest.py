@@ -38,7 +38,7 @@ def sam_server(
     toy_artifacts: dict[str, Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Server]:
-    """The three toys and a worker in every topology. The embeddings it holds are shared: ask with pictures of your own
+    """The three toys and a worker in every topology. The embeddings it holds are shared: ask with images of your own
     where that matters. EMBEDDED_ONLY is for what the topology does not matter to."""
     home = tmp_path_factory.mktemp("sam-server") / "var"
     for name, artifact in {**toy_artifacts, "sam_toy": sam_artifact}.items():

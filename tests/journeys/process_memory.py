@@ -1,4 +1,4 @@
-"""What another process holds in memory, and pictures to fill it with."""
+"""What another process holds in memory, and images to fill it with."""
 
 from __future__ import annotations
 
@@ -49,16 +49,16 @@ def metrics(client: httpx.Client) -> dict[str, float]:
     return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
 
 
-def many_pictures(folder: Path, count: int) -> list[bytes]:
+def many_images(folder: Path, count: int) -> list[bytes]:
     """JPEGs of 512 x 384, each another part of a photo in ``folder``."""
     photos = []
     for file in sorted(folder.glob("*.jpg")):
         with Image.open(file) as opened:
             photos.append(opened.convert("RGB"))
-    pictures = []
+    images = []
     for number in range(count):
         photo = photos[number % len(photos)]
         step = number // len(photos)
         left, top = 11 * step % (photo.width - 512), 7 * step % (photo.height - 384)
-        pictures.append(jpeg(photo.crop((left, top, left + 512, top + 384))))
-    return pictures
+        images.append(jpeg(photo.crop((left, top, left + 512, top + 384))))
+    return images

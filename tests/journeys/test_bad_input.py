@@ -37,7 +37,7 @@ def gif() -> bytes:
 
 BODIES: dict[str, tuple[bytes, int, str, str]] = {
     "nothing": (b"", 400, "bad_request", "send an image"),
-    "text": (b"hello, this is no picture", 400, "bad_image", "not an image"),
+    "text": (b"hello, this is no image", 400, "bad_image", "not an image"),
     "random bytes": (bytes(range(256)) * 4, 400, "bad_image", "not an image"),
     "truncated JPEG": (JPEG[: len(JPEG) // 2], 400, "bad_image", "truncated"),
     "truncated PNG": (PNG[: len(PNG) // 2], 400, "bad_image", "image/png"),
@@ -72,7 +72,7 @@ def check_error(answer: httpx.Response, status: int, code: str, words: str) -> N
 @pytest.mark.parametrize("name", list(BODIES))
 @pytest.mark.parametrize("path", ["/v1/classify?model=colours", "/v1/segment?model=areas", "/v1/images"])
 @pytest.mark.parametrize("how", ["raw", "form"])
-def test_bad_pictures(toy_server: Server, name: str, path: str, how: str) -> None:
+def test_bad_images(toy_server: Server, name: str, path: str, how: str) -> None:
     body, status, code, words = BODIES[name]
     if how == "form" and name == "nothing":
         code, words = "bad_image", "empty"
@@ -134,7 +134,7 @@ def test_bad_forms(toy_server: Server) -> None:
         )
         two = [("file", ("a.png", PNG)), ("file", ("b.png", PNG))]
         check_error(client.post("/v1/classify?model=colours", files=two), 400, "bad_request", "more than one")
-        other = {"picture": ("a.png", PNG)}
+        other = {"image": ("a.png", PNG)}
         check_error(client.post("/v1/classify?model=colours", files=other), 400, "bad_request", "'file'")
         contradiction = client.post("/v1/classify?model=colours", files={"file": PNG}, data={"model": "areas"})
         check_error(contradiction, 400, "bad_request", "twice")

@@ -30,7 +30,7 @@ def registry_of(home: Path) -> tuple[Registry, BlobStore]:
 
 @pytest.fixture
 def red(tmp_path: Path) -> Path:
-    path = tmp_path / "red picture.png"
+    path = tmp_path / "red image.png"
     path.write_bytes(RED)
     return path
 
@@ -42,7 +42,7 @@ def test_bento_endpoints(toy_server: Server, red: Path) -> None:
         assert given["predictions"] == expected["predictions"]
         # It recorded like the others.
         assert client.get(f"/v1/predictions/{given['id']}").json()["result"] == {"predictions": expected["predictions"]}
-        assert client.get(f"/v1/images/{given['image']['id']}").json()["filename"] == "red picture.png"
+        assert client.get(f"/v1/images/{given['image']['id']}").json()["filename"] == "red image.png"
 
         segmented: dict[str, Any] = bento.segment(image=red, model="areas")
         assert segmented["classes"][0]["class_name"] == "red"

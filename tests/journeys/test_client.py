@@ -18,7 +18,7 @@ from ekiben.client import AsyncClient, Client, EkibenError, JobFailed, TimedOut
 from tests import toy_models
 from tests.ekiben.clients import connected
 from tests.journeys.jobs.job_client import EMBEDDED_ONLY, plain
-from tests.journeys.sam.mask_answers import PICTURE, PROMPTS, check_mask, expected
+from tests.journeys.sam.mask_answers import IMAGE, PROMPTS, check_mask, expected
 from tests.serving import Server
 from tests.toy_sam import boxes_of, middle
 
@@ -67,7 +67,7 @@ def test_classes(client: Any, other: Client, tmp_path: Path) -> None:
     assert answer.id is None and answer.image.id is None
     assert [score.class_index for score in answer.predictions] == np.argsort(-truth).tolist()
     assert [score.confidence for score in answer.predictions] == pytest.approx(np.sort(truth)[::-1], abs=1e-5)
-    # However the picture is given, the answer is the same; and it is stored.
+    # However the image is given, the answer is the same; and it is stored.
     answers = [
         client.classify(given, model="colours")
         for given in (path, path.read_bytes(), io.BytesIO(path.read_bytes()), NOISE, PIXELS)
@@ -103,7 +103,7 @@ def test_class_maps(client: Any, other: Client) -> None:
 
 
 def test_prompts(client: Any) -> None:
-    answer = client.masks(PICTURE, PROMPTS, model="sam_toy")
+    answer = client.masks(IMAGE, PROMPTS, model="sam_toy")
     assert len(answer.results) == len(PROMPTS)
     for result, prompt in zip(answer.results, PROMPTS, strict=True):
         for mask, truth in zip(result.masks, expected(prompt), strict=True):
@@ -113,23 +113,21 @@ def test_prompts(client: Any) -> None:
             assert mask.array.shape == (427, 640) and mask.array.sum() == mask.area
             clear = np.abs(truth.logits) > 1e-3
             assert np.array_equal(mask.array[clear], truth.mask[clear])
-    refined = client.masks(
-        PICTURE, points=PROMPTS[0]["points"][0][:2], mask_input=answer.best[0], multimask=False, **SAM
-    )
+    refined = client.masks(IMAGE, points=PROMPTS[0]["points"][0][:2], mask_input=answer.best[0], multimask=False, **SAM)
     assert len(refined.results[0]) == 1 and refined.best[0].array.any()
-    boxes = np.array(boxes_of(*PICTURE.size))
-    several = client.masks(PICTURE, boxes=boxes, **SAM)
+    boxes = np.array(boxes_of(*IMAGE.size))
+    several = client.masks(IMAGE, boxes=boxes, **SAM)
     for result, box in zip(several.results, boxes.tolist(), strict=True):
         truth = expected({"box": box})[0]
         clear = np.abs(truth.logits) > 1e-3
         assert np.array_equal(result[0].array[clear], truth.mask[clear])
-    (whole,) = client.masks(PICTURE, **SAM).results
+    (whole,) = client.masks(IMAGE, **SAM).results
     assert whole.prompt == 0
 
 
 def test_everything(client: Any, other: Client) -> None:
-    answer = client.auto_masks(PICTURE, points_per_side=6, **SAM)
-    there = other.auto_masks(PICTURE, points_per_side=6, model="sam_toy", store=False)
+    answer = client.auto_masks(IMAGE, points_per_side=6, **SAM)
+    there = other.auto_masks(IMAGE, points_per_side=6, model="sam_toy", store=False)
     assert plain(answer.raw) == plain(there.raw)
     assert answer.masks == there.masks and len(answer.masks) >= 4
     areas = [mask.area for mask in answer.masks]
@@ -139,8 +137,8 @@ def test_everything(client: Any, other: Client) -> None:
 
 @pytest.mark.parametrize("client", ["grpc sync", "grpc async"], indirect=True)
 def test_everything_as_it_is_found(client: Any, other: Client) -> None:
-    *told, finished = list(client.stream_auto_masks(PICTURE, points_per_side=6, **SAM))
-    there = other.auto_masks(PICTURE, points_per_side=6, model="sam_toy", store=False)
+    *told, finished = list(client.stream_auto_masks(IMAGE, points_per_side=6, **SAM))
+    there = other.auto_masks(IMAGE, points_per_side=6, model="sam_toy", store=False)
     assert isinstance(finished, AutoMasks) and finished.masks == there.masks
     found = {event.number: event.mask for event in told if isinstance(event, FoundMask)}
     dropped = {event.number for event in told if isinstance(event, DroppedMask)}
@@ -151,23 +149,23 @@ def test_everything_as_it_is_found(client: Any, other: Client) -> None:
 
 
 def test_cutouts(client: Any, other: Client) -> None:
-    box = boxes_of(*PICTURE.size)[1]
+    box = boxes_of(*IMAGE.size)[1]
     asked = {"points": middle(box), "padding_px": 2, **SAM}
-    (found,) = client.cutouts(PICTURE, **asked).cutouts
-    (there,) = other.cutouts(PICTURE, **asked).cutouts  # type: ignore[arg-type]
+    (found,) = client.cutouts(IMAGE, **asked).cutouts
+    (there,) = other.cutouts(IMAGE, **asked).cutouts  # type: ignore[arg-type]
     assert np.array_equal(np.asarray(found.image), np.asarray(there.image))
     assert (found.image.mode, found.image.size) == ("RGBA", (found.width, found.height))
     alpha = np.asarray(found.image)[:, :, 3]
     assert (alpha > 0).sum() == found.area
     x, y = found.bbox[:2]
     inside = np.argwhere(alpha == 255)[0]
-    assert tuple(np.asarray(PICTURE)[y + inside[0], x + inside[1]]) == tuple(np.asarray(found.image)[tuple(inside)][:3])
+    assert tuple(np.asarray(IMAGE)[y + inside[0], x + inside[1]]) == tuple(np.asarray(found.image)[tuple(inside)][:3])
 
 
 @SOME_WAYS
 def test_jobs(client: Any, other: Client) -> None:
-    direct = client.masks(PICTURE, points=(80, 90), model="sam_toy")
-    asked = client.submit("masks", PICTURE, points=(80, 90), model="sam_toy", priority=7)
+    direct = client.masks(IMAGE, points=(80, 90), model="sam_toy")
+    asked = client.submit("masks", IMAGE, points=(80, 90), model="sam_toy", priority=7)
     assert (asked.kind, asked.operation, asked.priority) == ("request", "masks", 7)
     done = client.wait(asked, timeout_s=30)
     assert (done.id, done.state, done.counts.done, done.over) == (asked.id, "succeeded", 1, True)
@@ -185,7 +183,7 @@ def test_jobs(client: Any, other: Client) -> None:
 
     segmented = client.result(client.wait(client.submit("segment", NOISE, model="areas")))
     assert np.array_equal(segmented.class_map, client.segment(NOISE, model="areas").class_map)
-    cut = client.result(client.wait(client.submit("cutouts", PICTURE, points=(80, 90), model="sam_toy")))
+    cut = client.result(client.wait(client.submit("cutouts", IMAGE, points=(80, 90), model="sam_toy")))
     assert cut.cutouts[0].image.size == (cut.cutouts[0].width, cut.cutouts[0].height)
 
     with pytest.raises(JobFailed) as failed:
@@ -213,7 +211,7 @@ def test_a_job_is_cancelled(client: Any, other: Client) -> None:
 
 def test_refusals(client: Any) -> None:
     wrong: list[tuple[str, dict[str, Any]]] = [
-        ("bad_image", {"image": b"no picture at all", "model": "colours"}),
+        ("bad_image", {"image": b"no image at all", "model": "colours"}),
         ("not_found", {"image": NOISE, "model": "nobody"}),
         ("not_found", {"image_id": UNKNOWN, "model": "colours"}),
         ("bad_request", {"image": NOISE, "model": "areas"}),
@@ -224,8 +222,8 @@ def test_refusals(client: Any) -> None:
             client.classify(**asked)
         assert (caught.value.code, caught.value.retry_after_s, caught.value.safe_to_retry) == (code, None, False)
         assert caught.value.request_id and caught.value.message
-    with pytest.raises(EkibenError, match="outside the picture"):
-        client.masks(PICTURE, points=(9999, 1), **SAM)
+    with pytest.raises(EkibenError, match="outside the image"):
+        client.masks(IMAGE, points=(9999, 1), **SAM)
 
 
 def test_models(client: Any, other: Client) -> None:
@@ -299,11 +297,11 @@ def test_the_library(sam_server: Server, tmp_path: Path, toy_artifacts: dict[str
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
 def test_threads_share_a_client(sam_server: Server, protocol: str) -> None:
-    """Each gets the answer to its own picture."""
-    pictures = [toy_models.noise(20 + n, 24, seed=n) for n in range(24)]
+    """Each gets the answer to its own image."""
+    images = [toy_models.noise(20 + n, 24, seed=n) for n in range(24)]
     with Client(address(sam_server, protocol)) as client, ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda one: client.segment(one, model="areas", store=False), pictures))
-        again = [client.segment(one, model="areas", store=False) for one in pictures]
+        answers = list(pool.map(lambda one: client.segment(one, model="areas", store=False), images))
+        again = [client.segment(one, model="areas", store=False) for one in images]
     assert [answer.image.width for answer in answers] == [20 + n for n in range(24)]
     for one, other in zip(answers, again, strict=True):
         assert np.array_equal(one.class_map, other.class_map)  # type: ignore[arg-type]
@@ -312,11 +310,11 @@ def test_threads_share_a_client(sam_server: Server, protocol: str) -> None:
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
 def test_tasks_share_a_client(sam_server: Server, protocol: str) -> None:
-    pictures = [toy_models.solid(colour) for colour in ((255, 0, 0), (0, 255, 0), (0, 0, 255)) * 4]
+    images = [toy_models.solid(colour) for colour in ((255, 0, 0), (0, 255, 0), (0, 0, 255)) * 4]
 
     async def ask() -> list[str]:
         async with AsyncClient(address(sam_server, protocol)) as client:
-            answers = await asyncio.gather(*(client.classify(one, model="colours", store=False) for one in pictures))
+            answers = await asyncio.gather(*(client.classify(one, model="colours", store=False) for one in images))
             return [answer.top.class_name for answer in answers]
 
     assert asyncio.run(ask()) == ["red", "green", "blue"] * 4

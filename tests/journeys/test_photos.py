@@ -79,7 +79,7 @@ def test_a_hundred_photos(topology_server: Server, photos: list[tuple[Path, int,
 def test_each_client_gets_its_own_answer(
     topology_server: Server, photos: list[tuple[Path, int, np.ndarray[Any, Any]]]
 ) -> None:
-    """32 clients at once, each with another picture, raw bodies: nobody gets a neighbour's answer."""
+    """32 clients at once, each with another image, raw bodies: nobody gets a neighbour's answer."""
     chosen = photos[:32]
 
     def ask(photo: tuple[Path, int, np.ndarray[Any, Any]]) -> None:

@@ -135,11 +135,11 @@ def test_an_image_goes_with_its_last_reference(toy_home: Path) -> None:
         assert client.get("/v1/images").json()["total"] == 0
 
 
-def test_bytes_are_kept_as_they_came_and_sizes_are_those_of_the_turned_picture(toy_server: Server) -> None:
-    picture = toy_models.noise(40, 30)
-    exif = picture.getexif()
+def test_bytes_are_kept_as_they_came_and_sizes_are_those_of_the_turned_image(toy_server: Server) -> None:
+    image = toy_models.noise(40, 30)
+    exif = image.getexif()
     exif[0x0112] = 6  # to be turned by 90 degrees
-    turned = toy_models.encoded(picture, "JPEG", exif=exif)
+    turned = toy_models.encoded(image, "JPEG", exif=exif)
     with toy_server.client() as client:
         stored = ask(client, "/v1/images", content=turned)
         assert (stored["width"], stored["height"]) == (30, 40)

@@ -1,4 +1,4 @@
-"""A bird is segmented: the mask, the pictures made of it, and where they can be fetched."""
+"""A bird is segmented: the mask, the images made of it, and where they can be fetched."""
 
 from __future__ import annotations
 
@@ -55,18 +55,18 @@ def test_the_bird(topology_server: Server, shared_data: Path) -> None:
         assert (over[~bird] == photo[~bird]).all()
         assert np.abs(over[bird] - (photo[bird] + np.array(VOC[3])) / 2).max() <= 1
 
-        # The same pictures as the answer itself.
+        # The same images as the answer itself.
         for kind in ("mask", "color", "overlay"):
-            picture = client.post(
+            image = client.post(
                 "/v1/segment",
                 params={"model": "deeplabv3_voc", "render": kind, "store": "false"},
                 content=data,
                 headers={"accept": "image/png"},
             )
-            assert picture.status_code == 200
-            assert picture.headers["content-type"] == "image/png"
+            assert image.status_code == 200
+            assert image.headers["content-type"] == "image/png"
             assert (
-                np.array(Image.open(io.BytesIO(picture.content)).convert("RGB")) == np.array(files[kind].convert("RGB"))
+                np.array(Image.open(io.BytesIO(image.content)).convert("RGB")) == np.array(files[kind].convert("RGB"))
             ).all()
 
         # A stored image can be asked about again.

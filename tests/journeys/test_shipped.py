@@ -25,7 +25,7 @@ CELLS = ROOT / "docs" / "images" / "cells.png"
 
 
 def drawn() -> Any:
-    """The script that drew the README's picture."""
+    """The script that drew the README's image."""
     spec = importlib.util.spec_from_file_location("cells", CELLS.with_suffix(".py"))
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -79,7 +79,7 @@ def test_it_answers_when_no_model_is_named(tmp_path: Path) -> None:
     assert iou > 0.8, iou
 
 
-def test_the_picture_is_what_its_script_draws() -> None:
+def test_the_image_is_what_its_script_draws() -> None:
     assert np.array_equal(np.asarray(drawn().draw()[0]), np.asarray(Image.open(CELLS)))
 
 

@@ -17,9 +17,9 @@ from tests.conftest import publish
 from tests.journeys.jobs.job_client import finished, submit
 from tests.serving import SOME_TOPOLOGIES, TOPOLOGIES, serving
 
-PICTURE = toy_models.noise(230, 170)
-DATA = toy_models.encoded(PICTURE)
-LOGITS = toy_models.cell_logits(np.asarray(PICTURE))
+IMAGE = toy_models.noise(230, 170)
+DATA = toy_models.encoded(IMAGE)
+LOGITS = toy_models.cell_logits(np.asarray(IMAGE))
 MASK = (LOGITS >= 0).astype(np.uint8)
 WINDOWS = 10 * 14
 PNG = {"accept": "image/png"}
@@ -46,21 +46,21 @@ def ok(answer: httpx.Response, status: int = 200) -> Any:
     return answer.json()
 
 
-def picture(data: bytes) -> NDArray[Any]:
+def image(data: bytes) -> NDArray[Any]:
     return np.asarray(Image.open(io.BytesIO(data)))
 
 
 def fetched(client: httpx.Client, body: dict[str, Any], kind: str) -> NDArray[Any]:
-    return picture(client.get(body["artifacts"][kind], follow_redirects=True).raise_for_status().content)
+    return image(client.get(body["artifacts"][kind], follow_redirects=True).raise_for_status().content)
 
 
 def probable(levels: NDArray[Any]) -> bool:
-    """Whether these are the picture's probabilities in 65535ths."""
+    """Whether these are the image's probabilities in 65535ths."""
     expected = 1 / (1 + np.exp(-LOGITS))
     return levels.shape == MASK.shape and bool(np.abs(levels / 65535 - expected).max() < 2e-5)
 
 
-def test_the_default_reads_the_picture_in_windows(client: httpx.Client) -> None:
+def test_the_default_reads_the_image_in_windows(client: httpx.Client) -> None:
     body = ok(client.post("/v1/segment", content=DATA))
     assert body["model"] == {"name": "nuclei_unet", "version": 1}
     assert (body["image"]["width"], body["image"]["height"]) == (230, 170)
@@ -88,7 +88,7 @@ def test_the_probability_as_the_answer(client: httpx.Client) -> None:
     asked = {"render": "probability", "store": "false"}
     answer = client.post("/v1/segment", params=asked, content=DATA, headers=PNG)
     assert (answer.status_code, answer.headers["content-type"]) == (200, "image/png")
-    assert probable(picture(answer.content))
+    assert probable(image(answer.content))
     kept = client.post("/v1/segment", params={"render": "probability"}, content=DATA, headers=PNG)
     assert kept.content == answer.content
     row = ok(client.get(f"/v1/predictions/{kept.headers['x-prediction-id']}"))
@@ -112,7 +112,7 @@ def test_as_a_job(client: httpx.Client) -> None:
     assert probable(fetched(client, body, "probability"))
 
 
-def test_a_picture_that_is_resized(client: httpx.Client) -> None:
+def test_a_image_that_is_resized(client: httpx.Client) -> None:
     red = toy_models.encoded(toy_models.solid((255, 0, 0), 70, 50))
     for flips in ("false", "true"):
         body = ok(client.post("/v1/segment", params={"model": "areas_unet", "flips": flips}, content=red))

@@ -17,7 +17,7 @@ from models.images import DecodedImage
 from models.inference_requests import InferenceRequest
 from tests import toy_models
 
-PICTURE = DecodedImage(toy_models.solid((255, 0, 0), 20, 10), "image/png")
+IMAGE = DecodedImage(toy_models.solid((255, 0, 0), 20, 10), "image/png")
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_softmax_of_huge_logits_does_not_overflow(manifest: Manifest, shift: flo
 def test_values_that_are_confidences_already_stay_as_they_are(manifest: Manifest, activation: Activation) -> None:
     values = [0.7, 0.9, 0.001, 0.7]
     answer = of(manifest, 4, activation).postprocess(
-        np.array(values, np.float32), PICTURE, InferenceRequest(b"", top_k=4)
+        np.array(values, np.float32), IMAGE, InferenceRequest(b"", top_k=4)
     )
     assert [s.class_index for s in answer.scores] == [1, 0, 3, 2]
     assert [s.confidence for s in answer.scores] == pytest.approx([0.9, 0.7, 0.7, 0.001], rel=1e-6)
@@ -80,12 +80,12 @@ def test_axes_of_length_one_and_the_float_type_do_not_matter(
 
 
 def test_the_best_come_first_with_name_index_and_plain_numbers(manifest: Manifest) -> None:
-    answer = of(manifest, 4).postprocess(np.array([1, 3, 2, -5], np.float32), PICTURE, InferenceRequest(b"", top_k=3))
+    answer = of(manifest, 4).postprocess(np.array([1, 3, 2, -5], np.float32), IMAGE, InferenceRequest(b"", top_k=3))
     expected = softmax([1, 3, 2, -5])
     assert [(s.class_index, s.class_name) for s in answer.scores] == [(1, "class 1"), (2, "class 2"), (0, "class 0")]
     assert [s.confidence for s in answer.scores] == pytest.approx([expected[1], expected[2], expected[0]], abs=1e-6)
     assert all(type(s.class_index) is int and type(s.confidence) is float for s in answer.scores)
-    assert (answer.picture.width, answer.picture.height, answer.areas, dict(answer.renders)) == (20, 10, (), {})
+    assert (answer.image.width, answer.image.height, answer.areas, dict(answer.renders)) == (20, 10, (), {})
 
 
 @settings(deadline=None, max_examples=50)
@@ -93,7 +93,7 @@ def test_the_best_come_first_with_name_index_and_plain_numbers(manifest: Manifes
 def test_ties_keep_the_order_of_the_labels(levels: list[int], data: st.DataObject, manifest: Manifest) -> None:
     top_k = data.draw(st.integers(1, len(levels)))
     answer = of(manifest, len(levels)).postprocess(
-        np.array(levels, np.float32), PICTURE, InferenceRequest(b"", top_k=top_k)
+        np.array(levels, np.float32), IMAGE, InferenceRequest(b"", top_k=top_k)
     )
     expected = sorted(range(len(levels)), key=lambda i: (-levels[i], i))[:top_k]
     assert [s.class_index for s in answer.scores] == expected
@@ -103,14 +103,14 @@ def test_ties_keep_the_order_of_the_labels(levels: list[int], data: st.DataObjec
 def test_top_k_outside_the_classes_is_refused(manifest: Manifest, top_k: int) -> None:
     message = f"top_k is {top_k}; this model has 4 classes, so 1 to 4 can be asked for"
     with pytest.raises(BadInput, match=message):
-        of(manifest, 4).postprocess(np.zeros(4, np.float32), PICTURE, InferenceRequest(b"", top_k=top_k))
+        of(manifest, 4).postprocess(np.zeros(4, np.float32), IMAGE, InferenceRequest(b"", top_k=top_k))
     with pytest.raises(BadInput):
         check_top_k(top_k, 4)
 
 
 @pytest.mark.parametrize("top_k", [1, 2, 4])
 def test_top_k_within_the_classes_gives_so_many(manifest: Manifest, top_k: int) -> None:
-    answer = of(manifest, 4).postprocess(np.zeros(4, np.float32), PICTURE, InferenceRequest(b"", top_k=top_k))
+    answer = of(manifest, 4).postprocess(np.zeros(4, np.float32), IMAGE, InferenceRequest(b"", top_k=top_k))
     assert len(answer.scores) == top_k
 
 

@@ -46,13 +46,13 @@ class Toy:
     family: Family
     loaded: LoadedNetwork
 
-    def answer(self, picture: DecodedImage, ask: InferenceRequest) -> InferenceResponse:
-        return self.answers([picture], ask)[0]
+    def answer(self, image: DecodedImage, ask: InferenceRequest) -> InferenceResponse:
+        return self.answers([image], ask)[0]
 
-    def answers(self, pictures: list[DecodedImage], ask: InferenceRequest) -> list[InferenceResponse]:
-        outputs = self.loaded.run(np.stack([self.family.preprocess(picture) for picture in pictures]))
-        assert len(outputs) == len(pictures)
-        return [self.family.postprocess(o, p, ask) for o, p in zip(outputs, pictures, strict=True)]
+    def answers(self, images: list[DecodedImage], ask: InferenceRequest) -> list[InferenceResponse]:
+        outputs = self.loaded.run(np.stack([self.family.preprocess(image) for image in images]))
+        assert len(outputs) == len(images)
+        return [self.family.postprocess(o, p, ask) for o, p in zip(outputs, images, strict=True)]
 
     @property
     def renders(self) -> tuple[str, ...]:
@@ -84,7 +84,7 @@ def renamed(folder: Path, manifest: Manifest, name: str) -> Manifest:
     return write_manifest(folder, manifest.model_copy(update={"output": changed, "files": {}}))
 
 
-def picture(color: tuple[int, int, int], width: int = 32, height: int = 32) -> DecodedImage:
+def image(color: tuple[int, int, int], width: int = 32, height: int = 32) -> DecodedImage:
     return DecodedImage(toy_models.solid(color, width, height), "image/png")
 
 
@@ -115,15 +115,15 @@ def test_preprocess_gives_the_graph_s_input(toy: Toy) -> None:
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_the_right_answer_comes_out(toy: Toy, size: tuple[int, int]) -> None:
     for name, color in COLORS.items():
-        assert best(toy.answer(picture(color, *size), InferenceRequest(b"", top_k=1))) == name
+        assert best(toy.answer(image(color, *size), InferenceRequest(b"", top_k=1))) == name
 
 
 def test_a_batch_answers_each_as_alone(toy: Toy) -> None:
-    pictures = [picture(COLORS["blue"]), noise(50, 40), picture(COLORS["red"], 7, 90)][: toy.manifest.input.batch]
+    images = [image(COLORS["blue"]), noise(50, 40), image(COLORS["red"], 7, 90)][: toy.manifest.input.batch]
     ask = InferenceRequest(b"", top_k=2, renders=toy.renders)
-    together, alone = toy.answers(pictures, ask), [toy.answer(one, ask) for one in pictures]
+    together, alone = toy.answers(images, ask), [toy.answer(one, ask) for one in images]
     for one, other in zip(together, alone, strict=True):
-        assert (one.picture, one.areas, dict(one.renders)) == (other.picture, other.areas, dict(other.renders))
+        assert (one.image, one.areas, dict(one.renders)) == (other.image, other.areas, dict(other.renders))
         assert [s.class_index for s in one.scores] == [s.class_index for s in other.scores]
         confidences = [s.confidence for s in other.scores]
         assert [s.confidence for s in one.scores] == pytest.approx(confidences, abs=1e-5)
@@ -133,7 +133,7 @@ def test_answers_are_well_formed(toy: Toy) -> None:
     for width, height in SIZES:
         given = noise(width, height, seed=3)
         answer = toy.answer(given, InferenceRequest(b"", top_k=4, renders=toy.renders))
-        assert answer.picture == given.facts
+        assert answer.image == given.facts
         # A classification or a segmentation, never both.
         assert bool(answer.scores) is (toy.manifest.task == "classify")
         assert bool(answer.areas) is (toy.manifest.task == "segment")
@@ -154,10 +154,10 @@ def test_answers_are_well_formed(toy: Toy) -> None:
             assert Image.open(io.BytesIO(data)).size == (width, height)
 
 
-def test_nothing_is_remembered_between_pictures(toy: Toy) -> None:
+def test_nothing_is_remembered_between_images(toy: Toy) -> None:
     ask = InferenceRequest(b"", top_k=1, renders=toy.renders)
     first = toy.answer(noise(40, 30), ask)
-    toy.answer(picture(COLORS["green"], 5, 5), ask)
+    toy.answer(image(COLORS["green"], 5, 5), ask)
     assert toy.answer(noise(40, 30), ask) == first
 
 

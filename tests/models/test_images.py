@@ -1,4 +1,4 @@
-"""Pictures of every format that is read, against Pillow's full decode and, where it can be, against plain arrays."""
+"""Images of every format that is read, against Pillow's full decode and, where it can be, against plain arrays."""
 
 from __future__ import annotations
 
@@ -141,12 +141,12 @@ def pixels(data: bytes) -> Pixels:
 
 @pytest.mark.parametrize("name", FILES)
 def test_decodes_as_pillow_does(name: str) -> None:
-    picture = decode(FILES[name])
-    assert picture.rgb.mode == "RGB"
-    assert np.array_equal(np.asarray(picture.rgb), reference(FILES[name]))
-    assert (picture.width, picture.height) == (53, 37)
-    assert picture.mime_type == sniff(FILES[name]) == f"image/{name.split()[0]}"
-    assert picture.facts.width == 53 and picture.facts.height == 37 and picture.facts.mime_type == picture.mime_type
+    image = decode(FILES[name])
+    assert image.rgb.mode == "RGB"
+    assert np.array_equal(np.asarray(image.rgb), reference(FILES[name]))
+    assert (image.width, image.height) == (53, 37)
+    assert image.mime_type == sniff(FILES[name]) == f"image/{name.split()[0]}"
+    assert image.facts.width == 53 and image.facts.height == 37 and image.facts.mime_type == image.mime_type
 
 
 @pytest.mark.parametrize("name", LOSSLESS)
@@ -215,10 +215,10 @@ def test_floating_point_pixels_are_not_read() -> None:
         decode(encoded(PHOTO.convert("F"), "TIFF"))
 
 
-def test_memory_of_16_bit_grey_stays_near_the_picture_s() -> None:
+def test_memory_of_16_bit_grey_stays_near_the_image_s() -> None:
     grey = Image.fromarray(np.resize(GREY16, (3000, 3000)))
     data = encoded(grey, "TIFF")
-    # Pillow's two pictures are 2 and 4 bytes a pixel, the arrays between them 2 + 2 + 1.
+    # Pillow's two images are 2 and 4 bytes a pixel, the arrays between them 2 + 2 + 1.
     assert peak_growth_bytes(lambda: decode(data)) < 14 * 3000 * 3000
 
 

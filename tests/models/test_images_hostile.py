@@ -1,4 +1,4 @@
-"""Bytes that are no picture, or mean harm: each ends in a refusal that says what is wrong, cheaply."""
+"""Bytes that are no image, or mean harm: each ends in a refusal that says what is wrong, cheaply."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def bmp_of_size(width: int, height: int) -> bytes:
         pytest.param(bmp_of_size(0, 0), BadImage, "no pixels|not a readable", id="BMP without pixels"),
     ],
 )
-def test_what_is_no_picture_is_refused_by_name(data: bytes, refusal: type[Refusal], says: str) -> None:
+def test_what_is_no_image_is_refused_by_name(data: bytes, refusal: type[Refusal], says: str) -> None:
     with pytest.raises(refusal, match=says):
         decode(data)
 
@@ -136,7 +136,7 @@ def test_a_compressed_text_that_unpacks_to_100_mb_is_not_unpacked() -> None:
 
 @ignore_pillow
 @pytest.mark.parametrize("name", FILES)
-def test_a_truncated_picture_is_refused_wherever_it_was_cut(name: str) -> None:
+def test_a_truncated_image_is_refused_wherever_it_was_cut(name: str) -> None:
     data = FILES[name]
     # Every place in the headers, then one in 61.
     needed = len(data) - PNG_TAIL if name.startswith("png") else len(data)
@@ -174,7 +174,7 @@ def test_random_bytes_after_a_magic_end_in_a_refusal(magic: str, rest: bytes) ->
     ),
     head=st.booleans(),
 )
-def test_a_damaged_picture_is_a_picture_or_a_refusal(name: str, damages: list[tuple[float, bytes]], head: bool) -> None:
+def test_a_damaged_image_is_a_image_or_a_refusal(name: str, damages: list[tuple[float, bytes]], head: bool) -> None:
     data = bytearray(FILES[name])
     for where, what in damages:
         at = int(where * (min(len(data), 120) if head else len(data)))
@@ -184,10 +184,10 @@ def test_a_damaged_picture_is_a_picture_or_a_refusal(name: str, damages: list[tu
 
 def _only_refusals(data: bytes) -> None:
     try:
-        picture = decode(data)
+        image = decode(data)
     except Refusal as refusal:
         assert refusal.message and "\n" not in refusal.message
         return
-    assert isinstance(picture, DecodedImage)
-    assert picture.rgb.mode == "RGB" and 1 <= picture.width * picture.height <= MAX_PIXELS
-    assert io.BytesIO(picture.rgb.tobytes()).getbuffer().nbytes == 3 * picture.width * picture.height
+    assert isinstance(image, DecodedImage)
+    assert image.rgb.mode == "RGB" and 1 <= image.width * image.height <= MAX_PIXELS
+    assert io.BytesIO(image.rgb.tobytes()).getbuffer().nbytes == 3 * image.width * image.height

@@ -1,4 +1,4 @@
-"""From pictures to tensors, against torchvision, torch's own interpolation and plain float64 arithmetic."""
+"""From images to tensors, against torchvision, torch's own interpolation and plain float64 arithmetic."""
 
 from __future__ import annotations
 
@@ -76,13 +76,13 @@ def transforms() -> Any:
 def test_resize_and_center_crop_are_torchvision_s(size: tuple[int, int], transforms: Any) -> None:
     mode = transforms.InterpolationMode.BICUBIC
     theirs = transforms.Compose([transforms.Resize(256, mode, antialias=True), transforms.CenterCrop(224)])
-    picture, ours = photo(*size), preprocessor(EFFICIENTNET)
-    almost_equal(ours.resize(picture), theirs(picture))
-    tensor = transforms.Normalize(*IMAGENET.values())(transforms.ToTensor()(theirs(picture))).numpy()
-    assert ours(picture).shape == tensor.shape and ours(picture).dtype == np.float32
+    image, ours = photo(*size), preprocessor(EFFICIENTNET)
+    almost_equal(ours.resize(image), theirs(image))
+    tensor = transforms.Normalize(*IMAGENET.values())(transforms.ToTensor()(theirs(image))).numpy()
+    assert ours(image).shape == tensor.shape and ours(image).dtype == np.float32
     level = 1 / (255 * min(EFFICIENTNET.std))
-    assert np.abs(ours(picture) - tensor).max() <= level + 1e-5
-    assert np.mean(np.abs(ours(picture) - tensor) > 1e-5) <= 0.001
+    assert np.abs(ours(image) - tensor).max() <= level + 1e-5
+    assert np.mean(np.abs(ours(image) - tensor) > 1e-5) <= 0.001
 
 
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos"])
@@ -96,7 +96,7 @@ def test_every_interpolation_is_torchvision_s(interpolation: Any, transforms: An
 
 
 @pytest.mark.parametrize("size", [(300, 200), (200, 333), (50, 70)], ids=str)
-def test_a_crop_beyond_the_picture_is_padded_as_torchvision_does(size: tuple[int, int], transforms: Any) -> None:
+def test_a_crop_beyond_the_image_is_padded_as_torchvision_does(size: tuple[int, int], transforms: Any) -> None:
     theirs = transforms.Compose([transforms.Resize(64), transforms.CenterCrop(81)])
     ours = preprocessor(Preprocess(shorter_side=64, center_crop=81), 81)
     almost_equal(ours.resize(photo(*size)), theirs(photo(*size)))
@@ -104,26 +104,26 @@ def test_a_crop_beyond_the_picture_is_padded_as_torchvision_does(size: tuple[int
 
 @pytest.mark.parametrize("size", [size for size in SIZES if max(size) <= MAX_ASPECT * min(size)], ids=str)
 def test_shorter_side_alone_is_torchvision_s_resize(size: tuple[int, int], transforms: Any) -> None:
-    picture = photo(*size)
-    theirs = transforms.Resize(52, transforms.InterpolationMode.BILINEAR)(picture)
-    assert np.array_equal(np.asarray(preprocessor(Preprocess(shorter_side=52), None).resize(picture)), theirs)
+    image = photo(*size)
+    theirs = transforms.Resize(52, transforms.InterpolationMode.BILINEAR)(image)
+    assert np.array_equal(np.asarray(preprocessor(Preprocess(shorter_side=52), None).resize(image)), theirs)
 
 
 def test_stretch_is_torch_s_antialiased_interpolation() -> None:
     torch = pytest.importorskip("torch")
     for size in ((500, 375), (30, 41), (64, 48)):
-        picture = photo(*size)
-        plane = torch.from_numpy(np.asarray(picture).transpose(2, 0, 1).astype(np.float64))[None]
+        image = photo(*size)
+        plane = torch.from_numpy(np.asarray(image).transpose(2, 0, 1).astype(np.float64))[None]
         theirs = torch.nn.functional.interpolate(
             plane, size=(48, 64), mode="bilinear", align_corners=False, antialias=True
         )
-        ours = np.asarray(preprocessor(Preprocess(), (48, 64)).resize(picture)).transpose(2, 0, 1)
+        ours = np.asarray(preprocessor(Preprocess(), (48, 64)).resize(image)).transpose(2, 0, 1)
         assert np.abs(ours - theirs[0].numpy()).max() <= 1.0  # Pillow rounds twice, to 8 bits, between its two passes
 
 
 @pytest.mark.parametrize("size", [(512, 512), (1024, 512), (512, 768)], ids=str)
 def test_crop_share_is_a_central_crop_of_the_resized_whole(size: tuple[int, int]) -> None:
-    # 0.875 of 512 pixels brought to 224 halves the picture: inside, the same as halving the whole and keeping 224.
+    # 0.875 of 512 pixels brought to 224 halves the image: inside, the same as halving the whole and keeping 224.
     ours = np.asarray(preprocessor(Preprocess(crop_share=0.875)).resize(photo(*size)))
     half = np.asarray(photo(*size).resize((size[0] // 2, size[1] // 2), Image.Resampling.BILINEAR))
     left, top = (size[0] // 2 - 224) // 2, (size[1] // 2 - 224) // 2
@@ -146,17 +146,17 @@ def test_crop_share_sees_its_square_and_nothing_else(size: tuple[int, int], shar
     assert np.array_equal(np.asarray(ours.resize(Image.fromarray(framed))), np.asarray(expected))
 
 
-def test_a_picture_of_the_right_size_keeps_its_pixels() -> None:
-    picture = noise(224, 224)
+def test_a_image_of_the_right_size_keeps_its_pixels() -> None:
+    image = noise(224, 224)
     for steps in (Preprocess(), Preprocess(shorter_side=224, center_crop=224, interpolation="bicubic")):
-        assert np.array_equal(np.asarray(preprocessor(steps).resize(picture)), np.asarray(picture))
+        assert np.array_equal(np.asarray(preprocessor(steps).resize(image)), np.asarray(image))
 
 
 def test_normalisation_is_that_of_float64() -> None:
-    picture, steps = noise(64, 48), Preprocess(**IMAGENET)
-    tensor = preprocessor(steps, (48, 64))(picture)
+    image, steps = noise(64, 48), Preprocess(**IMAGENET)
+    tensor = preprocessor(steps, (48, 64))(image)
     assert tensor.dtype == np.float32 and tensor.flags.c_contiguous
-    assert np.abs(tensor - normalised(np.asarray(picture), steps)).max() < 2e-6
+    assert np.abs(tensor - normalised(np.asarray(image), steps)).max() < 2e-6
 
 
 def test_bgr_turns_the_channels_and_keeps_the_order_of_mean_and_std() -> None:
@@ -169,24 +169,24 @@ def test_bgr_turns_the_channels_and_keeps_the_order_of_mean_and_std() -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float16", "uint8"])
 @pytest.mark.parametrize("color", ["RGB", "BGR"])
 def test_nhwc_is_nchw_transposed(dtype: Any, color: Any) -> None:
-    picture, steps = noise(20, 12), Preprocess(**IMAGENET)
-    first = preprocessor(steps, (12, 20), dtype=dtype, color=color)(picture)
-    last = preprocessor(steps, (12, 20), dtype=dtype, color=color, layout="NHWC")(picture)
+    image, steps = noise(20, 12), Preprocess(**IMAGENET)
+    first = preprocessor(steps, (12, 20), dtype=dtype, color=color)(image)
+    last = preprocessor(steps, (12, 20), dtype=dtype, color=color, layout="NHWC")(image)
     assert last.shape == (12, 20, 3) and last.flags.c_contiguous
     assert np.array_equal(first, last.transpose(2, 0, 1))
 
 
 def test_a_uint8_graph_gets_pixels() -> None:
-    picture = noise(20, 12)
-    tensor = preprocessor(Preprocess(), (12, 20), dtype="uint8", layout="NHWC")(picture)
-    assert tensor.dtype == np.uint8 and np.array_equal(tensor, np.asarray(picture))
+    image = noise(20, 12)
+    tensor = preprocessor(Preprocess(), (12, 20), dtype="uint8", layout="NHWC")(image)
+    assert tensor.dtype == np.uint8 and np.array_equal(tensor, np.asarray(image))
 
 
 def test_a_float16_graph_gets_the_rounded_float32() -> None:
-    picture, steps = noise(20, 12), Preprocess(**IMAGENET)
-    half = preprocessor(steps, (12, 20), dtype="float16")(picture)
+    image, steps = noise(20, 12), Preprocess(**IMAGENET)
+    half = preprocessor(steps, (12, 20), dtype="float16")(image)
     assert half.dtype == np.float16
-    assert np.array_equal(half, preprocessor(steps, (12, 20))(picture).astype(np.float16))
+    assert np.array_equal(half, preprocessor(steps, (12, 20))(image).astype(np.float16))
 
 
 GEOMETRIES = {
@@ -228,13 +228,13 @@ def test_the_shape_is_the_graph_s_for_every_size(name: str, width: int, height: 
 @example(MAX_ASPECT + 1, 1)
 @example(5000, 1)
 @example(1, 5000)
-def test_a_dynamic_side_follows_the_picture_up_to_a_bound(width: int, height: int) -> None:
-    # A strip of 1 x 5000 pixels would become 520 x 2,600,000: gigabytes from a picture of some bytes.
-    ours, picture = preprocessor(Preprocess(shorter_side=40), None), solid((1, 2, 3), width, height)
+def test_a_dynamic_side_follows_the_image_up_to_a_bound(width: int, height: int) -> None:
+    # A strip of 1 x 5000 pixels would become 520 x 2,600,000: gigabytes from an image of some bytes.
+    ours, image = preprocessor(Preprocess(shorter_side=40), None), solid((1, 2, 3), width, height)
     if max(width, height) > MAX_ASPECT * min(width, height):
         with pytest.raises(TooLarge, match=f"{width} x {height}"):
-            ours(picture)
+            ours(image)
         return
-    _, rows, columns = ours(picture).shape
+    _, rows, columns = ours(image).shape
     assert min(rows, columns) == 40
     assert max(rows, columns) == 40 * max(width, height) // min(width, height)

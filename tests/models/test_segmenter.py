@@ -75,7 +75,7 @@ def test_enlarging_agrees_with_torch(channels: int, small: tuple[int, int], larg
     assert not np.any(differs & (best - second > 1e-4))
 
 
-def test_scores_of_the_picture_s_size_are_compared_as_they_are() -> None:
+def test_scores_of_the_image_s_size_are_compared_as_they_are() -> None:
     scores = smooth_scores(6, 90, 70)
     before = scores.copy()
     assert np.array_equal(enlarge_and_choose(scores, 90, 70), scores.argmax(0))
@@ -129,12 +129,12 @@ def test_a_64_megapixel_mask_stays_under_a_gigabyte() -> None:
 @pytest.mark.parametrize("activation", ["logits", "sigmoid"])
 def test_areas_count_every_pixel_most_first(tmp_path: Path, layout: Any, activation: Any) -> None:
     segmenter = Segmenter(toy_models.segmenter(tmp_path, layout=layout, activation=activation))
-    picture = DecodedImage(stripes(BLACK, BLUE, BLUE, BLUE, GREEN), "image/png")
+    photo = DecodedImage(stripes(BLACK, BLUE, BLUE, BLUE, GREEN), "image/png")
     # The scores that the network would give: channels in the order background, red, green, blue.
-    pixels = np.asarray(picture.rgb).astype(np.float32).transpose(2, 0, 1) / 255
+    pixels = np.asarray(photo.rgb).astype(np.float32).transpose(2, 0, 1) / 255
     scores = pixels if activation == "sigmoid" else np.concatenate([np.full((1, 8, 30), 0.5, np.float32), pixels])
     answer = segmenter.postprocess(
-        scores if layout == "NCHW" else scores.transpose(1, 2, 0), picture, InferenceRequest(b"")
+        scores if layout == "NCHW" else scores.transpose(1, 2, 0), photo, InferenceRequest(b"")
     )
     areas = [(a.class_index, a.class_name, a.color, a.pixels, a.share) for a in answer.areas]
     assert areas == [
@@ -142,14 +142,14 @@ def test_areas_count_every_pixel_most_first(tmp_path: Path, layout: Any, activat
         (0, "background", (0, 0, 0), 48, 0.2),
         (2, "green", (0, 128, 0), 48, 0.2),
     ]
-    assert sum(a.pixels for a in answer.areas) == picture.width * picture.height
+    assert sum(a.pixels for a in answer.areas) == photo.width * photo.height
     assert all(type(a.pixels) is int and type(a.share) is float for a in answer.areas)
     assert dict(answer.renders) == {} and answer.scores == ()
 
 
 @settings(deadline=None, max_examples=30)
 @given(width=st.integers(1, 80), height=st.integers(1, 80), seed=st.integers(0, 2**31))
-def test_areas_add_up_for_any_picture(toy: Segmenter, width: int, height: int, seed: int) -> None:
+def test_areas_add_up_for_any_image(toy: Segmenter, width: int, height: int, seed: int) -> None:
     scores = np.random.default_rng(seed).normal(0, 1, (4, 8, 8)).astype(np.float32)
     segmentation = toy.segmentation(scores, DecodedImage(toy_models.solid(RED, width, height), "image/png"))
     assert segmentation.class_map.shape == (height, width)
@@ -179,22 +179,22 @@ def test_color_mask_is_the_palette() -> None:
 def test_overlay_tints_all_but_the_background() -> None:
     rgb = Image.fromarray(np.array([[[200, 100, 50], [200, 100, 50]]], np.uint8))
     half = overlay(of_map([[0, 1]]), rgb)
-    # Half of the picture and half of class 1's (128, 0, 0).
+    # Half of the image and half of class 1's (128, 0, 0).
     assert np.asarray(half).tolist() == [[[200, 100, 50], [164, 50, 25]]]
     assert np.asarray(overlay(of_map([[2, 1]]), rgb, opacity=1.0)).tolist() == [[[0, 128, 0], [128, 0, 0]]]
     assert np.asarray(rgb).tolist() == [[[200, 100, 50], [200, 100, 50]]]
 
 
-def test_renders_are_the_pictures_that_were_asked_for(toy: Segmenter) -> None:
-    picture = DecodedImage(stripes(RED, BLACK, BLUE), "image/png")
-    pixels = np.asarray(picture.rgb).astype(np.float32).transpose(2, 0, 1) / 255
+def test_renders_are_the_images_that_were_asked_for(toy: Segmenter) -> None:
+    photo = DecodedImage(stripes(RED, BLACK, BLUE), "image/png")
+    pixels = np.asarray(photo.rgb).astype(np.float32).transpose(2, 0, 1) / 255
     scores = np.concatenate([np.full((1, 8, 18), 0.5, np.float32), pixels])
-    answer = toy.postprocess(scores, picture, InferenceRequest(b"", renders=RENDERS))
+    answer = toy.postprocess(scores, photo, InferenceRequest(b"", renders=RENDERS))
     assert list(answer.renders) == ["mask", "color", "overlay"]
-    segmentation = toy.segmentation(scores, picture)
+    segmentation = toy.segmentation(scores, photo)
     for name, data in answer.renders.items():
         image = opened(data)
-        assert image.format == "PNG" and image.size == picture.rgb.size
-        assert np.array_equal(np.asarray(image), np.asarray(render(name, segmentation, picture)))
+        assert image.format == "PNG" and image.size == photo.rgb.size
+        assert np.array_equal(np.asarray(image), np.asarray(render(name, segmentation, photo)))
     assert np.asarray(opened(answer.renders["mask"]))[0, ::6].tolist() == [1, 0, 3]
-    assert [*toy.postprocess(scores, picture, InferenceRequest(b"", renders=("color",))).renders] == ["color"]
+    assert [*toy.postprocess(scores, photo, InferenceRequest(b"", renders=("color",))).renders] == ["color"]

@@ -64,7 +64,7 @@ def test_as_monai_does(size: tuple[int, int], overlap: float) -> None:
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_the_windows_cover_the_picture(size: tuple[int, int]) -> None:
+def test_the_windows_cover_the_image(size: tuple[int, int]) -> None:
     grid = TileGrid(*size, SIDE, 0.5)
     covered = np.zeros((max(size[0], SIDE), max(size[1], SIDE)), bool)
     for top, left in grid.windows:
@@ -81,8 +81,8 @@ def test_the_lines_run_along_the_longer_side() -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (3, 40), (31, 5), (2, 2)], ids=str)
-def test_small_pictures_are_mirrored_until_they_fill_a_window(size: tuple[int, int]) -> None:
-    """As numpy pads, also where torch refuses: less picture than padding."""
+def test_small_images_are_mirrored_until_they_fill_a_window(size: tuple[int, int]) -> None:
+    """As numpy pads, also where torch refuses: less image than padding."""
     pixels = noise(*size)
     missing = [(max(0, SIDE - each) // 2, max(0, SIDE - each) - max(0, SIDE - each) // 2) for each in size]
     whole = np.pad(pixels, [*missing, (0, 0)], mode="reflect")

@@ -53,19 +53,19 @@ def position(batch: NDArray[Any]) -> NDArray[np.float32]:
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize(("flips", "batch"), [(False, 1), (False, 5), (True, 3)])
-def test_the_logits_of_a_picture_at_its_own_size(
+def test_the_logits_of_a_image_at_its_own_size(
     cells: tuple[Unet, LoadedNetwork], size: tuple[int, int], flips: bool, batch: int
 ) -> None:
     unet, loaded = cells
-    picture = toy_models.noise(*size)
+    photo = toy_models.noise(*size)
     sizes = []
 
     def run(tensors: NDArray[Any]) -> NDArray[Any]:
         sizes.append(len(tensors))
         return loaded.run(tensors)
 
-    logits = unet.predict(picture, run, flips=flips, batch=batch)
-    expected = toy_models.cell_logits(pixels_of(picture))
+    logits = unet.predict(photo, run, flips=flips, batch=batch)
+    expected = toy_models.cell_logits(pixels_of(photo))
     assert logits.shape == (1, *expected.shape) and logits.dtype == np.float32
     assert np.abs(logits[0] - expected).max() < 1e-4
     assert np.array_equal(unet.class_map(logits), expected >= np.log(0.7 / 0.3))
@@ -92,7 +92,7 @@ def test_as_monai_does(tmp_path: Path, size: tuple[int, int], flips: bool) -> No
     torch = pytest.importorskip("torch")
     inferers = pytest.importorskip("monai.inferers")
     unet = Unet(toy_models.unet(tmp_path, binary=True, overlap=0.5))
-    picture = toy_models.noise(*size)
+    photo = toy_models.noise(*size)
 
     def network(batch: Any) -> Any:
         if not flips:
@@ -103,18 +103,18 @@ def test_as_monai_does(tmp_path: Path, size: tuple[int, int], flips: bool) -> No
         ]
         return torch.stack(turned).mean(dim=0)
 
-    tensor = torch.from_numpy(np.transpose(pixels_of(picture), (2, 0, 1)).astype(np.float32) / 255)[None]
+    tensor = torch.from_numpy(np.transpose(pixels_of(photo), (2, 0, 1)).astype(np.float32) / 255)[None]
     expected = inferers.sliding_window_inference(
         tensor, 32, 2, network, overlap=0.5, mode="gaussian", sigma_scale=0.125, padding_mode="reflect"
     )
-    assert np.abs(unet.predict(picture, position, flips=flips, batch=3) - expected[0].numpy()).max() <= 1e-4
+    assert np.abs(unet.predict(photo, position, flips=flips, batch=3) - expected[0].numpy()).max() <= 1e-4
 
 
 def test_several_classes(areas: tuple[Unet, LoadedNetwork]) -> None:
     unet, loaded = areas
-    picture = toy_models.noise(75, 50)
-    logits = unet.predict(picture, loaded.run)
-    levels = pixels_of(picture).astype(np.float64).transpose(2, 0, 1) / 255 * toy_models.STEEPNESS
+    photo = toy_models.noise(75, 50)
+    logits = unet.predict(photo, loaded.run)
+    levels = pixels_of(photo).astype(np.float64).transpose(2, 0, 1) / 255 * toy_models.STEEPNESS
     expected = np.concatenate([np.full((1, 50, 75), toy_models.STEEPNESS / 2), levels])
     assert np.abs(logits - expected).max() < 1e-4
     assert np.array_equal(unet.class_map(logits), logits.argmax(axis=0))
@@ -143,12 +143,12 @@ def test_the_threshold_itself_is_class_1(tmp_path: Path) -> None:
 @pytest.mark.parametrize("flips", [False, True])
 def test_outputs_may_come_in_any_order(cells: tuple[Unet, LoadedNetwork], flips: bool) -> None:
     unet = cells[0]
-    picture = toy_models.noise(70, 100)
+    photo = toy_models.noise(70, 100)
 
     def read(order: list[int]) -> NDArray[np.float32]:
         out = np.zeros((1, 100, 70), np.float32)
         reading = TiledImage(
-            unet, picture, lambda rows, columns, part: out.__setitem__((..., rows, columns), part), flips=flips
+            unet, photo, lambda rows, columns, part: out.__setitem__((..., rows, columns), part), flips=flips
         )
         assert reading.pieces == len(order)
         for number in order:
@@ -163,17 +163,17 @@ def test_outputs_may_come_in_any_order(cells: tuple[Unet, LoadedNetwork], flips:
 
 def test_untiled_is_resized_and_enlarged(tmp_path: Path) -> None:
     unet, loaded = open_toy(tmp_path, binary=True)
-    picture = toy_models.noise(90, 61)
-    small = np.asarray(picture.resize((32, 32), Image.Resampling.BILINEAR))
+    photo = toy_models.noise(90, 61)
+    small = np.asarray(photo.resize((32, 32), Image.Resampling.BILINEAR))
     scores = toy_models.cell_logits(small).astype(np.float32)
     expected = np.asarray(Image.fromarray(scores).resize((90, 61), Image.Resampling.BILINEAR))
-    logits = unet.predict(picture, loaded.run)
+    logits = unet.predict(photo, loaded.run)
     assert np.abs(logits[0] - expected).max() < 1e-4
-    assert np.abs(unet.predict(picture, loaded.run, flips=True)[0] - expected).max() < 1e-4
+    assert np.abs(unet.predict(photo, loaded.run, flips=True)[0] - expected).max() < 1e-4
     ask = InferenceRequest(b"", renders=("mask", PROBABILITY))
     answer = unet.postprocess(
-        loaded.run(unet.preprocess(DecodedImage(picture, "image/png"))[None])[0],
-        DecodedImage(picture, "image/png"),
+        loaded.run(unet.preprocess(DecodedImage(photo, "image/png"))[None])[0],
+        DecodedImage(photo, "image/png"),
         ask,
     )
     mask = np.asarray(Image.open(io.BytesIO(answer.renders["mask"])))
@@ -184,7 +184,7 @@ def test_untiled_is_resized_and_enlarged(tmp_path: Path) -> None:
     }
 
 
-def test_the_probability_is_a_16_bit_picture(cells: tuple[Unet, LoadedNetwork]) -> None:
+def test_the_probability_is_a_16_bit_image(cells: tuple[Unet, LoadedNetwork]) -> None:
     unet, loaded = cells
     image = toy_models.noise(50, 70)
     canvas = PredictionMap(unet, 70, 50, probability=True)
@@ -200,9 +200,9 @@ def test_the_probability_is_a_16_bit_picture(cells: tuple[Unet, LoadedNetwork]) 
     )
     assert len(checks) == 4
     assert tuple(answer.renders) == (*RENDERS, PROBABILITY)
-    picture = Image.open(io.BytesIO(answer.renders[PROBABILITY]))
-    assert (picture.size, picture.mode) == ((50, 70), "I;16")
-    levels = np.asarray(picture).astype(np.float64) / 65535
+    photo = Image.open(io.BytesIO(answer.renders[PROBABILITY]))
+    assert (photo.size, photo.mode) == ((50, 70), "I;16")
+    levels = np.asarray(photo).astype(np.float64) / 65535
     expected = 1 / (1 + np.exp(-toy_models.cell_logits(pixels_of(image))))
     assert np.abs(levels - expected).max() < 2e-5
     mask = np.asarray(Image.open(io.BytesIO(answer.renders["mask"])))
@@ -210,7 +210,7 @@ def test_the_probability_is_a_16_bit_picture(cells: tuple[Unet, LoadedNetwork]) 
     assert np.array_equal((levels >= 0.7)[sure], (mask == 1)[sure])
 
 
-def test_a_tiled_picture_has_no_single_input(cells: tuple[Unet, LoadedNetwork]) -> None:
+def test_a_tiled_image_has_no_single_input(cells: tuple[Unet, LoadedNetwork]) -> None:
     with pytest.raises(ValueError, match="windows"):
         cells[0].preprocess(DecodedImage(toy_models.noise(64, 64), "image/png"))
 

@@ -31,7 +31,7 @@ COLORS = [(0, 0, 0), (255, 128, 0), (0, 128, 255)]
 NAMES = ["background", "disc", "ring"]
 
 
-def pictures(count: int, classes: int = 2, side: int = 64, seed: int = 0) -> list[tuple[Pixels, Pixels]]:
+def images(count: int, classes: int = 2, side: int = 64, seed: int = 0) -> list[tuple[Pixels, Pixels]]:
     """Grey noise with a bright disc (class 1) and, with three classes, a dark one (class 2)."""
     draws = np.random.default_rng(seed)
     rows, columns = np.mgrid[:side, :side]
@@ -91,7 +91,7 @@ def write_archive(
 def folder_of(folder: Path, options: dict[str, Any], count: int = 24, classes: int = 2) -> Path:
     """A folder that is ready to be trained in."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_archive(folder / "dataset.zip", pictures(count, classes), classes)
+    write_archive(folder / "dataset.zip", images(count, classes), classes)
     (folder / "options.json").write_text(json.dumps({**SMALL, **options}))
     return folder
 

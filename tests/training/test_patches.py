@@ -15,7 +15,7 @@ from training.patches import MAX_PATCHES, PatchSampler, foreground_spot
 
 
 def archive_of(path: Path, side: int, count: int = 3, size: int | None = None) -> TrainingData:
-    made = discs.pictures(count, side=side)
+    made = discs.images(count, side=side)
     # The red channel tells the class, so that a window can be checked against its own mask.
     marked = [(np.dstack([mask * np.uint8(200), rgb[..., 1], rgb[..., 2]]), mask) for rgb, mask in made]
     discs.write_archive(path, marked)
@@ -74,7 +74,7 @@ def test_images_are_resized_where_asked_and_their_normalisation_follows(tmp_path
 
 
 def batch_of(count: int = 8, side: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
-    made = discs.pictures(count, 3, side)
+    made = discs.images(count, 3, side)
     images = torch.stack([torch.from_numpy(rgb).permute(2, 0, 1) for rgb, _ in made])
     return images, torch.stack([torch.from_numpy(mask) for _, mask in made])
 

@@ -41,7 +41,7 @@ def test_discs_are_learned_and_the_reported_dice_is_that_of_the_artifact(learned
     family = Unet(manifest)
     session = open_session(folder / "artifact", manifest, SessionOptions(device="cpu", threads=2))
     for row in judged:
-        rgb, truth = discs.pictures(40)[int(row["name"].split(".")[0])]
+        rgb, truth = discs.images(40)[int(row["name"].split(".")[0])]
         predicted = family.class_map(family.predict(Image.fromarray(rgb), session.run))
         assert row["dice"] == pytest.approx(dice(counts(predicted, truth, 2))[1], abs=1e-9)
     assert result["metrics"]["dice"] == pytest.approx(np.mean([row["dice"] for row in judged]), abs=1e-9)

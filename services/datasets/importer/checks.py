@@ -1,4 +1,4 @@
-"""What is wrong with a dataset, in words: its files, its pictures and, with mask_checks, its masks."""
+"""What is wrong with a dataset, in words: its files, its images and, with mask_checks, its masks."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _TROUBLES = {
     "size_mismatch": (
         "mask has another size than its image",
         "masks have another size than their images",
-        "Make each mask as large as its image (nearest neighbour, not smoothed); if a program turned the pictures, "
+        "Make each mask as large as its image (nearest neighbour, not smoothed); if a program turned the images, "
         "export image and mask from the same one.",
     ),
     "slice_mismatch": (
@@ -69,7 +69,7 @@ def check(survey: Survey, options: ImportOptions, findings: Findings) -> Verdict
     if not survey.troubles:
         _check_count(samples, groups, findings)
     _check_duplicates(samples, decision, findings)
-    _check_pictures(samples, findings)
+    _check_images(samples, findings)
     return Verdict(decision, groups)
 
 
@@ -121,7 +121,7 @@ def _check_duplicates(samples: Sequence[SampleInfo], decision: Decision | None, 
             )
 
 
-def _check_pictures(samples: Sequence[SampleInfo], findings: Findings) -> None:
+def _check_images(samples: Sequence[SampleInfo], findings: Findings) -> None:
     formats = Counter(s.format for s in samples if s.format)
     if len(formats) > 1:
         rare = min(formats, key=lambda kind: formats[kind])
@@ -147,7 +147,7 @@ def _check_pictures(samples: Sequence[SampleInfo], findings: Findings) -> None:
         findings.note(
             "exif_turned",
             f"{several(len(turned), 'image is', 'images are')} turned by EXIF: {listed(turned)}. Look at the preview: "
-            "their masks must fit the turned picture.",
+            "their masks must fit the turned image.",
             turned,
         )
     small = [s.name for s in samples if min(s.width, s.height) < SMALL_SIDE]
@@ -165,7 +165,7 @@ def _check_pictures(samples: Sequence[SampleInfo], findings: Findings) -> None:
 
 
 def _groups(samples: Sequence[SampleInfo]) -> list[str]:
-    """The group of each sample: its volume or itself, joined where pictures are the same.
+    """The group of each sample: its volume or itself, joined where images are the same.
 
     A blank slice joins nothing: all volumes begin with black.
     """

@@ -110,7 +110,7 @@ def _role(parts: Sequence[str]) -> tuple[Role | None, list[str]]:
 
 
 def _readable_stem(name: str, path: Path) -> str | None:
-    """The file name without its ending, or None where the file is no picture or volume by its name and first bytes."""
+    """The file name without its ending, or None where the file is no image or volume by its name and first bytes."""
     lower = name.lower()
     if lower.endswith((".nii.gz", ".ome.tif")):
         return name[:-7]
@@ -129,13 +129,13 @@ def _missing(
     if "image" not in folders:
         findings.error(
             "no_images_folder",
-            "There is no folder images/ in the archive: put the pictures into images/ and their masks, "
+            "There is no folder images/ in the archive: put the images into images/ and their masks, "
             f"with the same file names, into masks/.{'' if masks else found}",
         )
     if "mask" not in folders:
         findings.error(
             "no_masks_folder",
-            "There is no folder masks/ in the archive: each picture of images/ needs a mask with the same file name "
+            "There is no folder masks/ in the archive: each image of images/ needs a mask with the same file name "
             "in masks/, or there is nothing to learn from.",
         )
     kinds = "PNG, JPEG, TIFF, BMP, WebP, DICOM or NIfTI"

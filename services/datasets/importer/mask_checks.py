@@ -18,7 +18,7 @@ _FAULTS: dict[Fault, tuple[str, str]] = {
         "too_many_values",
         "{masks} too many different values and {looks} like a photo or a grey-scale image, not labels: {names}. "
         "A mask has one value per class (such as 0 for background and 255 for the object): put the drawn masks into "
-        "masks/, not the pictures.",
+        "masks/, not the images.",
     ),
     "soft": (
         "soft_masks",

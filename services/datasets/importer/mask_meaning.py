@@ -88,7 +88,7 @@ def check_balance(samples: Sequence[SampleInfo], decision: Decision, findings: F
         findings.warning(
             "full_masks",
             f"{several(len(full), 'mask has', 'masks have')} no background at all: {listed(full)}. Check that objects "
-            "are drawn, not the whole picture filled.",
+            "are drawn, not the whole image filled.",
             full,
         )
     total = sum(map(sum, pixels))

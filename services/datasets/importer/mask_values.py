@@ -252,6 +252,6 @@ def _fault(mask: MaskPixels, keys: NDArray[np.int64], counts: NDArray[np.int64])
     if not mask.lossy and inner.any() and (steps[inner] == 0).mean() > 0.6:
         return "instances"
     if keys[-1] <= 255 and (sum(ends) > 0.5 * total or (min(ends) > 0.01 * total and steps.mean() <= 4)):
-        # A dark picture has its levels near 0 as well, but none at the other end.
+        # A dark image has its levels near 0 as well, but none at the other end.
         return "soft" if min(ends) else "photo"
     return "photo"

@@ -36,7 +36,7 @@ def prepare(
 ) -> None:
     """Write the archive of ``samples`` (in the order of their pairs and frames) to ``target``, whole or not at all.
 
-    What it holds, ``ekiben/dataset_archive.py`` says. Stored, not compressed: pictures are compressed already, and
+    What it holds, ``ekiben/dataset_archive.py`` says. Stored, not compressed: images are compressed already, and
     a reader takes any sample by its place.
     """
     part = target.with_name(target.name + ".part")

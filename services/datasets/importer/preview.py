@@ -63,29 +63,29 @@ def _sample(
     room = width - _text_width(facts, _SMALL) - 12
     draw.text((left, top + 4), _shortened(sample.name, room), _INK, font=_FONT)
     draw.text((left + width, top + 5), facts, _QUIET, font=_SMALL, anchor="ra")
-    for place, picture in enumerate(_pictures(dataset, number)):
+    for place, decoded in enumerate(_images(dataset, number)):
         corner = left + place * (_SIDE + _GAP), top + _CAPTION
         draw.rectangle((*corner, corner[0] + _SIDE - 1, corner[1] + _SIDE - 1), _FRAME)
-        sheet.paste(picture, (corner[0] + (_SIDE - picture.width) // 2, corner[1] + (_SIDE - picture.height) // 2))
+        sheet.paste(decoded, (corner[0] + (_SIDE - decoded.width) // 2, corner[1] + (_SIDE - decoded.height) // 2))
 
 
-def _pictures(dataset: DatasetArchive, number: int) -> tuple[Image.Image, Image.Image, Image.Image]:
+def _images(dataset: DatasetArchive, number: int) -> tuple[Image.Image, Image.Image, Image.Image]:
     rgb = decode(dataset.image(number)).rgb
     with Image.open(io.BytesIO(dataset.mask(number))) as file:
         mask = file.convert("L")
     scale = _SIDE / max(rgb.size)
-    if scale < 1 / _ENOUGH:  # so that a picture of 64 megapixels is not drawn at that size
+    if scale < 1 / _ENOUGH:  # so that an image of 64 megapixels is not drawn at that size
         less = max(1, round(rgb.width * scale * _ENOUGH)), max(1, round(rgb.height * scale * _ENOUGH))
         rgb, mask = rgb.resize(less, Image.Resampling.BOX), mask.resize(less, Image.Resampling.NEAREST)
     size = max(1, round(rgb.width * scale)), max(1, round(rgb.height * scale))
     smooth = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST
     palette = np.zeros((256, 3), np.uint8)
     palette[: len(dataset.classes)] = [entry.color for entry in dataset.classes]
-    # Colours are averaged, not indices: thin lines stay visible in a small picture.
+    # Colours are averaged, not indices: thin lines stay visible in a small image.
     colors = Image.fromarray(palette[np.asarray(mask)])
     painted = Image.blend(rgb, colors, _OPACITY)
     painted = Image.composite(painted, rgb, mask.point(lambda level: 255 if level else 0))
-    image, shown, overlay = (picture.resize(size, smooth) for picture in (rgb, colors, painted))
+    image, shown, overlay = (decoded.resize(size, smooth) for decoded in (rgb, colors, painted))
     return image, shown, overlay
 
 

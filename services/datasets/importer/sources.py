@@ -1,4 +1,4 @@
-"""The files of a pair as frames: a picture is one, a volume as many as it has slices."""
+"""The files of a pair as frames: an image is one, a volume as many as it has slices."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _PNG_LEVEL = 4
 class SampleSource(ABC):
     """One file of an upload, open for reading.
 
-    ``frames``: how many. ``volume``: whether it is more than a plain picture, so that its file is kept as it came.
+    ``frames``: how many. ``volume``: whether it is more than a plain image, so that its file is kept as it came.
     ``series``: what frames of several files have in common, or None.
     """
 
@@ -36,7 +36,7 @@ class SampleSource(ABC):
     series: str | None = None
 
     @abstractmethod
-    def picture(self, frame: int) -> DecodedImage:
+    def image(self, frame: int) -> DecodedImage:
         """The decoded frame. Raises a refusal where it cannot be read."""
 
     @abstractmethod
@@ -48,7 +48,7 @@ class SampleSource(ABC):
         """Bytes that models.images.decode reads, and their file ending."""
 
     def format(self, frame: int) -> tuple[str, bool]:
-        """Pixel format in words, and whether EXIF turns the picture."""
+        """Pixel format in words, and whether EXIF turns the image."""
         return "", False
 
     def geometry(self, frame: int) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def open_source(path: Path) -> SampleSource:
         return _Pages(path, pages)
     if path.stat().st_size > MAX_IMAGE_BYTES:
         raise TooLarge(f"it has {path.stat().st_size} bytes; at most {MAX_IMAGE_BYTES} are accepted")
-    return _PictureFile(path)
+    return _ImageFile(path)
 
 
 _TIFF = (b"II*\x00", b"MM\x00*")
@@ -87,11 +87,11 @@ _BITS = {
 }
 
 
-class _PictureFile(SampleSource):
+class _ImageFile(SampleSource):
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def picture(self, frame: int) -> DecodedImage:
+    def image(self, frame: int) -> DecodedImage:
         return decode(self._path.read_bytes())
 
     def mask(self, frame: int) -> MaskPixels:
@@ -126,7 +126,7 @@ class _Pages(SampleSource):
                 f"it has {pages} pages of {width} x {height}; at most {MAX_PAGES} of {MAX_PIXELS} pixels are accepted"
             )
 
-    def picture(self, frame: int) -> DecodedImage:
+    def image(self, frame: int) -> DecodedImage:
         return decode(self._png(frame))
 
     def mask(self, frame: int) -> MaskPixels:
@@ -177,7 +177,7 @@ class _VolumeFile(SampleSource):
         if isinstance(volume, DicomVolume):
             self.series = str(volume.dataset.get("SeriesInstanceUID") or "") or None
 
-    def picture(self, frame: int) -> DecodedImage:
+    def image(self, frame: int) -> DecodedImage:
         return DecodedImage(self._volume.slice(frame), "image/png")
 
     def mask(self, frame: int) -> MaskPixels:
@@ -212,5 +212,5 @@ def _pages(path: Path) -> int:
                 if image.size != size:
                     return 1
             return int(pages)
-    except Exception:  # the reader of the picture says what is wrong with it
+    except Exception:  # the reader of the image says what is wrong with it
         return 1

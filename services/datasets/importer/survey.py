@@ -110,7 +110,7 @@ def _read_frame(
     name = sample_name(pair, frame, image.frames)
     what, file = "unreadable_image", pair.image
     try:
-        picture = image.picture(frame)
+        decoded = image.image(frame)
         what, file = "unreadable_mask", pair.mask
         pixels = mask.mask(frame)
     except Refusal as refusal:
@@ -118,18 +118,18 @@ def _read_frame(
         found.trouble("image_too_large" if isinstance(refusal, TooLarge) else what, where, refusal.message)
         return
     format, turned = image.format(frame)
-    if pixels.size != (picture.width, picture.height):
-        found.trouble("size_mismatch", name, _mismatch(picture, pixels, turned))
+    if pixels.size != (decoded.width, decoded.height):
+        found.trouble("size_mismatch", name, _mismatch(decoded, pixels, turned))
         return
-    sha256, grey, brightest, blank = _identity(picture.rgb)
+    sha256, grey, brightest, blank = _identity(decoded.rgb)
     facts = statistics_of(pixels)
     found.samples.append(
         SampleInfo(
             name=name,
             pair=number,
             frame=frame,
-            width=picture.width,
-            height=picture.height,
+            width=decoded.width,
+            height=decoded.height,
             sha256=sha256,
             grey=grey,
             blank=blank,
@@ -139,7 +139,7 @@ def _read_frame(
             in_volume=image.volume,
             group=_group(pair, image),
             mask_sha256=hashlib.sha256(np.ascontiguousarray(pixels.data).data).hexdigest(),
-            mask_is_image=same_file or (facts.distinct > 2 and _same_picture(picture, pixels)),
+            mask_is_image=same_file or (facts.distinct > 2 and _same_image(decoded, pixels)),
             mask=facts,
         )
     )
@@ -150,8 +150,8 @@ def _group(pair: Pair, image: SampleSource) -> str:
     return f"series {image.series}" if image.series else pair.key
 
 
-def _mismatch(picture: DecodedImage, pixels: MaskPixels, turned: bool) -> str:
-    size, mask = (picture.width, picture.height), pixels.size
+def _mismatch(decoded: DecodedImage, pixels: MaskPixels, turned: bool) -> str:
+    size, mask = (decoded.width, decoded.height), pixels.size
     why = f"image {size[0]} x {size[1]}, mask {mask[0]} x {mask[1]}"
     if mask == size[::-1]:
         return why + (", drawn before EXIF turned the image" if turned else ", width and height exchanged")
@@ -171,8 +171,8 @@ def _identity(rgb: Image.Image) -> tuple[str, bool, int, bool]:
     return digest.hexdigest(), grey, max(high for _, high in ranges), all(low == high for low, high in ranges)
 
 
-def _same_picture(picture: DecodedImage, pixels: MaskPixels) -> bool:
-    rgb = np.asarray(picture.rgb)
+def _same_image(decoded: DecodedImage, pixels: MaskPixels) -> bool:
+    rgb = np.asarray(decoded.rgb)
     some = MaskPixels(pixels.kind, pixels.data[:_SOME_ROWS], pixels.palette)  # nearly always they settle it
     if not np.array_equal(codes_of(rgb[:_SOME_ROWS]), some.colors()):
         return False

@@ -1,4 +1,4 @@
-"""POST /v1/batches: one operation on many pictures, as one job."""
+"""POST /v1/batches: one operation on many images, as one job."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ router = APIRouter(tags=["jobs"])
 class BatchOptions(AsyncRequestOptions):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    operation: Operation = Field(description="What is asked of every picture.")
+    operation: Operation = Field(description="What is asked of every image.")
     parameters: dict[str, Any] = Field(
         default_factory=dict,
         description="JSON: the options of the operation, as its own route takes them; prompts as a list.",
@@ -41,7 +41,7 @@ class BatchOptions(AsyncRequestOptions):
         default=None,
         ge=1,
         le=100_000,
-        description="Pictures of this batch that are worked on at once, on all machines.",
+        description="Images of this batch that are worked on at once, on all machines.",
     )
     image_ids: list[str] = Field(
         default_factory=list, description="JSON: stored images instead of files.", max_length=MAX_ITEMS
@@ -58,7 +58,7 @@ _FORM = {
         "files": {
             "type": "array",
             "items": {"type": "string", "format": "binary"},
-            "description": "The pictures: the field is repeated.",
+            "description": "The images: the field is repeated.",
         },
         "archive": {"type": "string", "format": "binary", "description": "Or one ZIP of them."},
         **{
@@ -71,7 +71,7 @@ _FORM = {
 
 @router.post(
     "/v1/batches",
-    summary="Ask the same of many pictures, as one job",
+    summary="Ask the same of many images, as one job",
     status_code=202,
     response_model=None,
     responses={202: {"model": AcceptedBody}},
@@ -95,7 +95,7 @@ async def submit(request: Request) -> Response:
 
     async def take(data: bytes | Refusal, filename: str | None) -> None:
         if len(items) >= MAX_ITEMS:
-            raise BadInput(f"a batch has at most {MAX_ITEMS} pictures")
+            raise BadInput(f"a batch has at most {MAX_ITEMS} images")
         items.append(
             jobs.failed_item(filename, data) if isinstance(data, Refusal) else await jobs.new_item(data, filename)
         )

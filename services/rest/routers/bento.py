@@ -109,7 +109,7 @@ async def cutouts(request: Request) -> Response:
 async def _form(request: Request, texts: tuple[str, ...] = ()) -> Upload:
     """``texts``: fields that hold JSON."""
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
-        raise BadInput(f"send a multipart form with the picture as file '{_FIELD}'")
+        raise BadInput(f"send a multipart form with the image as file '{_FIELD}'")
     upload = await read_upload(request, file_field=_FIELD)
     if upload.data is None:
         raise BadInput(f"the form has no '{_FIELD}'")

@@ -1,4 +1,4 @@
-"""/v1/datasets: pictures with masks to train on."""
+"""/v1/datasets: images with masks to train on."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ async def show(request: Request, id: str) -> Response:
 
 @router.get(
     "/v1/datasets/{id}/preview",
-    summary="Some samples as one picture",
+    summary="Some samples as one image",
     response_model=None,
     responses={200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}},
 )
@@ -129,7 +129,7 @@ async def preview(request: Request, id: str) -> Response:
         data = await asyncio.to_thread(platform.store.get, platform.datasets.preview_key(shown.dataset))
     except NotFound:
         raise NotFound(f"dataset {id} has no preview: it is {shown.state}") from None
-    return _picture(data, "image/png")
+    return _image(data, "image/png")
 
 
 @router.get(
@@ -165,7 +165,7 @@ _BYTES: dict[int | str, dict[str, Any]] = {
 
 @router.get(
     "/v1/datasets/{id}/samples/{position}/image",
-    summary="The picture of a sample",
+    summary="The image of a sample",
     response_model=None,
     responses=_BYTES,
 )
@@ -173,7 +173,7 @@ async def sample_image(request: Request, id: str, position: int) -> Response:
     platform: AppState = request.app.state.platform
     prepared = await platform.datasets.prepared(id)
     data = await asyncio.to_thread(prepared.image, position)
-    return _picture(data, sniff(data))
+    return _image(data, sniff(data))
 
 
 @router.get(
@@ -185,7 +185,7 @@ async def sample_image(request: Request, id: str, position: int) -> Response:
 async def sample_mask(request: Request, id: str, position: int) -> Response:
     platform: AppState = request.app.state.platform
     prepared = await platform.datasets.prepared(id)
-    return _picture(await asyncio.to_thread(prepared.mask, position), "image/png")
+    return _image(await asyncio.to_thread(prepared.mask, position), "image/png")
 
 
 @router.delete(
@@ -205,7 +205,7 @@ def _body(shown: DatasetView) -> dict[str, Any]:
     return dataset_body(shown, file_key(shown.dataset, "archive"), shown.state == "ready")
 
 
-def _picture(data: bytes, mime_type: str) -> Response:
+def _image(data: bytes, mime_type: str) -> Response:
     headers = {"Cache-Control": "private, max-age=3600", "X-Content-Type-Options": "nosniff"}
     return Response(data, headers=headers, media_type=mime_type)
 

@@ -1,4 +1,4 @@
-"""/v1/images: pictures that are stored for themselves or came with a prediction."""
+"""/v1/images: images that are stored for themselves or came with a prediction."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class _NoOptions(BaseModel):
 
 @router.post(
     "/v1/images",
-    summary="Store a picture",
+    summary="Store an image",
     status_code=201,
     response_model=None,
     responses={201: {"model": ImageBody}},
@@ -44,7 +44,7 @@ async def store(request: Request) -> Response:
 
 @router.get(
     "/v1/images",
-    summary="Stored pictures, newest first",
+    summary="Stored images, newest first",
     response_model=None,
     responses={200: {"model": PageBody[ImageBody]}},
 )
@@ -56,7 +56,7 @@ async def find(request: Request, page: Page = 1, limit: Limit = 50) -> Response:
     )
 
 
-@router.get("/v1/images/{id}", summary="Facts of a picture", response_model=None, responses={200: {"model": ImageBody}})
+@router.get("/v1/images/{id}", summary="Facts of an image", response_model=None, responses={200: {"model": ImageBody}})
 async def show(request: Request, id: str) -> Response:
     platform: AppState = request.app.state.platform
     return json_response(body(await asyncio.to_thread(platform.records.image, LOCAL_OWNER, id)))
@@ -74,7 +74,7 @@ async def content(request: Request, id: str) -> Response:
     return await file_response(request, platform.store, image.storage_key, image.mime_type, image.sha256, image.bytes)
 
 
-@router.delete("/v1/images/{id}", summary="Remove a picture", status_code=204, response_model=None)
+@router.delete("/v1/images/{id}", summary="Remove an image", status_code=204, response_model=None)
 async def remove(
     request: Request,
     id: str,

@@ -22,12 +22,12 @@ router = APIRouter(tags=["vision"])
 
 _BINARY = {"type": "string", "format": "binary"}
 _DRAWN = {"image/png": "mask", "application/gzip": NIFTI, "application/dicom": DICOM_SEG}
-"""What Accept asks for, and what is answered then unless ``render`` says which picture."""
+"""What Accept asks for, and what is answered then unless ``render`` says which image."""
 
 
 @router.post(
     "/v1/classify",
-    summary="The best classes of a picture",
+    summary="The best classes of an image",
     response_model=None,
     responses={200: {"model": ClassifyBody}, 202: {"model": AcceptedBody}},
     openapi_extra=openapi_job(openapi(ClassifyOptions)),

@@ -44,7 +44,7 @@ async def masks(request: Request) -> Response:
 
 @router.post(
     "/v1/masks/auto",
-    summary="Segment Anything: masks of everything in the picture",
+    summary="Segment Anything: masks of everything in the image",
     response_model=None,
     responses={200: {"model": AutoMasksBody}, 202: {"model": AcceptedBody}},
     openapi_extra=openapi_job(openapi(AutoMasksOptions)),

@@ -114,7 +114,7 @@ _INFER: dict[str, Any] = {
                 "in": "header",
                 "name": "Inference-Header-Content-Length",
                 "required": False,
-                "description": "Length of the JSON that binary tensors follow; 0: the body is one encoded picture.",
+                "description": "Length of the JSON that binary tensors follow; 0: the body is one encoded image.",
                 "schema": {"type": "integer"},
             }
         ],

@@ -24,7 +24,7 @@ FILES, ARCHIVE = "files", "archive"
 SETTING = "EKIBEN_BATCH_MB"
 
 Take = Callable[[bytes | Refusal, str | None], Awaitable[None]]
-"""Gets each picture as soon as it is there: its bytes, or why it cannot be one; and its file name."""
+"""Gets each image as soon as it is there: its bytes, or why it cannot be one; and its file name."""
 
 
 @dataclass(slots=True)
@@ -35,7 +35,7 @@ class BatchForm:
 
 
 async def read_batch(request: Request, limit: int, take: Take, folder: Path) -> BatchForm:
-    """Give every picture of a request to ``take``, in order; the rest is the answer.
+    """Give every image of a request to ``take``, in order; the rest is the answer.
 
     An archive lies in ``folder`` meanwhile, without a name.
     BadInput, TooLarge past ``limit`` bytes (of a ZIP's contents too), TooSlow, CallerLeft.

@@ -1,4 +1,4 @@
-"""Datasets and trainings as a caller asks for them, with small pictures whose right answer is known."""
+"""Datasets and trainings as a caller asks for them, with small images whose right answer is known."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LONG: dict[str, Any] = {**SMALL, "epochs": 2000}
 
 
 def disc(number: int, side: int = 64, *, lift: int = 70) -> tuple[Pixels, Pixels]:
-    """Grey noise with a disc that is ``lift`` brighter: picture uint8 [side, side, 3] and its mask of 0 and 255."""
+    """Grey noise with a disc that is ``lift`` brighter: image uint8 [side, side, 3] and its mask of 0 and 255."""
     draws = np.random.default_rng(number)
     rows, columns = np.mgrid[:side, :side]
     y, x = draws.uniform(side * 0.3, side * 0.7, 2)

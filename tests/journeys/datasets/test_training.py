@@ -1,4 +1,4 @@
-"""Training over the API: from a folder of pictures to a model that is asked, whatever dies on the way."""
+"""Training over the API: from a folder of images to a model that is asked, whatever dies on the way."""
 
 from __future__ import annotations
 

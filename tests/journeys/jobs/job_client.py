@@ -27,9 +27,9 @@ LONG = {
     "store": "false",
 }
 """Automatic masks of ten thousand points: all are looked at in full size, next to none is left. Some twenty seconds of
-a picture of 900 x 700."""
+an image of 900 x 700."""
 
-Pictures = Iterable[tuple[str, bytes]]
+Images = Iterable[tuple[str, bytes]]
 
 
 def submit(client: httpx.Client, path: str, *, headers: dict[str, str] | None = None, **more: Any) -> str:
@@ -39,12 +39,12 @@ def submit(client: httpx.Client, path: str, *, headers: dict[str, str] | None = 
 
 
 def batch(
-    client: httpx.Client, pictures: Pictures, operation: str = "classify", model: str = "colours", **fields: Any
+    client: httpx.Client, images: Images, operation: str = "classify", model: str = "colours", **fields: Any
 ) -> str:
     """The id of a batch of files. ``fields``: of the form, but those that are the operation's own parameters."""
     own = {name: fields.pop(name) for name in list(fields) if name in ("priority", "timeout_s", "webhook", "store")}
     parameters = json.dumps({"model": model, **fields})
-    files = [("files", picture) for picture in pictures]
+    files = [("files", image) for image in images]
     return accepted(
         client.post("/v1/batches", data={"operation": operation, "parameters": parameters, **own}, files=files)
     )
@@ -145,7 +145,7 @@ def events(client: httpx.Client, job_id: str, after: int | None = None) -> list[
 
 
 def blobs(home: Path) -> set[str]:
-    """Keys of the pictures, and of the files that answers made, in the store of a home."""
+    """Keys of the images, and of the files that answers made, in the store of a home."""
     folder = home / "blobs"
     files = (path for area in ("images", "artifacts") for path in (folder / area).rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix() for path in files}

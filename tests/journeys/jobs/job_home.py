@@ -20,7 +20,7 @@ from tests.serving import JobWorker, Server, serving, working
 from tests.toy_sam import shapes
 
 SECONDS = {**LONG, "points_per_side": "20", "store": "true"}
-"""Automatic masks that take about a second of a picture of 900 x 700."""
+"""Automatic masks that take about a second of an image of 900 x 700."""
 
 
 @dataclass
@@ -108,6 +108,6 @@ class Place:
 
 
 def seconds_each(client: httpx.Client, count: int, **more: str) -> str:
-    """A batch of pictures that take about a second each."""
-    pictures = [(f"{n}.png", toy_models.encoded(shapes(900 + n, 700))) for n in range(count)]
-    return batch(client, pictures, "auto_masks", **{**SECONDS, **more})
+    """A batch of images that take about a second each."""
+    images = [(f"{n}.png", toy_models.encoded(shapes(900 + n, 700))) for n in range(count)]
+    return batch(client, images, "auto_masks", **{**SECONDS, **more})

@@ -1,4 +1,4 @@
-"""Batches: how the pictures may come, what of them fails, and the results as pages, lines and archives."""
+"""Batches: how the images may come, what of them fails, and the results as pages, lines and archives."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from tests.toy_sam import shapes
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 NAMES = list(COLOURS)
-TEXT = b"this is no picture"
+TEXT = b"this is no image"
 UNKNOWN = "01890000-0000-7000-8000-000000000000"
 
 
 def coloured(number: int) -> tuple[str, bytes]:
-    """Picture ``number``: red, green and blue in turns, each of a width of its own."""
+    """Image ``number``: red, green and blue in turns, each of a width of its own."""
     name = NAMES[number % 3]
     return f"{number:03d} {name}.png", toy_models.encoded(toy_models.solid(COLOURS[name], 20 + number, 16))
 
@@ -50,11 +50,11 @@ def best(item: dict[str, Any]) -> str:
     return str(item["result"]["predictions"][0]["class_name"])
 
 
-def test_one_bad_picture_among_good_ones(jobs: httpx.Client) -> None:
+def test_one_bad_image_among_good_ones(jobs: httpx.Client) -> None:
     """Every gateway knows of it; the bad one fails alone, with what its own request would have said."""
-    pictures = [coloured(n) for n in range(25)]
-    pictures[7] = ("notes.png", TEXT)
-    job_id = batch(jobs, pictures, top_k=1)
+    images = [coloured(n) for n in range(25)]
+    images[7] = ("notes.png", TEXT)
+    job_id = batch(jobs, images, top_k=1)
     job = finished(jobs, job_id)
     assert (job["kind"], job["operation"], job["state"], job["progress"]) == ("batch", "classify", "succeeded", 1.0)
     assert job["counts"] == {"total": 25, "done": 25, "failed": 1, "running": 0}
@@ -63,7 +63,7 @@ def test_one_bad_picture_among_good_ones(jobs: httpx.Client) -> None:
 
     items = all_items(jobs, job_id)
     assert [item["position"] for item in items] == list(range(25))
-    assert [item["filename"] for item in items] == [name for name, _ in pictures]
+    assert [item["filename"] for item in items] == [name for name, _ in images]
     for number, item in enumerate(items):
         if number == 7:
             continue
@@ -79,7 +79,7 @@ def test_one_bad_picture_among_good_ones(jobs: httpx.Client) -> None:
     row = get(jobs, f"/v1/predictions/{items[24]['prediction_id']}")
     assert (row["job_id"], row["top_class"]) == (job_id, NAMES[24 % 3])
     assert plain(items[3]["result"]) == plain(
-        jobs.post("/v1/classify?model=colours&top_k=1", content=pictures[3][1]).json()
+        jobs.post("/v1/classify?model=colours&top_k=1", content=images[3][1]).json()
     )
 
     # Pages and states.
@@ -109,8 +109,8 @@ def test_one_bad_picture_among_good_ones(jobs: httpx.Client) -> None:
 @EMBEDDED_ONLY
 def test_the_files_are_in_the_archive(sam_server: Server, jobs: httpx.Client) -> None:
     before = blobs(sam_server.home)
-    pictures = [("a/red.png", coloured(0)[1]), ("two words & more.png", coloured(1)[1]), ("red.png", coloured(2)[1])]
-    job_id = batch(jobs, pictures, "segment", "areas")
+    images = [("a/red.png", coloured(0)[1]), ("two words & more.png", coloured(1)[1]), ("red.png", coloured(2)[1])]
+    job_id = batch(jobs, images, "segment", "areas")
     finished(jobs, job_id)
     items = all_items(jobs, job_id)
     answer = jobs.get(f"/v1/jobs/{job_id}/result", headers={"accept": "application/zip"})
@@ -132,7 +132,7 @@ def test_the_files_are_in_the_archive(sam_server: Server, jobs: httpx.Client) ->
 
 @EMBEDDED_ONLY
 def test_a_zip(jobs: httpx.Client) -> None:
-    """By their names; what systems put beside the pictures, and folders, are passed over."""
+    """By their names; what systems put beside the images, and folders, are passed over."""
     entries = {
         "holiday/b.png": coloured(1)[1],
         "holiday/a.png": coloured(0)[1],
@@ -219,9 +219,9 @@ def test_nothing_stored(sam_server: Server, jobs: httpx.Client) -> None:
 @EMBEDDED_ONLY
 def test_a_bound_of_its_own(jobs: httpx.Client) -> None:
     """No more of them are in hand at once, whatever places there are."""
-    pictures = [(f"{n}.png", toy_models.encoded(toy_models.noise(500 + n, 400))) for n in range(6)]
+    images = [(f"{n}.png", toy_models.encoded(toy_models.noise(500 + n, 400))) for n in range(6)]
     data = {"operation": "segment", "parameters": '{"model": "areas"}', "items_at_once": "2"}
-    job_id = accepted(jobs.post("/v1/batches", data=data, files=[("files", picture) for picture in pictures]))
+    job_id = accepted(jobs.post("/v1/batches", data=data, files=[("files", image) for image in images]))
     seen = set()
     while (job := get(jobs, f"/v1/jobs/{job_id}"))["state"] not in OVER:
         seen.add(job["counts"]["running"])
@@ -241,10 +241,10 @@ def test_all_of_them_bad(jobs: httpx.Client) -> None:
 
 @EMBEDDED_ONLY
 def test_masks_and_cutouts_of_many(jobs: httpx.Client) -> None:
-    pictures = [(f"{n}.png", toy_models.encoded(shapes(160 + 8 * n, 120))) for n in range(3)]
+    images = [(f"{n}.png", toy_models.encoded(shapes(160 + 8 * n, 120))) for n in range(3)]
     point = [{"points": [[30, 30, 1]]}]
     asked = {
-        operation: batch(jobs, pictures, operation, "sam_toy", **more)
+        operation: batch(jobs, images, operation, "sam_toy", **more)
         for operation, more in (
             ("masks", {"prompts": point, "multimask": False}),
             ("auto_masks", {"points_per_side": 5}),
@@ -259,7 +259,7 @@ def test_masks_and_cutouts_of_many(jobs: httpx.Client) -> None:
     for operation, job_id in asked.items():
         finished(jobs, job_id)
         path, params = direct[operation]
-        for item, (_, data) in zip(all_items(jobs, job_id), pictures, strict=True):
+        for item, (_, data) in zip(all_items(jobs, job_id), images, strict=True):
             first = jobs.post(path, params={"model": "sam_toy", **params}, content=data).json()
             assert plain(item["result"]) == plain(first)
 
@@ -268,14 +268,14 @@ def test_what_is_refused(toy_server: Server, waiting: httpx.Client) -> None:
     before, total = blobs(toy_server.home), get(waiting, "/v1/jobs")["total"]
     red, green = coloured(0), coloured(1)
 
-    def refused(status: int, data: dict[str, Any] | None = None, pictures: Any = (red, green)) -> str:
+    def refused(status: int, data: dict[str, Any] | None = None, images: Any = (red, green)) -> str:
         form = {"operation": "classify", "parameters": '{"model": "colours"}', **(data or {})}
         form = {name: value for name, value in form.items() if value is not None}
         parts = [(name, (None, value)) for name, value in form.items()]
-        answer = waiting.post("/v1/batches", files=[*parts, *(("files", picture) for picture in pictures)])
+        answer = waiting.post("/v1/batches", files=[*parts, *(("files", image) for image in images)])
         return refusal(answer, status)[1]
 
-    assert "no picture" in refused(400, pictures=())
+    assert "no image" in refused(400, images=())
     assert "operation" in refused(400, {"operation": "describe"})
     assert "operation is missing" in refused(400, {"operation": None})
     assert "colour" in refused(400, {"colour": "red"})
@@ -314,18 +314,18 @@ def test_what_is_refused(toy_server: Server, waiting: httpx.Client) -> None:
 def test_a_key_gives_one_batch(toy_server: Server, waiting: httpx.Client, count: int) -> None:
     before = blobs(toy_server.home)
 
-    def ask(pictures: list[tuple[str, bytes]]) -> httpx.Response:
+    def ask(images: list[tuple[str, bytes]]) -> httpx.Response:
         data = {"operation": "classify", "parameters": '{"model": "colours"}'}
-        files = [("files", picture) for picture in pictures]
+        files = [("files", image) for image in images]
         return waiting.post("/v1/batches", data=data, files=files, headers={"Idempotency-Key": f"batch-{count}"})
 
-    pictures = [coloured(n) for n in range(count)]
-    first = ask(pictures)
-    again = ask(pictures)
+    images = [coloured(n) for n in range(count)]
+    first = ask(images)
+    again = ask(images)
     assert again.json() == first.json()
     assert ("idempotency-replayed" in first.headers, again.headers["idempotency-replayed"]) == (False, "true")
     assert len(blobs(toy_server.home) - before) == count
-    for other in (pictures[::-1], pictures[:-1], [("x.png", pictures[0][1]), *pictures[1:]]):
+    for other in (images[::-1], images[:-1], [("x.png", images[0][1]), *images[1:]]):
         assert refusal(ask(other), 409)[0] == "idempotency_key_reused"
     assert len(blobs(toy_server.home) - before) == count
     waiting.post(f"/v1/jobs/{accepted(first)}/cancel")

@@ -1,4 +1,4 @@
-"""Batches lose nothing: workers, gateways and the database are killed in the middle, every picture is answered once."""
+"""Batches lose nothing: workers, gateways and the database are killed in the middle, every image is answered once."""
 
 from __future__ import annotations
 
@@ -142,8 +142,8 @@ def test_the_database_restarts(tmp_path: Path, toy_artifacts: dict[str, Path]) -
         place = Place(tmp_path / "var", {"EKIBEN_DATABASE_URL": database.url})
         place.publish("areas", toy_artifacts["areas"])
         with place.serving() as server, server.client(timeout=300) as client, place.working(), place.working():
-            pictures = [(f"{n}.png", toy_models.encoded(toy_models.noise(700 + n, 500))) for n in range(80)]
-            job_id = batch(client, pictures, "segment", "areas")
+            images = [(f"{n}.png", toy_models.encoded(toy_models.noise(700 + n, 500))) for n in range(80)]
+            job_id = batch(client, images, "segment", "areas")
             eventually(lambda: place.done(job_id) >= 10, "ten are done", 60)
             done = place.done(job_id)
             place.database.dispose()

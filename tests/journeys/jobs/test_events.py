@@ -37,8 +37,8 @@ def numbers(found: list[Event]) -> list[int]:
 
 
 def test_the_stream_of_a_batch(sam_server: Server, jobs: httpx.Client) -> None:
-    pictures = [coloured(n) for n in range(40)]
-    job_id = batch(jobs, [*pictures, ("x.png", b"no picture")])
+    images = [coloured(n) for n in range(40)]
+    job_id = batch(jobs, [*images, ("x.png", b"no image")])
     found = events(jobs, job_id)  # the stream is opened at once, and ends with the job
     assert numbers(found) == list(range(1, len(found) + 1))
     states = [event for event in found if event.kind == "state"]

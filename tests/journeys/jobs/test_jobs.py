@@ -37,7 +37,7 @@ from tests.journeys.jobs.job_client import (
 from tests.serving import Server
 from tests.toy_sam import shapes
 
-PICTURE = toy_models.encoded(shapes(320, 240))
+IMAGE = toy_models.encoded(shapes(320, 240))
 LARGE = toy_models.encoded(shapes(900, 700))
 RED = toy_models.encoded(toy_models.solid((255, 0, 0)))
 UNKNOWN = "01890000-0000-7000-8000-000000000000"
@@ -62,12 +62,12 @@ def files_of(client: httpx.Client, prediction_id: str) -> list[tuple[str, str]]:
 
 def test_the_answer_is_that_of_the_request(jobs: httpx.Client) -> None:
     direct = {
-        name: jobs.post(path, params=params, files={"file": ("s.png", PICTURE)})
+        name: jobs.post(path, params=params, files={"file": ("s.png", IMAGE)})
         for name, (path, params) in ROUTES.items()
     }
     assert [answer.status_code for answer in direct.values()] == [200] * 5
     asked = {
-        name: submit(jobs, path, params=params, files={"file": ("s.png", PICTURE)})
+        name: submit(jobs, path, params=params, files={"file": ("s.png", IMAGE)})
         for name, (path, params) in ROUTES.items()
     }
     for name, job_id in asked.items():
@@ -89,8 +89,8 @@ def test_the_answer_is_that_of_the_request(jobs: httpx.Client) -> None:
         assert files_of(jobs, answer["id"]) == files_of(jobs, first["id"])
         assert get(jobs, f"/v1/predictions/{first['id']}")["job_id"] is None
         image = get(jobs, f"/v1/images/{answer['image']['id']}")
-        assert (image["filename"], image["bytes"]) == ("s.png", len(PICTURE))
-        assert jobs.get(image["url"]).content == PICTURE
+        assert (image["filename"], image["bytes"]) == ("s.png", len(IMAGE))
+        assert jobs.get(image["url"]).content == IMAGE
         for url in (
             (answer.get("artifacts") or {}).values() if name != "cutouts" else [c["url"] for c in answer["cutouts"]]
         ):
@@ -101,10 +101,10 @@ def test_the_answer_is_that_of_the_request(jobs: httpx.Client) -> None:
 
 
 def test_a_stored_image_and_nothing_stored(jobs: httpx.Client) -> None:
-    picture = toy_models.encoded(toy_models.solid((0, 255, 0), 50, 40))
-    image_id = jobs.post("/v1/images", content=picture).json()["id"]
+    photo = toy_models.encoded(toy_models.solid((0, 255, 0), 50, 40))
+    image_id = jobs.post("/v1/images", content=photo).json()["id"]
     stored = submit(jobs, f"/v1/classify?model=colours&image_id={image_id}")
-    unstored = submit(jobs, "/v1/segment?model=areas&store=false", content=picture)
+    unstored = submit(jobs, "/v1/segment?model=areas&store=false", content=photo)
     finished(jobs, stored)
     answer = get(jobs, f"/v1/jobs/{stored}/result")
     assert answer["image"] == {"id": image_id, "width": 50, "height": 40}
@@ -112,14 +112,14 @@ def test_a_stored_image_and_nothing_stored(jobs: httpx.Client) -> None:
     assert finished(jobs, unstored)["store"] is False
     answer = get(jobs, f"/v1/jobs/{unstored}/result")
     assert (answer["id"], answer["artifacts"], answer["image"]) == (None, None, {"id": None, "width": 50, "height": 40})
-    assert plain(answer) == plain(jobs.post("/v1/segment?model=areas&store=false", content=picture).json())
+    assert plain(answer) == plain(jobs.post("/v1/segment?model=areas&store=false", content=photo).json())
 
 
 @EMBEDDED_ONLY
 def test_what_is_not_stored_leaves_no_row(sam_server: Server, jobs: httpx.Client) -> None:
-    picture = toy_models.encoded(toy_models.solid((3, 4, 250), 31, 30))
+    photo = toy_models.encoded(toy_models.solid((3, 4, 250), 31, 30))
     images, predictions = (get(jobs, f"/v1/{what}")["total"] for what in ("images", "predictions"))
-    job_id = submit(jobs, "/v1/classify?model=colours&store=false", content=picture)
+    job_id = submit(jobs, "/v1/classify?model=colours&store=false", content=photo)
     finished(jobs, job_id)
     assert get(jobs, "/v1/images")["total"] == images
     assert get(jobs, "/v1/predictions")["total"] == predictions
@@ -128,11 +128,11 @@ def test_what_is_not_stored_leaves_no_row(sam_server: Server, jobs: httpx.Client
     gone = before - blobs(sam_server.home)
     assert len(gone) == 1 and next(iter(gone)).startswith("images/")
     # A stored image of somebody else's outlives a job that only looked at it.
-    image = jobs.post("/v1/images", content=picture).json()
+    image = jobs.post("/v1/images", content=photo).json()
     job_id = submit(jobs, f"/v1/classify?model=colours&image_id={image['id']}")
     finished(jobs, job_id)
     assert jobs.delete(f"/v1/jobs/{job_id}").status_code == 204
-    assert jobs.get(image["url"]).content == picture
+    assert jobs.get(image["url"]).content == photo
 
 
 def test_jobs_are_listed_newest_first(jobs: httpx.Client) -> None:
@@ -188,7 +188,7 @@ def test_a_running_job(sam_server: Server, jobs: httpx.Client) -> None:
     assert refusal(jobs.post(f"/v1/jobs/{job_id}/cancel"), 409)[0] == "conflict"
     # The worker is free for others: the one place for heavy work too.
     started = time.monotonic()
-    other = submit(jobs, "/v1/masks/auto?model=sam_toy&points_per_side=4", content=PICTURE)
+    other = submit(jobs, "/v1/masks/auto?model=sam_toy&points_per_side=4", content=IMAGE)
     finished(jobs, other)
     assert time.monotonic() - started < 5
     assert get(jobs, f"/v1/jobs/{job_id}")["state"] == "cancelled"
@@ -204,10 +204,10 @@ def test_a_running_job(sam_server: Server, jobs: httpx.Client) -> None:
 @EMBEDDED_ONLY
 def test_a_removed_job_is_gone_with_all_that_it_made(sam_server: Server, jobs: httpx.Client) -> None:
     before = blobs(sam_server.home)
-    job_id = submit(jobs, "/v1/segment?model=areas", content=PICTURE)
+    job_id = submit(jobs, "/v1/segment?model=areas", content=IMAGE)
     finished(jobs, job_id)
     answer = get(jobs, f"/v1/jobs/{job_id}/result")
-    assert len(blobs(sam_server.home) - before) == 4  # the picture, and what was drawn
+    assert len(blobs(sam_server.home) - before) == 4  # the image, and what was drawn
     assert jobs.delete(f"/v1/jobs/{job_id}").status_code == 204
     assert blobs(sam_server.home) == before
     for path in ("", "/status", "/items", "/result", "/events"):
@@ -273,7 +273,7 @@ def test_what_can_be_refused_at_once_is(toy_server: Server, waiting: httpx.Clien
         more.setdefault("content", RED)
         return refusal(waiting.post(f"/v1/{path}?{query}", headers=ASYNC, **more), status)
 
-    assert refused(400, content=b"no picture")[0] == "bad_image"
+    assert refused(400, content=b"no image")[0] == "bad_image"
     assert refused(400, content=b"")[0] == "bad_request"
     assert refused(415, content=b"<svg xmlns='http://www.w3.org/2000/svg'/>")[0] == "unsupported_image"
     assert refused(404, "model=nobody")[0] == "not_found"
@@ -411,8 +411,8 @@ def test_a_webhook(jobs: httpx.Client) -> None:
 @EMBEDDED_ONLY
 def test_a_job_has_its_time(jobs: httpx.Client) -> None:
     """What is begun when the time is up may end; the rest is never begun."""
-    pictures = [(f"{n}.png", LARGE) for n in range(6)]
-    job_id = batch(jobs, pictures, "auto_masks", **{**LONG, "points_per_side": "20", "timeout_s": "0.2"})
+    images = [(f"{n}.png", LARGE) for n in range(6)]
+    job_id = batch(jobs, images, "auto_masks", **{**LONG, "points_per_side": "20", "timeout_s": "0.2"})
     job = finished(jobs, job_id, state="failed")
     assert job["error"]["code"] == "timed_out"
     states = [item["state"] for item in get(jobs, f"/v1/jobs/{job_id}/items")["items"]]

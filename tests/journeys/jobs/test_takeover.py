@@ -86,11 +86,11 @@ def test_a_job_that_kills_its_worker_is_given_up(toys_place: Place) -> None:
 
 @pytest.mark.parametrize("place_of_killer", [0, 2])
 def test_one_item_that_kills_does_not_take_the_others_along(toys_place: Place, place_of_killer: int) -> None:
-    """Whoever has the large picture in hand for five seconds, without anything else ending meanwhile, is killed."""
-    pictures = [(f"{n}.png", toy_models.encoded(shapes(64 + n, 48))) for n in range(6)]
-    pictures[place_of_killer] = ("killer.png", toy_models.encoded(shapes(3000, 2000)))
+    """Whoever has the large image in hand for five seconds, without anything else ending meanwhile, is killed."""
+    images = [(f"{n}.png", toy_models.encoded(shapes(64 + n, 48))) for n in range(6)]
+    images[place_of_killer] = ("killer.png", toy_models.encoded(shapes(3000, 2000)))
     with toys_place.serving(EKIBEN_WORKERS="1") as server, server.client() as client:
-        job_id = batch(client, pictures, "auto_masks", **{**SECONDS, "points_per_side": "40"})
+        job_id = batch(client, images, "auto_masks", **{**SECONDS, "points_per_side": "40"})
         seen: tuple[int, int, int] = (0, 0, 0)
         since, kills = time.monotonic(), 0
         while get(client, f"/v1/jobs/{job_id}/status")["state"] in ("queued", "running"):

@@ -50,7 +50,7 @@ class Clients:
     """The process. One call at a time."""
 
     def __init__(self, server: Server, folder: Path) -> None:
-        script = Path(__file__).with_name("oip_process.py")
+        script = Path(__file__).with_name("client_process.py")
         self._process = subprocess.Popen(
             [sys.executable, script, server.url.removeprefix("http://"), server.grpc],
             cwd=folder,
@@ -120,10 +120,10 @@ def tensor(name: str, datatype: str, array: Any, **more: Any) -> dict[str, Any]:
     }
 
 
-def files(*pictures: bytes, **more: Any) -> dict[str, Any]:
-    """The input ``image`` of encoded pictures."""
-    array = np.empty(len(pictures), object)
-    array[:] = pictures
+def files(*images: bytes, **more: Any) -> dict[str, Any]:
+    """The input ``image`` of encoded images."""
+    array = np.empty(len(images), object)
+    array[:] = images
     return tensor("image", "BYTES", array, **more)
 
 
@@ -156,7 +156,7 @@ def _array(given: dict[str, Any]) -> NDArray[Any]:
 
 
 def softmax(pixels: Sequence[NDArray[np.uint8]]) -> NDArray[np.float64]:
-    """[pictures, 4]: what the toy classifier must say of pictures that need no resizing."""
+    """[images, 4]: what the toy classifier must say of images that need no resizing."""
     logits = np.stack([toy_models.logits_of(one) for one in pixels])
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
     return np.asarray(powers / powers.sum(axis=1, keepdims=True))

@@ -41,7 +41,7 @@ def stored(client: httpx.Client) -> tuple[int, int]:
 
 
 def new(seed: int, kind: str, width: int = 32, height: int = 32) -> bytes:
-    """A picture that nobody else sends."""
+    """An image that nobody else sends."""
     return toy_models.encoded(toy_models.noise(width, height, seed=zlib.crc32(f"{kind} {seed}".encode())))
 
 
@@ -49,26 +49,26 @@ def new(seed: int, kind: str, width: int = 32, height: int = 32) -> bytes:
 
 
 @each
-def test_a_batch_whose_last_picture_is_bad(oip: Client, sam_server: Server) -> None:
+def test_a_batch_whose_last_image_is_bad(oip: Client, sam_server: Server) -> None:
     """Some of the others are stored then, some are just being stored, some are not computed yet."""
-    pictures = [new(seed, oip.kind) for seed in range(19)]
+    images = [new(seed, oip.kind) for seed in range(19)]
     torn = new(19, oip.kind)[:200]  # refused when it is decoded; the other one before that
     with sam_server.client() as client:
         before = stored(client)
-        for bad in (b"no picture", *[torn] * 5):
-            code, message = oip.refusal("oip_colours", files(*pictures, bad))
-            assert code == oip.code(400, "INVALID_ARGUMENT") and message.startswith("picture 19: ")
+        for bad in (b"no image", *[torn] * 5):
+            code, message = oip.refusal("oip_colours", files(*images, bad))
+            assert code == oip.code(400, "INVALID_ARGUMENT") and message.startswith("image 19: ")
             assert stored(client) == before
-        oip.infer("oip_colours", files(*pictures[:2]))
+        oip.infer("oip_colours", files(*images[:2]))
         assert stored(client) == (before[0] + 2, before[1] + 2)
 
 
 @each
-def test_pictures_of_different_size_make_no_class_map(oip: Client, sam_server: Server) -> None:
-    pictures = new(30, oip.kind), new(31, oip.kind, 40, 30)
+def test_images_of_different_size_make_no_class_map(oip: Client, sam_server: Server) -> None:
+    images = new(30, oip.kind), new(31, oip.kind, 40, 30)
     with sam_server.client() as client:
         before = stored(client)
-        code, message = oip.refusal("areas", files(*pictures))
+        code, message = oip.refusal("areas", files(*images))
         assert code == oip.code(400, "INVALID_ARGUMENT") and "differ in size" in message
         assert stored(client) == before
 
@@ -78,8 +78,8 @@ def test_more_values_than_are_written_as_json(oip_server: Server) -> None:
     """Found when all is computed and recorded."""
     width, height = 2100, 2000
     assert width * height > MAX_JSON_VALUES
-    picture = toy_models.encoded(toy_models.solid((10, 20, 222), width, height))
-    raw = len(picture).to_bytes(4, "little") + picture
+    photo = toy_models.encoded(toy_models.solid((10, 20, 222), width, height))
+    raw = len(photo).to_bytes(4, "little") + photo
     image = {"name": "image", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": len(raw)}}
 
     def ask(client: httpx.Client, **parameters: Any) -> httpx.Response:
@@ -111,10 +111,8 @@ def test_more_values_than_are_written_as_json(oip_server: Server) -> None:
 @each
 def test_ids_of_a_batch(oip: Client, sam_server: Server) -> None:
     order = ["green", "dark", "red", "blue", "red"]
-    pictures = [
-        toy_models.encoded(toy_models.solid(COLOURS[name], 30 + number, 31)) for number, name in enumerate(order)
-    ]
-    answer = oip.infer("oip_colours", files(*pictures))
+    images = [toy_models.encoded(toy_models.solid(COLOURS[name], 30 + number, 31)) for number, name in enumerate(order)]
+    answer = oip.infer("oip_colours", files(*images))
     assert set(answer.parameters) == {"prediction_ids"}
     ids = answer.parameters["prediction_ids"].split(",")
     assert len(set(ids)) == len(order)
@@ -125,9 +123,9 @@ def test_ids_of_a_batch(oip: Client, sam_server: Server) -> None:
     assert [row["top_class"] for row in rows] == order
     assert [row["image"]["width"] for row in rows] == [30, 31, 32, 33, 34]
     assert {(row["model"]["name"], row["model"]["version"]) for row in rows} == {("oip_colours", 2)}
-    one = oip.infer("oip_colours", files(pictures[3]))
+    one = oip.infer("oip_colours", files(images[3]))
     assert set(one.parameters) == {"prediction_id"} and "," not in one.parameters["prediction_id"]
-    assert oip.infer("oip_colours", files(*pictures), parameters=KEPT).parameters == {}
+    assert oip.infer("oip_colours", files(*images), parameters=KEPT).parameters == {}
 
 
 # ---- time ----
@@ -137,7 +135,7 @@ def test_ids_of_a_batch(oip: Client, sam_server: Server) -> None:
 @pytest.mark.parametrize("oip", ["http", "grpc"], indirect=True)
 @EMBEDDED_ONLY
 def test_a_deadline_is_that_of_the_whole_batch(oip: Client, sam_server: Server) -> None:
-    """Each picture would be in time for itself, counted from when its turn comes."""
+    """Each image would be in time for itself, counted from when its turn comes."""
     slow = toy_models.encoded(toy_models.solid((7, 99, 7), 1200, 1200))  # to decode
     oip.infer("oip_colours", files(slow), parameters=KEPT)
     began = time.monotonic()
@@ -160,10 +158,10 @@ def test_a_deadline_is_that_of_the_whole_batch(oip: Client, sam_server: Server) 
 
 @each
 def test_low_res_masks_of_too_many_prompts(oip: Client, sam_server: Server) -> None:
-    """Refused before anything is made of the picture."""
+    """Refused before anything is made of the image."""
     box = boxes_of(160, 120)[0]
     most = MAX_BYTES // (256 * 256 * 4)
-    picture = files(new(40, oip.kind, 160, 120))
+    photo = files(new(40, oip.kind, 160, 120))
     low = [{"name": "low_res_masks"}]
     with sam_server.client() as client:
         before, kept = counted(client), stored(client)
@@ -174,13 +172,13 @@ def test_low_res_masks_of_too_many_prompts(oip: Client, sam_server: Server) -> N
         ]
         for inputs, parameters in asked:
             began = time.monotonic()
-            code, message = oip.refusal("sam_toy", picture, *inputs, outputs=low, parameters=parameters)
+            code, message = oip.refusal("sam_toy", photo, *inputs, outputs=low, parameters=parameters)
             assert time.monotonic() - began < 2
             assert code == oip.code(413, "INVALID_ARGUMENT") and "low_res_masks" in message, message
         assert (counted(client), stored(client)) == (before, kept)
         # Of the same prompts what is small.
         boxes = tensor("boxes", "FP32", np.array([box] * (most // 3 + 1), np.float32))
-        some = oip.infer("sam_toy", picture, boxes, outputs=[{"name": "iou_predictions"}], parameters=KEPT)
+        some = oip.infer("sam_toy", photo, boxes, outputs=[{"name": "iou_predictions"}], parameters=KEPT)
         assert some.tensors["iou_predictions"].shape == (most // 3 + 1, 3)
         assert counted(client)["encoder"] == before["encoder"] + 1
         assert counted(client)["prompts"] == before["prompts"] + most // 3 + 1
@@ -188,12 +186,12 @@ def test_low_res_masks_of_too_many_prompts(oip: Client, sam_server: Server) -> N
 
 @each
 def test_a_request_of_too_many_parts(oip: Client) -> None:
-    picture = files(new(41, oip.kind))
+    photo = files(new(41, oip.kind))
     numbers = np.zeros(1, np.float32)
     asked: list[tuple[str, int, list[dict[str, Any]], dict[str, Any]]] = [
         ("inputs", MAX_INPUTS, [tensor(f"i{n}", "FP32", numbers) for n in range(MAX_INPUTS + 1)], {}),
-        ("outputs", MAX_OUTPUTS, [picture], {"outputs": [{"name": f"o{n}"} for n in range(MAX_OUTPUTS + 1)]}),
-        ("parameters", MAX_PARAMETERS, [picture], {"parameters": {f"p{n}": n for n in range(MAX_PARAMETERS + 1)}}),
+        ("outputs", MAX_OUTPUTS, [photo], {"outputs": [{"name": f"o{n}"} for n in range(MAX_OUTPUTS + 1)]}),
+        ("parameters", MAX_PARAMETERS, [photo], {"parameters": {f"p{n}": n for n in range(MAX_PARAMETERS + 1)}}),
     ]
     for part, most, inputs, more in asked:
         code, message = oip.refusal("oip_colours", *inputs, **more)
@@ -202,12 +200,12 @@ def test_a_request_of_too_many_parts(oip: Client) -> None:
     # As many as are read: what they say is what is wrong then.
     enough = [tensor(f"i{n}", "FP32", numbers) for n in range(MAX_INPUTS)]
     assert "no input 'i0'" in oip.refusal("oip_colours", *enough)[1]
-    assert "no output 'o0'" in oip.refusal("oip_colours", picture, outputs=[{"name": f"o{n}"} for n in range(64)])[1]
+    assert "no output 'o0'" in oip.refusal("oip_colours", photo, outputs=[{"name": f"o{n}"} for n in range(64)])[1]
 
 
 @each
 def test_numbers_that_are_not_finite(oip: Client) -> None:
-    """An average of them is no picture; and JSON has no text for what would come out."""
+    """An average of them is no image; and JSON has no text for what would come out."""
     good = np.random.default_rng(3).random((2, 3, 32, 32), np.float32)
     for bad in (np.nan, np.inf, -np.inf):
         given = good.copy()

@@ -1,4 +1,4 @@
-"""Many clients at once, each with pictures of its own: everyone is given the answers to what he asked."""
+"""Many clients at once, each with images of its own: everyone is given the answers to what he asked."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Form = Literal["BYTES", "UINT8", "FP32"]
 
 @dataclass(frozen=True)
 class Request:
-    """``colours``: two for each picture, its left and its right half. ``after_ms``: the client waits so long first."""
+    """``colours``: two for each image, its left and its right half. ``after_ms``: the client waits so long first."""
 
     model: Literal["oip_colours", "oip_mine", "areas"]
     form: Form
@@ -115,7 +115,7 @@ def test_everyone_gets_his_own_answer(oip_server: Server, schedule: list[tuple[s
 
 @pytest.mark.parametrize("form", ["BYTES", "UINT8", "FP32"])
 def test_the_check_sees_an_answer_of_another(oip_server: Server, form: Form) -> None:
-    """What the property above goes by: two pictures that differ in one half are told apart."""
+    """What the property above goes by: two images that differ in one half are told apart."""
     here = Request("oip_colours", form, ((200, 10, 10, 90, 90, 90),), 0)
     there = Request("oip_colours", form, ((200, 10, 10, 90, 95, 90),), 0)
     ((_, _, answer),) = asyncio.run(everyone(oip_server, [("http", [here])]))

@@ -27,9 +27,9 @@ from tests.toy_sam import boxes_of, expected_masks, middle, shapes
 pytest_plugins = ("tests.journeys.open_inference.fixtures",)
 
 SERVICE = "inference.GRPCInferenceService"
-PICTURE = toy_models.noise(32, 32, seed=91)
-PIXELS = np.asarray(PICTURE)
-PNG = toy_models.encoded(PICTURE)
+IMAGE = toy_models.noise(32, 32, seed=91)
+PIXELS = np.asarray(IMAGE)
+PNG = toy_models.encoded(IMAGE)
 PROBS = softmax([PIXELS])
 MOST = 64 * 1024 * 1024
 
@@ -98,7 +98,7 @@ def test_typed_contents(reflected: Reflected) -> None:
 
 @EMBEDDED_ONLY
 def test_typed_prompts(reflected: Reflected) -> None:
-    picture = shapes(160, 120)
+    photo = shapes(160, 120)
     red = boxes_of(160, 120)[0]
     for datatype, field in (("INT64", "int64_contents"), ("INT32", "int_contents"), ("FP32", "fp32_contents")):
         answer = reflected.call(
@@ -106,7 +106,7 @@ def test_typed_prompts(reflected: Reflected) -> None:
             {
                 "model_name": "sam_toy",
                 "inputs": [
-                    image("BYTES", [1], "bytes_contents", [toy_models.encoded(picture)]),
+                    image("BYTES", [1], "bytes_contents", [toy_models.encoded(photo)]),
                     {"name": "point_coords", "datatype": "FP32", "shape": [1, 1, 2],
                      "contents": {"fp32_contents": middle(red)}},
                     {"name": "point_labels", "datatype": datatype, "shape": [1, 1], "contents": {field: [1]}},
@@ -115,7 +115,7 @@ def test_typed_prompts(reflected: Reflected) -> None:
             },
         )  # fmt: skip
         masks = np.frombuffer(answer.raw_output_contents[0], bool).reshape(answer.outputs[0].shape)
-        (one,) = expected_masks(picture, [[*middle(red), 1]], multimask=False)
+        (one,) = expected_masks(photo, [[*middle(red), 1]], multimask=False)
         clear = np.abs(one.logits) > 1e-3
         assert masks.shape == (1, 1, 120, 160)
         assert np.array_equal(masks[0, 0][clear], one.mask[clear])

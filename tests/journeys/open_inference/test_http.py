@@ -25,9 +25,9 @@ from tests.toy_sam import boxes_of, shapes
 pytest_plugins = ("tests.journeys.open_inference.fixtures",)
 OVER_HTTP = pytest.mark.parametrize("oip", ["http", "http_aio"], indirect=True)
 
-PICTURE = toy_models.noise(32, 32, seed=81)
-PIXELS = np.asarray(PICTURE)
-PNG, JPEG = toy_models.encoded(PICTURE), toy_models.encoded(PICTURE, "JPEG")
+IMAGE = toy_models.noise(32, 32, seed=81)
+PIXELS = np.asarray(IMAGE)
+PNG, JPEG = toy_models.encoded(IMAGE), toy_models.encoded(IMAGE, "JPEG")
 PROBS = softmax([PIXELS])
 KEPT = {"store": False}
 LENGTH = "inference-header-content-length"
@@ -96,7 +96,7 @@ def test_plain_json(oip_server: Server) -> None:
 
 
 def test_one_line_of_curl(oip_server: Server) -> None:
-    """The body is the picture."""
+    """The body is the image."""
     with oip_server.client() as client:
         answer = client.post(INFER, content=JPEG, headers={LENGTH: "0"})
         v1 = client.post("/v1/classify?model=oip_colours&top_k=4&store=false", content=JPEG).json()["predictions"]
@@ -154,8 +154,8 @@ def test_bodies_that_are_too_large(oip_server: Server) -> None:
 @EMBEDDED_ONLY
 def test_an_answer_that_is_too_large(oip_server: Server) -> None:
     box = {"name": "boxes", "datatype": "FP32", "shape": [6, 4], "data": [0, 0, 900, 900] * 6}
-    picture = base64.b64encode(toy_models.encoded(shapes(2200, 1700))).decode()
-    coded: dict[str, Any] = {"name": "image", "datatype": "BYTES", "shape": [1], "data": [picture]}
+    photo = base64.b64encode(toy_models.encoded(shapes(2200, 1700))).decode()
+    coded: dict[str, Any] = {"name": "image", "datatype": "BYTES", "shape": [1], "data": [photo]}
     coded["parameters"] = {"content_type": "base64"}
     with oip_server.client() as client:
         asked = {"inputs": [coded, box], "parameters": KEPT}

@@ -42,7 +42,7 @@ def decoded(masks: list[dict[str, Any]]) -> NDArray[np.bool_]:
 # ---- in every topology ----
 
 
-def test_encoded_pictures(oip: Client, sam_server: Server) -> None:
+def test_encoded_images(oip: Client, sam_server: Server) -> None:
     one = oip.infer("oip_colours", files(PNGS[0]), request_id="mine-7")
     assert (one.model, one.version, one.id) == ("oip_colours", "2", "mine-7")
     assert one.datatypes == {"probs": "FP32"} and near(one.tensors["probs"], PROBS[:1])
@@ -82,7 +82,7 @@ def test_class_maps(oip: Client) -> None:
 
 
 def test_prompts_as_tensors(oip: Client, sam_server: Server) -> None:
-    """Two prompts of different lengths and the picture: three inputs, two outputs."""
+    """Two prompts of different lengths and the image: three inputs, two outputs."""
     data = toy_models.encoded(SHAPES)
     points = [[*middle(RED)], [-1, -1]], [[*middle(BLUE)], [*middle(RED)]]
     labels = [[1, -1], [1, 0]]

@@ -18,7 +18,7 @@ from tests.serving import Server
 pytest_plugins = ("tests.journeys.open_inference.fixtures",)
 pytestmark = EACH_CLIENT
 
-PICTURE = np.asarray(toy_models.noise(32, 32, seed=71))
+IMAGE = np.asarray(toy_models.noise(32, 32, seed=71))
 DATA = toy_models.encoded(toy_models.noise(32, 32, seed=71))
 KEPT = {"store": False}
 
@@ -110,7 +110,7 @@ def test_unload_and_load(oip: Client) -> None:
         time.sleep(0.05)
     assert state() == "READY"
     said = oip.infer("oip_mine", files(DATA), parameters=KEPT)
-    assert np.abs(said.tensors["probs"] - softmax([PICTURE])).max() < 1e-5
+    assert np.abs(said.tensors["probs"] - softmax([IMAGE])).max() < 1e-5
 
 
 @EMBEDDED_ONLY
@@ -142,7 +142,7 @@ def numbers(oip: Client, model: str, version: str = "") -> dict[str, Any]:
 
 
 def test_statistics(oip: Client) -> None:
-    """Of five pictures in three requests, and one that failed."""
+    """Of five images in three requests, and one that failed."""
     before, other = numbers(oip, "oip_colours", "1"), numbers(oip, "oip_colours", "2")
     began = time.time()
     for count in (1, 3, 1):
@@ -166,8 +166,8 @@ def test_statistics(oip: Client) -> None:
     assert sum(ns[name] for name in (*phases, "compute_output")) <= ns["success"] <= 3 * spent_ns
     # The other version was not asked.
     assert numbers(oip, "oip_colours", "2") == other
-    # A picture that is none counts as failed.
-    assert "not an image" in oip.refusal("oip_colours", files(b"no picture"), model_version="1", parameters=KEPT)[1]
+    # An image that is none counts as failed.
+    assert "not an image" in oip.refusal("oip_colours", files(b"no image"), model_version="1", parameters=KEPT)[1]
     failed = numbers(oip, "oip_colours", "1")["inference_stats"]
     assert failed["fail"]["count"] - now["fail"]["count"] == 1
     assert failed["success"] == now["success"]

@@ -129,7 +129,7 @@ def certificate_in(folder: Path) -> tuple[Path, Path]:
     return certificate, key
 
 
-def picture(data: bytes, filename: str = "") -> Any:
+def image(data: bytes, filename: str = "") -> Any:
     return pb.Picture(data=data, filename=filename)
 
 

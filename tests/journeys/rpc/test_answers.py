@@ -17,7 +17,7 @@ from PIL import Image
 from ekiben.v1 import ekiben_pb2 as pb
 from tests import toy_models
 from tests.journeys.jobs.job_client import EMBEDDED_ONLY, all_items, events, eventually, finished, get, plain, submit
-from tests.journeys.rpc.grpc_calls import Stubs, as_json, connected, picture, prompts, refused
+from tests.journeys.rpc.grpc_calls import Stubs, as_json, connected, image, prompts, refused
 from tests.journeys.sam.mask_answers import DATA, PROMPTS
 from tests.serving import Server
 
@@ -49,7 +49,7 @@ def artifact(rpc: Stubs, url: str) -> tuple[str, int, bytes]:
 @pytest.mark.parametrize("more", [{}, {"top_k": 2}, {"version": 1, "store": False}], ids=str)
 def test_classify(rpc: Stubs, client: httpx.Client, more: dict[str, Any]) -> None:
     over_http = post(client, "/v1/classify", NOISE, model="colours", **more)
-    given = as_json(rpc.vision.Classify(pb.ClassifyRequest(image=picture(NOISE), model="colours", **more)))
+    given = as_json(rpc.vision.Classify(pb.ClassifyRequest(image=image(NOISE), model="colours", **more)))
     assert plain(given) == plain(over_http)
     assert given["timing"].keys() == over_http["timing"].keys()
     assert len(given["predictions"]) == more.get("top_k", 4)
@@ -61,8 +61,8 @@ def test_classify(rpc: Stubs, client: httpx.Client, more: dict[str, Any]) -> Non
         assert row["image"] == given["image"]
 
 
-def test_a_stored_picture_and_its_name(rpc: Stubs, client: httpx.Client) -> None:
-    given = rpc.vision.Classify(pb.ClassifyRequest(image=picture(NOISE, "noise.png"), model="colours"))
+def test_a_stored_image_and_its_name(rpc: Stubs, client: httpx.Client) -> None:
+    given = rpc.vision.Classify(pb.ClassifyRequest(image=image(NOISE, "noise.png"), model="colours"))
     kept = get(client, f"/v1/images/{given.image.id}")
     assert (kept["filename"], kept["bytes"], kept["mime_type"]) == ("noise.png", len(NOISE), "image/png")
     again = rpc.vision.Classify(pb.ClassifyRequest(image=pb.Picture(image_id=given.image.id), model="colours"))
@@ -74,7 +74,7 @@ def test_a_stored_picture_and_its_name(rpc: Stubs, client: httpx.Client) -> None
 @pytest.mark.parametrize("render", [None, "mask", "color", "overlay"])
 def test_segment(rpc: Stubs, client: httpx.Client, render: str | None, store: bool) -> None:
     asked: dict[str, Any] = {"model": "areas", "store": store}
-    given = rpc.vision.Segment(pb.SegmentRequest(image=picture(NOISE), render=render, **asked))
+    given = rpc.vision.Segment(pb.SegmentRequest(image=image(NOISE), render=render, **asked))
     over_http = post(client, "/v1/segment", NOISE, **asked)
     assert plain(as_json(given)) == plain(over_http)
     assert len(given.classes) > 1
@@ -94,7 +94,7 @@ def test_segment(rpc: Stubs, client: httpx.Client, render: str | None, store: bo
 @pytest.mark.parametrize("format", ["rle", "coco", "polygons", "geojson", "png"])
 def test_prompted_masks(rpc: Stubs, client: httpx.Client, format: str) -> None:
     asked = {**SAM, "format": format}
-    request = pb.PromptMasksRequest(image=picture(DATA), prompts=prompts(PROMPTS[:5]), **asked)
+    request = pb.PromptMasksRequest(image=image(DATA), prompts=prompts(PROMPTS[:5]), **asked)
     given = as_json(rpc.vision.PromptMasks(request))
     over_http = post(client, "/v1/masks", DATA, prompts=json.dumps(PROMPTS[:5]), **asked)
     assert plain(given) == plain(over_http)
@@ -103,20 +103,20 @@ def test_prompted_masks(rpc: Stubs, client: httpx.Client, format: str) -> None:
 
 
 def test_prompts_are_refined(rpc: Stubs, client: httpx.Client) -> None:
-    """A mask's id goes into the next prompt, over either protocol; without prompts it is the whole picture's box."""
+    """A mask's id goes into the next prompt, over either protocol; without prompts it is the whole image's box."""
     first = rpc.vision.PromptMasks(
-        pb.PromptMasksRequest(image=picture(DATA), prompts=prompts(PROMPTS[:1]), model="sam_toy", multimask=False)
+        pb.PromptMasksRequest(image=image(DATA), prompts=prompts(PROMPTS[:1]), model="sam_toy", multimask=False)
     )
     (mask,) = first.results[0].masks
     refining = [{**PROMPTS[0], "mask_input": mask.id}]
-    again = rpc.vision.PromptMasks(pb.PromptMasksRequest(image=picture(DATA), prompts=prompts(refining), **SAM))
+    again = rpc.vision.PromptMasks(pb.PromptMasksRequest(image=image(DATA), prompts=prompts(refining), **SAM))
     over_http = post(client, "/v1/masks", DATA, prompts=json.dumps(refining), **SAM)
     assert plain(as_json(again)) == plain(over_http)
     assert again.results[0].masks[2].area != first.results[0].masks[0].area
-    whole = rpc.vision.PromptMasks(pb.PromptMasksRequest(image=picture(DATA), **SAM))
+    whole = rpc.vision.PromptMasks(pb.PromptMasksRequest(image=image(DATA), **SAM))
     assert plain(as_json(whole)) == plain(post(client, "/v1/masks", DATA, **SAM))
     kept = rpc.vision.PromptMasks(
-        pb.PromptMasksRequest(image=picture(DATA), prompts=prompts(PROMPTS[:1]), model="sam_toy", logits=False)
+        pb.PromptMasksRequest(image=image(DATA), prompts=prompts(PROMPTS[:1]), model="sam_toy", logits=False)
     )
     assert kept.HasField("id") and not any(mask.HasField("id") for mask in kept.results[0].masks)
 
@@ -124,7 +124,7 @@ def test_prompts_are_refined(rpc: Stubs, client: httpx.Client) -> None:
 @pytest.mark.parametrize("format", ["rle", "polygons"])
 def test_automatic_masks(rpc: Stubs, client: httpx.Client, format: str) -> None:
     asked: dict[str, Any] = {**GRID, "format": format}
-    stream = list(rpc.vision.AutoMasks(pb.AutoMasksRequest(image=picture(DATA), **asked)))
+    stream = list(rpc.vision.AutoMasks(pb.AutoMasksRequest(image=image(DATA), **asked)))
     kinds = [event.WhichOneof("event") for event in stream]
     assert kinds.count("finished") == 1 and kinds[-1] == "finished"
     progress = [event.progress for event in stream if event.HasField("progress")]
@@ -137,7 +137,7 @@ def test_automatic_masks(rpc: Stubs, client: httpx.Client, format: str) -> None:
 
 def test_stored_automatic_masks(rpc: Stubs, client: httpx.Client) -> None:
     asked: dict[str, Any] = {**GRID, "store": True, "preset": "fast", "min_mask_region_area": 10}
-    *_, last = rpc.vision.AutoMasks(pb.AutoMasksRequest(image=picture(DATA), **asked))
+    *_, last = rpc.vision.AutoMasks(pb.AutoMasksRequest(image=image(DATA), **asked))
     over_http = post(client, "/v1/masks/auto", DATA, **asked)
     assert plain(as_json(last.finished)) == plain(over_http)
     for kind in ("color", "overlay"):
@@ -150,7 +150,7 @@ def test_cutouts(rpc: Stubs, client: httpx.Client, more: dict[str, Any]) -> None
     """Of prompts; and without any of the automatic masks."""
     chosen = PROMPTS[:2] if "frame" in more else []
     asked: dict[str, Any] = {**GRID, **more}
-    given = rpc.vision.Cutouts(pb.CutoutsRequest(image=picture(DATA), prompts=prompts(chosen), **asked))
+    given = rpc.vision.Cutouts(pb.CutoutsRequest(image=image(DATA), prompts=prompts(chosen), **asked))
     params = {**asked, **({"prompts": json.dumps(chosen)} if chosen else {})}
     assert plain(as_json(given)) == plain(post(client, "/v1/cutouts", DATA, **params))
     answer = client.post("/v1/cutouts", params=params, content=DATA, headers={"Accept": "application/zip"})
@@ -163,7 +163,7 @@ def test_cutouts(rpc: Stubs, client: httpx.Client, more: dict[str, Any]) -> None
 
 def test_a_job(rpc: Stubs, client: httpx.Client) -> None:
     """Submitted over gRPC: it is the same job over HTTP, and gives what one submitted over HTTP gives."""
-    asked = pb.ClassifyRequest(image=picture(NOISE, "noise.png"), model="colours", top_k=2)
+    asked = pb.ClassifyRequest(image=image(NOISE, "noise.png"), model="colours", top_k=2)
     made = rpc.jobs.SubmitJob(pb.SubmitJobRequest(classify=asked, priority=7, timeout_s=100))
     assert not made.replayed
     watched = list(rpc.jobs.WatchJob(pb.WatchJobRequest(id=made.job_id)))
@@ -202,7 +202,7 @@ def test_a_job(rpc: Stubs, client: httpx.Client) -> None:
 @EMBEDDED_ONLY
 def test_jobs_of_every_operation(rpc: Stubs, client: httpx.Client) -> None:
     whole: dict[str, Any] = {"model": "sam_toy", "store": False}
-    stored = rpc.vision.Classify(pb.ClassifyRequest(image=picture(NOISE), model="colours")).image.id
+    stored = rpc.vision.Classify(pb.ClassifyRequest(image=image(NOISE), model="colours")).image.id
     asked: dict[str, tuple[Any, str, dict[str, Any]]] = {
         "segment": (
             pb.SegmentRequest(image=pb.Picture(image_id=stored), model="areas"),
@@ -210,13 +210,13 @@ def test_jobs_of_every_operation(rpc: Stubs, client: httpx.Client) -> None:
             {"model": "areas", "image_id": stored},
         ),
         "masks": (
-            pb.PromptMasksRequest(image=picture(DATA), prompts=prompts(PROMPTS[:3]), format="coco", **whole),
+            pb.PromptMasksRequest(image=image(DATA), prompts=prompts(PROMPTS[:3]), format="coco", **whole),
             "/v1/masks",
             {**whole, "prompts": json.dumps(PROMPTS[:3]), "format": "coco"},
         ),
-        "auto_masks": (pb.AutoMasksRequest(image=picture(DATA), **GRID), "/v1/masks/auto", GRID),
+        "auto_masks": (pb.AutoMasksRequest(image=image(DATA), **GRID), "/v1/masks/auto", GRID),
         "cutouts": (
-            pb.CutoutsRequest(image=picture(DATA), prompts=prompts(PROMPTS[:1]), min_pixels=5, **whole),
+            pb.CutoutsRequest(image=image(DATA), prompts=prompts(PROMPTS[:1]), min_pixels=5, **whole),
             "/v1/cutouts",
             {**whole, "prompts": json.dumps(PROMPTS[:1]), "min_pixels": 5},
         ),
@@ -233,8 +233,8 @@ def test_jobs_of_every_operation(rpc: Stubs, client: httpx.Client) -> None:
 
 
 def test_a_job_that_fails(rpc: Stubs, client: httpx.Client) -> None:
-    """A picture that begins well and is cut off: what the item says is the same over both."""
-    request = pb.ClassifyRequest(image=picture(NOISE[:200]), model="colours")
+    """An image that begins well and is cut off: what the item says is the same over both."""
+    request = pb.ClassifyRequest(image=image(NOISE[:200]), model="colours")
     made = rpc.jobs.SubmitJob(pb.SubmitJobRequest(classify=request))
     job = finished(client, made.job_id, state="failed")
     answered = rpc.jobs.GetJob(pb.GetJobRequest(id=made.job_id))

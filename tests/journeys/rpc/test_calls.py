@@ -15,7 +15,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 
 from ekiben.v1 import ekiben_pb2 as pb
 from tests import toy_models
-from tests.journeys.rpc.grpc_calls import SERVICES, Stubs, connected, failing, picture, refused
+from tests.journeys.rpc.grpc_calls import SERVICES, Stubs, connected, failing, image, refused
 from tests.serving import Server
 
 RED = toy_models.encoded(toy_models.solid((255, 0, 0)))
@@ -30,7 +30,7 @@ def rpc(toy_server: Server) -> Iterator[Stubs]:
 def test_requests_have_ids(rpc: Stubs) -> None:
     def ask(given: str | None, **more: Any) -> str:
         metadata = [] if given is None else [("x-request-id", given)]
-        request = pb.ClassifyRequest(**{"image": picture(RED), "model": "colours", "store": False, **more})
+        request = pb.ClassifyRequest(**{"image": image(RED), "model": "colours", "store": False, **more})
         _, call = rpc.vision.Classify.with_call(request, metadata=metadata)
         return str(dict(call.trailing_metadata())["x-request-id"])
 
@@ -56,12 +56,12 @@ def test_a_long_refusal_arrives(rpc: Stubs) -> None:
 def test_messages_have_a_limit(rpc: Stubs) -> None:
     """64 MiB and a bit arrive; what is larger does not, and the connection goes on."""
     at_most = 64 * 1024 * 1024
-    asked = pb.ClassifyRequest(image=picture(RED + bytes(at_most - len(RED))), model="colours")
+    asked = pb.ClassifyRequest(image=image(RED + bytes(at_most - len(RED))), model="colours")
     assert failing(lambda: rpc.vision.Classify(asked)).reason == "too_large"
-    asked = pb.ClassifyRequest(image=picture(RED + bytes(at_most + 1024 * 1024)), model="colours")
+    asked = pb.ClassifyRequest(image=image(RED + bytes(at_most + 1024 * 1024)), model="colours")
     refusal = failing(lambda: rpc.vision.Classify(asked))
     assert (refusal.code, refusal.reason) == ("RESOURCE_EXHAUSTED", None)
-    asked = pb.ClassifyRequest(image=picture(RED), model="colours", store=False)
+    asked = pb.ClassifyRequest(image=image(RED), model="colours", store=False)
     assert rpc.vision.Classify(asked).predictions[0].class_name == "red"
 
 

@@ -14,7 +14,7 @@ from tritonclient.grpc import service_pb2
 from ekiben.v1 import ekiben_pb2 as pb
 from tests import toy_models
 from tests.journeys.jobs.job_client import get
-from tests.journeys.rpc.grpc_calls import Stubs, as_json, connected, failing, picture
+from tests.journeys.rpc.grpc_calls import Stubs, as_json, connected, failing, image
 from tests.journeys.test_bad_input import gif, png_that_says
 from tests.serving import Server
 
@@ -35,11 +35,11 @@ def client(waiting: httpx.Client) -> httpx.Client:
 
 
 def _classify(**more: Any) -> Callable[[Stubs], Any]:
-    return lambda rpc: rpc.vision.Classify(pb.ClassifyRequest(**{"image": picture(RED), "model": "colours", **more}))
+    return lambda rpc: rpc.vision.Classify(pb.ClassifyRequest(**{"image": image(RED), "model": "colours", **more}))
 
 
 def _segment(**more: Any) -> Callable[[Stubs], Any]:
-    return lambda rpc: rpc.vision.Segment(pb.SegmentRequest(**{"image": picture(RED), "model": "areas", **more}))
+    return lambda rpc: rpc.vision.Segment(pb.SegmentRequest(**{"image": image(RED), "model": "areas", **more}))
 
 
 def _post(path: str, content: bytes = RED, **params: Any) -> Callable[[httpx.Client], httpx.Response]:
@@ -53,25 +53,25 @@ def _get(path: str) -> Callable[[httpx.Client], httpx.Response]:
 BAD, GONE = "INVALID_ARGUMENT", "NOT_FOUND"
 REFUSALS: dict[str, tuple[Callable[[Stubs], Any], Callable[[httpx.Client], httpx.Response], str, str]] = {
     "no options": (
-        lambda rpc: rpc.vision.Classify(pb.ClassifyRequest(image=picture(RED))),
+        lambda rpc: rpc.vision.Classify(pb.ClassifyRequest(image=image(RED))),
         _post("/v1/classify"),
         GONE,
         "not_found",
     ),
     "no model to segment": (
-        lambda rpc: rpc.vision.Segment(pb.SegmentRequest(image=picture(RED))),
+        lambda rpc: rpc.vision.Segment(pb.SegmentRequest(image=image(RED))),
         _post("/v1/segment"),
         GONE,
         "not_found",
     ),
     "no model for masks": (
-        lambda rpc: rpc.vision.PromptMasks(pb.PromptMasksRequest(image=picture(RED))),
+        lambda rpc: rpc.vision.PromptMasks(pb.PromptMasksRequest(image=image(RED))),
         _post("/v1/masks"),
         GONE,
         "not_found",
     ),
     "no model for automatic masks": (
-        lambda rpc: list(rpc.vision.AutoMasks(pb.AutoMasksRequest(image=picture(RED)))),
+        lambda rpc: list(rpc.vision.AutoMasks(pb.AutoMasksRequest(image=image(RED)))),
         _post("/v1/masks/auto"),
         GONE,
         "not_found",
@@ -79,38 +79,38 @@ REFUSALS: dict[str, tuple[Callable[[Stubs], Any], Callable[[httpx.Client], httpx
     "another task": (_classify(model="areas"), _post("/v1/classify", model="areas"), BAD, "bad_request"),
     "no version": (_classify(version=7), _post("/v1/classify", model="colours", version=7), GONE, "not_found"),
     "nothing": (_classify(image=None), _post("/v1/classify", b"", model="colours"), BAD, "bad_request"),
-    "no bytes": (_classify(image=picture(b"")), _post("/v1/classify", b"", model="colours"), BAD, "bad_request"),
-    "no picture": (
-        _classify(image=picture(b"hello")),
+    "no bytes": (_classify(image=image(b"")), _post("/v1/classify", b"", model="colours"), BAD, "bad_request"),
+    "no image": (
+        _classify(image=image(b"hello")),
         _post("/v1/classify", b"hello", model="colours"),
         BAD,
         "bad_image",
     ),
-    "no picture to segment": (
-        _segment(image=picture(b"hello")),
+    "no image to segment": (
+        _segment(image=image(b"hello")),
         _post("/v1/segment", b"hello", model="areas"),
         BAD,
         "bad_image",
     ),
     "a GIF": (
-        _classify(image=picture(gif())),
+        _classify(image=image(gif())),
         _post("/v1/classify", gif(), model="colours"),
         BAD,
         "unsupported_image",
     ),
     "too many pixels": (
-        _classify(image=picture(png_that_says(20_000, 20_000))),
+        _classify(image=image(png_that_says(20_000, 20_000))),
         _post("/v1/classify", png_that_says(20_000, 20_000), model="colours"),
         BAD,
         "too_large",
     ),
     "too many bytes": (
-        _classify(image=picture(RED + bytes(51 * 1024 * 1024))),
+        _classify(image=image(RED + bytes(51 * 1024 * 1024))),
         _post("/v1/classify", RED + bytes(51 * 1024 * 1024), model="colours"),
         BAD,
         "too_large",
     ),
-    "an unknown picture": (
+    "an unknown image": (
         _classify(image=pb.Picture(image_id=UNKNOWN)),
         _post("/v1/classify", b"", model="colours", image_id=UNKNOWN),
         GONE,
@@ -174,7 +174,7 @@ def test_refusals_are_those_of_http(rpc: Stubs, client: httpx.Client, case: str)
     refusal, over_http = failing(lambda: call(rpc)), ask(client).json()["error"]
     assert (refusal.code, refusal.reason) == (code, reason)
     assert over_http["code"] == reason
-    if case != "too many bytes":  # over HTTP the request is too large, and not the picture
+    if case != "too many bytes":  # over HTTP the request is too large, and not the image
         # A number of a query is text.
         assert refusal.message.replace("'", "") == over_http["message"].replace("'", "")
     assert refusal.retry_s is None
@@ -203,7 +203,7 @@ def test_what_is_not_offered(rpc: Stubs, client: httpx.Client) -> None:
 
 def test_jobs_that_conflict(rpc: Stubs, client: httpx.Client) -> None:
     """There is no worker: the jobs wait."""
-    asked = pb.ClassifyRequest(image=picture(RED), model="colours")
+    asked = pb.ClassifyRequest(image=image(RED), model="colours")
     first = rpc.jobs.SubmitJob(pb.SubmitJobRequest(classify=asked, idempotency_key="one"))
     again = rpc.jobs.SubmitJob(pb.SubmitJobRequest(classify=asked, idempotency_key="one"))
     assert (first.replayed, again.replayed, again.job_id) == (False, True, first.job_id)
@@ -232,7 +232,7 @@ def test_jobs_that_conflict(rpc: Stubs, client: httpx.Client) -> None:
 
 
 def test_the_default_of_a_job_is_that_of_http(rpc: Stubs, client: httpx.Client) -> None:
-    asked = pb.ClassifyRequest(image=picture(RED), model="colours")
+    asked = pb.ClassifyRequest(image=image(RED), model="colours")
     mine = rpc.jobs.SubmitJob(pb.SubmitJobRequest(classify=asked)).job_id
     theirs = client.post("/v1/classify?model=colours", content=RED, headers={"Prefer": "respond-async"}).json()
     jobs = [get(client, f"/v1/jobs/{id}") for id in (mine, theirs["job_id"])]
@@ -244,7 +244,7 @@ def test_the_default_of_a_job_is_that_of_http(rpc: Stubs, client: httpx.Client) 
 
 def test_an_internal_error_says_nothing(toy_server: Server, rpc: Stubs, client: httpx.Client) -> None:
     """Something that nobody thought of: a row that cannot be read."""
-    asked = pb.ClassifyRequest(image=picture(RED), model="colours")
+    asked = pb.ClassifyRequest(image=image(RED), model="colours")
     id = rpc.jobs.SubmitJob(pb.SubmitJobRequest(classify=asked)).job_id
     rpc.jobs.CancelJob(pb.CancelJobRequest(id=id))
     with contextlib.closing(sqlite3.connect(toy_server.home / "ekiben.db", timeout=20)) as database, database:

@@ -29,7 +29,7 @@ from tests.journeys.rpc.grpc_calls import (
     certificate_in,
     connected,
     failing,
-    picture,
+    image,
     refused,
 )
 from tests.serving import Server, serving
@@ -86,7 +86,7 @@ def test_only_who_trusts_the_certificate_is_served(server: Server, rpc: Stubs) -
 
 @pytest.mark.parametrize("more", [{}, {"flips": True}, {"probability": True}, {"render": "probability"}], ids=str)
 def test_a_unet(rpc: Stubs, client: httpx.Client, more: dict[str, Any]) -> None:
-    given = rpc.vision.Segment(pb.SegmentRequest(image=picture(NOISE), model="cells", **more))
+    given = rpc.vision.Segment(pb.SegmentRequest(image=image(NOISE), model="cells", **more))
     over_http = client.post("/v1/segment", params={"model": "cells", **more}, content=NOISE)
     assert plain(as_json(given)) == plain(over_http.json())
     probability = bool({"probability", "render"} & set(more))
@@ -119,7 +119,7 @@ def test_overload_is_refused_at_once(server: Server) -> None:
     def ask(_: int) -> Refused | None:
         with trusting(server) as stubs:
             try:
-                stubs.vision.Segment(pb.SegmentRequest(image=picture(photo), model="areas", store=False))
+                stubs.vision.Segment(pb.SegmentRequest(image=image(photo), model="areas", store=False))
             except grpc.RpcError as error:
                 return refused(error)
             return None
@@ -141,7 +141,7 @@ def the_slot_is_taken(server: Server) -> Iterator[None]:
     """The one slot is busy for some seconds."""
     with trusting(server) as stubs, server.client() as client:
         long = stubs.vision.Segment.future(
-            pb.SegmentRequest(image=picture(LARGE), model="areas", store=False, render="color")
+            pb.SegmentRequest(image=image(LARGE), model="areas", store=False, render="color")
         )
         try:
             eventually(lambda: counters(client, "areas")["waiting"] == 0 and in_progress(client) >= 2, "it is begun", 5)
@@ -169,7 +169,7 @@ def predictions(client: httpx.Client) -> int:
 
 def test_deadlines_and_callers_who_leave_reach_the_queue(server: Server, rpc: Stubs, client: httpx.Client) -> None:
     """Neither is computed later, nor recorded."""
-    asked = {"image": picture(NOISE)}
+    asked = {"image": image(NOISE)}
     classify = pb.ClassifyRequest(**asked, model="colours")
     segment = pb.SegmentRequest(**asked, model="cells")
     rpc.vision.Classify(classify)
@@ -210,7 +210,7 @@ def test_the_deadline_of_the_server_has_its_words(rpc: Stubs) -> None:
 
 
 def test_who_leaves_a_stream_is_let_go(rpc: Stubs, client: httpx.Client) -> None:
-    asked = pb.ClassifyRequest(image=picture(RED), model="colours")
+    asked = pb.ClassifyRequest(image=image(RED), model="colours")
     id = rpc.jobs.SubmitJob(pb.SubmitJobRequest(classify=asked)).job_id
     watching = rpc.jobs.WatchJob(pb.WatchJobRequest(id=id))
     assert next(watching).kind == "state"
@@ -230,7 +230,7 @@ def test_health(server: Server, rpc: Stubs, client: httpx.Client) -> None:
     """SERVING; not while the store is away."""
     serving_now = health_pb2.HealthCheckResponse.SERVING
 
-    classify = pb.ClassifyRequest(image=picture(RED), model="colours")
+    classify = pb.ClassifyRequest(image=image(RED), model="colours")
 
     def check(name: str = "") -> Any:
         return rpc.health.Check(health_pb2.HealthCheckRequest(service=name)).status

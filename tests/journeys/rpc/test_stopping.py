@@ -22,12 +22,12 @@ from tritonclient.grpc import service_pb2
 from ekiben.v1 import ekiben_pb2 as pb
 from tests import toy_models
 from tests.journeys.jobs.job_client import eventually
-from tests.journeys.rpc.grpc_calls import connected, picture
+from tests.journeys.rpc.grpc_calls import connected, image
 from tests.serving import SOME_TOPOLOGIES, TOPOLOGIES, Server, serving, wait_ready
 from tests.toy_sam import shapes
 
 SLOW = toy_models.encoded(shapes(2600, 1800))
-"""Stored with its pictures it takes a slot some tenths of a second."""
+"""Stored with its images it takes a slot some tenths of a second."""
 RED = toy_models.encoded(toy_models.solid((255, 0, 0)))
 
 ANSWERED, REFUSED = "answered", "refused"
@@ -36,7 +36,7 @@ Ask = Callable[[], str]
 
 def over_ekiben(server: Server, stack: contextlib.ExitStack) -> Ask:
     stubs = stack.enter_context(connected(server.grpc))
-    request = pb.SegmentRequest(image=picture(SLOW), model="areas")
+    request = pb.SegmentRequest(image=image(SLOW), model="areas")
     return lambda: answered(lambda: stubs.vision.Segment(request).HasField("id"))
 
 
@@ -170,7 +170,7 @@ def test_two_gateways_share_the_port(toy_home: Path) -> None:
 
 def one_more(server: Server) -> str:
     with connected(server.grpc) as stubs:
-        asked = pb.ClassifyRequest(image=picture(RED), model="colours", store=False)
+        asked = pb.ClassifyRequest(image=image(RED), model="colours", store=False)
         return answered(lambda: bool(stubs.vision.Classify(asked).predictions))
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from tests.toy_sam import Tokens, cells_of, frame_size, iou_of, logits_of
 
 
-def reference_masks(picture: Image.Image, **parameters: Any) -> list[dict[str, Any]]:
+def reference_masks(image: Image.Image, **parameters: Any) -> list[dict[str, Any]]:
     """Its records, the largest area first, with masks as bool [H, W]. Skips where the package is not installed."""
     torch = pytest.importorskip("torch")
     pytest.importorskip("cv2")
@@ -29,19 +29,19 @@ def reference_masks(picture: Image.Image, **parameters: Any) -> list[dict[str, A
         transform = transforms.ResizeLongestSide(size)
 
         def set_image(self, pixels: np.ndarray) -> None:
-            self.picture = Image.fromarray(np.ascontiguousarray(pixels))
-            self.cells = cells_of(self.picture)
+            self.image = Image.fromarray(np.ascontiguousarray(pixels))
+            self.cells = cells_of(self.image)
 
         def reset_image(self) -> None:
-            del self.picture
+            del self.image
 
         def predict_torch(self, points: Any, labels: Any, **_: Any) -> tuple[Any, Any, None]:
             """Logits at the crop's size and predicted IoUs, of masks 1 to 3."""
             pairs = zip(points.numpy(), labels.numpy(), strict=True)
             prompts = [Tokens(point.astype(np.float32), label.astype(np.float32)) for point, label in pairs]
             iou = torch.tensor(np.array([iou_of(self.cells, one)[1:] for one in prompts])).float()
-            width, height = frame_size(*self.picture.size)
-            masks = torch.zeros((len(prompts), 3, self.picture.height, self.picture.width))
+            width, height = frame_size(*self.image.size)
+            masks = torch.zeros((len(prompts), 3, self.image.height, self.image.width))
             resize = torch.nn.functional.interpolate
             for row, one in enumerate(prompts):
                 if (iou[row] > least).any():  # else its masks are dropped unseen
@@ -53,7 +53,7 @@ def reference_masks(picture: Image.Image, **parameters: Any) -> list[dict[str, A
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(amg, "SamPredictor", lambda model: Predictor())
         patch.setattr(amg, "batched_nms", _nms)  # torchvision's may not be compiled for this torch
-        records = amg.SamAutomaticMaskGenerator(None, **parameters).generate(np.array(picture))
+        records = amg.SamAutomaticMaskGenerator(None, **parameters).generate(np.array(image))
     return sorted(records, key=lambda record: -record["area"])
 
 

@@ -97,7 +97,7 @@ def jpeg(image: Image.Image, orientation: int = 1) -> bytes:
 
 
 def prompts(width: int, height: int) -> list[dict[str, Any]]:
-    """A point, three points, a box, a box with points: of a picture of this size."""
+    """A point, three points, a box, a box with points: of an image of this size."""
 
     def point(x: float, y: float, label: int) -> list[float]:
         return [round(x * width, 2), round(y * height, 2), label]
@@ -112,7 +112,7 @@ def prompts(width: int, height: int) -> list[dict[str, Any]]:
 
 
 def compare_prompts(client: httpx.Client, sam: Sam, data: bytes) -> Seen:
-    """Every kind of prompt on one picture, three masks and one, and each of them refined by an earlier mask."""
+    """Every kind of prompt on one image, three masks and one, and each of them refined by an earlier mask."""
     rgb = reference.read_rgb(data)
     predictor, seen = reference.Predictor(sam, rgb), Seen()
     asked = prompts(rgb.shape[1], rgb.shape[0])

@@ -18,8 +18,8 @@ from tests.toy_sam import Expected, boxes_of, expected_masks, middle, shapes
 
 Mask = NDArray[np.bool_]
 
-PICTURE = shapes(640, 427)
-DATA = toy_models.encoded(PICTURE)
+IMAGE = shapes(640, 427)
+DATA = toy_models.encoded(IMAGE)
 RED, GREEN, BLUE, YELLOW = boxes_of(640, 427)
 INNER = [GREEN[0] + 30, GREEN[1] + 20, GREEN[2] - 30, GREEN[3] - 10]
 
@@ -42,7 +42,7 @@ COUNTERS = {
     "hit": 'ekiben_embedding_lookups_total{outcome="hit"}',
     "miss": 'ekiben_embedding_lookups_total{outcome="miss"}',
     "encoder": 'ekiben_encoder_runs_total{model="sam_toy"}',
-    "decoded": 'ekiben_decoded_pictures_total{model="sam_toy"}',
+    "decoded": 'ekiben_decoded_images_total{model="sam_toy"}',
     "prompts": 'ekiben_decoder_prompts_total{model="sam_toy"}',
     "embedding_bytes": "ekiben_embedding_bytes",
 }
@@ -86,7 +86,7 @@ def pixels(rle: dict[str, Any]) -> Mask:
     return np.asarray(flat.reshape(width, height).T)
 
 
-def picture_at(client: httpx.Client, url: str) -> Image.Image:
+def image_at(client: httpx.Client, url: str) -> Image.Image:
     fetched = client.get(url, follow_redirects=True)
     assert fetched.status_code == 200, fetched.text
     assert fetched.headers["content-type"] == "image/png"
@@ -113,8 +113,8 @@ def check_mask(given: dict[str, Any], expected: Expected) -> None:
     assert least - 1e-6 <= given["stability_score"] <= most + 1e-6
 
 
-def expected(prompt: dict[str, Any], picture: Image.Image = PICTURE, **more: Any) -> list[Expected]:
-    return expected_masks(picture, prompt.get("points", ()), prompt.get("box"), **more)
+def expected(prompt: dict[str, Any], image: Image.Image = IMAGE, **more: Any) -> list[Expected]:
+    return expected_masks(image, prompt.get("points", ()), prompt.get("box"), **more)
 
 
 def check_results(results: list[dict[str, Any]], prompts: list[dict[str, Any]], **more: Any) -> None:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from tests import toy_models
 from tests.journeys.sam.auto_reference import reference_masks
-from tests.journeys.sam.mask_answers import ask, counted, message, picture_at, pixels
+from tests.journeys.sam.mask_answers import ask, counted, image_at, message, pixels
 from tests.serving import Server, serving
 from tests.toy_sam import GROUND, boxes_of, middle, shapes
 
@@ -59,15 +59,15 @@ CASES: list[dict[str, Any]] = [
 
 def busy() -> Image.Image:
     """The rectangles with holes in them and islands beside them, lightly noisy: no logit is exactly 0."""
-    picture = shapes(320, 240)
+    image = shapes(320, 240)
     for box in boxes_of(320, 240):
         x, y = (int(v) for v in middle(box))
-        picture.paste(GROUND, (x, y, x + 10, y + 10))
-        picture.paste(GROUND, (box[0] + 12, box[1] + 12, box[0] + 30, box[1] + 27))
-    picture.paste((204, 26, 26), (2, 112, 12, 122))
-    picture.paste((38, 64, 217), (140, 225, 155, 240))
+        image.paste(GROUND, (x, y, x + 10, y + 10))
+        image.paste(GROUND, (box[0] + 12, box[1] + 12, box[0] + 30, box[1] + 27))
+    image.paste((204, 26, 26), (2, 112, 12, 122))
+    image.paste((38, 64, 217), (140, 225, 155, 240))
     rough = np.random.default_rng(3).integers(-5, 6, (240, 320, 3))
-    return Image.fromarray(np.clip(np.asarray(picture).astype(int) + rough, 0, 255).astype(np.uint8))
+    return Image.fromarray(np.clip(np.asarray(image).astype(int) + rough, 0, 255).astype(np.uint8))
 
 
 BUSY = toy_models.encoded(busy())
@@ -104,10 +104,10 @@ def test_small_regions_go() -> None:
 
 
 def test_an_answer_is_remembered_whole(client: httpx.Client) -> None:
-    picture = shapes(480, 360)
+    image = shapes(480, 360)
     before = counted(client)
     body = ask(
-        client, "/v1/masks/auto", files={"file": ("s.png", toy_models.encoded(picture))}, params={"preset": "fast"}
+        client, "/v1/masks/auto", files={"file": ("s.png", toy_models.encoded(image))}, params={"preset": "fast"}
     )
     assert body["parameters"] == {**DEFAULTS, "points_per_side": 16}
     assert counted(client)["prompts"] - before["prompts"] == 256
@@ -126,7 +126,7 @@ def test_an_answer_is_remembered_whole(client: httpx.Client) -> None:
 
     covered = np.any(masks, axis=0)
     color, overlay = (
-        np.array(picture_at(client, body["artifacts"][kind]).convert("RGB")) for kind in ("color", "overlay")
+        np.array(image_at(client, body["artifacts"][kind]).convert("RGB")) for kind in ("color", "overlay")
     )
     assert (color[~covered] == 0).all()
     on_top = np.full(covered.shape, -1)
@@ -138,7 +138,7 @@ def test_an_answer_is_remembered_whole(client: httpx.Client) -> None:
     line = np.zeros(covered.shape, bool)
     line[:, 1:] |= on_top[:, 1:] != on_top[:, :-1]
     line[1:] |= on_top[1:] != on_top[:-1]
-    photo = np.array(picture).astype(int)
+    photo = np.array(image).astype(int)
     assert (overlay[~covered & ~line] == photo[~covered & ~line]).all()
     tinted = (photo + color) / 2
     assert np.abs(overlay - tinted)[covered & ~line].max() <= 1

@@ -1,4 +1,4 @@
-"""Objects with a transparent background: the picture's own colours inside the mask, nothing outside."""
+"""Objects with a transparent background: the image's own colours inside the mask, nothing outside."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from tests import toy_models
-from tests.journeys.sam.mask_answers import ask, check_mask, message, picture_at, pixels
+from tests.journeys.sam.mask_answers import ask, check_mask, image_at, message, pixels
 from tests.serving import Server
 from tests.toy_sam import boxes_of, expected_masks, middle, shapes
 
@@ -27,9 +27,9 @@ def grained() -> Image.Image:
     return Image.fromarray(np.clip(plain + rough, 0, 255).astype(np.uint8))
 
 
-PICTURE = grained()
-RGB = np.asarray(PICTURE)
-DATA = toy_models.encoded(PICTURE)
+IMAGE = grained()
+RGB = np.asarray(IMAGE)
+DATA = toy_models.encoded(IMAGE)
 BOXES = boxes_of(400, 300)
 PROMPTS: list[dict[str, Any]] = [
     {"points": [[*middle(BOXES[1]), 1]]},
@@ -43,7 +43,7 @@ def masks_of(client: httpx.Client, prompts: list[dict[str, Any]], *, multimask: 
     body = ask(client, "/v1/masks", prompts, content=DATA, params={"multimask": multimask, "store": False})
     found = []
     for prompt, result in zip(prompts, body["results"], strict=True):
-        truth = expected_masks(PICTURE, prompt.get("points", ()), prompt.get("box"), multimask=multimask)
+        truth = expected_masks(IMAGE, prompt.get("points", ()), prompt.get("box"), multimask=multimask)
         check_mask(result["masks"][0], truth[0])
         found.append(pixels(result["masks"][0]["segmentation"]))
     return found
@@ -78,9 +78,9 @@ def test_cut_by_prompts(client: httpx.Client, padding: int) -> None:
     body = ask(client, "/v1/cutouts", PROMPTS, content=DATA, params=params)
     assert [one["prompt"] for one in body["cutouts"]] == [0, 1, 2]
     for given, mask in zip(body["cutouts"], masks_of(client, PROMPTS), strict=True):
-        check(given, picture_at(client, given["url"]), mask, window(mask, padding))
+        check(given, image_at(client, given["url"]), mask, window(mask, padding))
         assert given["url"] == f"/v1/artifacts/{given['id']}"
-    # One reaches the picture's edge: no more than the picture is there.
+    # One reaches the image's edge: no more than the image is there.
     assert any(one["bbox"][0] == 0 or one["bbox"][1] == 0 for one in body["cutouts"])
     row = client.get(f"/v1/predictions/{body['id']}").json()
     assert row["task"] == "cutouts"
@@ -94,20 +94,20 @@ def test_the_best_of_several_masks(client: httpx.Client) -> None:
     body = ask(client, "/v1/cutouts", PROMPTS[:2], content=DATA, params={"multimask": True})
     for given, mask in zip(body["cutouts"], masks_of(client, PROMPTS[:2], multimask=True), strict=True):
         assert given["predicted_iou"] == pytest.approx(0.97, abs=1e-4)
-        check(given, picture_at(client, given["url"]), mask, window(mask))
+        check(given, image_at(client, given["url"]), mask, window(mask))
 
 
 def test_the_whole_frame_and_a_soft_edge(client: httpx.Client) -> None:
     body = ask(client, "/v1/cutouts", PROMPTS[:1], content=DATA, params={"frame": "full"})
     mask = masks_of(client, PROMPTS[:1])[0]
-    check(body["cutouts"][0], picture_at(client, body["cutouts"][0]["url"]), mask, (0, 0, 400, 300))
+    check(body["cutouts"][0], image_at(client, body["cutouts"][0]["url"]), mask, (0, 0, 400, 300))
 
     params = {"feather_px": 3, "padding_px": 12}
     body = ask(client, "/v1/cutouts", PROMPTS[:1], content=DATA, params=params)
     given = body["cutouts"][0]
     x0, y0, x1, y1 = window(mask, 12)
     assert given["bbox"] == [x0, y0, x1 - x0, y1 - y0]
-    levels = np.array(picture_at(client, given["url"]))
+    levels = np.array(image_at(client, given["url"]))
     alpha, inside = levels[..., 3].astype(int), mask[y0:y1, x0:x1]
     assert alpha[(inside.shape[0]) // 2, inside.shape[1] // 2] == 255
     assert alpha[0].max() == alpha[:, 0].max() == 0
@@ -145,7 +145,7 @@ def test_of_everything(client: httpx.Client) -> None:
 
     def cut(**more: Any) -> list[tuple[dict[str, Any], Image.Image]]:
         body = ask(client, "/v1/cutouts", content=DATA, params={**options, "store": True, **more})
-        return [(one, picture_at(client, one["url"])) for one in body["cutouts"]]
+        return [(one, image_at(client, one["url"])) for one in body["cutouts"]]
 
     for (given, image), mask in zip(cut(), auto, strict=True):
         whole = pixels(mask["segmentation"])
@@ -170,4 +170,4 @@ def test_the_bento_endpoint(sam_server: Server, client: httpx.Client, tmp_path: 
     with bentoml.SyncHTTPClient(sam_server.url) as bento:
         given: dict[str, Any] = bento.cutouts(image=path, prompts=PROMPTS, model="sam_toy")
         for one, mask in zip(given["cutouts"], masks_of(client, PROMPTS), strict=True):
-            check(one, picture_at(client, one["url"]), mask, window(mask))
+            check(one, image_at(client, one["url"]), mask, window(mask))

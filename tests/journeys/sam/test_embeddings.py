@@ -1,4 +1,4 @@
-"""A picture is decoded and encoded once, however often and by however many it is asked about."""
+"""An image is decoded and encoded once, however often and by however many it is asked about."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from tests.toy_sam import boxes_of, middle, shapes
 
 
 def test_an_embedding_is_made_once(client: httpx.Client) -> None:
-    picture = shapes(501, 333)
-    jpeg = toy_models.encoded(picture, "JPEG", quality=90)
+    image = shapes(501, 333)
+    jpeg = toy_models.encoded(image, "JPEG", quality=90)
     seen = Image.open(io.BytesIO(jpeg)).convert("RGB")
     prompts = [{"points": [[*middle(boxes_of(501, 333)[1]), 1]]}]
     options: dict[str, Any] = {"params": {"store": False}}
 
     before = counted(client)
     first = ask(client, "/v1/masks", prompts, content=jpeg, **options)
-    check_results(first["results"], prompts, picture=seen)
+    check_results(first["results"], prompts, image=seen)
     assert first["embedding"]["cached"] is False
     assert first["embedding"]["encode_ms"] > 0
     assert since(before, client) == {"hit": 0, "miss": 1, "encoder": 1, "decoded": 1, "prompts": 1}
@@ -46,7 +46,7 @@ def test_an_embedding_is_made_once(client: httpx.Client) -> None:
         assert again["embedding"]["cached"] is True
         assert since(before, client) == {"hit": 1, "miss": 0, "encoder": 0, "decoded": decoded, "prompts": 1}
 
-    # Other pixels of the same size are another picture.
+    # Other pixels of the same size are another image.
     before = counted(client)
     seen.putpixel((0, 0), (255, 255, 255))
     other = ask(client, "/v1/masks", prompts, content=toy_models.encoded(seen), **options)
@@ -55,8 +55,8 @@ def test_an_embedding_is_made_once(client: httpx.Client) -> None:
 
 
 def test_ten_prompts_at_once_encode_once(sam_server: Server, client: httpx.Client, request: Any) -> None:
-    picture = shapes(412, 618)
-    data, box = toy_models.encoded(picture), boxes_of(412, 618)[2]
+    image = shapes(412, 618)
+    data, box = toy_models.encoded(image), boxes_of(412, 618)[2]
     prompts = [{"points": [[box[0] + 10 + 9 * n, box[1] + 20 + 8 * n, 1]]} for n in range(10)]
     before = counted(client)
 
@@ -67,7 +67,7 @@ def test_ten_prompts_at_once_encode_once(sam_server: Server, client: httpx.Clien
     with ThreadPoolExecutor(10) as pool:
         answers = list(pool.map(one, prompts))
     for answer, prompt in zip(answers, prompts, strict=True):
-        check_results(answer["results"], [prompt], picture=picture)
+        check_results(answer["results"], [prompt], image=image)
     after = since(before, client)
     gateways = 2 if request.node.callspec.params["sam_server"] == "two gateways" else 1
     assert 1 <= after["encoder"] <= gateways

@@ -1,4 +1,4 @@
-"""Points and boxes become masks: the right ones, in every format, for pictures of any size."""
+"""Points and boxes become masks: the right ones, in every format, for images of any size."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from tests.journeys.sam.mask_answers import (
     PROMPTS,
     ask,
     check_results,
+    image_at,
     message,
-    picture_at,
     pixels,
     without_ids,
 )
@@ -64,7 +64,7 @@ def test_points_and_boxes(client: httpx.Client) -> None:
 def test_one_mask_and_no_prompt(client: httpx.Client) -> None:
     body = ask(client, "/v1/masks", PROMPTS, content=DATA, params={"multimask": False, "store": False})
     check_results(body["results"], PROMPTS, multimask=False)
-    # Without a prompt: the whole picture's box.
+    # Without a prompt: the whole image's box.
     body = ask(client, "/v1/masks", content=DATA, params={"store": False})
     check_results(body["results"], [{"box": [0, 0, 640, 427]}])
     assert ask(client, "/v1/masks", content=DATA, params={"store": False, "version": 1})["model"]["version"] == 1
@@ -96,7 +96,7 @@ def _drawn(client: httpx.Client, format: str, segmentation: Any, shape: tuple[in
         assert segmentation["size"] == list(shape)
         return coco.decode(segmentation).astype(bool)
     if format == "png":
-        levels = np.array(picture_at(client, segmentation).convert("L"))
+        levels = np.array(image_at(client, segmentation).convert("L"))
         assert set(np.unique(levels)) <= {0, 255}
         return levels == 255
     if format == "geojson":
@@ -113,25 +113,25 @@ def _ring(flat: list[float]) -> Any:
     return np.array(flat, np.float64).reshape(-1, 2)
 
 
-def test_a_turned_picture_answers_in_turned_coordinates(client: httpx.Client) -> None:
-    picture = shapes(300, 460)
-    exif = picture.getexif()
-    exif[0x0112] = 6  # to be turned by 90 degrees clockwise: stored so that this gives the picture
-    data = toy_models.encoded(picture.transpose(Image.Transpose.ROTATE_90), "PNG", exif=exif)
+def test_a_turned_image_answers_in_turned_coordinates(client: httpx.Client) -> None:
+    image = shapes(300, 460)
+    exif = image.getexif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise: stored so that this gives the image
+    data = toy_models.encoded(image.transpose(Image.Transpose.ROTATE_90), "PNG", exif=exif)
     box = boxes_of(300, 460)[3]
     prompts: list[dict[str, Any]] = [{"points": [[*middle(box), 1]]}, {"box": list(box)}]
     body = ask(client, "/v1/masks", prompts, content=data, params={"store": False})
     assert (body["image"]["width"], body["image"]["height"]) == (300, 460)
-    check_results(body["results"], prompts, picture=picture)
+    check_results(body["results"], prompts, image=image)
     assert "prompt 0" in message(client, "/v1/masks", [{"points": [[400, 5, 1]]}], content=data)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 40), (1300, 40), (1024, 1024), (1700, 1100)], ids=str)
 def test_sizes(client: httpx.Client, size: tuple[int, int]) -> None:
-    picture = shapes(*size) if min(size) > 9 else toy_models.noise(*size, seed=4)
+    image = shapes(*size) if min(size) > 9 else toy_models.noise(*size, seed=4)
     prompts: list[dict[str, Any]] = [{"points": [[size[0] - 1, size[1] - 1, 1]]}, {"box": [0, 0, *size]}]
-    body = ask(client, "/v1/masks", prompts, content=toy_models.encoded(picture), params={"store": False})
-    check_results(body["results"], prompts, picture=picture)
+    body = ask(client, "/v1/masks", prompts, content=toy_models.encoded(image), params={"store": False})
+    check_results(body["results"], prompts, image=image)
 
 
 def test_the_bento_endpoint(sam_server: Server, client: httpx.Client, tmp_path: Path) -> None:

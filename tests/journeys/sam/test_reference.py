@@ -25,7 +25,7 @@ from export.zoo import ZOO  # noqa: E402
 from models.artifact import Weights  # noqa: E402
 from tests.conftest import publish  # noqa: E402
 from tests.export import sam_narrow  # noqa: E402
-from tests.journeys.process_memory import MB, many_pictures, metrics, pss_mb, rss_mb, with_peak  # noqa: E402
+from tests.journeys.process_memory import MB, many_images, metrics, pss_mb, rss_mb, with_peak  # noqa: E402
 from tests.journeys.sam.comparison import MODEL, compare_automatic, compare_prompts, forms, jpeg  # noqa: E402
 from tests.journeys.sam.mask_answers import ask  # noqa: E402
 from tests.serving import Server, serving  # noqa: E402
@@ -89,7 +89,7 @@ def test_prompts(narrow: Served, shared_data: Path, form: str) -> None:
         ("landscape", {"points_per_side": 5, "min_mask_region_area": 400}, 5),
         ("portrait", {"points_per_side": 4, "crop_n_layers": 1, "crop_n_points_downscale_factor": 2}, 5),
     ],
-    ids=["small regions", "crops of a turned picture"],
+    ids=["small regions", "crops of a turned image"],
 )
 def test_automatic_masks(narrow: Served, shared_data: Path, form: str, options: dict[str, int], least: int) -> None:
     data = forms((shared_data / "photos" / "dog.jpg").read_bytes())[form]
@@ -119,7 +119,7 @@ def test_every_photo_in_every_form(vit_b: Served, shared_data: Path, photo: str)
 @pytest.mark.parametrize(
     "options",
     [{}, {"crop_n_layers": 1}, {"min_mask_region_area": 500}],
-    ids=["whole picture", "a layer of crops", "small regions"],
+    ids=["whole image", "a layer of crops", "small regions"],
 )
 def test_every_automatic_mask(vit_b: Served, shared_data: Path, options: dict[str, int]) -> None:
     data = (shared_data / "photos" / "dog.jpg").read_bytes()
@@ -140,9 +140,9 @@ libraries (about 120), requests under way. An encoder's run takes 300 more, whic
 
 @pytest.mark.acceptance
 @pytest.mark.timeout(1800)
-def test_a_hundred_pictures_do_not_pile_up(vit_b: Served, shared_data: Path, tmp_path: Path) -> None:
-    pictures = many_pictures(shared_data / "photos", 100)
-    assert len(set(pictures)) == 100
+def test_a_hundred_images_do_not_pile_up(vit_b: Served, shared_data: Path, tmp_path: Path) -> None:
+    images = many_images(shared_data / "photos", 100)
+    assert len(set(images)) == 100
     publish(tmp_path / "var", MODEL, vit_b.artifact)
     with serving(tmp_path / "var", EKIBEN_CACHE_MB=str(CACHE_MB), EKIBEN_TIMEOUT_S="300") as server:
 
@@ -153,7 +153,7 @@ def test_a_hundred_pictures_do_not_pile_up(vit_b: Served, shared_data: Path, tmp
                         ask(client, "/v1/masks", [{"points": [[x, 200, 1]]}], params={"model": MODEL}, content=data)
 
         levels = []
-        for part in (pictures[:20], pictures[20:]):
+        for part in (images[:20], images[20:]):
             with ThreadPoolExecutor(2) as two:
                 list(two.map(ask_all, (part[::2], part[1::2])))
             levels.append(sum(pss_mb(pid) for pid in server.worker_pids()))
@@ -161,7 +161,7 @@ def test_a_hundred_pictures_do_not_pile_up(vit_b: Served, shared_data: Path, tmp
             model = client.get(f"/v1/models/{MODEL}").json()["memory_bytes"] / MB
             numbers = metrics(client)
     held, runs = numbers["ekiben_embedding_bytes"] / MB, numbers[f'ekiben_encoder_runs_total{{model="{MODEL}"}}']
-    print(f"PSS after 20 and 100 pictures {levels} MB; model {model:.0f} MB, embeddings {held:.1f} MB, {runs} runs")
+    print(f"PSS after 20 and 100 images {levels} MB; model {model:.0f} MB, embeddings {held:.1f} MB, {runs} runs")
     assert runs == 100
     assert 0 < held <= CACHE_MB * 1.048576
     assert levels[1] - levels[0] <= NOISE_MB
@@ -170,7 +170,7 @@ def test_a_hundred_pictures_do_not_pile_up(vit_b: Served, shared_data: Path, tmp
 
 @pytest.mark.acceptance
 @pytest.mark.timeout(1800)
-def test_automatic_masks_of_a_large_picture_need_little_memory(vit_b: Served, shared_data: Path) -> None:
+def test_automatic_masks_of_a_large_image_need_little_memory(vit_b: Served, shared_data: Path) -> None:
     """The reference makes full-size logits of 64 points at once: 2.6 GB here."""
     with Image.open(shared_data / "photos" / "truck.jpg") as opened:
         data = jpeg(opened.convert("RGB").resize((2250, 1500), Image.Resampling.BICUBIC))

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from tests import toy_models, toy_sam
-from tests.journeys.sam.mask_answers import DATA, INNER, PICTURE, PROMPTS, ask, check_mask, expected, message
+from tests.journeys.sam.mask_answers import DATA, IMAGE, INNER, PROMPTS, ask, check_mask, expected, message
 from tests.serving import serving
 from tests.toy_sam import logits_of, shapes, tokens_of
 
@@ -28,7 +28,7 @@ def test_a_mask_is_refined(client: httpx.Client) -> None:
     deeper = [{**PROMPTS[0], "mask_input": body["results"][0]["masks"][0]["id"]}]
     assert ask(client, "/v1/masks", deeper, content=DATA)["results"][0]["masks"][0]["area"] >= 0
 
-    # Of another picture's size, of an artifact that is no mask, of nothing.
+    # Of another image's size, of an artifact that is no mask, of nothing.
     small = toy_models.encoded(shapes(200, 133))
     assert "prompt 0" in message(client, "/v1/masks", prompts[:1], content=small)
     drawn = ask(client, "/v1/masks", PROMPTS[:1], content=DATA, params={"format": "png"})
@@ -40,9 +40,9 @@ def test_a_mask_is_refined(client: httpx.Client) -> None:
 
 def _check_refined(results: list[dict[str, Any]]) -> None:
     """Of the three prompts of test_a_mask_is_refined."""
-    cells = toy_sam.cells_of(PICTURE)
-    whole = logits_of(cells, tokens_of(PICTURE.size, PROMPTS[0]["points"]))[3]
-    inner = logits_of(cells, tokens_of(PICTURE.size, (), INNER))[1]
+    cells = toy_sam.cells_of(IMAGE)
+    whole = logits_of(cells, tokens_of(IMAGE.size, PROMPTS[0]["points"]))[3]
+    inner = logits_of(cells, tokens_of(IMAGE.size, (), INNER))[1]
     truths = [
         expected(PROMPTS[3], mask_input=whole),
         expected(PROMPTS[0]),

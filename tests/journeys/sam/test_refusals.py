@@ -62,7 +62,7 @@ def test_what_is_no_list_of_prompts(client: httpx.Client) -> None:
     refused = client.post("/v1/masks", files={"file": ("shapes.png", DATA)}, data=form)
     assert refused.status_code == 400
     assert "1000" in refused.json()["error"]["message"].replace(",", "")
-    assert message(client, "/v1/masks", content=b"no picture")
+    assert message(client, "/v1/masks", content=b"no image")
     assert message(client, "/v1/masks", [PROMPTS[0]])
     assert "nope" in message(client, "/v1/masks", content=DATA, params={"model": "nope"}, status=404)
     ask(client, "/v1/masks", content=DATA, params={"model": "colours"}, status=400)

@@ -42,7 +42,7 @@ class Kitchen:
         with self.lock:
             self.prepared.append(payload.number)
         if payload.trouble == "prepare":
-            raise BadImage(f"picture {payload.number} is broken")
+            raise BadImage(f"image {payload.number} is broken")
         return payload.shape, (payload.number, f"prepared {payload.number}")
 
     def run(self, batch: Sequence[tuple[int, str]]) -> list[int]:

@@ -40,7 +40,7 @@ def test_an_error_belongs_to_its_item(batcher: Batcher) -> None:
     callers = [held.ask(order) for order in orders]
     held.open()
     assert [callers[i].result for i in (0, 2, 4)] == [2, 6, 10]
-    with pytest.raises(BadImage, match="picture 2 is broken"):
+    with pytest.raises(BadImage, match="image 2 is broken"):
         _ = callers[1].result
     with pytest.raises(ZeroDivisionError, match="answer 4"):
         _ = callers[3].result

@@ -51,7 +51,7 @@ def answers_per_s(batcher: Batcher, lane: ModelQueue[Order, tuple[int, str]], wa
     return count / count_s
 
 
-def test_a_learned_batch_gives_three_times_the_throughput_of_single_pictures() -> None:
+def test_a_learned_batch_gives_three_times_the_throughput_of_single_images() -> None:
     def attempt() -> bool:
         batcher = Batcher(slots=1, max_bytes=10_000)
         work = open_kitchen(fixed_s=0.010, each_s=0.001)
@@ -66,7 +66,7 @@ def test_a_learned_batch_gives_three_times_the_throughput_of_single_pictures() -
     assert measured(attempt)
 
 
-def test_where_a_batch_gains_nothing_single_pictures_go_and_a_lone_one_waits_for_nobody() -> None:
+def test_where_a_batch_gains_nothing_single_images_go_and_a_lone_one_waits_for_nobody() -> None:
     def attempt() -> bool:
         batcher = Batcher(slots=2, max_bytes=10_000)
         lane = batcher.open_lane("a", open_kitchen(each_s=0.010), max_batch=64)

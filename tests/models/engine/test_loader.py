@@ -132,4 +132,4 @@ def test_work_decodes_runs_and_reads(tmp_path: Path) -> None:
     outputs = work.run(prepared)
     answers = [work.finish(output, one, ask) for output, one, ask in zip(outputs, prepared, asks, strict=True)]
     assert [[s.class_name for s in a.scores] for a in answers] == [["blue", "dark"], ["green", "dark"]]
-    assert [(a.picture.width, a.picture.height, a.picture.mime_type) for a in answers] == [(50, 40, "image/png")] * 2
+    assert [(a.image.width, a.image.height, a.image.mime_type) for a in answers] == [(50, 40, "image/png")] * 2

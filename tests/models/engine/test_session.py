@@ -24,7 +24,7 @@ CPU = SessionOptions(device="cpu")
 WITHOUT_CUDA = "CUDAExecutionProvider" not in onnxruntime.get_available_providers()
 
 
-def pictures(count: int, seed: int = 0) -> NDArray[np.uint8]:
+def images(count: int, seed: int = 0) -> NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, 256, (count, toy_models.SIDE, toy_models.SIDE, 3), dtype=np.uint8)
 
 
@@ -44,28 +44,28 @@ def opened(folder: Path, options: SessionOptions = CPU, **toy: Any) -> Session:
 def test_a_dynamic_batch_takes_any_count(tmp_path: Path, count: int) -> None:
     session = opened(tmp_path)
     assert session.max_batch is None and session.device == "cpu"
-    output = session.run(tensors(pictures(count)))
+    output = session.run(tensors(images(count)))
     assert output.shape == (count, 4) and output.dtype == np.float32
-    assert output == pytest.approx(expected(pictures(count)), abs=1e-5)
+    assert output == pytest.approx(expected(images(count)), abs=1e-5)
 
 
 @pytest.mark.parametrize("count", [1, 3, 4])
 def test_a_fixed_batch_is_filled_up_and_cut_off(tmp_path: Path, count: int) -> None:
     session = opened(tmp_path, batch=4)
     assert session.max_batch == 4
-    output = session.run(tensors(pictures(count)))
+    output = session.run(tensors(images(count)))
     assert output.shape == (count, 4)
-    assert output == pytest.approx(expected(pictures(count)), abs=1e-5)
+    assert output == pytest.approx(expected(images(count)), abs=1e-5)
 
 
 def test_more_than_the_fixed_batch_is_a_mistake_of_ours(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="a batch of 5 for a graph that takes 4"):
-        opened(tmp_path, batch=4).run(tensors(pictures(5)))
+        opened(tmp_path, batch=4).run(tensors(images(5)))
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "float16"])
 def test_other_input_types(tmp_path: Path, dtype: Any) -> None:
-    pixels = pictures(3)
+    pixels = images(3)
     session = opened(tmp_path, dtype=dtype, layout="NHWC", batch=4)
     output = session.run(pixels if dtype == "uint8" else (pixels / 255).astype(np.float16))
     assert output == pytest.approx(expected(pixels), abs=1e-5 if dtype == "uint8" else 5e-3)
@@ -74,21 +74,21 @@ def test_other_input_types(tmp_path: Path, dtype: Any) -> None:
 def test_threads_run_one_session_at_once(tmp_path: Path) -> None:
     session = opened(tmp_path)
     with ThreadPoolExecutor(4) as pool:
-        outputs = list(pool.map(lambda seed: session.run(tensors(pictures(2, seed))), range(40)))
+        outputs = list(pool.map(lambda seed: session.run(tensors(images(2, seed))), range(40)))
     for seed, output in enumerate(outputs):
-        assert output == pytest.approx(expected(pictures(2, seed)), abs=1e-5)
+        assert output == pytest.approx(expected(images(2, seed)), abs=1e-5)
 
 
 def test_intra_op_threads_change_no_answer(tmp_path: Path) -> None:
     one, two = opened(tmp_path), opened(tmp_path, SessionOptions(device="cpu", threads=2))
-    assert one.run(tensors(pictures(3))) == pytest.approx(two.run(tensors(pictures(3))), abs=1e-6)
+    assert one.run(tensors(images(3))) == pytest.approx(two.run(tensors(images(3))), abs=1e-6)
 
 
 def test_a_closed_session_runs_no_more(tmp_path: Path) -> None:
     session = opened(tmp_path)
     session.close()
     with pytest.raises(AttributeError):
-        session.run(tensors(pictures(1)))
+        session.run(tensors(images(1)))
 
 
 @pytest.mark.parametrize("content", [b"", b"no graph", None])
@@ -150,14 +150,14 @@ def test_torchscript_gives_what_onnx_runtime_gives(tmp_path: Path) -> None:
     scripted = open_session(tmp_path, manifest, SessionOptions(device="cpu", runtime="torchscript"))
     assert scripted.device == "cpu" and scripted.max_batch is None
     for count in (1, 5):
-        batch = tensors(pictures(count))
+        batch = tensors(images(count))
         output = scripted.run(batch)
         assert output.shape == (count, 4)
         assert output == pytest.approx(open_session(tmp_path, manifest, CPU).run(batch), abs=1e-5)
-        assert output == pytest.approx(expected(pictures(count)), abs=1e-5)
+        assert output == pytest.approx(expected(images(count)), abs=1e-5)
     scripted.close()
     with pytest.raises(AttributeError):
-        scripted.run(tensors(pictures(1)))
+        scripted.run(tensors(images(1)))
 
 
 def test_torchscript_refusals(tmp_path: Path) -> None:

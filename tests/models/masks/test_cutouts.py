@@ -67,7 +67,7 @@ def test_a_hard_cut(photo: Image.Image, mask: NDArray[np.bool_], padding: int, f
     assert not pixels[~inside].any()  # what was cut away is not in the file
 
 
-def test_the_file_holds_no_more_than_the_picture(photo: Image.Image) -> None:
+def test_the_file_holds_no_more_than_the_image(photo: Image.Image) -> None:
     """Read back from the PNG, as somebody would who strips its alpha."""
     data = encode_png(cut(photo, encode(ring()), CutStyle("full")))
     read = Image.open(io.BytesIO(data))

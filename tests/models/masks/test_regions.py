@@ -154,7 +154,7 @@ def test_hard_masks_as_the_reference(reference: Any, name: str, mode: Mode) -> N
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_of_many_equal_islands_in_a_large_picture_the_references_stays(reference: Any, seed: int) -> None:
+def test_of_many_equal_islands_in_a_large_image_the_references_stays(reference: Any, seed: int) -> None:
     rng = np.random.default_rng(seed)
     mask = np.zeros((700, 900), np.bool_)
     for y, x in zip(rng.integers(0, 690, 60), rng.integers(0, 890, 60), strict=True):

@@ -1,4 +1,4 @@
-"""Pictures of many masks, pixel by pixel."""
+"""Images of many masks, pixel by pixel."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def test_more_masks_than_a_byte_counts() -> None:
     one = [encode(mask_of(0, 0, 1, 1))] * 299
     painted = paint([*one, encode(mask_of(3, 4, 5, 6))], HEIGHT, WIDTH)
     assert painted[0, 0] == 299 and painted[4, 3] == 300
-    picture = np.asarray(color_image(painted, 300))
-    assert picture[4, 3].tolist() == colours(300)[300].tolist() != picture[0, 0].tolist()
+    image = np.asarray(color_image(painted, 300))
+    assert image[4, 3].tolist() == colours(300)[300].tolist() != image[0, 0].tolist()
 
 
 def test_bands_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,28 +76,28 @@ def test_every_mask_has_a_colour_of_its_own() -> None:
     assert colours(0).tolist() == [[0, 0, 0]]
 
 
-def test_the_colour_picture() -> None:
+def test_the_colour_image() -> None:
     painted = paint([encode(mask_of(1, 1, 10, 9)), encode(mask_of(4, 3, 6, 5))], HEIGHT, WIDTH)
-    picture = color_image(painted, 2)
-    assert (picture.mode, picture.size) == ("RGB", (WIDTH, HEIGHT))
-    assert np.array_equal(np.asarray(picture), colours(2)[painted])
-    assert not np.asarray(picture)[painted == 0].any()
+    image = color_image(painted, 2)
+    assert (image.mode, image.size) == ("RGB", (WIDTH, HEIGHT))
+    assert np.array_equal(np.asarray(image), colours(2)[painted])
+    assert not np.asarray(image)[painted == 0].any()
 
 
 def test_the_overlay() -> None:
     photo = Image.new("RGB", (WIDTH, HEIGHT), (10, 100, 200))
     painted = paint([encode(mask_of(3, 3, 12, 10))], HEIGHT, WIDTH)
-    picture = np.asarray(overlay_image(painted, color_image(painted, 1), photo)).astype(int)
+    image = np.asarray(overlay_image(painted, color_image(painted, 1), photo)).astype(int)
     tint = (np.array([10, 100, 200]) + colours(1)[1]) / 2
     line = (tint * (255 - 190) + 255 * 190) / 255
-    assert np.abs(picture[4:10, 4:12] - tint).max() <= 1
-    assert np.abs(picture[3, 3:12] - line).max() <= 1 and np.abs(picture[3:10, 3] - line).max() <= 1
+    assert np.abs(image[4:10, 4:12] - tint).max() <= 1
+    assert np.abs(image[3, 3:12] - line).max() <= 1 and np.abs(image[3:10, 3] - line).max() <= 1
     # Below and right of the mask the line lies on the first pixel outside.
     below = (np.array([10, 100, 200]) * 65 + 255 * 190) / 255
-    assert np.abs(picture[10, 3:12] - below).max() <= 1 and np.abs(picture[3:10, 12] - below).max() <= 1
+    assert np.abs(image[10, 3:12] - below).max() <= 1 and np.abs(image[3:10, 12] - below).max() <= 1
     outside = np.ones((HEIGHT, WIDTH), np.bool_)
     outside[3:11, 3:13] = False
-    assert (picture[outside] == (10, 100, 200)).all()
+    assert (image[outside] == (10, 100, 200)).all()
     assert np.asarray(photo)[5, 5].tolist() == [10, 100, 200]
 
 

@@ -163,9 +163,9 @@ def test_real_files(name: str) -> None:
 )
 def test_colours_are_those_of_pydicom(name: str) -> None:
     expected = pixel_array(file(name))
-    picture = decode(file(name).read_bytes())
-    assert picture.mime_type == "application/dicom"
-    assert np.array_equal(np.asarray(picture.rgb), expected)
+    image = decode(file(name).read_bytes())
+    assert image.mime_type == "application/dicom"
+    assert np.array_equal(np.asarray(image.rgb), expected)
     assert np.ptp(expected.reshape(-1, 3), axis=0).min() > 0
 
 
@@ -212,12 +212,12 @@ def test_frames_of_compressed_files_are_found(tmp_path: Path) -> None:
             assert np.array_equal(volume.values(index), pixel_array(file(name), index=index))
 
 
-def test_a_picture_is_sniffed_and_a_volume_is_sent_elsewhere() -> None:
+def test_a_image_is_sniffed_and_a_volume_is_sent_elsewhere() -> None:
     data = file("CT_small.dcm").read_bytes()
     assert (sniff(data), is_dicom(data), is_dicom(encoded(noise(9, 9)))) == ("application/dicom", True, False)
-    picture = decode(data)
-    assert (picture.width, picture.height, picture.rgb.mode) == (128, 128, "RGB")
-    with pytest.raises(UnsupportedImage, match=r"a volume of 15 frames, not a picture; /v1/segment takes volumes"):
+    image = decode(data)
+    assert (image.width, image.height, image.rgb.mode) == (128, 128, "RGB")
+    with pytest.raises(UnsupportedImage, match=r"a volume of 15 frames, not an image; /v1/segment takes volumes"):
         decode(file("rtdose.dcm").read_bytes())
 
 
@@ -306,7 +306,7 @@ PLAIN = dicom(GRADIENT)
             dicom(np.zeros((2, 2), np.uint8), PhotometricInterpretation="HSV"), UnsupportedImage, "HSV", id="HSV"
         ),
         pytest.param(file("MR_truncated.dcm").read_bytes(), BadImage, "truncated", id="a real truncated one"),
-        pytest.param(file("test-SR.dcm").read_bytes(), UnsupportedImage, "SR Storage.*no picture", id="a report"),
+        pytest.param(file("test-SR.dcm").read_bytes(), UnsupportedImage, "SR Storage.*no image", id="a report"),
         pytest.param(file("liver_1frame.dcm").read_bytes(), UnsupportedImage, "is a segmentation", id="a SEG"),
         pytest.param(file("JPGExtended.dcm").read_bytes(), UnsupportedImage, "JPEG of 12 bits", id="12-bit JPEG"),
     ],

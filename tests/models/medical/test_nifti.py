@@ -69,10 +69,10 @@ def test_slices_and_labels_are_those_of_nibabel(name: str, packed: bool, tmp_pat
             if expected.dtype.kind != "f":
                 assert volume.values(index).dtype == expected.dtype.newbyteorder("=")
                 assert np.array_equal(volume.values(index), expected[:, :, index].T)
-            picture = volume.slice(index)
+            photo = volume.slice(index)
             shown = np.rint(np.clip((expected[:, :, index].T - low) / (high - low), 0, 1) * 255)
-            assert picture.mode == "RGB"
-            assert np.abs(np.asarray(picture)[..., 0] - shown).max() <= 1
+            assert photo.mode == "RGB"
+            assert np.abs(np.asarray(photo)[..., 0] - shown).max() <= 1
 
 
 def test_slope_and_intercept_are_applied(tmp_path: Path) -> None:
@@ -148,8 +148,8 @@ def test_what_a_nifti_file_is_its_first_bytes_tell() -> None:
 
 
 @pytest.mark.parametrize("data", [SMALL, gzip.compress(SMALL)], ids=["nii", "nii.gz"])
-def test_a_volume_is_no_picture(data: bytes) -> None:
-    with pytest.raises(UnsupportedImage, match="a NIfTI file is a volume, not a picture; /v1/segment takes volumes"):
+def test_a_volume_is_no_image(data: bytes) -> None:
+    with pytest.raises(UnsupportedImage, match="a NIfTI file is a volume, not an image; /v1/segment takes volumes"):
         decode(data)
 
 

@@ -29,7 +29,7 @@ def test_options_read_the_text_of_a_form() -> None:
         ({"std": "0"}, "std must be positive"),
         ({"std": "58.4"}, "std is of pixels scaled to 0-1: divide one of 0-255 by 255"),
         ({"crop": "1.5"}, "crop: Input should be less than or equal to 1"),
-        ({"task": "segment", "crop": "0.9"}, "crop is only for classify: a mask covers the whole picture"),
+        ({"task": "segment", "crop": "0.9"}, "crop is only for classify: a mask covers the whole image"),
         ({"crop": "0.9", "shorter_side": "256"}, "crop and shorter_side exclude each other"),
         ({"size": "1,2,3"}, "size: one number, or height and width, is expected"),
         ({"palette": "#000000"}, "a palette is only for segment"),

@@ -133,7 +133,7 @@ BAD_FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "grey": (
         graph(MEAN, [image("n", 1, 8, 8)], [scores("n", 1)]),
-        "has 1 channels as NCHW; models of colour pictures",
+        "has 1 channels as NCHW; models of colour images",
     ),
     "other layout": (
         graph(MEAN, [image("n", 8, 8, 3)], [scores("n", 8)]),
@@ -203,7 +203,7 @@ MISFITS: dict[str, tuple[Callable[[Path], Any], dict[str, Any], str]] = {
     "not finite": (
         graph([MEAN[0], helper.make_node("Log", ["scores"], ["logs"])], [image()], [scores(name="logs")]),
         {},
-        "output logs is not a finite number everywhere in a trial run on a black picture",
+        "output logs is not a finite number everywhere in a trial run on a black image",
     ),
     "no probabilities": (
         classifier,
@@ -234,7 +234,7 @@ MISFITS: dict[str, tuple[Callable[[Path], Any], dict[str, Any], str]] = {
     "no size": (
         lambda path: classifier(path, shape=("n", 3, "h", "w")),
         {},
-        "size: the graph's size is any x any; say which height and width to bring pictures to",
+        "size: the graph's size is any x any; say which height and width to bring images to",
     ),
     "another size": (classifier, {"size": "9,8"}, "size: the graph's size is fixed at 8 x 8"),
     "shorter side, fixed": (

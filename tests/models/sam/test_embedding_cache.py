@@ -126,7 +126,7 @@ def test_a_bound_of_nothing_keeps_nothing() -> None:
     assert held(cache, "a") == [] and (len(cache), cache.used_bytes) == (0, 0)
 
 
-def test_the_same_picture_twice_counts_once() -> None:
+def test_the_same_image_twice_counts_once() -> None:
     cache = EmbeddingCache(3 * UNIT)
     put(cache, "a", "a")
     cache.put(key("other file"), embedding("a", facts=PNG))
@@ -221,9 +221,9 @@ def test_many_threads_at_once() -> None:
 
 def test_hashes_are_of_content() -> None:
     assert file_hash(b"abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    picture = Image.fromarray(np.arange(36, dtype=np.uint8).reshape(3, 4, 3))
+    image = Image.fromarray(np.arange(36, dtype=np.uint8).reshape(3, 4, 3))
     turned = Image.fromarray(np.arange(36, dtype=np.uint8).reshape(4, 3, 3))
-    assert picture.tobytes() == turned.tobytes()
-    hashes = {pixels_hash(DecodedImage(one, "image/png")) for one in (picture, turned)}
+    assert image.tobytes() == turned.tobytes()
+    hashes = {pixels_hash(DecodedImage(one, "image/png")) for one in (image, turned)}
     assert len(hashes) == 2
-    assert pixels_hash(DecodedImage(picture.copy(), "image/jpeg")) in hashes
+    assert pixels_hash(DecodedImage(image.copy(), "image/jpeg")) in hashes

@@ -54,7 +54,7 @@ def test_a_layer_without_points_is_refused() -> None:
         layer_grids(4, 3, 3)
 
 
-def test_crops_of_a_picture() -> None:
+def test_crops_of_a_image() -> None:
     assert crop_boxes(480, 640, 1, RATIO) == [
         ((0, 0, 640, 480), 0),
         ((0, 0, 402, 322), 1),
@@ -91,13 +91,13 @@ def test_coordinates_move_by_the_ratio_of_each_axis() -> None:
     assert np.array_equal(moved[..., 1], points[..., 1] * (341 / 333))
 
 
-def test_boxes_at_the_edge_of_a_crop_that_is_not_the_pictures() -> None:
+def test_boxes_at_the_edge_of_a_crop_that_is_not_the_images() -> None:
     crop: Box = (239, 159, 640, 480)
     boxes = [
-        [21, 21, 380, 300],  # 21 from the crop's left and top; near its right, which is the picture's
+        [21, 21, 380, 300],  # 21 from the crop's left and top; near its right, which is the image's
         [20, 50, 300, 300],  # 20 from the left: near
         [21, 20, 300, 300],  # 20 from the top: near
-        [21, 50, 401, 321],  # the picture's own right and bottom
+        [21, 50, 401, 321],  # the image's own right and bottom
     ]
     assert near_crop_edge(np.array(boxes), crop, (640, 480)).tolist() == [False, True, True, False]
     assert near_crop_edge(np.array(boxes), crop, (640, 480), atol=19.5).tolist() == [False] * 4

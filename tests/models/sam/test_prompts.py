@@ -150,7 +150,7 @@ def test_any_json_is_read_or_refused(given: Any) -> None:
         assert prompt.box is None or (len(prompt.box) == 4 and all(map(math.isfinite, prompt.box)))
 
 
-# ---- what lies in the picture ----
+# ---- what lies in the image ----
 
 
 @pytest.mark.parametrize("place", [(0, 0), (-0.0, -0.0), (639, 479), (639.999, 479.999), (0.5, 0)], ids=str)
@@ -160,7 +160,7 @@ def test_points_inside(place: tuple[float, float]) -> None:
 
 @pytest.mark.parametrize("place", [(640, 0), (0, 480), (-1e-9, 0), (0, -0.001), (1e300, 5), (5, -1e300)], ids=str)
 def test_points_outside(place: tuple[float, float]) -> None:
-    with pytest.raises(BadInput, match=r"^prompt 1: the point .* is outside the picture \(640 x 480\)$"):
+    with pytest.raises(BadInput, match=r"^prompt 1: the point .* is outside the image \(640 x 480\)$"):
         check_prompts([Prompt(((1, 1, 1),)), Prompt(((2, 2, 0), (*place, 1)))], 640, 480)
 
 
@@ -188,12 +188,12 @@ def test_boxes_inside(box: tuple[float, float, float, float]) -> None:
     ],
     ids=str,
 )
-def test_boxes_that_are_no_box_of_the_picture(box: tuple[float, float, float, float], reason: str) -> None:
+def test_boxes_that_are_no_box_of_the_image(box: tuple[float, float, float, float], reason: str) -> None:
     with pytest.raises(BadInput, match=f"^prompt 2: the box .* is {reason}"):
         check_prompts([whole_image(640, 480), Prompt(((1, 1, 1),)), Prompt(((1, 1, 1),), box)], 640, 480)
 
 
-def test_the_whole_picture_is_a_prompt_of_it() -> None:
+def test_the_whole_image_is_a_prompt_of_it() -> None:
     assert whole_image(640, 480) == Prompt(box=(0.0, 0.0, 640.0, 480.0))
     for size in ((1, 1), (3, 7), (8000, 8000)):
         check_prompts([whole_image(*size)], *size)

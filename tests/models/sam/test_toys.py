@@ -16,7 +16,7 @@ from models.sam.graphs import FEATURES, Features, SamGraphs
 from tests import toy_sam as toy
 from tests.toy_sam_graphs import IOU
 
-PICTURE = toy.shapes(640, 427)
+IMAGE = toy.shapes(640, 427)
 BOXES = toy.boxes_of(640, 427)
 PROMPTS: dict[str, tuple[list[tuple[float, ...]], tuple[float, ...] | None]] = {
     "click": ([(*toy.middle(BOXES[0]), 1)], None),
@@ -46,7 +46,7 @@ def graphs(folder: Path) -> SamGraphs:
 
 @pytest.fixture(scope="module")
 def features(folder: Path, graphs: SamGraphs) -> Features:
-    pixels = np.asarray(Preprocessor(read_manifest(folder))(PICTURE), np.float32)
+    pixels = np.asarray(Preprocessor(read_manifest(folder))(IMAGE), np.float32)
     return graphs.encode(pixels[None])[0]
 
 
@@ -70,7 +70,7 @@ def test_the_files(folder: Path) -> None:
 
 def test_cells(features: Features) -> None:
     tokens, keys, values, queries = features.arrays
-    cells = toy.cells_of(PICTURE)
+    cells = toy.cells_of(IMAGE)
     assert tokens.shape == (1, 4096, 8)
     assert np.abs(tokens[0, :, :3].reshape(64, 64, 3) - cells).max() < 1e-5
     assert (keys == tokens[..., :3]).all() and (keys[0] == queries[0].T).all() and not values.any()
@@ -81,8 +81,8 @@ def test_cells(features: Features) -> None:
 
 
 def test_prompts_in_one_batch(graphs: SamGraphs, features: Features) -> None:
-    cells = toy.cells_of(PICTURE)
-    prompts = [toy.tokens_of(PICTURE.size, *prompt) for prompt in PROMPTS.values()]
+    cells = toy.cells_of(IMAGE)
+    prompts = [toy.tokens_of(IMAGE.size, *prompt) for prompt in PROMPTS.values()]
     decoded = graphs.decode(features, *batch(prompts))
     assert decoded.kept.tolist() == list(range(len(prompts)))
     for name, prompt, iou, logits in zip(PROMPTS, prompts, decoded.iou, decoded.logits, strict=True):
@@ -100,7 +100,7 @@ def test_prompts_in_one_batch(graphs: SamGraphs, features: Features) -> None:
 
 
 def test_survivors(graphs: SamGraphs, features: Features) -> None:
-    prompts = [toy.tokens_of(PICTURE.size, [(x, y, 1)]) for x, y in [(2, 2), toy.middle(BOXES[0]), (3, 200)]]
+    prompts = [toy.tokens_of(IMAGE.size, [(x, y, 1)]) for x, y in [(2, 2), toy.middle(BOXES[0]), (3, 200)]]
     coords, labels = batch(prompts)
     every = graphs.decode(features, coords, labels)
     some = graphs.decode(features, coords, labels, min_iou=0.88)
@@ -112,7 +112,7 @@ def test_survivors(graphs: SamGraphs, features: Features) -> None:
 
 
 def test_a_mask_prompt(graphs: SamGraphs, features: Features) -> None:
-    cells, prompt = toy.cells_of(PICTURE), toy.tokens_of(PICTURE.size, *PROMPTS["click"])
+    cells, prompt = toy.cells_of(IMAGE), toy.tokens_of(IMAGE.size, *PROMPTS["click"])
     masks = np.random.default_rng(5).normal(0, 8, (2, 256, 256)).astype(np.float32)
     masked = graphs.mask_features(features, masks)
     assert all(array.shape == (2, *own.shape[1:]) for array, own in zip(masked.arrays, features.arrays, strict=True))
@@ -124,9 +124,9 @@ def test_a_mask_prompt(graphs: SamGraphs, features: Features) -> None:
 
 
 def test_masks_are_the_rectangles() -> None:
-    for box, picture in [(BOXES[0], PICTURE), (toy.boxes_of(300, 500)[3], toy.shapes(300, 500))]:
-        for mask in toy.expected_masks(picture, [(*toy.middle(box), 1)]):
-            truth = np.zeros(picture.size[::-1], bool)
+    for box, image in [(BOXES[0], IMAGE), (toy.boxes_of(300, 500)[3], toy.shapes(300, 500))]:
+        for mask in toy.expected_masks(image, [(*toy.middle(box), 1)]):
+            truth = np.zeros(image.size[::-1], bool)
             truth[box[1] : box[3], box[0] : box[2]] = True
             assert (mask.mask & truth).sum() / (mask.mask | truth).sum() > 0.85
             assert 0.9 < (mask.logits > 1).sum() / (mask.logits > -1).sum() <= 1
@@ -145,7 +145,7 @@ def test_upsampling_is_the_reference_s(size: tuple[int, int]) -> None:
 
 def test_it_is_fast(graphs: SamGraphs, features: Features) -> None:
     pixels = np.zeros((1, 3, 1024, 1024), np.float32)
-    coords, labels = batch([toy.tokens_of(PICTURE.size, [(5, 5, 1)])] * 8)
+    coords, labels = batch([toy.tokens_of(IMAGE.size, [(5, 5, 1)])] * 8)
 
     def best(run: Callable[[], object]) -> float:
         took = []

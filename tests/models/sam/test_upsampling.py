@@ -1,4 +1,4 @@
-"""Upsampling against torch: the same numbers as two bilinear steps, whole and in windows, at any size of picture."""
+"""Upsampling against torch: the same numbers as two bilinear steps, whole and in windows, at any size of image."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def test_masks_at_the_borders(border: tuple[int, int, int, int], size: tuple[int
     assert window.mask.any()
 
 
-def test_the_last_row_and_column_of_a_picture_that_is_not_square() -> None:
+def test_the_last_row_and_column_of_a_image_that_is_not_square() -> None:
     for height, width in ((534, 800), (800, 534)):
         rows, columns = longest_side_shape(height, width)
         low = -(-rows // 4), -(-columns // 4)
@@ -179,8 +179,8 @@ def test_one_pixel(place: tuple[int, int]) -> None:
     [((534, 800), (250, 10)), ((800, 534), (10, 250)), ((200, 800), (255, 255)), ((3, 7), (10, 10)), ((1, 1), (5, 5))],
     ids=str,
 )
-def test_logits_that_no_pixel_of_the_picture_is_made_of(size: tuple[int, int], place: tuple[int, int]) -> None:
-    """Above the threshold only in the padding, or between the pixels of a picture smaller than the logits."""
+def test_logits_that_no_pixel_of_the_image_is_made_of(size: tuple[int, int], place: tuple[int, int]) -> None:
+    """Above the threshold only in the padding, or between the pixels of an image smaller than the logits."""
     window = agree(rectangle(*place, place[0] + 1, place[1] + 1), *size)
     assert window.stability is None
     rle = encode_window(window.mask, window.top, window.left, *size)
@@ -196,7 +196,7 @@ def test_nothing_above_the_lower_threshold_has_no_stability() -> None:
     assert zero.stability == 0.0 and not zero.mask.any()
 
 
-def test_large_pictures_are_made_in_bands_that_agree() -> None:
+def test_large_images_are_made_in_bands_that_agree() -> None:
     height, width = 1900, 1300  # 4.7 bands
     for logits in (noise(5), blob(6, 60)):
         window = agree(logits, height, width)
@@ -205,7 +205,7 @@ def test_large_pictures_are_made_in_bands_that_agree() -> None:
     assert np.abs(full - reference(blob(6, 60), height, width)).max() < 1e-4
 
 
-def test_a_picture_wider_than_a_band_is_high() -> None:
+def test_a_image_wider_than_a_band_is_high() -> None:
     agree(noise(7), 40, 2560)
 
 
@@ -235,7 +235,7 @@ def test_random_sizes_and_rectangles() -> None:
         logits = rectangle(top, left, top + rows, left + columns)
         full = upsampler.full(logits)
         if not (full > -1).any():
-            continue  # see test_logits_that_no_pixel_of_the_picture_is_made_of
+            continue  # see test_logits_that_no_pixel_of_the_image_is_made_of
         window = upsampler.window(logits)
         assert np.array_equal(placed(window, height, width), full > 0), (height, width, top, left)
         assert window.stability == counted(full, 1.0)

@@ -104,10 +104,10 @@ def niceness(pid: int) -> dict[int, int]:
 def test_what_computes_in_a_worker_gives_way_and_the_rest_does_not(tmp_path: Path) -> None:
     template = make_home(tmp_path / "template")
     log = tmp_path / "worker.log"
-    pictures = [toy_models.encoded(toy_models.noise(200, 150, seed=n)) for n in range(12)]
+    images = [toy_models.encoded(toy_models.noise(200, 150, seed=n)) for n in range(12)]
 
     async def main(bench: AtWork, worker: subprocess.Popen[str]) -> dict[str, set[int]]:
-        job = await bench.submit("classify", pictures, {"model": "colours"})
+        job = await bench.submit("classify", images, {"model": "colours"})
         while bench.job(job.id).state != "succeeded":
             assert worker.poll() is None, log.read_text()
             await asyncio.sleep(0.05)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image as Pictures
+from PIL import Image as Images
 from pycocotools import mask as coco_mask
 
 from db.blobs import BlobStore, open_store
@@ -46,12 +46,12 @@ class Shelf:
         row = Image(id=new_id(), mime_type=mime_type, width=size[0], height=size[1], **facts)
         return self._keep(data, mime_type.rpartition("/")[2], row)
 
-    def artifact(self, picture: Pictures.Image, mime_type: str = "image/png", **given: Any) -> str:
+    def artifact(self, image: Images.Image, mime_type: str = "image/png", **given: Any) -> str:
         facts = {"kind": "mask", "mime_type": mime_type, "bytes": 1, "sha256": "a" * 64, "storage_key": ""}
-        return self._keep(encoded(picture), "png", Artifact(id=new_id(), **{**facts, **given}))
+        return self._keep(encoded(image), "png", Artifact(id=new_id(), **{**facts, **given}))
 
     def packed(self, samples: Sequence[Annotation], classes: Sequence[str] = CLASSES) -> list[tuple[str, bytes, Mask]]:
-        """Per picture its entry's name, its bytes and the mask's levels, as the archive has them."""
+        """Per image its entry's name, its bytes and the mask's levels, as the archive has them."""
         out = io.BytesIO()
         count = pack(samples, classes, self.records, self.store, "local", out)
         found = []
@@ -62,7 +62,7 @@ class Shelf:
             assert len(images) == len(masks) == count == len(archive.namelist()) / 2
             for image, mask in zip(images, masks, strict=True):
                 assert Path(image).stem == Path(mask).stem and mask.endswith(".png")
-                read = Pictures.open(io.BytesIO(archive.read(mask)))
+                read = Images.open(io.BytesIO(archive.read(mask)))
                 assert read.mode == "L"
                 found.append((image, archive.read(image), np.asarray(read)))
         return found
@@ -85,14 +85,14 @@ def shelf(tmp_path: Path) -> Iterator[Shelf]:
     engine.dispose()
 
 
-def encoded(picture: Pictures.Image, format: str = "PNG", **options: Any) -> bytes:
+def encoded(image: Images.Image, format: str = "PNG", **options: Any) -> bytes:
     out = io.BytesIO()
-    picture.save(out, format, **options)
+    image.save(out, format, **options)
     return out.getvalue()
 
 
-def noise(width: int = WIDTH, height: int = HEIGHT, seed: int = 0) -> Pictures.Image:
-    return Pictures.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
+def noise(width: int = WIDTH, height: int = HEIGHT, seed: int = 0) -> Images.Image:
+    return Images.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
 
 
 def some_mask(seed: int = 0, height: int = HEIGHT, width: int = WIDTH) -> Mask:
@@ -128,20 +128,20 @@ def test_run_lengths(shelf: Shelf, form: Any) -> None:
 @pytest.mark.parametrize("prefix", ["", "/v1/artifacts/"])
 def test_stored_masks(shelf: Shelf, mode: str, prefix: str) -> None:
     mask = some_mask(2)
-    picture = Pictures.fromarray(mask)
+    image = Images.fromarray(mask)
     if mode == "L":
-        picture = Pictures.fromarray((mask * 255).astype(np.uint8))
+        image = Images.fromarray((mask * 255).astype(np.uint8))
     elif mode == "grey levels":
-        picture = Pictures.fromarray((mask * 3).astype(np.uint8))
+        image = Images.fromarray((mask * 3).astype(np.uint8))
     elif mode == "P":
-        picture = Pictures.fromarray((mask * 4).astype(np.uint8))
-        picture.putpalette([0, 0, 0] * 5)  # all black to look at: the index counts
-    ident = shelf.artifact(picture)
+        image = Images.fromarray((mask * 4).astype(np.uint8))
+        image.putpalette([0, 0, 0] * 5)  # all black to look at: the index counts
+    ident = shelf.artifact(image)
     [(_, _, levels)] = shelf.packed([Annotation(shelf.image(encoded(noise())), prefix + ident, "cell")])
     np.testing.assert_array_equal(levels, mask.astype(np.uint8))
 
 
-def test_several_masks_of_one_picture(shelf: Shelf) -> None:
+def test_several_masks_of_one_image(shelf: Shelf) -> None:
     """Laid over each other in the order given; background takes away."""
     first, second = shelf.image(encoded(noise(seed=1))), shelf.image(encoded(noise(seed=2)))
     cell, ring, nothing = some_mask(3), some_mask(4), some_mask(5)
@@ -150,7 +150,7 @@ def test_several_masks_of_one_picture(shelf: Shelf) -> None:
         Annotation(first, uncompressed(cell), "cell"),
         Annotation(first, compressed(ring), "ring"),
         Annotation(first, uncompressed(nothing), "background"),
-        Annotation(second, shelf.artifact(Pictures.fromarray(cell)), "cell"),
+        Annotation(second, shelf.artifact(Images.fromarray(cell)), "cell"),
     ]
     (name, image, levels), (_, _, others) = shelf.packed(samples)
     assert (name, image) == ("images/000000.png", encoded(noise(seed=2)))
@@ -159,9 +159,9 @@ def test_several_masks_of_one_picture(shelf: Shelf) -> None:
 
 
 @pytest.mark.parametrize("orientation", [3, 6, 8])
-def test_a_turned_picture(shelf: Shelf, orientation: int) -> None:
-    """The mask is of the picture as the user sees it; the bytes stay as they came."""
-    exif = Pictures.Exif()
+def test_a_turned_image(shelf: Shelf, orientation: int) -> None:
+    """The mask is of the image as the user sees it; the bytes stay as they came."""
+    exif = Images.Exif()
     exif[0x0112] = orientation
     data = encoded(noise(), "JPEG", exif=exif)
     size = (HEIGHT, WIDTH) if orientation in (6, 8) else (WIDTH, HEIGHT)
@@ -181,7 +181,7 @@ def test_a_turned_picture(shelf: Shelf, orientation: int) -> None:
     ("mime_type", "ending"),
     [("image/jpeg", "jpg"), ("image/webp", "webp"), ("image/bmp", "bmp"), ("image/tiff", "tiff")],
 )
-def test_pictures_of_every_kind_keep_their_ending(shelf: Shelf, mime_type: str, ending: str) -> None:
+def test_images_of_every_kind_keep_their_ending(shelf: Shelf, mime_type: str, ending: str) -> None:
     data = encoded(noise(), mime_type.rpartition("/")[2].upper())
     [(name, image, _)] = shelf.packed([Annotation(shelf.image(data, mime_type), uncompressed(some_mask()), "cell")])
     assert Path(name).suffix in (f".{ending}", ".tif" if ending == "tiff" else f".{ending}")
@@ -203,9 +203,9 @@ def test_what_is_refused_says_where(shelf: Shelf) -> None:
     said(NotFound, "samples[1].mask", mask=other)
     said(NotFound, "samples[1].mask", mask=f"/v1/artifacts/{other}")
     said(BadInput, "samples[1].mask is 5 x 7, but the image is 7 x 5", mask=uncompressed(some_mask().T))
-    said(BadInput, "samples[1].mask", "7 x 5", mask=shelf.artifact(Pictures.new("L", (8, 5))))
-    said(BadInput, "samples[1].mask", "colours", mask=shelf.artifact(Pictures.new("RGB", (WIDTH, HEIGHT))))
-    said(BadInput, "samples[1].mask", "zip", mask=shelf.artifact(Pictures.new("L", (1, 1)), "application/zip"))
+    said(BadInput, "samples[1].mask", "7 x 5", mask=shelf.artifact(Images.new("L", (8, 5))))
+    said(BadInput, "samples[1].mask", "colours", mask=shelf.artifact(Images.new("RGB", (WIDTH, HEIGHT))))
+    said(BadInput, "samples[1].mask", "zip", mask=shelf.artifact(Images.new("L", (1, 1)), "application/zip"))
     for broken in ({}, {"size": [5, 7]}, {"size": [5, 7], "counts": [34]}, {"size": [5, 7], "counts": "\x00"}):
         said(BadInput, "samples[1].mask", mask=broken)
     said(BadInput, "samples[1].mask", mask={"size": [5, 7], "counts": [35.0]})
@@ -215,7 +215,7 @@ def test_what_is_refused_says_where(shelf: Shelf) -> None:
 
 def test_nobody_elses(shelf: Shelf) -> None:
     image = shelf.image(encoded(noise()))
-    theirs = shelf.artifact(Pictures.fromarray(some_mask()), owner="someone")
+    theirs = shelf.artifact(Images.fromarray(some_mask()), owner="someone")
     assert isinstance(shelf.refusal([Annotation(image, theirs, "cell")]), NotFound)
     sample = Annotation(image, uncompressed(some_mask()), "cell")
     with pytest.raises(NotFound, match=image):

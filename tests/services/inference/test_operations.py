@@ -134,7 +134,7 @@ REFUSED: list[tuple[str, dict[str, Any], type[Refusal], str]] = [
 ]
 
 
-def test_what_can_be_refused_without_a_picture_is(run: Run) -> None:
+def test_what_can_be_refused_without_a_image_is(run: Run) -> None:
     async def main(bench: AtWork) -> None:
         for name, given, kind, said in REFUSED:
             with pytest.raises(kind, match=said):
@@ -177,7 +177,7 @@ def test_a_refused_job_leaves_nothing(run: Run) -> None:
         for parameters in ({"model": "nowhere"}, {"model": "colours", "top_k": 9}):
             with pytest.raises(Refusal):
                 await bench.submit("classify", [RED, RED], parameters)
-        with pytest.raises(BadInput, match="no picture"):
+        with pytest.raises(BadInput, match="no image"):
             await bench.submit("classify", [], {"model": "colours"})
         assert bench.blobs() == set()
         assert bench.records.jobs(LOCAL_OWNER).total == 0

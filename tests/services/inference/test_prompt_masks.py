@@ -34,9 +34,9 @@ PHOTO = toy_sam.shapes(*SIZE)
 POINTS = [[*toy_sam.middle(box), 1] for box in BOXES]
 
 
-def png(picture: Image.Image) -> bytes:
+def png(image: Image.Image) -> bytes:
     out = io.BytesIO()
-    picture.save(out, "PNG")
+    image.save(out, "PNG")
     return out.getvalue()
 
 
@@ -145,11 +145,11 @@ def test_mask_inputs_that_are_none(run: Callable[..., None]) -> None:
     async def main(platform: AppState) -> None:
         body = await platform.masks.prompted(SOURCE, [{"points": [POINTS[0]]}], format="png", model="sam_toy")
         mask = body["results"][0]["masks"][0]
-        picture = mask["segmentation"].rsplit("/", 1)[-1]
-        assert picture != mask["id"]
+        image = mask["segmentation"].rsplit("/", 1)[-1]
+        assert image != mask["id"]
         other = await platform.masks.prompted(OTHER, [{"points": [[60, 60, 1]]}], model="sam_toy")
         before = kept(platform)
-        wrong = [picture, body["id"], body["image"]["id"], "", "../../x", "0"]
+        wrong = [image, body["id"], body["image"]["id"], "", "../../x", "0"]
         for ident in wrong:
             with pytest.raises(NotFound, match=r"^prompt 1: there is no mask") as refused:
                 await platform.masks.prompted(SOURCE, [{"points": [POINTS[0]]}, {"mask_input": ident}], model="sam_toy")
@@ -157,7 +157,7 @@ def test_mask_inputs_that_are_none(run: Callable[..., None]) -> None:
         for ident in ("x" * 5000, "\0", "\u00e9"):
             with pytest.raises(BadInput, match=r"^prompt 0: mask_input is the id"):
                 await platform.masks.prompted(SOURCE, [{"mask_input": ident}], model="sam_toy")
-        with pytest.raises(BadInput, match=r"^prompt 0: mask_input is of a picture of 121 x 160, not 320 x 240$"):
+        with pytest.raises(BadInput, match=r"^prompt 0: mask_input is of an image of 121 x 160, not 320 x 240$"):
             await platform.masks.prompted(
                 SOURCE, [{"mask_input": other["results"][0]["masks"][0]["id"]}], model="sam_toy"
             )
@@ -192,8 +192,8 @@ def test_nothing_is_kept_where_nothing_is_to_be_stored(run: Callable[..., None])
         for one, want in zip(body["results"][0]["masks"], twin([POINTS[2]]), strict=True):
             head, data = one["segmentation"].split(",")
             assert (one["id"], head) == (None, "data:image/png;base64")
-            picture = Image.open(io.BytesIO(base64.b64decode(data)))
-            assert np.array_equal(np.asarray(picture.convert("L")), want.mask * 255)
+            image = Image.open(io.BytesIO(base64.b64decode(data)))
+            assert np.array_equal(np.asarray(image.convert("L")), want.mask * 255)
         auto = await platform.masks.automatic(SOURCE, AutoOptions(points_per_side=4), store=False, model="sam_toy")
         assert auto["id"] is None and auto["artifacts"] is None and auto["masks"]
         cutouts, files = await platform.masks.cutouts(SOURCE, [{"points": [POINTS[0]]}], store=False, model="sam_toy")
@@ -226,8 +226,8 @@ def test_formats_say_the_same(run: Callable[..., None]) -> None:
         assert np.array_equal(shapely.contains_xy(shape(drawn["geojson"]), columns + 0.5, rows + 0.5), want)
         assert isinstance(drawn["polygons"], list) and len(drawn["polygons"]) >= 1
         artifact = platform.records.artifact("local", drawn["png"].rsplit("/", 1)[-1])
-        picture = Image.open(io.BytesIO(await platform.recorder.read(artifact.storage_key)))
-        assert np.array_equal(np.asarray(picture.convert("L")) > 0, want) and artifact.kind == "mask"
+        image = Image.open(io.BytesIO(await platform.recorder.read(artifact.storage_key)))
+        assert np.array_equal(np.asarray(image.convert("L")) > 0, want) and artifact.kind == "mask"
 
     run(main)
 
@@ -272,7 +272,7 @@ def test_a_failure_after_the_inference_leaves_nothing(
 # ---- automatic ----
 
 
-def test_automatic_masks_and_their_pictures(run: Callable[..., None]) -> None:
+def test_automatic_masks_and_their_images(run: Callable[..., None]) -> None:
     async def main(platform: AppState) -> None:
         options = AutoOptions(preset="fast", points_per_side=8)
         body = await platform.masks.automatic(SOURCE, options, model="sam_toy")

@@ -73,7 +73,7 @@ def test_a_caller_who_leaves_leaves_all_or_nothing(records: Records, tmp_path: P
         recorder = Recorder(records, SlowStore(tmp_path / "blobs"))
 
         async def request() -> None:
-            record = recorder.begin(b"picture", "image/png", None, "local")
+            record = recorder.begin(b"image", "image/png", None, "local")
             await recorder.finish(record, FACTS, [NewFile("mask", b"mask")], COLUMNS)
 
         task = asyncio.create_task(request())
@@ -91,7 +91,7 @@ def test_a_refusal_does_not_wait_for_a_slow_store(records: Records, tmp_path: Pa
         store = SlowStore(tmp_path / "blobs")
         store.delay_s = 3.0
         recorder = Recorder(records, store)
-        record = recorder.begin(b"picture", "image/png", None, "local")
+        record = recorder.begin(b"image", "image/png", None, "local")
         began = time.monotonic()
         await recorder.abandon(record)
         assert time.monotonic() - began < 1.5

@@ -24,7 +24,7 @@ from tests import toy_models, toy_sam
 from tests.conftest import publish
 
 VARYING = ("id", "url", "timing", "embedding")
-"""What two answers about one picture need not have in common."""
+"""What two answers about one image need not have in common."""
 
 
 def make_home(folder: Path) -> Path:
@@ -74,7 +74,7 @@ class AtWork:
     async def submit(
         self,
         operation: str,
-        pictures: Sequence[bytes],
+        images: Sequence[bytes],
         parameters: dict[str, Any],
         *,
         image_ids: Sequence[str] = (),
@@ -83,7 +83,7 @@ class AtWork:
         timeout_s: float | None = None,
     ) -> Job:
         jobs = self.platform.jobs
-        items = [await jobs.new_item(data, f"{number}.png") for number, data in enumerate(pictures)]
+        items = [await jobs.new_item(data, f"{number}.png") for number, data in enumerate(images)]
         items += await jobs.stored_items(image_ids)
         options = operations.read_parameters(operations.operation(operation), parameters)
         job, created = await jobs.submit(

@@ -288,7 +288,7 @@ def test_a_worker_takes_them_in_this_order(tmp_path: Path) -> None:
     assert queue.resume_orphans(set()) == [lost.id]
     command = [sys.executable, "-c", TAKER, url, "4"]
     done = subprocess.run(
-        command, cwd=Path(dbos_queue.__file__).parents[1], capture_output=True, text=True, timeout=60, check=False
+        command, cwd=Path(dbos_queue.__file__).parents[2], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.stdout.split() == [high, lost.id, usual, low], done.stderr
     assert {row[0]: row[1] for row in entries(engine)}[f"{high}.0"] == "SUCCESS"

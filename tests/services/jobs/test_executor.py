@@ -32,7 +32,7 @@ from tests.services.jobs.job_homes import AtWork, at_work, comparable, make_home
 
 COLORS = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (0, 0, 0))
 SOLIDS = [toy_models.encoded(toy_models.solid(color)) for color in COLORS]
-PICTURES = [
+IMAGES = [
     *SOLIDS,
     toy_models.encoded(toy_models.noise(40, 30, seed=1)),
     toy_models.encoded(toy_models.noise(70, 50), "JPEG"),
@@ -44,7 +44,7 @@ SHAPES = toy_models.encoded(toy_sam.shapes(*SIZE))
 CLICKS = [{"points": [[*toy_sam.middle(box), 1]]} for box in toy_sam.boxes_of(*SIZE)[:2]]
 
 WINDOW = operations.OPERATIONS["segment"].window
-MORE = [PICTURES[number % len(PICTURES)] for number in range(WINDOW + 2)]
+MORE = [IMAGES[number % len(IMAGES)] for number in range(WINDOW + 2)]
 """More than a hand claims at once."""
 
 Run = Callable[..., None]
@@ -97,7 +97,7 @@ class Held:
 
 
 def check_files(bench: AtWork, job_id: str) -> int:
-    """Every file of the job's answers is stored as its row says, and nothing besides them and the pictures."""
+    """Every file of the job's answers is stored as its row says, and nothing besides them and the images."""
     items = bench.items(job_id)
     files = [file for made in bench.records.artifacts(LOCAL_OWNER, items).values() for file in made]
     for file in files:
@@ -114,7 +114,7 @@ def check_files(bench: AtWork, job_id: str) -> int:
 
 def test_a_batch_is_answered_as_requests_are(run: Run) -> None:
     async def main(bench: AtWork) -> None:
-        job = await bench.submit("classify", PICTURES, {**COLOURS, "top_k": 3})
+        job = await bench.submit("classify", IMAGES, {**COLOURS, "top_k": 3})
         assert (job.state, job.total, bench.rows()["predictions"]) == ("queued", 6, 0)
         job = await bench.finish(job.id)
         assert (job.state, job.total, job.succeeded, job.failed, job.error) == ("succeeded", 6, 6, 0, None)
@@ -122,15 +122,15 @@ def test_a_batch_is_answered_as_requests_are(run: Run) -> None:
         assert bench.rows() == {"images": 6, "predictions": 6, "artifacts": 0}
         items, results = bench.items(job.id), await bench.results(job.id)
         assert [item.filename for item in items] == [f"{n}.png" for n in range(6)]
-        for item, result, picture in zip(items, results, PICTURES, strict=True):
-            wanted = await bench.platform.vision.classify(ImageSource(picture), model="colours", top_k=3, store=False)
+        for item, result, photo in zip(items, results, IMAGES, strict=True):
+            wanted = await bench.platform.vision.classify(ImageSource(photo), model="colours", top_k=3, store=False)
             assert result is not None and comparable(result) == comparable(wanted.body)
             row = bench.platform.records.prediction(LOCAL_OWNER, item.id)  # an item becomes the prediction of its id
             assert (result["id"], row.job_id, row.image_id) == (item.id, job.id, item.image_id)
             assert result["image"]["id"] == item.image_id
             assert (item.state, item.attempts, item.deaths, item.worker_id) == ("succeeded", 1, 0, None)
             image = bench.platform.records.image(LOCAL_OWNER, row.image_id)
-            assert (image.filename, bench.platform.store.get(image.storage_key)) == (item.filename, picture)
+            assert (image.filename, bench.platform.store.get(image.storage_key)) == (item.filename, photo)
         tops = [result["predictions"][0]["class_name"] for result in results[:4] if result is not None]
         assert tops == ["red", "green", "blue", "dark"]
         assert check_files(bench, job.id) == 0
@@ -140,8 +140,8 @@ def test_a_batch_is_answered_as_requests_are(run: Run) -> None:
 
 
 ASKED: dict[str, tuple[dict[str, Any], bytes]] = {
-    "classify": ({**COLOURS, "top_k": 2}, PICTURES[4]),
-    "segment": (AREAS, PICTURES[4]),
+    "classify": ({**COLOURS, "top_k": 2}, IMAGES[4]),
+    "segment": (AREAS, IMAGES[4]),
     "masks": ({"model": "sam_toy", "prompts": CLICKS}, SHAPES),
     "auto_masks": ({"model": "sam_toy", "points_per_side": 6}, SHAPES),
     "cutouts": ({"model": "sam_toy", "prompts": CLICKS, "padding_px": 2}, SHAPES),
@@ -150,8 +150,8 @@ ASKED: dict[str, tuple[dict[str, Any], bytes]] = {
 
 def synchronous(bench: AtWork, operation: str, *, store: bool) -> Awaitable[Any]:
     """The same of a request, asked for as its own route does."""
-    platform, (_, picture) = bench.platform, ASKED[operation]
-    source = ImageSource(picture)
+    platform, (_, photo) = bench.platform, ASKED[operation]
+    source = ImageSource(photo)
     if operation == "classify":
         return platform.vision.classify(source, model="colours", top_k=2, store=store)
     if operation == "segment":
@@ -170,11 +170,11 @@ def synchronous(bench: AtWork, operation: str, *, store: bool) -> Awaitable[Any]
 @pytest.mark.parametrize("operation", list(ASKED))
 def test_every_operation_answers_as_its_own_route(run: Run, operation: str, store: bool) -> None:
     async def main(bench: AtWork) -> None:
-        parameters, picture = ASKED[operation]
+        parameters, photo = ASKED[operation]
         given = await synchronous(bench, operation, store=store)
         wanted = given.body if hasattr(given, "body") else given[0] if isinstance(given, tuple) else given
         before = bench.rows()
-        job = await bench.finish((await bench.submit(operation, [picture], parameters, kind="request", store=store)).id)
+        job = await bench.finish((await bench.submit(operation, [photo], parameters, kind="request", store=store)).id)
         assert (job.state, job.error) == ("succeeded", None)
         [result] = await bench.results(job.id)
         assert result is not None and set(result) == set(wanted)
@@ -197,7 +197,7 @@ def test_every_operation_answers_as_its_own_route(run: Run, operation: str, stor
 
 def test_not_stored_means_that_removing_the_job_removes_all(run: Run) -> None:
     async def main(bench: AtWork) -> None:
-        job = await bench.finish((await bench.submit("segment", PICTURES[:3], AREAS, store=False)).id)
+        job = await bench.finish((await bench.submit("segment", IMAGES[:3], AREAS, store=False)).id)
         assert bench.rows() == {"images": 0, "predictions": 0, "artifacts": 0}
         assert len(bench.blobs()) == 3
         assert all(item.result is not None and item.image_id is None for item in bench.items(job.id))
@@ -212,7 +212,7 @@ def test_not_stored_means_that_removing_the_job_removes_all(run: Run) -> None:
 
 def test_a_job_about_stored_images(run: Run) -> None:
     async def main(bench: AtWork) -> None:
-        stored = [await bench.platform.vision.keep_image(ImageSource(picture)) for picture in SOLIDS[:2]]
+        stored = [await bench.platform.vision.keep_image(ImageSource(photo)) for photo in SOLIDS[:2]]
         blobs = bench.blobs()
         with pytest.raises(NotFound, match="no image nowhere"):
             await bench.platform.jobs.stored_items([stored[0].id, "nowhere"])
@@ -230,10 +230,10 @@ def test_a_job_about_stored_images(run: Run) -> None:
 # ---- items that fail ----
 
 
-def test_a_bad_picture_fails_alone(run: Run) -> None:
+def test_a_bad_image_fails_alone(run: Run) -> None:
     async def main(bench: AtWork) -> None:
-        cut_off = PICTURES[4][:-100]
-        job = await bench.finish((await bench.submit("segment", [SOLIDS[0], cut_off, b"no picture", b""], AREAS)).id)
+        cut_off = IMAGES[4][:-100]
+        job = await bench.finish((await bench.submit("segment", [SOLIDS[0], cut_off, b"no image", b""], AREAS)).id)
         assert (job.state, job.succeeded, job.failed) == ("succeeded", 1, 3)
         items = bench.items(job.id)
         assert [item.state for item in items] == ["succeeded", "failed", "failed", "failed"]
@@ -404,7 +404,7 @@ def test_a_cancelled_job_is_dropped(run: Run, monkeypatch: pytest.MonkeyPatch) -
         assert (held.inside, bench.work.busy) == (0, 0)
         assert bench.states(job.id) == ["cancelled"] * len(MORE)
         assert bench.rows() == {"images": 0, "predictions": 0, "artifacts": 0}
-        assert bench.blobs() == {item.storage_key for item in bench.items(job.id)}  # the pictures: it may be retried
+        assert bench.blobs() == {item.storage_key for item in bench.items(job.id)}  # the images: it may be retried
         assert not bench.platform.job_queue.has_hands(job.id)
         held.open.set()
         retried = await bench.platform.jobs.retry(job.id)
@@ -440,7 +440,7 @@ def test_what_has_ended_stays_when_a_job_is_cancelled(run: Run, monkeypatch: pyt
 def test_a_worker_that_stops_hands_back(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main(bench: AtWork) -> None:
         held = Held(bench, monkeypatch)
-        job = await bench.submit("segment", PICTURES[:3], AREAS)
+        job = await bench.submit("segment", IMAGES[:3], AREAS)
         working = asyncio.create_task(bench.work.work(job.id))
         await held.until(2)
         await bench.work.stop(0.05)
@@ -463,7 +463,7 @@ def test_a_worker_that_stops_hands_back(run: Run, monkeypatch: pytest.MonkeyPatc
 def test_a_worker_that_stops_finishes_what_it_can(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main(bench: AtWork) -> None:
         held = Held(bench, monkeypatch)
-        job = await bench.submit("segment", PICTURES[:3], AREAS)
+        job = await bench.submit("segment", IMAGES[:3], AREAS)
         working = asyncio.create_task(bench.work.work(job.id))
         await held.until(2)
         asyncio.get_running_loop().call_later(0.1, held.open.set)
@@ -504,7 +504,7 @@ def test_a_job_whose_time_is_up(run: Run, monkeypatch: pytest.MonkeyPatch) -> No
 def test_what_waits_at_the_gate_when_time_is_up_is_not_begun(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main(bench: AtWork) -> None:
         held = Held(bench, monkeypatch)
-        job = await bench.submit("segment", PICTURES[:3], AREAS, timeout_s=0.15)
+        job = await bench.submit("segment", IMAGES[:3], AREAS, timeout_s=0.15)
         working = asyncio.create_task(bench.work.work(job.id))
         await held.until(1)
         assert bench.states(job.id) == ["running"] * 3
@@ -522,7 +522,7 @@ def test_what_waits_at_the_gate_when_time_is_up_is_not_begun(run: Run, monkeypat
 def test_time_is_not_up_while_another_worker_has_an_item(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main(bench: AtWork) -> None:
         held = Held(bench, monkeypatch)
-        job = await bench.submit("segment", PICTURES[:1], AREAS, timeout_s=0.1)
+        job = await bench.submit("segment", IMAGES[:1], AREAS, timeout_s=0.1)
         working = asyncio.create_task(bench.work.work(job.id))
         await held.until(1)
         await asyncio.sleep(0.12)
@@ -554,12 +554,12 @@ def test_a_repeat_writes_over_what_was_written(run: Run, monkeypatch: pytest.Mon
             return never
 
         monkeypatch.setattr(bench.platform.records, "save", dead)
-        job = await bench.submit("segment", PICTURES[4:5], AREAS)
+        job = await bench.submit("segment", IMAGES[4:5], AREAS)
         dying = asyncio.create_task(bench.work.work(job.id))
         while not rows:
             await asyncio.sleep(0.005)
         written = bench.blobs()
-        assert len(written) == 4  # the picture and three files
+        assert len(written) == 4  # the image and three files
         ids = sorted(values["id"] for _, values in rows)
         assert workers.bury_dead(0.0) == {bench.worker_id: [job.id]}
         assert [(item.state, item.deaths) for item in bench.items(job.id)] == [("queued", 1)]
@@ -588,7 +588,7 @@ def test_an_item_that_was_lost_is_not_counted(run: Run, monkeypatch: pytest.Monk
 
     async def main(bench: AtWork) -> None:
         held = Held(bench, monkeypatch)
-        job = await bench.submit("segment", PICTURES[4:6], AREAS, store=store)
+        job = await bench.submit("segment", IMAGES[4:6], AREAS, store=store)
         slow = asyncio.create_task(bench.work.work(job.id))
         await held.until(2)
         for item in bench.items(job.id):
@@ -604,8 +604,8 @@ def test_an_item_that_was_lost_is_not_counted(run: Run, monkeypatch: pytest.Monk
         if store:
             assert bench.rows() == {"images": 2, "predictions": 2, "artifacts": 6}
             assert check_files(bench, job.id) == 6
-        for result, picture in zip(await bench.results(job.id), PICTURES[4:6], strict=True):
-            wanted = await bench.platform.vision.segment(ImageSource(picture), model="areas", store=False)
+        for result, photo in zip(await bench.results(job.id), IMAGES[4:6], strict=True):
+            wanted = await bench.platform.vision.segment(ImageSource(photo), model="areas", store=False)
             assert result is not None and comparable(result["classes"]) == comparable(wanted.body["classes"])
 
     run(main)
@@ -613,7 +613,7 @@ def test_an_item_that_was_lost_is_not_counted(run: Run, monkeypatch: pytest.Monk
 
 def test_an_item_that_fails_after_it_was_lost_changes_nothing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main(bench: AtWork) -> None:
-        job = await bench.submit("segment", [b"no picture"], AREAS)
+        job = await bench.submit("segment", [b"no image"], AREAS)
         claim = bench.records.claim
 
         def claim_and_lose(*given: Any) -> Any:
@@ -640,16 +640,16 @@ def test_an_item_that_killed_a_worker_runs_alone(run: Run, monkeypatch: pytest.M
         async def watched(key: Any, ask: Any, deadline: float) -> Any:
             inside.append(ask.image)
             order.append(ask.image)
-            assert PICTURES[5] not in inside or len(inside) == 1
+            assert IMAGES[5] not in inside or len(inside) == 1
             await asyncio.sleep(0.01)
             answer = await infer(key, ask, deadline)
-            assert PICTURES[5] not in inside or len(inside) == 1
+            assert IMAGES[5] not in inside or len(inside) == 1
             inside.remove(ask.image)
             return answer
 
         monkeypatch.setattr(bench.platform.runner, "infer", watched)
-        suspect = await bench.submit("segment", [PICTURES[5], *PICTURES[:2]], AREAS)
-        others = await bench.submit("segment", PICTURES[:4], AREAS)
+        suspect = await bench.submit("segment", [IMAGES[5], *IMAGES[:2]], AREAS)
+        others = await bench.submit("segment", IMAGES[:4], AREAS)
         bench.change_item(bench.items(suspect.id)[0].id, deaths=1)
         await asyncio.gather(*(bench.work.work(id) for id in (suspect.id, others.id, suspect.id)))
         assert bench.states(suspect.id) == ["succeeded"] * 3
@@ -679,8 +679,8 @@ def test_workers_that_are_thought_dead_at_any_moment(run: Run, monkeypatch: pyte
             return answer
 
         monkeypatch.setattr(bench.platform.runner, "infer", moody)
-        pictures = [PICTURES[number % 6] for number in range(16)]
-        job = await bench.submit("segment", [*pictures, b"no picture"], AREAS)
+        images = [IMAGES[number % 6] for number in range(16)]
+        job = await bench.submit("segment", [*images, b"no image"], AREAS)
         tasks: list[asyncio.Task[None]] = []
         deaths = 0
         while bench.job(job.id).state not in job_states.OVER:
@@ -700,8 +700,8 @@ def test_workers_that_are_thought_dead_at_any_moment(run: Run, monkeypatch: pyte
         assert bench.states(job.id) == ["succeeded"] * 16 + ["failed"]
         assert bench.rows() == {"images": 16, "predictions": 16, "artifacts": 48}
         assert check_files(bench, job.id) == 48
-        for result, picture in zip((await bench.results(job.id))[:6], PICTURES, strict=True):
-            wanted = await bench.platform.vision.segment(ImageSource(picture), model="areas", store=False)
+        for result, photo in zip((await bench.results(job.id))[:6], IMAGES, strict=True):
+            wanted = await bench.platform.vision.segment(ImageSource(photo), model="areas", store=False)
             assert result is not None and comparable(result["classes"]) == comparable(wanted.body["classes"])
         events, ended = await bench.platform.jobs.events(job.id, 0)
         assert ended and [event.number for event in events] == list(range(1, len(events) + 1))
@@ -717,7 +717,7 @@ def test_workers_that_are_thought_dead_at_any_moment(run: Run, monkeypatch: pyte
 def test_so_many_items_at_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main(bench: AtWork) -> None:
         held = Held(bench, monkeypatch)
-        job = await bench.submit("segment", PICTURES[:2] * 4, AREAS)
+        job = await bench.submit("segment", IMAGES[:2] * 4, AREAS)
         bench.change_job(job.id, items_at_once=3)
         other = bench.another_worker()
         working = [asyncio.create_task(work.work(job.id)) for work in (bench.work, other, bench.work)]
@@ -734,7 +734,7 @@ def test_so_many_items_at_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_answers_that_were_deleted_since(run: Run) -> None:
     async def main(bench: AtWork) -> None:
-        job = await bench.finish((await bench.submit("segment", PICTURES[:3], AREAS)).id)
+        job = await bench.finish((await bench.submit("segment", IMAGES[:3], AREAS)).id)
         item = bench.items(job.id)[1]
         bench.platform.records.delete_prediction(LOCAL_OWNER, item.id)
         results = await bench.results(job.id)
@@ -750,7 +750,7 @@ def test_jobs_take_turns(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(executor, "SLICE_S", 0.0)
 
     async def main(bench: AtWork) -> None:
-        job = await bench.submit("segment", PICTURES[:1] * (2 * WINDOW + 1), AREAS)
+        job = await bench.submit("segment", IMAGES[:1] * (2 * WINDOW + 1), AREAS)
         done = []
         for _ in range(3):
             await bench.work.work(job.id)
@@ -811,7 +811,7 @@ def test_events_tell_what_happened(run: Run, monkeypatch: pytest.MonkeyPatch) ->
             return [event.data for event in events if event.kind == "progress"]
 
         monkeypatch.setattr(bench.platform.runner, "infer", slow)
-        job = await bench.submit("segment", [*PICTURES[:5], b"bad"], AREAS)
+        job = await bench.submit("segment", [*IMAGES[:5], b"bad"], AREAS)
         begun = time.monotonic()
         working, watching = asyncio.create_task(bench.work.work(job.id)), asyncio.create_task(bench.work.watch())
         while not (said := await shares()) or said[-1]["done"] < 5:
@@ -900,7 +900,7 @@ def test_what_is_being_stored_holds_no_place(run: Run, monkeypatch: pytest.Monke
         async with Unstored(bench, monkeypatch) as unstored:
             held = Held(bench, monkeypatch)
             held.open.set()
-            job = await bench.submit("segment", PICTURES[:3], AREAS, store=store)
+            job = await bench.submit("segment", IMAGES[:3], AREAS, store=store)
             working = asyncio.create_task(bench.work.work(job.id))
             await unstored.until(3)
             assert (held.entered, held.most) == (3, 1)
@@ -915,7 +915,7 @@ def test_what_is_being_stored_holds_no_place(run: Run, monkeypatch: pytest.Monke
 def test_what_failed_and_is_being_stored_holds_no_place(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main(bench: AtWork) -> None:
         async with Unstored(bench, monkeypatch) as unstored:
-            job = await bench.submit("segment", [b"no picture"] * 3, AREAS)
+            job = await bench.submit("segment", [b"no image"] * 3, AREAS)
             working = asyncio.create_task(bench.work.work(job.id))
             await unstored.until(3, seconds=1)
             assert bench.work.busy == 3 and not bench.work.computing
@@ -930,7 +930,7 @@ def test_one_that_is_alone_is_so_until_it_is_stored(run: Run, monkeypatch: pytes
         async with Unstored(bench, monkeypatch) as unstored:
             held = Held(bench, monkeypatch)
             held.open.set()
-            suspect, other = [await bench.submit("segment", PICTURES[:1], AREAS) for _ in range(2)]
+            suspect, other = [await bench.submit("segment", IMAGES[:1], AREAS) for _ in range(2)]
             bench.change_item(bench.items(suspect.id)[0].id, deaths=1)
             working = asyncio.create_task(bench.work.work(suspect.id))
             await unstored.until(1)
@@ -994,8 +994,8 @@ def test_threads_that_ask_the_database(run: Run, monkeypatch: pytest.MonkeyPatch
                 threads=threads,
             )
             watching = asyncio.create_task(bench.work.watch())
-            job = await bench.finish((await bench.submit("segment", PICTURES[:3], AREAS)).id)
-            late = await bench.submit("segment", PICTURES[:1], AREAS, timeout_s=0.001)
+            job = await bench.finish((await bench.submit("segment", IMAGES[:3], AREAS)).id)
+            late = await bench.submit("segment", IMAGES[:1], AREAS, timeout_s=0.001)
             bench.change_job(late.id, state="running", started_at=now() - timedelta(seconds=1))
             assert (await bench.finish(late.id)).state == "failed"
             watching.cancel()

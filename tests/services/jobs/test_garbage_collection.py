@@ -30,7 +30,7 @@ from tests import toy_models
 from tests.services.jobs.job_homes import AtWork, at_work, make_home
 
 KEEP = timedelta(days=7)
-PICTURES = [toy_models.encoded(toy_models.noise(40, 30, seed=n)) for n in range(3)]
+IMAGES = [toy_models.encoded(toy_models.noise(40, 30, seed=n)) for n in range(3)]
 AREAS = {"model": "areas"}
 LONG_AGO = datetime(2024, 1, 1, tzinfo=UTC)
 NOTHING = {"jobs": 0, "images": 0, "blobs": 0}
@@ -115,14 +115,14 @@ def test_ids_of_then() -> None:
 
 def test_old_jobs_go_with_all_they_made(run: Run) -> None:
     async def main(bench: AtWork) -> None:
-        old = await bench.finish((await bench.submit("segment", [*PICTURES[:2], b"no picture"], AREAS)).id)
-        unstored = await bench.finish((await bench.submit("segment", PICTURES[:2], AREAS, store=False)).id)
-        ended = await bench.submit("segment", PICTURES[:2], AREAS)
+        old = await bench.finish((await bench.submit("segment", [*IMAGES[:2], b"no image"], AREAS)).id)
+        unstored = await bench.finish((await bench.submit("segment", IMAGES[:2], AREAS, store=False)).id)
+        ended = await bench.submit("segment", IMAGES[:2], AREAS)
         await bench.platform.jobs.cancel(ended.id)
         before = bench.blobs()
-        young = await bench.finish((await bench.submit("segment", PICTURES[2:], AREAS)).id)
+        young = await bench.finish((await bench.submit("segment", IMAGES[2:], AREAS)).id)
         of_young = bench.blobs() - before
-        waiting = await bench.submit("segment", PICTURES[:1], AREAS)
+        waiting = await bench.submit("segment", IMAGES[:1], AREAS)
         rows = {"images": 1, "predictions": 1, "artifacts": 3}
         for job in (old, unstored, ended):
             bench.change_job(job.id, finished_at=now() - KEEP - timedelta(minutes=1))
@@ -145,10 +145,10 @@ def test_old_jobs_go_with_all_they_made(run: Run) -> None:
     run(main)
 
 
-def test_pictures_that_others_need_stay_when_a_job_goes(run: Run) -> None:
+def test_images_that_others_need_stay_when_a_job_goes(run: Run) -> None:
     async def main(bench: AtWork) -> None:
-        kept = await bench.platform.vision.keep_image(ImageSource(PICTURES[0]))
-        first = await bench.finish((await bench.submit("segment", PICTURES[1:2], AREAS, image_ids=[kept.id])).id)
+        kept = await bench.platform.vision.keep_image(ImageSource(IMAGES[0]))
+        first = await bench.finish((await bench.submit("segment", IMAGES[1:2], AREAS, image_ids=[kept.id])).id)
         shared = bench.items(first.id)[0].image_id
         assert shared is not None
         again = await bench.platform.vision.segment(ImageSource(image_id=shared), model="areas")
@@ -167,7 +167,7 @@ def test_a_job_that_somebody_else_removes_does_not_stop_the_rest(run: Run) -> No
     """Between the look and the removal its owner deletes one job, and retries another."""
 
     async def main(bench: AtWork) -> None:
-        jobs = [await bench.submit("segment", PICTURES[:1], AREAS) for _ in range(2)]
+        jobs = [await bench.submit("segment", IMAGES[:1], AREAS) for _ in range(2)]
         for job in jobs:
             await bench.platform.jobs.cancel(job.id)
             bench.change_job(job.id, finished_at=now() - 2 * KEEP)
@@ -191,7 +191,7 @@ def test_a_job_that_somebody_else_removes_does_not_stop_the_rest(run: Run) -> No
 def test_a_stop_ends_it(run: Run) -> None:
     async def main(bench: AtWork) -> None:
         for _ in range(3):
-            job = await bench.submit("segment", PICTURES[:1], AREAS)
+            job = await bench.submit("segment", IMAGES[:1], AREAS)
             await bench.platform.jobs.cancel(job.id)
             bench.change_job(job.id, finished_at=now() - 2 * KEEP)
         assert await clean(bench, stop_after=1) == {"jobs": 1, "images": 0, "blobs": 0}
@@ -200,14 +200,14 @@ def test_a_stop_ends_it(run: Run) -> None:
     run(main)
 
 
-# ---- pictures that nobody needs ----
+# ---- images that nobody needs ----
 
 
 def test_images_that_nobody_needs(run: Run) -> None:
     async def main(bench: AtWork) -> None:
         platform = bench.platform
-        kept = await platform.vision.keep_image(ImageSource(PICTURES[0]))
-        images = [await platform.vision.keep_image(ImageSource(PICTURES[1])) for _ in range(5)]
+        kept = await platform.vision.keep_image(ImageSource(IMAGES[0]))
+        images = [await platform.vision.keep_image(ImageSource(IMAGES[1])) for _ in range(5)]
         old, young, used, needed, over = images
         for image in images:
             change_images(bench, image.id, kept=False, created_at=now() - KEEP - timedelta(minutes=1))
@@ -237,10 +237,10 @@ def test_blobs_without_rows(run: Run) -> None:
     async def main(bench: AtWork) -> None:
         store = bench.platform.store
         old, young = now() - timedelta(days=1, minutes=1), now() - timedelta(hours=23)
-        job = await bench.submit("segment", PICTURES[:1], AREAS)
-        done = await bench.platform.vision.segment(ImageSource(PICTURES[1]), model="areas")
+        job = await bench.submit("segment", IMAGES[:1], AREAS)
+        done = await bench.platform.vision.segment(ImageSource(IMAGES[1]), model="areas")
         with_rows = bench.blobs()
-        with_row = new_key("images", id_of(old), "png", old)  # of an old picture whose row is there
+        with_row = new_key("images", id_of(old), "png", old)  # of an old image whose row is there
         change_images(bench, done.body["image"]["id"], storage_key=with_row)
         item = new_key("images", id_of(old), "png", old)  # and of an old job that waits
         bench.change_item(bench.items(job.id)[0].id, storage_key=item)
@@ -398,7 +398,7 @@ def test_files_of_an_old_job_that_are_not_committed_yet(run: Run, monkeypatch: p
     """A job that waited, or is tried again, for more than a day: its files' ids are as old as its item, not as they."""
 
     async def main(bench: AtWork) -> None:
-        job = await bench.submit("segment", PICTURES[:1], AREAS)
+        job = await bench.submit("segment", IMAGES[:1], AREAS)
         [item] = bench.items(job.id)
         old = now() - timedelta(days=2)
         ident = id_of(old)
@@ -423,7 +423,7 @@ def test_files_of_an_old_job_that_are_not_committed_yet(run: Run, monkeypatch: p
 
 def test_jobs_are_removed_by_their_owner(run: Run) -> None:
     async def main(bench: AtWork) -> None:
-        job = await bench.finish((await bench.submit("segment", PICTURES[:1], AREAS)).id)
+        job = await bench.finish((await bench.submit("segment", IMAGES[:1], AREAS)).id)
         for table in (Job, JobItem):
             with Session(bench.platform.database) as session:
                 session.execute(sa.update(table).values(owner="somebody"))

@@ -27,7 +27,7 @@ from services.jobs.maintenance import DEAD_S, STALLED_S, Maintenance
 from tests import toy_models
 from tests.services.jobs.job_homes import AtWork, at_work, make_home
 
-PICTURES = [toy_models.encoded(toy_models.noise(40, 30, seed=n)) for n in range(3)]
+IMAGES = [toy_models.encoded(toy_models.noise(40, 30, seed=n)) for n in range(3)]
 AREAS = {"model": "areas"}
 
 Run = Callable[..., None]
@@ -111,8 +111,8 @@ def claim(bench: AtWork, job_id: str, worker_id: str, count: int) -> list[str]:
 def test_what_a_dead_worker_had_is_taken_over(run: Run) -> None:
     async def main(bench: AtWork) -> None:
         dead, slow = worker(bench, DEAD_S + 1), worker(bench, DEAD_S - 2)
-        lost = await bench.submit("segment", PICTURES, AREAS)
-        going_on = await bench.submit("segment", PICTURES, AREAS)
+        lost = await bench.submit("segment", IMAGES, AREAS)
+        going_on = await bench.submit("segment", IMAGES, AREAS)
         claim(bench, lost.id, dead, 2)
         claim(bench, going_on.id, slow, 2)
         take_hands(bench, lost.id, dead)
@@ -136,7 +136,7 @@ def test_what_a_dead_worker_had_is_taken_over(run: Run) -> None:
 def test_whoever_was_not_heard_itself_says_nobody_is_dead(run: Run) -> None:
     async def main(bench: AtWork) -> None:
         dead = worker(bench, 10 * DEAD_S)
-        job = await bench.submit("segment", PICTURES, AREAS)
+        job = await bench.submit("segment", IMAGES, AREAS)
         claim(bench, job.id, dead, 3)
         take_hands(bench, job.id, dead)
         for steady_s in (0.0, DEAD_S - 0.5):
@@ -152,7 +152,7 @@ def test_whoever_was_not_heard_itself_says_nobody_is_dead(run: Run) -> None:
 
 def test_hands_of_a_worker_that_left_go_back(run: Run) -> None:
     async def main(bench: AtWork) -> None:
-        job = await bench.submit("segment", PICTURES, AREAS)
+        job = await bench.submit("segment", IMAGES, AREAS)
         take_hands(bench, job.id, new_id())
         await asyncio.to_thread(housekeeper(bench).sweep)
         assert entries(bench, job.id) == ["ENQUEUED"]
@@ -163,7 +163,7 @@ def test_hands_of_a_worker_that_left_go_back(run: Run) -> None:
 
 def test_three_deaths_of_an_item(run: Run) -> None:
     async def main(bench: AtWork) -> None:
-        job = await bench.submit("segment", PICTURES[:1], AREAS, kind="request")
+        job = await bench.submit("segment", IMAGES[:1], AREAS, kind="request")
         for deaths in (1, 2, 3):
             dead = worker(bench, DEAD_S + 1)
             [claimed] = claim(bench, job.id, dead, 4)
@@ -182,8 +182,8 @@ def test_three_deaths_of_an_item(run: Run) -> None:
 def test_a_job_far_beyond_its_time(run: Run) -> None:
     async def main(bench: AtWork) -> None:
         alive = worker(bench, 0)
-        late = await bench.submit("segment", PICTURES, AREAS, timeout_s=5)
-        in_time = await bench.submit("segment", PICTURES, AREAS, timeout_s=5)
+        late = await bench.submit("segment", IMAGES, AREAS, timeout_s=5)
+        in_time = await bench.submit("segment", IMAGES, AREAS, timeout_s=5)
         for job in (late, in_time):
             claim(bench, job.id, alive, 1)
         bench.change_job(late.id, started_at=now() - timedelta(seconds=5 + executor.GRACE_S + 1))
@@ -200,7 +200,7 @@ def test_a_job_far_beyond_its_time(run: Run) -> None:
 def test_a_job_that_nobody_works_on(run: Run) -> None:
     async def main(bench: AtWork) -> None:
         alive = worker(bench, 0)
-        jobs = [await bench.submit("segment", PICTURES, AREAS) for _ in range(4)]
+        jobs = [await bench.submit("segment", IMAGES, AREAS) for _ in range(4)]
         stalled, waiting, in_hand, fresh = (job.id for job in jobs)
         for ident in (stalled, waiting, in_hand, fresh):
             claimed = claim(bench, ident, alive, 1)
@@ -288,9 +288,9 @@ def test_chores_are_done_in_turn(run: Run, monkeypatch: pytest.MonkeyPatch) -> N
 
     async def main(bench: AtWork) -> None:
         dead = worker(bench, DEAD_S + 1)
-        job = await bench.submit("segment", PICTURES[:1], AREAS)
+        job = await bench.submit("segment", IMAGES[:1], AREAS)
         claim(bench, job.id, dead, 1)
-        old = await bench.submit("segment", PICTURES[:1], AREAS)
+        old = await bench.submit("segment", IMAGES[:1], AREAS)
         await bench.platform.jobs.cancel(old.id)
         bench.change_job(old.id, finished_at=now() - timedelta(days=8))
         keepers = [housekeeper(bench) for _ in range(2)]
@@ -358,7 +358,7 @@ def test_webhooks_that_are_due_are_tried(run: Run, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(maintenance, "WEBHOOK_S", 0.02)
 
     async def main(bench: AtWork) -> None:
-        job = await bench.submit("segment", PICTURES[:1], AREAS)
+        job = await bench.submit("segment", IMAGES[:1], AREAS)
         bench.change_job(job.id, webhook_url="http://127.0.0.1:9/")
         await bench.platform.jobs.cancel(job.id)
         keeper = housekeeper(bench)
@@ -375,7 +375,7 @@ def test_webhooks_that_are_due_are_tried(run: Run, monkeypatch: pytest.MonkeyPat
 
 def test_entries_that_were_worked_off_are_forgotten(run: Run) -> None:
     async def main(bench: AtWork) -> None:
-        jobs = [await bench.submit("segment", PICTURES[:1], AREAS) for _ in range(3)]
+        jobs = [await bench.submit("segment", IMAGES[:1], AREAS) for _ in range(3)]
         old, young, waiting = (job.id for job in jobs)
         for ident, hours in ((old, 2), (young, 0.5)):
             moment = int((now() - timedelta(hours=hours)).timestamp() * 1000)

@@ -24,7 +24,7 @@ from services.schemas.jobs import item_body, job_body
 from tests import toy_models
 from tests.services.jobs.job_homes import AtWork, at_work, make_home
 
-PICTURES = [toy_models.encoded(toy_models.noise(40, 30, seed=n)) for n in range(3)]
+IMAGES = [toy_models.encoded(toy_models.noise(40, 30, seed=n)) for n in range(3)]
 AREAS = {"model": "areas"}
 
 Run = Callable[[Callable[[AtWork], Awaitable[None]]], None]
@@ -71,7 +71,7 @@ def test_lines_and_archive_of_a_job(run: Run, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(result_export, "_PAGE", 2)
 
     async def main(bench: AtWork) -> None:
-        job = await bench.finish((await bench.submit("segment", [*PICTURES, b"no picture"], AREAS)).id)
+        job = await bench.finish((await bench.submit("segment", [*IMAGES, b"no image"], AREAS)).id)
         items, results = bench.items(job.id), await bench.results(job.id)
         lines = await lines_of(bench, job.id)
         wanted = [
@@ -89,8 +89,8 @@ def test_lines_and_archive_of_a_job(run: Run, monkeypatch: pytest.MonkeyPatch) -
         assert archive.testzip() is None
         names = archive.namelist()
         assert len(names) == len(set(names))
-        pictures = {f"0000{n}-{n}/{kind}.png" for n in range(3) for kind in ("mask", "color", "overlay")}
-        assert set(names) == {"job.json", "results.jsonl"} | pictures
+        images = {f"0000{n}-{n}/{kind}.png" for n in range(3) for kind in ("mask", "color", "overlay")}
+        assert set(names) == {"job.json", "results.jsonl"} | images
         assert [orjson.loads(line) for line in archive.read("results.jsonl").splitlines()] == lines
         said = orjson.loads(archive.read("job.json"))
         assert said == orjson.loads(orjson.dumps(job_body(bench.job(job.id), 0), option=orjson.OPT_UTC_Z))
@@ -106,7 +106,7 @@ def test_lines_and_archive_of_a_job(run: Run, monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_job_without_stored_files(run: Run) -> None:
     async def main(bench: AtWork) -> None:
-        job = await bench.finish((await bench.submit("segment", PICTURES[:2], AREAS, store=False)).id)
+        job = await bench.finish((await bench.submit("segment", IMAGES[:2], AREAS, store=False)).id)
         lines = await lines_of(bench, job.id)
         assert [line["result"]["artifacts"] for line in lines] == [None, None]
         assert all(line["result"]["classes"] and line["prediction_id"] is None for line in lines)
@@ -118,10 +118,10 @@ def test_a_job_without_stored_files(run: Run) -> None:
 
 def test_files_of_one_kind_and_a_file_that_is_gone(run: Run) -> None:
     async def main(bench: AtWork) -> None:
-        picture = toy_models.encoded(toy_models.noise(60, 40))
+        image = toy_models.encoded(toy_models.noise(60, 40))
         boxes = [{"box": [5, 5, 30, 20]}, {"box": [10, 5, 50, 30]}]
         parameters = {"model": "sam_toy", "prompts": boxes, "format": "png", "multimask": False}
-        job = await bench.finish((await bench.submit("masks", [picture], parameters)).id)
+        job = await bench.finish((await bench.submit("masks", [image], parameters)).id)
         archive, _ = await archive_of(bench, job.id)
         assert archive.testzip() is None
         named = {name.rpartition("/")[2] for name in archive.namelist()} - {"job.json", "results.jsonl"}
@@ -149,7 +149,7 @@ def test_files_of_one_kind_and_a_file_that_is_gone(run: Run) -> None:
         ("x" * 250 + ".png", "00000-" + "x" * 80),
     ],
 )
-def test_a_folder_is_called_after_its_picture(filename: str, folder: str) -> None:
+def test_a_folder_is_called_after_its_image(filename: str, folder: str) -> None:
     from db.tables import JobItem
 
     item = JobItem(job_id="job", position=0, filename=filename)
@@ -161,7 +161,7 @@ def test_a_job_that_is_larger_than_a_page(run: Run, monkeypatch: pytest.MonkeyPa
 
     async def main(bench: AtWork) -> None:
         for count in (3, 4, 6):
-            job = await bench.submit("classify", PICTURES[:1] * count, {"model": "colours"})
+            job = await bench.submit("classify", IMAGES[:1] * count, {"model": "colours"})
             assert [line["position"] for line in await lines_of(bench, job.id)] == list(range(count))
 
     run(main)
@@ -225,7 +225,7 @@ def test_a_download_that_ends_within_a_piece_closes_its_source() -> None:
 
 def test_an_archive_that_is_broken_off_leaves_no_thread(run: Run) -> None:
     async def main(bench: AtWork) -> None:
-        job = await bench.finish((await bench.submit("segment", PICTURES, AREAS)).id)
+        job = await bench.finish((await bench.submit("segment", IMAGES, AREAS)).id)
         before = set(threading.enumerate())
         source = zip_archive(bench.platform.jobs, bench.platform.store, LOCAL_OWNER, job)
         pieces = iterate_in_thread(source)

@@ -440,7 +440,7 @@ def test_a_kept_file_is_replaced_and_clears_the_deaths(run: Run) -> None:
             second = await bench.workshop.keep(item, "checkpoint", path)
             assert (first.id, second.bytes) == (second.id, 5)
             assert (bench.at.items(job.id)[0].deaths, bench.at.job(job.id).deaths) == (0, 0)
-            other = await bench.workshop.keep(item, "preview", bench.file("0001.png", "picture"))
+            other = await bench.workshop.keep(item, "preview", bench.file("0001.png", "image"))
             assert (other.id != first.id, other.mime_type) == (True, "image/png")
             assert sorted(os.listdir(path.parent)) == ["0001.png", "checkpoint.pt"]
             await nothing(bench, job, item)
@@ -449,7 +449,7 @@ def test_a_kept_file_is_replaced_and_clears_the_deaths(run: Run) -> None:
         job = await bench.finish((await bench.submit()).id)
         files = bench.records.files(LOCAL_OWNER, job.id)
         assert sorted(file.kind for file in files) == ["checkpoint", "preview"]
-        for file, content in zip(sorted(files, key=lambda file: file.kind), (b"three", b"picture"), strict=True):
+        for file, content in zip(sorted(files, key=lambda file: file.kind), (b"three", b"image"), strict=True):
             assert bench.platform.store.get(file.storage_key) == content
             assert (file.bytes, file.sha256) == (len(content), hashlib.sha256(content).hexdigest())
             assert bench.platform.records.artifact(LOCAL_OWNER, file.id).storage_key == file.storage_key
@@ -669,7 +669,7 @@ def test_clean_up(run: Run, state: str) -> None:
 
     async def main(bench: Bench) -> None:
         async def does(bench: Bench, job: Job, item: ClaimedItem) -> None:
-            await bench.workshop.keep(item, "preview", bench.file("0001.png", "picture"))
+            await bench.workshop.keep(item, "preview", bench.file("0001.png", "image"))
             if state == "failed":
                 raise ChildFailed("diverged", "the loss is no longer a number")
             if state == "cancelled":

@@ -99,7 +99,7 @@ def test_half_floats_are_answered_as_binary_data() -> None:
     assert json.loads(body[:head])["outputs"][0]["parameters"] == {"binary_data_size": 4}
 
 
-def test_a_raw_picture() -> None:
+def test_a_raw_image() -> None:
     request, answering = read_request("m", "", b"\xff\xd8 anything", "0")
     (image,) = request.inputs
     assert (image.name, image.datatype, image.values.tolist()) == ("image", "BYTES", [b"\xff\xd8 anything"])

@@ -206,7 +206,7 @@ supervisor.Supervisor(Path({str(tmp_path)!r}), 2, print).start()
 time.sleep(60)
 """
     parent = subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, cwd=Path(worker_supervisor.__file__).parents[1]
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, cwd=Path(worker_supervisor.__file__).parents[2]
     )
     assert parent.stdout is not None
     pids = [int(parent.stdout.readline()) for _ in range(2)]

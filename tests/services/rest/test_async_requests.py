@@ -146,13 +146,13 @@ def test_the_same_key_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     async def submit(
         bench: AtWork,
         key: str | None,
-        picture: bytes = red,
+        image: bytes = red,
         store: bool = True,
         filename: str = "a.png",
         **asked: object,
     ) -> tuple[Job, bool]:
         jobs = bench.platform.jobs
-        items = [await jobs.new_item(picture, filename)]
+        items = [await jobs.new_item(image, filename)]
         options = ClassifyOptions.model_validate({"model": "colours", **asked})
         asking = JobTerms(idempotency_key=key, priority=3)
         return await jobs.submit(bench.platform, "request", "classify", options, items, asking, store=store)
@@ -164,8 +164,8 @@ def test_the_same_key_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             again, created = await submit(bench, "key", top_k=2)
             assert (again.id, created) == (first.id, False)
             blobs = bench.blobs()
-            assert len(blobs) == 1  # the picture came again, and is not kept again
-            for change in ({"top_k": 1}, {"picture": blue}, {"store": False}, {"top_k": 2, "filename": "b.png"}):
+            assert len(blobs) == 1  # the image came again, and is not kept again
+            for change in ({"top_k": 1}, {"image": blue}, {"store": False}, {"top_k": 2, "filename": "b.png"}):
                 with pytest.raises(Conflict) as refused:
                     await submit(bench, "key", **{"top_k": 2, **change})  # type: ignore[arg-type]
                 assert refused.value.code == "idempotency_key_reused"

@@ -1,4 +1,4 @@
-"""Reading a batch: whatever the chunks, every picture comes once and in order, and nothing fills the memory."""
+"""Reading a batch: whatever the chunks, every image comes once and in order, and nothing fills the memory."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_any_files_in_any_chunks(cuts: list[int], files: list[bytes]) -> None:
     assert taken == [(data, str(number)) for number, data in enumerate(files)]
 
 
-def test_pictures_are_taken_while_the_rest_is_on_its_way() -> None:
+def test_images_are_taken_while_the_rest_is_on_its_way() -> None:
     body, kind = form(*PARTS)
     seen: list[int] = []
     taken: list[int] = []
@@ -149,7 +149,7 @@ def test_pictures_are_taken_while_the_rest_is_on_its_way() -> None:
     assert seen[0] == 0 and {1, 2, 3, 4} <= set(seen)
 
 
-def test_a_picture_that_is_too_large_is_refused_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_image_that_is_too_large_is_refused_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     limit_images(monkeypatch, 100)
     parts = [("files", ("a", b"x" * 100)), ("files", ("big", b"y" * 101)), ("files", ("c", b"z"))]
     body, kind = form(*parts)

@@ -58,7 +58,7 @@ REQUESTS: Final[dict[Any, type[BaseModel]]] = {
     pb.CutoutsRequest: CutoutsOptions,
 }
 APART: Final = {"image", "image_id", "prompts"}
-"""Picture and prompts are messages: not options that may be set."""
+"""Image and prompts are messages: not options that may be set."""
 
 _SCALARS: Final[dict[type, tuple[int, ...]]] = {
     bool: (Kind.TYPE_BOOL,),
@@ -104,8 +104,8 @@ def test_automatic_masks_take_every_option_of_the_generator() -> None:
 
 
 def test_options_are_what_was_set() -> None:
-    picture = pb.Picture(data=b"x")
-    request = pb.AutoMasksRequest(image=picture, model="", store=False, points_per_side=0, pred_iou_thresh=0.5)
+    image = pb.Picture(data=b"x")
+    request = pb.AutoMasksRequest(image=image, model="", store=False, points_per_side=0, pred_iou_thresh=0.5)
     assert converters.options(request) == {"model": "", "store": False, "points_per_side": 0, "pred_iou_thresh": 0.5}
 
 
@@ -136,7 +136,7 @@ def test_prompts_are_counted_before_they_are_read() -> None:
         converters.prompts(pb.PromptMasksRequest(prompts=[half, half, pb.Prompt(points=[pb.Point()])]))
 
 
-def test_a_picture_is_bytes_or_an_id() -> None:
+def test_a_image_is_bytes_or_an_id() -> None:
     source = converters.source(pb.ClassifyRequest(image=pb.Picture(data=b"x", filename="a.png")), 2.5)
     assert (source.data, source.image_id, source.filename, source.timeout_s) == (b"x", None, "a.png", 2.5)
     source = converters.source(pb.ClassifyRequest(image=pb.Picture(image_id="an id")), None)

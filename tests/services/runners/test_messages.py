@@ -122,7 +122,7 @@ def test_mask_answers(rows: list[list[tuple[int, float, float | None, bool]]]) -
     answer, timing = messages.decode_mask_response(
         messages.encode_mask_response(MaskResponse(FACTS, USE, results), SPENT)
     )
-    assert (answer.picture, answer.embedding, timing) == (FACTS, USE, SPENT)
+    assert (answer.image, answer.embedding, timing) == (FACTS, USE, SPENT)
     assert [len(row) for row in answer.results] == [len(row) for row in results]
     for one, two in zip(sum(answer.results, ()), sum(results, ()), strict=True):
         assert one.rle == two.rle and one.rle.counts.dtype == np.uint32
@@ -149,9 +149,9 @@ def test_logits_that_are_no_rows_of_their_own() -> None:
 )
 def test_auto_asks(options: AutoOptions) -> None:
     key, back = messages.decode_auto_mask_request(
-        messages.encode_auto_mask_request(SAM, AutoMaskRequest(b"picture", options))
+        messages.encode_auto_mask_request(SAM, AutoMaskRequest(b"image", options))
     )
-    assert (key, back.image, back.options.parameters) == (SAM, b"picture", options.parameters)
+    assert (key, back.image, back.options.parameters) == (SAM, b"image", options.parameters)
 
 
 @settings(max_examples=50, deadline=None)

@@ -41,13 +41,13 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def encoded(picture: Image.Image, kind: str = "PNG", **more: Any) -> bytes:
+def encoded(image: Image.Image, kind: str = "PNG", **more: Any) -> bytes:
     out = io.BytesIO()
-    picture.save(out, kind, **more)
+    image.save(out, kind, **more)
     return out.getvalue()
 
 
-PICTURE = encoded(toy_sam.shapes(*SIZE))
+IMAGE = encoded(toy_sam.shapes(*SIZE))
 SAME_PIXELS = encoded(toy_sam.shapes(*SIZE), "BMP")
 
 
@@ -104,11 +104,11 @@ class Served:
         entry = self.runner.engine._entries[SAM]
         return entry.users
 
-    async def masks(self, *prompts: Prompt, image: bytes = PICTURE, timeout_s: float = 20, **more: Any) -> MaskResponse:
+    async def masks(self, *prompts: Prompt, image: bytes = IMAGE, timeout_s: float = 20, **more: Any) -> MaskResponse:
         answer, _ = await self.runner.masks(SAM, MaskRequest(image, prompts, **more), time.monotonic() + timeout_s)
         return answer
 
-    async def auto(self, points: int = 8, image: bytes = PICTURE, timeout_s: float = 20, **options: Any) -> Any:
+    async def auto(self, points: int = 8, image: bytes = IMAGE, timeout_s: float = 20, **options: Any) -> Any:
         ask = AutoMaskRequest(image, AutoOptions(points_per_side=points, **options))
         answer, _ = await self.runner.auto_masks(SAM, ask, time.monotonic() + timeout_s)
         return answer
@@ -155,17 +155,17 @@ Run = Callable[..., None]
 
 def test_masks_of_a_click_and_a_box(run: Run) -> None:
     async def main(served: Served) -> None:
-        picture = toy_sam.shapes(*SIZE)
+        image = toy_sam.shapes(*SIZE)
         x0, y0, x1, y1 = map(float, BOXES[1])
         answer = await served.masks(CLICK, Prompt(box=(x0, y0, x1, y1)), keep_logits=True)
         given: list[dict[str, Any]] = [{"points": CLICK.points}, {"box": BOXES[1]}]
         for row, one in zip(answer.results, given, strict=True):
-            for mask, expected in zip(row, toy_sam.expected_masks(picture, **one), strict=True):
+            for mask, expected in zip(row, toy_sam.expected_masks(image, **one), strict=True):
                 assert mask.rle == encode(expected.mask)
                 assert mask.predicted_iou == pytest.approx(expected.predicted_iou, abs=1e-5)
                 assert mask.logits is not None and mask.logits.shape == (256, 256)
         (single,), *_ = (await served.masks(CLICK, multimask=False)).results
-        (expected,) = toy_sam.expected_masks(picture, points=CLICK.points, multimask=False)
+        (expected,) = toy_sam.expected_masks(image, points=CLICK.points, multimask=False)
         assert single.rle == encode(expected.mask) and single.logits is None
 
     run(main)
@@ -183,7 +183,7 @@ def test_more_prompts_than_share_a_run(run: Run) -> None:
     run(main)
 
 
-def test_no_prompt_is_the_whole_picture(run: Run) -> None:
+def test_no_prompt_is_the_whole_image(run: Run) -> None:
     async def main(served: Served) -> None:
         answer = await served.masks()
         whole = await served.masks(Prompt(box=(0.0, 0.0, float(SIZE[0]), float(SIZE[1]))))
@@ -203,26 +203,26 @@ def test_what_is_outside_is_refused_with_its_number(run: Run) -> None:
     run(main)
 
 
-def test_tiny_pictures(run: Run) -> None:
+def test_tiny_images(run: Run) -> None:
     async def main(served: Served) -> None:
         for size in ((1, 1), (3, 7), (7, 3), (20, 20), (1, 64)):
             image = encoded(toy_sam.shapes(*size))
             (row,) = (await served.masks(image=image)).results
             assert {(mask.rle.width, mask.rle.height) for mask in row} == {size}
-            assert (await served.auto(2, image, pred_iou_thresh=0, stability_score_thresh=0)).picture.width == size[0]
+            assert (await served.auto(2, image, pred_iou_thresh=0, stability_score_thresh=0)).image.width == size[0]
 
     run(main)
 
 
 @pytest.mark.parametrize("size", [(20, 20), (5, 5), (9, 3)], ids=str)
-def test_more_layers_of_crops_than_a_picture_has_pixels_for(run: Run, size: tuple[int, int]) -> None:
+def test_more_layers_of_crops_than_a_image_has_pixels_for(run: Run, size: tuple[int, int]) -> None:
     async def main(served: Served) -> None:
         image = encoded(toy_sam.shapes(*size))
         try:
             answer = await served.auto(2, image, crop_n_layers=4)
         except BadInput:
             return
-        assert (answer.picture.width, answer.picture.height) == size
+        assert (answer.image.width, answer.image.height) == size
 
     run(main)
 
@@ -231,14 +231,14 @@ def test_each_family_answers_its_own_asks(run: Run) -> None:
     async def main(served: Served) -> None:
         late = time.monotonic() + 20
         with pytest.raises(BadInput, match="sam_toy version 1 answers prompts, not Ask"):
-            await served.runner.infer(SAM, InferenceRequest(PICTURE), late)
+            await served.runner.infer(SAM, InferenceRequest(IMAGE), late)
         with pytest.raises(BadInput, match="areas version 1 does not answer prompts"):
-            await served.runner.masks(AREAS, MaskRequest(PICTURE), late)
+            await served.runner.masks(AREAS, MaskRequest(IMAGE), late)
         with pytest.raises(BadInput, match="areas version 1 does not answer prompts"):
-            await served.runner.auto_masks(AREAS, AutoMaskRequest(PICTURE, AutoOptions()), late)
+            await served.runner.auto_masks(AREAS, AutoMaskRequest(IMAGE, AutoOptions()), late)
         assert [entry.users for entry in served.runner.engine._entries.values()] == [0, 0]
-        answered = await served.runner.infer(AREAS, InferenceRequest(PICTURE), late)
-        assert answered.answer.picture.width == SIZE[0]
+        answered = await served.runner.infer(AREAS, InferenceRequest(IMAGE), late)
+        assert answered.answer.image.width == SIZE[0]
         counts = await served.runner.counters(SAM)
         assert (counts["predictions"], counts["batches"]) == (0, 0)
 
@@ -276,15 +276,15 @@ def test_the_same_pixels_in_another_file(run: Run) -> None:
         await served.masks(CLICK)
         other = await served.masks(CLICK, image=SAME_PIXELS)
         assert served.encoded == 1 and other.embedding.cached
-        assert other.picture.mime_type == "image/bmp"
-        assert (await served.masks(CLICK)).picture.mime_type == "image/png"
+        assert other.image.mime_type == "image/bmp"
+        assert (await served.masks(CLICK)).image.mime_type == "image/png"
 
     run(main)
 
 
 def test_both_files_at_once(run: Run) -> None:
     async def main(served: Served) -> None:
-        await asyncio.gather(*(served.masks(CLICK, image=image) for image in (PICTURE, SAME_PIXELS)))
+        await asyncio.gather(*(served.masks(CLICK, image=image) for image in (IMAGE, SAME_PIXELS)))
         assert served.encoded == 1  # the second waits for the only encoder, and finds it then
 
     run(main)
@@ -301,9 +301,9 @@ def test_without_a_cache_every_ask_encodes(run: Run) -> None:
     run(main, cache_mb=0)
 
 
-def test_a_picture_that_cannot_be_read_is_everybody_s_error(run: Run) -> None:
+def test_a_image_that_cannot_be_read_is_everybody_s_error(run: Run) -> None:
     async def main(served: Served) -> None:
-        broken = PICTURE[:200]
+        broken = IMAGE[:200]
         errors = await asyncio.gather(*(served.masks(CLICK, image=broken) for _ in range(4)), return_exceptions=True)
         assert all(isinstance(error, BadInput) for error in errors)
         assert (served.encoded, served.users) == (0, 0)
@@ -532,11 +532,11 @@ def test_an_unload_takes_no_other_model_s_embeddings(run: Run) -> None:
         await served.runner.load(other)
         late = time.monotonic() + 20
         await served.masks(CLICK)
-        await served.runner.masks(other, MaskRequest(PICTURE, (CLICK,)), late)
+        await served.runner.masks(other, MaskRequest(IMAGE, (CLICK,)), late)
         assert len(served.runner.sam.cache) == 2
         assert await served.runner.unload(SAM)
         assert len(served.runner.sam.cache) == 1
-        answer, _ = await served.runner.masks(other, MaskRequest(PICTURE, (CLICK,)), late)
+        answer, _ = await served.runner.masks(other, MaskRequest(IMAGE, (CLICK,)), late)
         assert answer.embedding.cached
 
     run(main)

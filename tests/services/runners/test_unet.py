@@ -1,4 +1,4 @@
-"""Pictures that are read in windows, on toys: what is run, who shares a run, who may leave, what is asked of which."""
+"""Images that are read in windows, on toys: what is run, who shares a run, who may leave, what is asked of which."""
 
 from __future__ import annotations
 
@@ -125,14 +125,14 @@ def mask_of(answer: InferenceResponse) -> NDArray[np.uint8]:
     return np.asarray(Image.open(io.BytesIO(answer.renders["mask"])))
 
 
-PICTURE = toy_models.noise(150, 90)
+IMAGE = toy_models.noise(150, 90)
 PIECES = 9 * 5
-DATA = toy_models.encoded(PICTURE)
-TRUTH = toy_models.cell_logits(pixels_of(PICTURE)) >= 0
+DATA = toy_models.encoded(IMAGE)
+TRUTH = toy_models.cell_logits(pixels_of(IMAGE)) >= 0
 
 
 @pytest.mark.parametrize("flips", [False, True])
-def test_a_picture_at_its_own_size(artifacts: Path, flips: bool) -> None:
+def test_a_image_at_its_own_size(artifacts: Path, flips: bool) -> None:
     async def main(served: Served) -> None:
         await served.load()
         answer, timing = await served.segment(DATA, renders=(*RENDERS, PROBABILITY), flips=flips)
@@ -141,10 +141,10 @@ def test_a_picture_at_its_own_size(artifacts: Path, flips: bool) -> None:
             "cell": int(TRUTH.sum()),
             "background": int((~TRUTH).sum()),
         }
-        assert (answer.picture.width, answer.picture.height, answer.picture.mime_type) == (150, 90, "image/png")
+        assert (answer.image.width, answer.image.height, answer.image.mime_type) == (150, 90, "image/png")
         assert tuple(answer.renders) == (*RENDERS, PROBABILITY)
         overlay = pixels_of(Image.open(io.BytesIO(answer.renders["overlay"])))
-        assert np.array_equal(overlay[~TRUTH], pixels_of(PICTURE)[~TRUTH])
+        assert np.array_equal(overlay[~TRUTH], pixels_of(IMAGE)[~TRUTH])
         assert sum(served.batches) == timing.batch_size == PIECES * (4 if flips else 1)
         counts = await served.runner.counters(TILED)
         assert (counts["predictions"], counts["batches"]) == (1, len(served.batches))
@@ -153,7 +153,7 @@ def test_a_picture_at_its_own_size(artifacts: Path, flips: bool) -> None:
     run(artifacts, main)
 
 
-def test_mirror_images_of_a_picture_that_is_resized(artifacts: Path) -> None:
+def test_mirror_images_of_a_image_that_is_resized(artifacts: Path) -> None:
     async def main(served: Served) -> None:
         await served.load(WHOLE)
         plain, timing = await served.segment(DATA, key=WHOLE, renders=("mask", PROBABILITY))
@@ -162,9 +162,9 @@ def test_mirror_images_of_a_picture_that_is_resized(artifacts: Path) -> None:
         assert (sum(served.batches), timing.batch_size) == (5, 4)
         levels = [np.asarray(Image.open(io.BytesIO(a.renders[PROBABILITY]))).astype(int) for a in (plain, flipped)]
         assert np.abs(levels[0] - levels[1]).max() <= 1
-        small = np.asarray(PICTURE.resize((32, 32), Image.Resampling.BILINEAR))
+        small = np.asarray(IMAGE.resize((32, 32), Image.Resampling.BILINEAR))
         scores = Image.fromarray(toy_models.cell_logits(small).astype(np.float32))
-        expected = np.asarray(scores.resize(PICTURE.size, Image.Resampling.BILINEAR))
+        expected = np.asarray(scores.resize(IMAGE.size, Image.Resampling.BILINEAR))
         sure = np.abs(expected) > 1e-4
         for answer in (plain, flipped):
             assert np.array_equal(mask_of(answer)[sure], (expected >= 0)[sure])
@@ -173,7 +173,7 @@ def test_mirror_images_of_a_picture_that_is_resized(artifacts: Path) -> None:
 
 
 def test_windows_of_several_requests_share_runs(artifacts: Path) -> None:
-    pictures = [toy_models.noise(70 + n, 60 - n, n) for n in range(4)]
+    images = [toy_models.noise(70 + n, 60 - n, n) for n in range(4)]
 
     async def main(served: Served) -> None:
         await served.load()
@@ -181,12 +181,12 @@ def test_windows_of_several_requests_share_runs(artifacts: Path) -> None:
         served.runner.batcher._lanes[TILED].sizer.size = 8  # as on a device where that pays
         served.batches.clear()
         served.gate.clear()
-        asked = [asyncio.create_task(served.segment(toy_models.encoded(p), renders=("mask",))) for p in pictures]
+        asked = [asyncio.create_task(served.segment(toy_models.encoded(p), renders=("mask",))) for p in images]
         await soon(lambda: served.runner.batcher.depth(TILED) > 30)
         served.gate.set()
         answers = await asyncio.gather(*asked)
-        for picture, (answer, _) in zip(pictures, answers, strict=True):
-            assert np.array_equal(mask_of(answer), toy_models.cell_logits(pixels_of(picture)) >= 0)
+        for image, (answer, _) in zip(images, answers, strict=True):
+            assert np.array_equal(mask_of(answer), toy_models.cell_logits(pixels_of(image)) >= 0)
         pieces = sum(timing.batch_size for _, timing in answers)
         assert sum(served.batches) == pieces
         assert max(served.batches) >= 8 and len(served.batches) < pieces / 2
@@ -238,7 +238,7 @@ def test_a_deadline_ends_it(artifacts: Path) -> None:
     run(artifacts, main)
 
 
-def test_a_picture_that_cannot_be_done_in_time_is_not_tried_to_the_end(
+def test_a_image_that_cannot_be_done_in_time_is_not_tried_to_the_end(
     artifacts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(unet, "_JUDGED_AFTER_S", 0.1)
@@ -256,7 +256,7 @@ def test_a_picture_that_cannot_be_done_in_time_is_not_tried_to_the_end(
     run(artifacts, main)
 
 
-def test_others_are_answered_between_the_windows_of_a_large_picture(artifacts: Path) -> None:
+def test_others_are_answered_between_the_windows_of_a_large_image(artifacts: Path) -> None:
     small = toy_models.noise(32, 32)
 
     async def main(served: Served) -> None:
@@ -285,7 +285,7 @@ def test_progress(artifacts: Path) -> None:
     run(artifacts, main)
 
 
-def test_what_is_no_picture(artifacts: Path) -> None:
+def test_what_is_no_image(artifacts: Path) -> None:
     async def main(served: Served) -> None:
         await served.load()
         with pytest.raises(BadImage):
@@ -296,7 +296,7 @@ def test_what_is_no_picture(artifacts: Path) -> None:
     run(artifacts, main)
 
 
-def test_a_run_that_fails_ends_the_picture(artifacts: Path) -> None:
+def test_a_run_that_fails_ends_the_image(artifacts: Path) -> None:
     async def main(served: Served) -> None:
         loaded = await served.load()
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.services.datasets.importer import shapes
 from tests.services.datasets.importer.shapes import GOOD
-from tests.services.datasets.importer.uploads import SIDE, Row, blob, dataset, imported, picture, png
+from tests.services.datasets.importer.uploads import SIDE, Row, blob, dataset, image, imported, png
 from tests.toy_models import noise
 
 BAD = [
@@ -17,28 +17,28 @@ BAD = [
         "empty",
         dict,
         "no_images_folder",
-        "There is no folder images/ in the archive: put the pictures into images/ and their masks, with the "
+        "There is no folder images/ in the archive: put the images into images/ and their masks, with the "
         "same file names, into masks/. The archive is empty.",
     ),
     Row(
         "no folder images",
         lambda: shapes.only("masks", GOOD) | {"readme.txt": b"-"},
         "no_images_folder",
-        "There is no folder images/ in the archive: put the pictures into images/ and their masks, with the "
+        "There is no folder images/ in the archive: put the images into images/ and their masks, with the "
         "same file names, into masks/.",
     ),
     Row(
         "no folder masks",
         lambda: shapes.only("images", GOOD),
         "no_masks_folder",
-        "There is no folder masks/ in the archive: each picture of images/ needs a mask with the same file "
+        "There is no folder masks/ in the archive: each image of images/ needs a mask with the same file "
         "name in masks/, or there is nothing to learn from.",
     ),
     Row(
         "flat",
-        lambda: {"a.png": picture(1), "a_mask.png": png(blob(1))},
+        lambda: {"a.png": image(1), "a_mask.png": png(blob(1))},
         "no_images_folder",
-        "There is no folder images/ in the archive: put the pictures into images/ and their masks, with the "
+        "There is no folder images/ in the archive: put the images into images/ and their masks, with the "
         "same file names, into masks/. Found instead: a.png, a_mask.png.",
     ),
     Row(
@@ -57,14 +57,14 @@ BAD = [
     ),
     Row(
         "no pairs",
-        lambda: {"images/a.png": picture(1), "masks/b.png": png(blob(1))},
+        lambda: {"images/a.png": image(1), "masks/b.png": png(blob(1))},
         "no_pairs",
         "No image has a mask of the same name: images/ holds images/a.png; masks/ holds masks/b.png. Give "
         "each mask the file name of its image (img_1.jpg and img_1.png).",
     ),
     Row(
         "a mask per object",
-        lambda: {"images/a.png": picture(1)} | {f"masks/nucleus_{i}.png": png(blob(i)) for i in range(7)},
+        lambda: {"images/a.png": image(1)} | {f"masks/nucleus_{i}.png": png(blob(i)) for i in range(7)},
         "no_pairs",
         "No image has a mask of the same name: images/ holds images/a.png; masks/ holds masks/nucleus_0.png, "
         "masks/nucleus_1.png, masks/nucleus_2.png, masks/nucleus_3.png, masks/nucleus_4.png and 2 more. Give "
@@ -73,7 +73,7 @@ BAD = [
     ),
     Row(
         "two images of one name",
-        lambda: GOOD | {"images/img_03.jpg": picture(3, format="JPEG")},
+        lambda: GOOD | {"images/img_03.jpg": image(3, format="JPEG")},
         "ambiguous_names",
         "Several files of images/ have the same name but for the ending, so that it is not clear which "
         "belongs to a pair: images/img_03.jpg and images/img_03.png. Keep one of each.",
@@ -84,7 +84,7 @@ BAD = [
         "size_mismatch",
         "2 masks have another size than their images: img_02 (image 40 x 40, mask 31 x 33), img_05 (image 40 "
         "x 40, mask 20 x 20, one of them was resized). Make each mask as large as its image (nearest "
-        "neighbour, not smoothed); if a program turned the pictures, export image and mask from the same one.",
+        "neighbour, not smoothed); if a program turned the images, export image and mask from the same one.",
     ),
     Row(
         "drawn before EXIF",
@@ -92,15 +92,15 @@ BAD = [
         "size_mismatch",
         "1 mask has another size than its image: img_99 (image 30 x 60, mask 60 x 30, drawn before EXIF "
         "turned the image). Make each mask as large as its image (nearest neighbour, not smoothed); if a "
-        "program turned the pictures, export image and mask from the same one.",
+        "program turned the images, export image and mask from the same one.",
     ),
     Row(
         "transposed",
-        lambda: shapes.altered(GOOD, images__img_02=picture(2, 60, 30), masks__img_02=png(blob(2, 255, 30, 60))),
+        lambda: shapes.altered(GOOD, images__img_02=image(2, 60, 30), masks__img_02=png(blob(2, 255, 30, 60))),
         "size_mismatch",
         "1 mask has another size than its image: img_02 (image 60 x 30, mask 30 x 60, width and height "
         "exchanged). Make each mask as large as its image (nearest neighbour, not smoothed); if a program "
-        "turned the pictures, export image and mask from the same one.",
+        "turned the images, export image and mask from the same one.",
     ),
     Row(
         "not an image",
@@ -111,7 +111,7 @@ BAD = [
     ),
     Row(
         "truncated",
-        lambda: shapes.altered(GOOD, images__img_04=picture(4)[:2000]),
+        lambda: shapes.altered(GOOD, images__img_04=image(4)[:2000]),
         "unreadable_image",
         "1 image cannot be read: images/img_04.png (the image/png is truncated). Save them again as PNG or "
         "TIFF, or take them and their masks out.",
@@ -143,19 +143,19 @@ BAD = [
         "too_many_values",
         "24 masks have too many different values and look like a photo or a grey-scale image, not labels: "
         "img_00, img_01, img_02, img_03, img_04 and 19 more. A mask has one value per class (such as 0 for "
-        "background and 255 for the object): put the drawn masks into masks/, not the pictures.",
+        "background and 255 for the object): put the drawn masks into masks/, not the images.",
     ),
     Row(
         "one photo as a mask",
-        lambda: shapes.altered(GOOD, masks__img_07=picture(70)),
+        lambda: shapes.altered(GOOD, masks__img_07=image(70)),
         "too_many_values",
         "1 mask has too many different values and looks like a photo or a grey-scale image, not labels: "
         "img_07. A mask has one value per class (such as 0 for background and 255 for the object): put the "
-        "drawn masks into masks/, not the pictures.",
+        "drawn masks into masks/, not the images.",
     ),
     Row(
         "the images in masks",
-        lambda: dataset(24, picture),
+        lambda: dataset(24, image),
         "same_as_image",
         "24 masks are the images themselves: img_00, img_01, img_02, img_03, img_04 and 19 more. Images were "
         "put into masks/ as well: put the drawn masks there.",

@@ -10,13 +10,13 @@ import pytest
 from PIL import Image
 
 from ekiben.dataset_archive import DatasetArchive
-from tests.services.datasets.importer.uploads import SIDE, blob, dataset, imported, picture, png
+from tests.services.datasets.importer.uploads import SIDE, blob, dataset, image, imported, png
 from tests.toy_models import encoded, noise
 
 
 def test_the_numbers_of_the_report(tmp_path: Path) -> None:
     masks = [np.where(blob(i) > 0, (3, 7)[i % 2], 0).astype(np.uint8) for i in range(24)]
-    files = dataset(24, lambda i: png(masks[i])) | {"images/big.bmp": picture(50, 64, 48, "BMP")}
+    files = dataset(24, lambda i: png(masks[i])) | {"images/big.bmp": image(50, 64, 48, "BMP")}
     masks.append(np.zeros((48, 64), np.uint8))
     files["masks/big.png"] = png(masks[-1])
     report = imported(tmp_path, files, classes=["background", "cell", "wall"]).report
@@ -68,7 +68,7 @@ def test_copies_stay_together(tmp_path: Path) -> None:
     files = dataset(24) | {
         "images/copy.png": dataset(1)["images/img_00.png"],
         "masks/copy.png": png(blob(0)),
-        "images/other.bmp": picture(0, format="BMP"),
+        "images/other.bmp": image(0, format="BMP"),
         "masks/other.png": png(blob(7)),
     }
     done = imported(tmp_path, files)

@@ -9,13 +9,13 @@ import pytest
 
 from tests.services.datasets.importer import shapes
 from tests.services.datasets.importer.shapes import GOOD
-from tests.services.datasets.importer.uploads import SIDE, Row, blob, dataset, imported, picture, png
+from tests.services.datasets.importer.uploads import SIDE, Row, blob, dataset, image, imported, png
 from tests.toy_models import encoded, noise
 
 ODD = [
     Row(
         "an image without a mask",
-        lambda: GOOD | {"images/extra.png": picture(90)},
+        lambda: GOOD | {"images/extra.png": image(90)},
         "images_without_mask",
         "1 image has no mask and will not be used: images/extra.png. Add masks with the same file names; an "
         "image without any object needs an all-black mask.",
@@ -37,7 +37,7 @@ ODD = [
     ),
     Row(
         "enlarged masks",
-        lambda: dataset(24, shapes.soft_edge) | {f"images/img_{i:02d}.png": picture(i, 160, 160) for i in range(24)},
+        lambda: dataset(24, shapes.soft_edge) | {f"images/img_{i:02d}.png": image(i, 160, 160) for i in range(24)},
         "blurred_masks",
         "24 masks have values near 0 and 255 but not exactly, as resizing with interpolation or a blurred "
         "brush leaves them: 61440 pixels (10.00%) were set to the nearer of the two: img_00, img_01, img_02, "
@@ -55,7 +55,7 @@ ODD = [
         "one full",
         lambda: shapes.altered(GOOD, masks__img_03=png(np.full((SIDE, SIDE), 255, np.uint8))),
         "full_masks",
-        "1 mask has no background at all: img_03. Check that objects are drawn, not the whole picture filled.",
+        "1 mask has no background at all: img_03. Check that objects are drawn, not the whole image filled.",
     ),
     Row(
         "copies",
@@ -66,7 +66,7 @@ ODD = [
     ),
     Row(
         "copies that disagree",
-        lambda: GOOD | {"images/copy.bmp": picture(3, format="BMP"), "masks/copy.png": png(blob(90))},
+        lambda: GOOD | {"images/copy.bmp": image(3, format="BMP"), "masks/copy.png": png(blob(90))},
         "conflicting_duplicates",
         "1 image is there several times, with different masks: copy = img_03. A network cannot learn both "
         "answers: keep the right mask. The copies stay on one side of every split.",
@@ -117,13 +117,13 @@ ODD = [
     ),
     Row(
         "small",
-        lambda: GOOD | {"images/dot.png": picture(1, 8, 30), "masks/dot.png": png(blob(1, 255, 8, 30))},
+        lambda: GOOD | {"images/dot.png": image(1, 8, 30), "masks/dot.png": png(blob(1, 255, 8, 30))},
         "small_images",
         "1 image is smaller than 32 pixels on a side: dot.",
     ),
     Row(
         "two sizes",
-        lambda: GOOD | {"images/big.png": picture(1, 64, 50), "masks/big.png": png(blob(1, 255, 64, 50))},
+        lambda: GOOD | {"images/big.png": image(1, 64, 50), "masks/big.png": png(blob(1, 255, 64, 50))},
         "mixed_sizes",
         "The images have 2 sizes: 40 x 40 (24), 64 x 50 (1).",
     ),
@@ -175,7 +175,7 @@ ODD = [
         "turned by EXIF",
         lambda: GOOD | {"images/photo.jpg": shapes.upright(3), "masks/photo.png": png(blob(2))},
         "exif_turned",
-        "1 image is turned by EXIF: photo. Look at the preview: their masks must fit the turned picture.",
+        "1 image is turned by EXIF: photo. Look at the preview: their masks must fit the turned image.",
     ),
     Row(
         "other files",

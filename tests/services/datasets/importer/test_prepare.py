@@ -20,7 +20,7 @@ from pydicom.data import get_testdata_file
 from ekiben.dataset_archive import DatasetArchive
 from ekiben.errors import BadInput, NotFound
 from models.images import decode
-from tests.services.datasets.importer.uploads import Imported, blob, dataset, imported, picture, png
+from tests.services.datasets.importer.uploads import Imported, blob, dataset, image, imported, png
 from tests.toy_models import encoded, noise
 
 AFFINE = np.array([[-0.7, 0, 0, 9], [0, 0.8, 0, -4], [0, 0, 2.5, 1], [0, 0, 0, 1]], np.float64)
@@ -51,12 +51,12 @@ def opened(done: Imported) -> DatasetArchive:
     return DatasetArchive.open(done.archive)
 
 
-def test_pictures_as_they_came_and_masks_by_class(tmp_path: Path) -> None:
+def test_images_as_they_came_and_masks_by_class(tmp_path: Path) -> None:
     formats = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
     endings = {"PNG": "png", "JPEG": "jpg", "TIFF": "tif", "BMP": "bmp", "WEBP": "webp"}
     files = {}
     for i in range(20):
-        files[f"set/images/i{i:02d}.{formats[i % 5].lower()}"] = picture(i, 40 + i, 50, formats[i % 5])
+        files[f"set/images/i{i:02d}.{formats[i % 5].lower()}"] = image(i, 40 + i, 50, formats[i % 5])
         files[f"set/masks/i{i:02d}.png"] = png(blob(i, 255, 40 + i, 50))
     with opened(imported(tmp_path, files)) as prepared:
         assert (prepared.name, prepared.grey, len(prepared)) == ("toy", False, 20)
@@ -176,7 +176,7 @@ def test_dicom_files_of_one_series_are_one_group(tmp_path: Path) -> None:
         files[f"images/{i}.dcm"] = written(slice_)
         files[f"masks/{i}.png"] = png(blob(i, 255, 128, 128))
     for i in range(3):
-        files[f"images/p{i}.png"] = picture(i)
+        files[f"images/p{i}.png"] = image(i)
         files[f"masks/p{i}.png"] = png(blob(i))
     done = imported(tmp_path, files)
     with opened(done) as prepared:
@@ -199,7 +199,7 @@ def test_a_dicom_mask(tmp_path: Path) -> None:
         files[f"images/{i}.dcm"] = written(slice_)
         slice_.PixelData = blob(i, 3, 128, 128).astype(np.int16).tobytes()
         files[f"masks/{i}.dcm"] = written(slice_)
-    # The three images are one series and the same picture: too few to train on, and the masks were read.
+    # The three images are one series and the same image: too few to train on, and the masks were read.
     done = imported(tmp_path, files)
     assert done.codes["errors"] == ["too_few"]
     assert [(v["value"], v["pixels"]) for v in done.report["values"]] == [
@@ -208,7 +208,7 @@ def test_a_dicom_mask(tmp_path: Path) -> None:
     ]
 
 
-def test_the_pictures_of_a_folder_beside(tmp_path: Path) -> None:
+def test_the_images_of_a_folder_beside(tmp_path: Path) -> None:
     """source: pairs, as a dataset from corrected predictions comes."""
     for name, data in dataset(4).items():
         path = tmp_path / "pairs" / name

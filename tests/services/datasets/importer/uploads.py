@@ -34,12 +34,12 @@ class Row(NamedTuple):
     options: Mapping[str, Any] = MappingProxyType({})
 
 
-def picture(seed: int, width: int = SIDE, height: int = SIDE, format: str = "PNG") -> bytes:
+def image(seed: int, width: int = SIDE, height: int = SIDE, format: str = "PNG") -> bytes:
     return encoded(noise(width, height, seed), format)
 
 
 def blob(seed: int, value: int = 255, width: int = SIDE, height: int = SIDE) -> NDArray[np.uint8]:
-    """uint8 [height, width]: a rectangle of ``value`` on 0, a fifth to a third of the picture."""
+    """uint8 [height, width]: a rectangle of ``value`` on 0, a fifth to a third of the image."""
     random = np.random.default_rng(seed)
     mask = np.zeros((height, width), np.uint8)
     top, left = int(random.integers(1, height // 3)), int(random.integers(1, width // 3))
@@ -62,7 +62,7 @@ def dataset(count: int = 24, mask: Callable[[int], bytes] | None = None, first: 
     """``images/img_00.png`` and ``masks/img_00.png``, and so on; ``mask(i)`` instead of a 0/255 rectangle."""
     files: Files = {}
     for i in range(first, first + count):
-        files[f"images/img_{i:02d}.png"] = picture(i)
+        files[f"images/img_{i:02d}.png"] = image(i)
         files[f"masks/img_{i:02d}.png"] = mask(i) if mask else png(blob(i))
     return files
 
