@@ -76,7 +76,7 @@ def _measure(plan: Plan, only: set[str], work: Path) -> Report:
     (file := work / "image.jpg").write_bytes(data)
     digest = hashlib.sha256(data).hexdigest()[:12]
     size = f"{test_image.WIDTH} x {test_image.HEIGHT}, {len(data) / 1e3:.1f} kB"
-    facts = f"{size}, JPEG quality {test_image.QUALITY}, SHA-256 {digest}"
+    info = f"{size}, JPEG quality {test_image.QUALITY}, SHA-256 {digest}"
     _say("exporting the model")
     artifact = export_artifact(work)
     rows = [Row(each) for each in contenders(work, artifact) if each.letter in only]
@@ -85,7 +85,7 @@ def _measure(plan: Plan, only: set[str], work: Path) -> Report:
         empty = [_without_models(work, each) for each in TOPOLOGIES]
         remarks = _publish(work, artifact, rows)
     run(rows, plan, artifact, file, _say)
-    return Report(started, plan, facts, rows, empty, remarks)
+    return Report(started, plan, info, rows, empty, remarks)
 
 
 def _without_models(work: Path, topology: str) -> Empty | str:

@@ -115,7 +115,7 @@ def _export(work: Path, *arguments: str, home: Path | None = None) -> None:
         raise Missing(f"python -m export {MODEL} ended with status {done.returncode}: {lines[-1]}")
 
 
-def ask(url: str, image: bytes) -> Top5:
+def request(url: str, image: bytes) -> Top5:
     """What a server says of the image. ValueError when it is not a 200 with five classes."""
     request = urllib.request.Request(url, image, {"Content-Type": "image/jpeg"}, method="POST")
     try:

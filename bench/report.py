@@ -46,7 +46,7 @@ class Report:
 
     started: datetime
     plan: Plan
-    image_facts: str
+    image_info: str
     rows: Sequence[Row]
     empty: Sequence[Empty | str]
     remarks: Sequence[str]
@@ -64,7 +64,7 @@ class Report:
             "started": self.started.isoformat(timespec="seconds"),
             "machine": machine(),
             "plan": asdict(self.plan),
-            "image": self.image_facts,
+            "image": self.image_info,
             "remarks": [_shorten(each) for each in self.remarks],
             "goals": [{**asdict(each), "verdict": each.verdict} for each in goals(self._by_key())],
             "ekiben_without_models": [asdict(each) if isinstance(each, Empty) else each for each in self.empty],
@@ -80,12 +80,12 @@ class Report:
         return {row.contender.key: row for row in self.rows}
 
     def _header(self) -> str:
-        plan, facts = self.plan, machine()
+        plan, info = self.plan, machine()
         lines = [
-            f"- {facts['cpu']}, {facts['cores']} cores, {facts['memory_gb']} GB; {facts['system']}",
-            f"- commit {facts['commit']}",
-            f"- Python {facts['python']}; {facts['versions']}",
-            f"- image: {self.image_facts}",
+            f"- {info['cpu']}, {info['cores']} cores, {info['memory_gb']} GB; {info['system']}",
+            f"- commit {info['commit']}",
+            f"- Python {info['python']}; {info['versions']}",
+            f"- image: {self.image_info}",
             f"- {plan.rounds} rounds of {plan.seconds} s, contenders in turn, after a warm-up of {plan.warm_s} s "
             f"({plan.first_warm_s} s in the first round); figures are medians over the rounds",
             "- load: one thread of wrk on the same machine; (a) and (a') have no client; their two threads are the two "

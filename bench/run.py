@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from bench.contenders import Contender, Top5, ask, difference, read_top5
+from bench.contenders import Contender, Top5, difference, read_top5, request
 from bench.load import Figures, children_s, wrk
 from bench.servers import IDLE_CORES, ROOT, Missing, Server, busy_s, clean_environ
 
@@ -111,7 +111,7 @@ def _prepare(rows: Sequence[Row], plan: Plan, artifact: Path, image: Path, say: 
                     raise Missing(failed[server])
                 if not server.running:
                     row.ready_s = server.start()
-                answer = ask(server.url + row.contender.path, image.read_bytes())
+                answer = request(server.url + row.contender.path, image.read_bytes())
         except Missing as error:
             row.wrong = f"missing: {error}"
             if server is not None:

@@ -113,7 +113,7 @@ def _pack(data: Path, archive: Path) -> tuple[Path, dict[str, list[str]]]:
 
 
 def _import(server: Ekiben, archive: Path) -> str:
-    status, answer = server.ask(
+    status, answer = server.request(
         "POST", "/v1/datasets?name=nuclei", archive.read_bytes(), {"Content-Type": "application/zip"}
     )
     if status != 202:
@@ -125,8 +125,8 @@ def _import(server: Ekiben, archive: Path) -> str:
 
 def _train(server: Ekiben, dataset: str, **options: Any) -> dict[str, Any]:
     """The training as the API shows it, once it has succeeded."""
-    asked = json.dumps({"dataset_id": dataset, "name": "nuclei", **options}).encode()
-    status, answer = server.ask("POST", "/v1/trainings", asked, {"Content-Type": "application/json"})
+    requested = json.dumps({"dataset_id": dataset, "name": "nuclei", **options}).encode()
+    status, answer = server.request("POST", "/v1/trainings", requested, {"Content-Type": "application/json"})
     if status != 202:
         raise Missing(f"the training was answered with {status}: {answer[:300]!r}")
     job = server.wait(json.loads(answer)["job_id"], 3600, every_s=1.0)
@@ -168,7 +168,7 @@ def _median(seconds: Sequence[float]) -> float:
 
 def _markdown(found: dict[str, Any], started: str, given: argparse.Namespace) -> str:
     epoch, ours, default, plain = found["epoch_s"], found["ekiben"], found["default"], found["plain"]
-    ratio, facts = statistics.median(epoch["ratios"]), machine()
+    ratio, info = statistics.median(epoch["ratios"]), machine()
     ratios = ", ".join(f"{each:.2f}" for each in epoch["ratios"])
     took = default["training"]["seconds"]
     kept = default["metrics"]["dice"] >= LEAST_DICE and took <= 600
@@ -197,7 +197,7 @@ def _markdown(found: dict[str, Any], started: str, given: argparse.Namespace) ->
     intervals = [[round(value, 4) for value in each["metrics"]["dice_interval"]] for each in (ours, default)]
     sections = [
         f"# Training: {started} UTC",
-        f"{facts['cpu']}, {facts['cores']} cores, commit {facts['commit']}, {facts['versions']}.",
+        f"{info['cpu']}, {info['cores']} cores, commit {info['commit']}, {info['versions']}.",
         f"{IMAGES} nuclei of 256 x 256 in parts {found['parts']}, a U-Net of {plain['parameters']:,} parameters, "
         "batches of 8. Ekiben over its API, as shipped; the script is `bench/peers/plain_monai.py`.",
         "\n".join("| " + " | ".join(row) + " |" for row in table),

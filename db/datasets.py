@@ -77,10 +77,10 @@ class Datasets:
             raise Conflict(f"the dataset cannot be used: {reason}", code="dataset_not_ready")
         return shown.dataset
 
-    def imported(self, id: str, settling: ItemResult, found: dict[str, Any]) -> None:
+    def imported(self, id: str, result: ItemResult, found: dict[str, Any]) -> None:
         """The end of an import, with what was ``found`` (columns). Conflict (LOST): another worker has the job now."""
         with writing(self._engine) as session:
-            finish_items(session.connection(), [settling])
+            finish_items(session.connection(), [result])
             dataset = session.get(Dataset, id)
             if dataset is None:
                 raise NotFound("the dataset was deleted")
@@ -88,8 +88,8 @@ class Datasets:
                 setattr(dataset, name, value)
             dataset.updated_at = now()
             session.add(dataset)
-            if settling.error is None:  # what came is not needed any more; a retry of a refused one needs it
-                own = sa.update(JobItem).where(col(JobItem.id) == settling.item_id).values(storage_key=None)
+            if result.error is None:  # what came is not needed any more; a retry of a refused one needs it
+                own = sa.update(JobItem).where(col(JobItem.id) == result.item_id).values(storage_key=None)
                 session.execute(own)
 
     def known_keys(self, keys: Iterable[str]) -> set[str]:

@@ -38,7 +38,7 @@ class GroupCommit:
     """Stores units of rows, each all or none. Its thread starts with the first unit."""
 
     def __init__(self, engine: sa.Engine) -> None:
-        self._linger_s = 0.0
+        self._delay_s = 0.0
         self._more_to_come: Callable[[], bool] = bool
         self._engine = engine.execution_options(immediate=True)
         # Whoever is referred to comes first.
@@ -67,12 +67,12 @@ class GroupCommit:
             self._change.notify()
         return future
 
-    def linger(self, seconds: float, more_to_come: Callable[[], bool]) -> None:
+    def delay(self, seconds: float, more_to_come: Callable[[], bool]) -> None:
         """From now on a unit waits for the company of others, where nobody waits for each of them.
 
         At most so long, and only while ``more_to_come()``, which is asked from the writer's thread.
         """
-        self._linger_s, self._more_to_come = seconds, more_to_come
+        self._delay_s, self._more_to_come = seconds, more_to_come
 
     def start(self) -> None:
         """Start its thread now, with the priority of the thread that calls."""
@@ -100,7 +100,7 @@ class GroupCommit:
                 self._change.wait_for(lambda: self._waiting or self._closed)
                 if not self._waiting:
                     return
-                until = time.monotonic() + self._linger_s
+                until = time.monotonic() + self._delay_s
                 while time.monotonic() < until and len(self._waiting) < GROUP_AT and self._more_to_come():
                     if self._closed:
                         break

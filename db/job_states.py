@@ -99,8 +99,8 @@ def claim(db: Session, job_id: str, worker_id: str, limit: int) -> list[ClaimedI
 def places_left(db: Session, job_id: str, at_once: int) -> int:
     """How many more items of a job may be in hand. Until the commit nobody else is told of the same places."""
     _locked(db, job_id)
-    in_hand = select(func.count()).where(JobItem.job_id == job_id, JobItem.state == "running")
-    return at_once - int(db.execute(in_hand).scalar_one())
+    claimed = select(func.count()).where(JobItem.job_id == job_id, JobItem.state == "running")
+    return at_once - int(db.execute(claimed).scalar_one())
 
 
 class ItemResult(NamedTuple):
@@ -175,13 +175,13 @@ def fail_worker(db: Session, worker_id: str) -> list[str]:
 
     A job ends as failed when MAX_DEATHS workers died with it and none of its items ended meanwhile.
     """
-    in_hand = (col(JobItem.worker_id) == worker_id, col(JobItem.state) == "running")
-    jobs = sorted(db.execute(sa.select(col(JobItem.job_id)).where(*in_hand).distinct()).scalars())
+    claimed = (col(JobItem.worker_id) == worker_id, col(JobItem.state) == "running")
+    jobs = sorted(db.execute(sa.select(col(JobItem.job_id)).where(*claimed).distinct()).scalars())
     # One that had been in a dead worker's hand before only waited to be alone, unless it had begun.
     suspect = sa.or_(col(JobItem.deaths) == 0, col(JobItem.begun))
     for job_id in jobs:
         _locked(db, job_id)
-        own = (*in_hand, col(JobItem.job_id) == job_id)
+        own = (*claimed, col(JobItem.job_id) == job_id)
         suspects = db.execute(sa.select(func.count()).where(*own, suspect)).scalar_one()
         db.execute(
             sa.update(JobItem)

@@ -33,7 +33,7 @@ class JobRecords:
         self._engine = engine
 
     def submit(
-        self, job: Job, items: Sequence[dict[str, Any]], hands: int, enqueue: Enqueue, rows: Sequence[Row] = ()
+        self, job: Job, items: Sequence[dict[str, Any]], entries: int, enqueue: Enqueue, rows: Sequence[Row] = ()
     ) -> tuple[Job, bool]:
         """Store a job with its items and queue it, all or nothing, with other ``rows`` besides: (the job, True).
 
@@ -61,7 +61,7 @@ class JobRecords:
                     [{**blank, **common, "position": number, **item} for number, item in enumerate(items)],
                 )
                 job_states.add_event(session, job.id, "state", {"state": "queued"})
-                enqueue_entries(session, job, hands, enqueue)
+                enqueue_entries(session, job, entries, enqueue)
                 session.flush()
         except Conflict:
             if (earlier := self._earlier(job)) is not None:  # another process was faster, by a moment
@@ -165,12 +165,12 @@ class JobRecords:
         """The job, which is now cancelled. Conflict when it was over."""
         return self._change(owner, id, job_states.cancel)
 
-    def retry(self, owner: str, id: str, hands: Callable[[int], int], enqueue: Enqueue) -> Job:
+    def retry(self, owner: str, id: str, entries: Callable[[int], int], enqueue: Enqueue) -> Job:
         """The job, whose items that did not succeed are queued again by ``hands(their number)``. Conflict."""
 
         def again(session: Session, job: Job) -> None:
             job_states.retry(session, job)
-            enqueue_entries(session, job, hands(job.total - job.succeeded), enqueue)
+            enqueue_entries(session, job, entries(job.total - job.succeeded), enqueue)
 
         return self._change(owner, id, again)
 
@@ -348,7 +348,7 @@ class JobRecords:
             chosen = select(Job.owner, Job.id).where(col(Job.state).in_(OVER), col(Job.finished_at) < before, ~lineage)
             return [(owner, id) for owner, id in session.exec(chosen.limit(limit))]
 
-    def add_hand(self, job_id: str, enqueue: Enqueue) -> None:
+    def enqueue_entry(self, job_id: str, enqueue: Enqueue) -> None:
         """Queue the job once more, if it is not over."""
         with writing(self._engine) as session:
             job = session.exec(select(Job).where(Job.id == job_id).with_for_update()).first()
@@ -374,13 +374,16 @@ class JobRecords:
         return earlier
 
 
-def enqueue_entries(session: Session, job: Job, hands: int, enqueue: Enqueue) -> None:
+def enqueue_entries(session: Session, job: Job, entries: int, enqueue: Enqueue) -> None:
     """Queue a job by ``hands`` entries. Their ids are the job's and a number that is never used twice."""
     last = session.execute(
-        sa.update(Job).where(col(Job.id) == job.id).values(hands=col(Job.hands) + hands).returning(col(Job.hands)),
+        sa.update(Job)
+        .where(col(Job.id) == job.id)
+        .values(entries=col(Job.entries) + entries)
+        .returning(col(Job.entries)),
         execution_options={"synchronize_session": False},
     ).scalar_one()
-    for number in range(last - hands, last):
+    for number in range(last - entries, last):
         enqueue(session, job, number)
 
 

@@ -56,9 +56,9 @@ class Records:
         """Store the rows of one unit, all or none, together with whatever else waits: see ``Writer.save``."""
         return self._writer.save(rows, then)
 
-    def linger(self, seconds: float, more_to_come: Callable[[], bool]) -> None:
+    def delay(self, seconds: float, more_to_come: Callable[[], bool]) -> None:
         """Store what belongs together in fewer transactions; see ``Writer.linger``."""
-        self._writer.linger(seconds, more_to_come)
+        self._writer.delay(seconds, more_to_come)
 
     def start(self) -> None:
         """Start the thread that writes; see ``Writer.start``."""

@@ -246,7 +246,7 @@ class Job(Owned, table=True):
     attempts: int = 0
     deaths: int = 0
     head_start: int = Field(default=0, description="Items that had succeeded when it began: what a retry need not do.")
-    hands: int = 0
+    entries: int = 0
     last_event: int = 0
     timeout_s: float
     items_at_once: int | None = Field(default=None, description="In all workers' hands together; None: no bound.")

@@ -43,8 +43,8 @@ class Workers:
         """The worker ends; what it still has in hand waits again, and no death is counted."""
         with writing(self._engine) as session:
             session.exec(select(Worker).where(Worker.id == worker_id).with_for_update()).first()
-            in_hand = select(JobItem.id).where(JobItem.worker_id == worker_id, JobItem.state == "running")
-            job_states.requeue(session, worker_id, session.exec(in_hand).all())
+            claimed = select(JobItem.id).where(JobItem.worker_id == worker_id, JobItem.state == "running")
+            job_states.requeue(session, worker_id, session.exec(claimed).all())
             session.execute(sa.delete(Worker).where(col(Worker.id) == worker_id))
 
     def alive(self, ttl_s: float) -> list[Worker]:
@@ -93,8 +93,8 @@ class Workers:
         """Jobs in ``state``, the oldest first, of which no item is in hand and nothing was heard for ``quiet_s``."""
         with reading(self._engine) as session:
             before = now() - timedelta(seconds=quiet_s)
-            in_hand = select(JobItem.id).where(JobItem.job_id == Job.id, JobItem.state == "running")
-            chosen = select(Job.id).where(Job.state == state, col(Job.updated_at) < before, ~sa.exists(in_hand))
+            claimed = select(JobItem.id).where(JobItem.job_id == Job.id, JobItem.state == "running")
+            chosen = select(Job.id).where(Job.state == state, col(Job.updated_at) < before, ~sa.exists(claimed))
             return list(session.exec(chosen.order_by(col(Job.created_at)).limit(limit)))
 
     def late(self, grace_s: float) -> list[Job]:

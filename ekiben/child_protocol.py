@@ -1,4 +1,12 @@
-"""How a child process speaks to the worker that started it: one JSON object a line on stdout."""
+"""How a child process reports to the worker that started it: one JSON object a line on standard output.
+
+- ``{"event": kind, "data": {...}, "progress": 0-1}``: an event of the job;
+- ``{"file": path}``: a file in the folder was replaced, and is worth keeping;
+- ``{"refusal": {"code", "message"}}``: why it ends without a result;
+- ``{"result": {...}}``: its last line.
+
+The child ends when its standard input closes. The worker's side is services/jobs/child_process.py.
+"""
 
 from __future__ import annotations
 
@@ -9,114 +17,111 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable
+from typing import IO, Any
 
 EXIT_DONE = 0
 EXIT_REFUSED = 2
 EXIT_ORPHANED = 3
 
-REPEAT_S = 0.9
-"""So often the last word on progress is said again where nothing new is known: silence would look like a hang."""
 
-_LEAST_S = 0.2
+class MessageWriter:
+    """Writes the lines. Thread-safe. A line that cannot be written ends the process: its parent is gone."""
 
-
-class Speaker:
-    """Writes the lines. What else is printed to stdout, by any library, goes to stderr instead."""
-
-    def __init__(self, fd: int) -> None:
-        self._out = os.fdopen(fd, "w", encoding="utf-8")
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
         self._lock = threading.Lock()
+        self._progress = 0.0
 
     @classmethod
-    def take_stdout(cls) -> Speaker:
-        """A speaker on this process's real stdout; from now on file descriptor 1 is stderr."""
+    def take_stdout(cls) -> MessageWriter:
+        """A writer on this process's standard output; whatever else prints, by any library, goes to standard error."""
         sys.stdout.flush()
-        real = os.dup(1)
+        real = os.fdopen(os.dup(1), "w", encoding="utf-8")
         os.dup2(2, 1)
+        sys.stdout = sys.stderr
         return cls(real)
 
     def event(self, kind: str, data: dict[str, Any], progress: float | None = None) -> None:
+        """``progress``, 0-1, is of the whole job; a lower value than the last one is reported as that one."""
         line: dict[str, Any] = {"event": kind, "data": data}
         if progress is not None:
-            line["progress"] = round(min(max(progress, 0.0), 1.0), 4)
-        self._say(line)
+            self._progress = max(self._progress, min(max(progress, 0.0), 1.0))
+            line["progress"] = round(self._progress, 4)
+        self._write(line)
+
+    def file(self, name: str) -> None:
+        """``name``, relative to the folder, was replaced atomically and is worth keeping now."""
+        self._write({"file": name})
 
     def refusal(self, code: str, message: str) -> None:
-        self._say({"refusal": {"code": code, "message": message}})
+        """Why there is no result."""
+        self._write({"refusal": {"code": code, "message": message}})
 
     def result(self, result: dict[str, Any]) -> None:
-        self._say({"result": result})
+        """The last line of a child that has done its work."""
+        self._write({"result": result})
 
-    def _say(self, line: dict[str, Any]) -> None:
+    def _write(self, line: dict[str, Any]) -> None:
+        # JSON has no NaN, and a reader that is strict would stop at one.
+        text = json.dumps(_finite(line), allow_nan=False)
         with self._lock:
-            self._out.write(json.dumps(line) + "\n")
-            self._out.flush()
+            try:
+                self._stream.write(text + "\n")
+                self._stream.flush()
+            except (OSError, ValueError):
+                os._exit(EXIT_ORPHANED)
 
 
-class Progress:
-    """Where the import stands, as events of kind ``import``: at most five a second, at least one."""
+class SilentWriter(MessageWriter):
+    """Writes nothing: for the processes of a distributed training beside the first one."""
 
-    def __init__(self, speaker: Speaker, spans: dict[str, tuple[float, float]]) -> None:
-        """``spans``: phase -> the share of the whole, 0-1, at its start and its end."""
-        self._speaker = speaker
-        self._spans = spans
-        self._lock = threading.Lock()
-        self._state: tuple[str, int, int] | None = None
-        self._said_at = 0.0
-        self._said: tuple[str, int, int] | None = None
+    def __init__(self) -> None:
+        super().__init__(sys.stderr)
 
-    def __call__(self, phase: str, done: int, total: int) -> None:
-        """``done`` of ``total`` (0: not known) bytes, entries or samples of this phase."""
-        with self._lock:
-            before, self._state = self._state, (phase, done, total)
-            # The first and the last word of a phase are always said.
-            telling = before is None or before[0] != phase or (done == total and self._said != self._state)
-            if telling or time.monotonic() - self._said_at >= _LEAST_S:
-                self._tell()
-
-    @contextlib.contextmanager
-    def repeated(self) -> Iterator[None]:
-        """Within it, a thread repeats the last state where nothing new was said for REPEAT_S."""
-        ended = threading.Event()
-
-        def repeat() -> None:
-            while not ended.wait(REPEAT_S / 3):
-                with self._lock:
-                    if self._state is not None and time.monotonic() - self._said_at >= REPEAT_S * 2 / 3:
-                        self._tell()
-
-        thread = threading.Thread(target=repeat, name="progress", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            thread.join()
-
-    def _tell(self) -> None:
-        if self._state is None:
-            return
-        phase, done, total = self._state
-        low, high = self._spans.get(phase, (0.0, 1.0))
-        share = min(done / total, 1.0) if total else 0.0
-        self._speaker.event("import", {"phase": phase, "done": done, "total": total}, low + (high - low) * share)
-        self._said_at, self._said = time.monotonic(), self._state
+    def _write(self, line: dict[str, Any]) -> None:
+        return
 
 
-def end_with_parent() -> None:
-    """Leave at once when stdin ends: it is a pipe that the parent holds open as long as it lives."""
+def on_parent_exit(callback: Callable[[], object]) -> None:
+    """Call ``callback``, on a thread of its own, when standard input ends.
+
+    It is a pipe that the parent holds open: it closes when the parent ends, however that happens.
+    """
 
     def wait() -> None:
         with contextlib.suppress(OSError):
             while os.read(0, 65536):
                 pass
-        os._exit(EXIT_ORPHANED)
+        callback()
 
     threading.Thread(target=wait, name="parent", daemon=True).start()
 
 
+def end_with_parent() -> None:
+    """End this process at once, with EXIT_ORPHANED, when its parent ends."""
+    on_parent_exit(lambda: os._exit(EXIT_ORPHANED))
+
+
 def end_on_sigterm() -> None:
-    """SIGTERM ends the process at once, whatever it inherited; what it leaves behind is its folder, the parent's."""
+    """SIGTERM ends the process at once, whatever handler it inherited; its folder belongs to the parent.
+
+    A handler of Python's would wait for the operation that runs now, which may be a long one.
+    """
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def log(message: str) -> None:
+    """One line on standard error, which the parent keeps."""
+    print(f"{time.strftime('%H:%M:%S')} {message}", file=sys.stderr, flush=True)
+
+
+def _finite(value: Any) -> Any:
+    """``value`` with null in place of numbers that are not finite."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and value - value != 0:
+        return None
+    return value

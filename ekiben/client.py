@@ -154,18 +154,18 @@ class Client:
         finally:
             steps.close()
 
-    def _send(self, ask: ClientRequest) -> object:
-        tries = RetryPolicy(ask, self._retries)
+    def _send(self, request: ClientRequest) -> object:
+        tries = RetryPolicy(request, self._retries)
         while True:
             try:
-                return self._transport.send(ask)
+                return self._transport.send(request)
             except EkibenError as error:
                 time.sleep(tries.pause_s(error))
 
     def _follow(self, watch: JobWatch) -> Iterator[JobEvent]:
         while True:
             try:
-                with closing(self._transport.stream(watch.ask())) as told:
+                with closing(self._transport.stream(watch.request())) as told:
                     for one in told:
                         if one is not None:
                             yield watch.take(one)

@@ -191,12 +191,12 @@ class Manifest(_Frozen):
     @property
     def graph_bytes(self) -> int:
         """Bytes of the ONNX files."""
-        return sum(facts.bytes for name, facts in self.files.items() if not name.endswith(".pt"))
+        return sum(info.bytes for name, info in self.files.items() if not name.endswith(".pt"))
 
     @property
     def digest(self) -> str:
         """SHA-256 over the names and checksums of the files: what this version *is*."""
-        text = "\n".join(f"{name} {facts.sha256}" for name, facts in sorted(self.files.items()))
+        text = "\n".join(f"{name} {info.sha256}" for name, info in sorted(self.files.items()))
         return hashlib.sha256((text + "\n" + self.model_dump_json(exclude={"files", "metrics"})).encode()).hexdigest()
 
 
@@ -235,12 +235,12 @@ def read_manifest(folder: Path) -> Manifest:
 
 def verify(folder: Path, manifest: Manifest) -> None:
     """Check every file against its checksum. BadModelFile names the first that is missing or differs."""
-    for name, facts in manifest.files.items():
+    for name, info in manifest.files.items():
         path = folder / name
         if not path.is_file():
             raise BadModelFile(f"{path} is missing")
-        if path.stat().st_size != facts.bytes or sha256_of(path) != facts.sha256:
-            raise BadModelFile(f"{path} does not have the checksum of its manifest ({facts.sha256})")
+        if path.stat().st_size != info.bytes or sha256_of(path) != info.sha256:
+            raise BadModelFile(f"{path} does not have the checksum of its manifest ({info.sha256})")
 
 
 def voc_palette(classes: int) -> tuple[tuple[int, int, int], ...]:

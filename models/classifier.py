@@ -44,16 +44,18 @@ class Classifier:
         exps = np.exp(scores - scores.max())
         return np.asarray(exps / exps.sum(), dtype=np.float32)
 
-    def postprocess(self, output: FloatArray, image: DecodedImage | None, ask: InferenceRequest) -> InferenceResponse:
+    def postprocess(
+        self, output: FloatArray, image: DecodedImage | None, request: InferenceRequest
+    ) -> InferenceResponse:
         """The ``top_k`` best classes; ties keep the order of the labels. BadInput when there are not so many."""
-        check_top_k(ask.top_k, len(self._labels))
+        check_top_k(request.top_k, len(self._labels))
         confidences = self.confidences(output)
-        best = np.argsort(-confidences, kind="stable")[: ask.top_k]
+        best = np.argsort(-confidences, kind="stable")[: request.top_k]
         scores = tuple(ClassScore(int(i), self._labels[i], float(confidences[i])) for i in best)
         tensors: dict[str, NDArray[np.generic]] = {}
-        for name in ask.tensors:
+        for name in request.tensors:
             tensors[name] = confidences if name == "probs" else output.reshape(-1).astype(np.float32, copy=False)
-        return InferenceResponse(image.facts if image else ImageInfo(0, 0, ""), scores=scores, tensors=tensors)
+        return InferenceResponse(image.info if image else ImageInfo(0, 0, ""), scores=scores, tensors=tensors)
 
 
 def check_top_k(top_k: int, classes: int) -> None:

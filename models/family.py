@@ -25,7 +25,7 @@ class Family(Protocol):
         ...
 
     def postprocess(
-        self, output: NDArray[np.floating[Any]], image: DecodedImage | None, ask: InferenceRequest
+        self, output: NDArray[np.floating[Any]], image: DecodedImage | None, request: InferenceRequest
     ) -> InferenceResponse:
         """The answer for one image from its row of the graph's output (no batch axis).
 

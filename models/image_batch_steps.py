@@ -26,7 +26,7 @@ PreparedInput = tuple[NDArray[np.generic], DecodedImage | None]
 class TileInput:
     """Input ``number`` of an image that is read in pieces. Its answer is that number; ``reading`` has the rest."""
 
-    reading: TiledImage
+    tiled_image: TiledImage
     number: int
 
 
@@ -38,7 +38,7 @@ class ImageBatchSteps:
 
     def prepare(self, payload: InferenceRequest | TileInput) -> tuple[Hashable, PreparedInput]:
         if isinstance(payload, TileInput):
-            image, tensor = None, payload.reading.tensor(payload.number)
+            image, tensor = None, payload.tiled_image.tensor(payload.number)
         elif isinstance(payload.image, PreparedTensor):
             image, tensor = None, payload.image.values
         else:
@@ -63,6 +63,6 @@ class ImageBatchSteps:
         self, output: NDArray[Any], prepared: PreparedInput, payload: InferenceRequest | TileInput
     ) -> InferenceResponse | int:
         if isinstance(payload, TileInput):
-            payload.reading.add(payload.number, output)
+            payload.tiled_image.add(payload.number, output)
             return payload.number
         return self._loaded.family.postprocess(output, prepared[1], payload)

@@ -75,7 +75,7 @@ class DecodedImage:
         return self.rgb.height
 
     @property
-    def facts(self) -> ImageInfo:
+    def info(self) -> ImageInfo:
         return ImageInfo(self.rgb.width, self.rgb.height, self.mime_type)
 
 

@@ -44,17 +44,19 @@ class Segmenter:
     def preprocess(self, image: DecodedImage) -> NDArray[np.generic]:
         return self._preprocess(image.rgb)
 
-    def postprocess(self, output: FloatArray, image: DecodedImage | None, ask: InferenceRequest) -> InferenceResponse:
+    def postprocess(
+        self, output: FloatArray, image: DecodedImage | None, request: InferenceRequest
+    ) -> InferenceResponse:
         """What each class covers, and the images and arrays that were asked for."""
         segmentation = self.segmentation(output, image)
         renders = {}
         if image is not None:
-            renders = {name: encode_png(render(name, segmentation, image)) for name in ask.renders}
+            renders = {name: encode_png(render(name, segmentation, image)) for name in request.renders}
         tensors: dict[str, NDArray[np.generic]] = {}
-        for name in ask.tensors:
+        for name in request.tensors:
             tensors[name] = segmentation.class_map if name == "class_map" else output.astype(np.float32, copy=False)
-        facts = image.facts if image is not None else _size(segmentation.class_map)
-        return InferenceResponse(facts, areas=segmentation.classes, renders=renders, tensors=tensors)
+        info = image.info if image is not None else _size(segmentation.class_map)
+        return InferenceResponse(info, areas=segmentation.classes, renders=renders, tensors=tensors)
 
     def segmentation(self, output: FloatArray, image: DecodedImage | None) -> Segmentation:
         """Class per pixel at the image's own size (the output's where there is none), and what each class covers."""

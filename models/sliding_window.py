@@ -44,10 +44,10 @@ class TileGrid:
         self.lefts = _starts(max(width, side), side, overlap)
         self.by_rows = height >= width
         if self.by_rows:
-            windows = [Tile(top, left) for top in self.tops for left in self.lefts]
+            tiles = [Tile(top, left) for top in self.tops for left in self.lefts]
         else:
-            windows = [Tile(top, left) for left in self.lefts for top in self.tops]
-        self.windows: tuple[Tile, ...] = tuple(windows)
+            tiles = [Tile(top, left) for left in self.lefts for top in self.tops]
+        self.tiles: tuple[Tile, ...] = tuple(tiles)
 
 
 class TileBlender:
@@ -69,7 +69,7 @@ class TileBlender:
                 f"blended on images with one side up to {MAX_LINE_BYTES // (4 * channels * grid.side)} pixels"
             )
         # A single window stays exactly as the network gave it.
-        self._weight = gaussian(grid.side) if len(grid.windows) > 1 else np.ones((grid.side,) * 2, np.float32)
+        self._weight = gaussian(grid.side) if len(grid.tiles) > 1 else np.ones((grid.side,) * 2, np.float32)
         self._line_weights = np.zeros((grid.side, breadth), np.float32)
         for start in self._across:
             self._line_weights[:, start : start + grid.side] += self._weight
@@ -114,10 +114,10 @@ class TileBlender:
             self._paint(slice(0, breadth), slice(first, end), logits.swapaxes(1, 2))
 
 
-def cut_tile(pixels: NDArray[np.uint8], window: Tile, side: int) -> NDArray[np.uint8]:
+def cut_tile(pixels: NDArray[np.uint8], tile: Tile, side: int) -> NDArray[np.uint8]:
     """uint8 [side, side, 3] of ``pixels`` [H, W, 3]: the image is padded as it is cut, never whole."""
     height, width = pixels.shape[:2]
-    top, left = window.top - max(0, side - height) // 2, window.left - max(0, side - width) // 2
+    top, left = tile.top - max(0, side - height) // 2, tile.left - max(0, side - width) // 2
     if side <= min(height, width):
         return pixels[top : top + side, left : left + side]
     return pixels[_reflected(top, side, height)[:, None], _reflected(left, side, width)]

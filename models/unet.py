@@ -62,13 +62,13 @@ class Unet(Segmenter):
             return TileGrid(self.side, self.side, self.side, 0)
         return TileGrid(height, width, self.side, self.overlap)
 
-    def windows(self, height: int, width: int) -> tuple[Tile, ...]:
+    def tiles(self, height: int, width: int) -> tuple[Tile, ...]:
         """Of an image of this size, in the order in which they are blended; corners are of the padded image."""
-        return self.grid(height, width).windows
+        return self.grid(height, width).tiles
 
-    def cut(self, pixels: NDArray[np.uint8], window: Tile) -> NDArray[np.generic]:
+    def cut(self, pixels: NDArray[np.uint8], tile: Tile) -> NDArray[np.generic]:
         """[3, side, side] of ``pixels`` uint8 [H, W, 3], normalised, in the layout and dtype of the graph."""
-        return self.normalised(cut_tile(pixels, window, self.side))
+        return self.normalised(cut_tile(pixels, tile, self.side))
 
     def predict(
         self, rgb: Image.Image, run: Callable[[NDArray[Any]], FloatArray], *, flips: bool = False, batch: int = 1
@@ -82,11 +82,11 @@ class Unet(Segmenter):
         def paint(rows: slice, columns: slice, part: NDArray[np.float32]) -> None:
             logits[:, rows, columns] = part
 
-        reading = TiledImage(self, rgb, paint, flips=flips)
-        for first in range(0, reading.pieces, batch):
-            numbers = range(first, min(first + batch, reading.pieces))
-            for number, row in zip(numbers, run(np.stack([reading.tensor(n) for n in numbers])), strict=True):
-                reading.add(number, row)
+        tiled_image = TiledImage(self, rgb, paint, flips=flips)
+        for first in range(0, tiled_image.pieces, batch):
+            numbers = range(first, min(first + batch, tiled_image.pieces))
+            for number, row in zip(numbers, run(np.stack([tiled_image.tensor(n) for n in numbers])), strict=True):
+                tiled_image.add(number, row)
         return logits
 
     def probabilities(self, logits: FloatArray) -> NDArray[np.float32]:
@@ -116,37 +116,39 @@ class Unet(Segmenter):
             raise ValueError("an image that is cut into windows has no single input: see Reading")
         return super().preprocess(image)
 
-    def postprocess(self, output: FloatArray, image: DecodedImage | None, ask: InferenceRequest) -> InferenceResponse:
+    def postprocess(
+        self, output: FloatArray, image: DecodedImage | None, request: InferenceRequest
+    ) -> InferenceResponse:
         height, width = (image.height, image.width) if image is not None else output.shape[1:]
-        canvas = self.canvas(height, width, ask)
+        prediction_map = self.prediction_map(height, width, request)
         for rows, logits in self.enlarged(output, height, width):
-            canvas.paint(rows, slice(0, width), logits)
-        return self.answer(canvas, image, ask)
+            prediction_map.paint(rows, slice(0, width), logits)
+        return self.answer(prediction_map, image, request)
 
-    def canvas(self, height: int, width: int, ask: InferenceRequest) -> PredictionMap:
+    def prediction_map(self, height: int, width: int, request: InferenceRequest) -> PredictionMap:
         """Where an image of this size is read to, for ``answer`` to the same ask."""
-        return PredictionMap(self, height, width, probability=PROBABILITY in (*ask.renders, *ask.tensors))
+        return PredictionMap(self, height, width, probability=PROBABILITY in (*request.renders, *request.tensors))
 
     def answer(
         self,
-        canvas: PredictionMap,
+        prediction_map: PredictionMap,
         image: DecodedImage | None,
-        ask: InferenceRequest,
+        request: InferenceRequest,
         check: Callable[[], None] = lambda: None,
     ) -> InferenceResponse:
         """What was read of ``image``, and what was asked for besides. ``check`` is called before each render."""
-        segmentation = Segmentation(canvas.class_map, self._areas(canvas.class_map), self._palette)
+        segmentation = Segmentation(prediction_map.class_map, self._areas(prediction_map.class_map), self._palette)
         renders = {}
-        for name in ask.renders if image is not None else ():
+        for name in request.renders if image is not None else ():
             check()
-            if name == PROBABILITY and canvas.probability is not None:
-                renders[name] = encode_png(Image.fromarray(canvas.probability))
+            if name == PROBABILITY and prediction_map.probability is not None:
+                renders[name] = encode_png(Image.fromarray(prediction_map.probability))
             elif image is not None:
                 renders[name] = encode_png(render(name, segmentation, image))
-        height, width = canvas.class_map.shape
-        facts = image.facts if image is not None else ImageInfo(width, height, "")
-        tensors = {name: canvas.tensor(name) for name in ask.tensors}
-        return InferenceResponse(facts, areas=segmentation.classes, renders=renders, tensors=tensors)
+        height, width = prediction_map.class_map.shape
+        info = image.info if image is not None else ImageInfo(width, height, "")
+        tensors = {name: prediction_map.tensor(name) for name in request.tensors}
+        return InferenceResponse(info, areas=segmentation.classes, renders=renders, tensors=tensors)
 
     def enlarged(self, output: FloatArray, height: int, width: int) -> Iterator[tuple[slice, NDArray[np.float32]]]:
         """``output`` [C, h, w] brought bilinearly to ``height`` x ``width``, some rows at a time."""
@@ -204,7 +206,7 @@ class TiledImage:
         self._paint = paint
         self._blender = TileBlender(self._grid, unet.channels, paint if unet.tiled else self._paint_enlarged)
         self._flips = _FLIPS if flips else _FLIPS[:1]
-        self.pieces = len(self._grid.windows) * len(self._flips)
+        self.pieces = len(self._grid.tiles) * len(self._flips)
         self._early: dict[int, NDArray[np.float32]] = {}
         self._next = 0
         self._sum: NDArray[np.float32] | None = None
@@ -217,9 +219,9 @@ class TiledImage:
 
     def tensor(self, number: int) -> NDArray[np.generic]:
         """The graph's input for piece ``number``."""
-        window, flip = divmod(number, len(self._flips))
+        tile, flip = divmod(number, len(self._flips))
         down, across = self._flips[flip]
-        square = cut_tile(self._pixels, self._grid.windows[window], self._unet.side)[::down, ::across]
+        square = cut_tile(self._pixels, self._grid.tiles[tile], self._unet.side)[::down, ::across]
         return self._unet.normalised(np.ascontiguousarray(square))
 
     def add(self, number: int, logits: FloatArray) -> None:

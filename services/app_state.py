@@ -68,7 +68,7 @@ class AppState:
     health: HealthChecks
 
     @classmethod
-    async def start(cls, settings: Settings, carried: Path | None = None, *, for_jobs: bool = False) -> AppState:
+    async def start(cls, settings: Settings, bundled: Path | None = None, *, for_jobs: bool = False) -> AppState:
         """Migrate, connect, warm the pinned models. ``carried``: artifact folders that the Bento brought along.
 
         ``for_jobs``: no model is loaded before a job needs it, and what is cancelled is broken off.
@@ -81,8 +81,8 @@ class AppState:
             open_store, settings.resolved_store_url, settings.s3_access_key, settings.s3_secret_key
         )
         registry = Registry(database)
-        if carried is not None:
-            await asyncio.to_thread(publish_bundled, carried, registry, store)
+        if bundled is not None:
+            await asyncio.to_thread(publish_bundled, bundled, registry, store)
         records = Records(database)
         recorder = Recorder(records, store)
         index = ModelIndex(registry, store, settings.home.absolute() / "models")

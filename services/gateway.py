@@ -47,8 +47,8 @@ class GatewayService(HostedService):
 class Gateway:
     """Classify and segment images, mask what is pointed at. The HTTP API under /v1 is its own (see /docs)."""
 
-    carried = BundledModels()
-    platform: AppState
+    bundled = BundledModels()
+    app_state: AppState
     supervisor: WorkerSupervisor | None = None
     grpc: GrpcServer | None = None
 
@@ -64,18 +64,18 @@ class Gateway:
         from services.rest.app import APP
 
         bento = Gateway.bento  # type: ignore[attr-defined]
-        self.platform = await AppState.start(SETTINGS, bundled_folder(bento))
-        APP.state.platform = self.platform
-        on_shutdown_signal(self.platform.jobs.stopping.set)
+        self.app_state = await AppState.start(SETTINGS, bundled_folder(bento))
+        APP.state.app_state = self.app_state
+        on_shutdown_signal(self.app_state.jobs.stopping.set)
         if SETTINGS.grpc_port:
             from services.rpc.server import GrpcServer
 
-            self.grpc = GrpcServer(self.platform, SETTINGS)
+            self.grpc = GrpcServer(self.app_state, SETTINGS)
             await self.grpc.start()
             on_shutdown_signal(self.grpc.begin_stop)
         if SETTINGS.workers:
             self.supervisor = WorkerSupervisor(
-                SETTINGS.home.absolute(), SETTINGS.workers, self.platform.jobs.worker_ended, _worker_environ()
+                SETTINGS.home.absolute(), SETTINGS.workers, self.app_state.jobs.worker_ended, _worker_environ()
             )
             self.supervisor.start()
             on_shutdown_signal(self.supervisor.ask_to_stop)
@@ -87,7 +87,7 @@ class Gateway:
             await self.grpc.stop()
         if self.supervisor is not None:
             await asyncio.to_thread(self.supervisor.stop)
-        await self.platform.stop()
+        await self.app_state.stop()
 
     @bentoml.api(route="/classify")
     async def classify(
@@ -99,7 +99,7 @@ class Gateway:
         store: bool = True,
     ) -> dict[str, Any]:
         """The best classes of an image; the same answer as POST /v1/classify."""
-        vision = self.platform.vision
+        vision = self.app_state.vision
         return (await vision.classify(_source(image), model=model, version=version, top_k=top_k, store=store)).body
 
     @bentoml.api(route="/segment")
@@ -113,11 +113,11 @@ class Gateway:
         store: bool = True,
     ) -> dict[str, Any]:
         """The class of every pixel; the same answer as POST /v1/segment."""
-        vision = self.platform.vision
-        asked = vision.segment(
+        vision = self.app_state.vision
+        requested = vision.segment(
             _source(image), model=model, version=version, flips=flips, probability=probability, store=store
         )
-        return (await asked).body
+        return (await requested).body
 
     @bentoml.api(route="/masks")
     async def masks(
@@ -132,7 +132,7 @@ class Gateway:
         store: bool = True,
     ) -> dict[str, Any]:
         """Masks of points and boxes; the same answer as POST /v1/masks."""
-        return await self.platform.masks.prompted(
+        return await self.app_state.masks.prompted(
             _source(image),
             prompts,
             model=model,
@@ -157,7 +157,7 @@ class Gateway:
         from models.sam.auto_options import AutoOptions
 
         options = AutoOptions(preset=preset)
-        return await self.platform.masks.automatic(
+        return await self.app_state.masks.automatic(
             _source(image), options, model=model, version=version, format=format, store=store
         )
 
@@ -174,7 +174,7 @@ class Gateway:
         """Objects with a transparent background; as POST /v1/cutouts, which takes more options."""
         from models.sam.auto_options import AutoOptions
 
-        body, _ = await self.platform.masks.cutouts(
+        body, _ = await self.app_state.masks.cutouts(
             _source(image), prompts, AutoOptions(preset=preset), model=model, version=version, store=store
         )
         return body

@@ -78,23 +78,29 @@ def _refusing(handler: Callable[[Request, LocalRunner], Awaitable[bytes]]) -> Ca
 async def _infer(request: Request, runner: LocalRunner) -> bytes:
     deadline = _deadline(request, SETTINGS.timeout_s)
     # Pixels and prepared tensors may be larger than a file.
-    key, ask = decode_request(await read_body(request, max(MAX_IMAGE_BYTES, tensors.MAX_BYTES), FORM_OVERHEAD))
-    return encode_response(await cancel_on_disconnect(request.receive, runner.infer(key, ask, deadline)))
+    key, inference_request = decode_request(
+        await read_body(request, max(MAX_IMAGE_BYTES, tensors.MAX_BYTES), FORM_OVERHEAD)
+    )
+    return encode_response(await cancel_on_disconnect(request.receive, runner.infer(key, inference_request, deadline)))
 
 
 async def _masks(request: Request, runner: LocalRunner) -> bytes:
     # Each mask that a prompt starts from is 256 KB.
-    key, ask = decode_mask_request(await read_body(request, MAX_IMAGE_BYTES + MAX_PROMPTS * MASK_BYTES, FORM_OVERHEAD))
+    key, inference_request = decode_mask_request(
+        await read_body(request, MAX_IMAGE_BYTES + MAX_PROMPTS * MASK_BYTES, FORM_OVERHEAD)
+    )
     return encode_mask_response(
-        *await cancel_on_disconnect(request.receive, runner.masks(key, ask, _deadline(request, SETTINGS.timeout_s)))
+        *await cancel_on_disconnect(
+            request.receive, runner.masks(key, inference_request, _deadline(request, SETTINGS.timeout_s))
+        )
     )
 
 
 async def _auto_masks(request: Request, runner: LocalRunner) -> bytes:
-    key, ask = decode_auto_mask_request(await read_body(request, MAX_IMAGE_BYTES, FORM_OVERHEAD))
+    key, inference_request = decode_auto_mask_request(await read_body(request, MAX_IMAGE_BYTES, FORM_OVERHEAD))
     return encode_auto_mask_response(
         *await cancel_on_disconnect(
-            request.receive, runner.auto_masks(key, ask, _deadline(request, SETTINGS.auto_timeout_s))
+            request.receive, runner.auto_masks(key, inference_request, _deadline(request, SETTINGS.auto_timeout_s))
         )
     )
 
@@ -106,7 +112,7 @@ async def _auto_masks_with_news(request: Request) -> Response:
     logs.request_id.set(request.headers.get("x-request-id", ""))
     runner: LocalRunner = request.app.state.runner
     try:
-        key, ask = decode_auto_mask_request(await read_body(request, MAX_IMAGE_BYTES, FORM_OVERHEAD))
+        key, inference_request = decode_auto_mask_request(await read_body(request, MAX_IMAGE_BYTES, FORM_OVERHEAD))
     except Refusal as error:
         return Response(encode_refusal(error), status_of(error), media_type="application/json")
     deadline = _deadline(request, SETTINGS.auto_timeout_s)
@@ -114,7 +120,7 @@ async def _auto_masks_with_news(request: Request) -> Response:
     async def parts() -> AsyncIterator[bytes]:
         queue: asyncio.Queue[MaskUpdate | None] = asyncio.Queue()
         NEWS.set(queue.put_nowait)
-        answering = asyncio.create_task(runner.auto_masks(key, ask, deadline))
+        answering = asyncio.create_task(runner.auto_masks(key, inference_request, deadline))
         answering.add_done_callback(lambda _: queue.put_nowait(None))
         try:
             while (news := await queue.get()) is not None:

@@ -9,7 +9,6 @@ import logging
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -21,6 +20,7 @@ from db.jobs import JobRecords
 from db.migrate import NewerDatabase
 from db.workers import Workers
 from ekiben import logs
+from ekiben.child_protocol import on_parent_exit
 from ekiben.errors import Refusal
 from ekiben.ids import new_id
 from ekiben.settings import Settings
@@ -47,7 +47,7 @@ FINISH_S = 10.0
 IDLE_S = 120.0
 """After so long without a job the models leave the memory."""
 
-LINGER_S = 0.25
+DELAY_S = 0.25
 """The end of an item waits so long for others, while any are computed: a commit for many costs little more than one."""
 
 PLACES_PER_CORE = 4
@@ -84,92 +84,83 @@ async def _work(settings: Settings, worker_id: str, *, with_parent: bool) -> int
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ended.set)
     if with_parent:
-        _when_parent_ends(lambda: loop.call_soon_threadsafe(ended.set))
+        on_parent_exit(lambda: loop.call_soon_threadsafe(ended.set))
     threads = steady_threads(DATABASE_THREADS)
     be_nice(settings.worker_nice)
     # Its own engine, whatever the gateways do; and no model before the first job that needs it.
     own = settings.model_copy(update={"topology": "embedded", "preload": ""})
-    platform = await AppState.start(own, for_jobs=True)
+    app_state = await AppState.start(own, for_jobs=True)
 
     async def steadily(work: Callable[..., T], *given: Any) -> T:
         return await loop.run_in_executor(threads, work, *given)
 
-    workers, records, queue = Workers(platform.database), JobRecords(platform.database), platform.job_queue
-    workshop = JobWorkspace(own, platform.store, records, worker_id, threads)
-    datasets = Datasets(platform.database)
+    workers, records, queue = Workers(app_state.database), JobRecords(app_state.database), app_state.job_queue
+    workspace = JobWorkspace(own, app_state.store, records, worker_id, threads)
+    datasets = Datasets(app_state.database)
     places = settings.items_at_once or PLACES_PER_CORE * cores()
     work = JobExecutor(
-        platform,
+        app_state,
         records,
         queue,
         worker_id,
         places=places,
         heavy_places=settings.items_at_once or max(1, cores() // 2),
         threads=threads,
-        undertakings={
-            import_job.OPERATION: DatasetImportHandler(workshop, datasets),
-            job.OPERATION: TrainingHandler(workshop, datasets, platform.index),
+        handlers={
+            import_job.OPERATION: DatasetImportHandler(workspace, datasets),
+            job.OPERATION: TrainingHandler(workspace, datasets, app_state.index),
         },
     )
-    platform.records.linger(LINGER_S, lambda: work.computing)
+    app_state.records.delay(DELAY_S, lambda: work.computing)
     heartbeat = Heartbeat(workers, worker_id, lambda: work.busy, lambda: os._exit(BURIED))
-    housekeeping = Maintenance(settings, platform.records, records, datasets, workers, queue, platform.store, heartbeat)
-    hands = QueueConsumer(
+    housekeeping = Maintenance(
+        settings, app_state.records, records, datasets, workers, queue, app_state.store, heartbeat
+    )
+    entries = QueueConsumer(
         settings.resolved_database_url,
         worker_id,
         lambda job_id: asyncio.run_coroutine_threadsafe(work.work(job_id), loop).result(),
         {**_SLOTS, **({"training": own.trainings_at_once} if own.trainings_at_once else {})},
     )
     await steadily(workers.enter, worker_id)
-    await steadily(lambda: workshop.tidy(workers.known()))
-    for start in (platform.records.start, heartbeat.start, housekeeping.start, hands.start):
+    await steadily(lambda: workspace.tidy(workers.known()))
+    for start in (app_state.records.start, heartbeat.start, housekeeping.start, entries.start):
         await steadily(start)
     gc.freeze()  # what is here now stays: a full collection need not look at it
     watching = asyncio.create_task(work.watch())
     log.info("worker ready", extra={"worker": worker_id, "items_at_once": places})
     try:
-        await _until(ended, platform, work)
+        await _until(ended, app_state, work)
     finally:
         begun = time.monotonic()
         await work.stop(FINISH_S)
         watching.cancel()
-        await asyncio.to_thread(hands.stop, 2)
+        await asyncio.to_thread(entries.stop, 2)
         await asyncio.to_thread(housekeeping.stop)
         await asyncio.to_thread(heartbeat.stop)
         try:
             await steadily(workers.leave, worker_id)
         except Refusal as error:
             log.warning("not signed off: %s", error)  # what is in hand is taken over as from a dead worker
-        await platform.stop()
+        await app_state.stop()
         threads.shutdown(wait=False)
         log.info("worker stopped", extra={"worker": worker_id, "seconds": round(time.monotonic() - begun, 1)})
     return 0
 
 
-async def _until(ended: asyncio.Event, platform: AppState, work: JobExecutor) -> None:
+async def _until(ended: asyncio.Event, app_state: AppState, work: JobExecutor) -> None:
     while not ended.is_set():
         try:
             await asyncio.wait_for(ended.wait(), BEAT_S * 5)
         except TimeoutError:
             if time.monotonic() - work.last_busy > IDLE_S and not work.busy:
-                await _empty(platform)
+                await _empty(app_state)
 
 
-async def _empty(platform: AppState) -> None:
-    for state in await platform.runner.states():
+async def _empty(app_state: AppState) -> None:
+    for state in await app_state.runner.states():
         if state.state == "ready":
-            await platform.runner.unload(state.key)
-
-
-def _when_parent_ends(then: Callable[[], object]) -> None:
-    """The standard input is a pipe that the parent holds: it closes when the parent ends, however that happens."""
-
-    def wait() -> None:
-        while os.read(sys.stdin.fileno(), 4096):
-            pass
-        then()
-
-    threading.Thread(target=wait, name="parent", daemon=True).start()
+            await app_state.runner.unload(state.key)
 
 
 if __name__ == "__main__":

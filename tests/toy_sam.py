@@ -20,7 +20,6 @@ from tests.toy_sam_graphs import (
     CELL,
     DARK,
     DARKNESS,
-    FRAME,
     GRID,
     IOU,
     LOW,
@@ -30,6 +29,7 @@ from tests.toy_sam_graphs import (
     REFUSAL,
     REFUSED,
     SHIFT,
+    SIDE_PX,
     STD,
     STEEPNESS,
     decoder,
@@ -51,7 +51,7 @@ def sam(folder: Path, *, channels: int = 8) -> Manifest:
     folder.mkdir(parents=True, exist_ok=True)
     encoder(channels).save(
         folder / ENCODER,
-        [value("pixels", ["images", 3, FRAME, FRAME])],
+        [value("pixels", ["images", 3, SIDE_PX, SIDE_PX])],
         [value("embedding", ["images", channels, GRID, GRID]), *features("images", channels)],
     )
     mask_prompt(channels).save(
@@ -79,8 +79,8 @@ def sam(folder: Path, *, channels: int = 8) -> Manifest:
             family="sam",
             task="masks",
             architecture="toy",
-            input=GraphInput(name="pixels", height=FRAME, width=FRAME),
-            preprocess=Preprocess(longer_side=FRAME, interpolation="bilinear", mean=MEAN, std=STD),
+            input=GraphInput(name="pixels", height=SIDE_PX, width=SIDE_PX),
+            preprocess=Preprocess(longer_side=SIDE_PX, interpolation="bilinear", mean=MEAN, std=STD),
             weights=Weights(kind="imported", detail="toy"),
             opset=OPSET,
         ),
@@ -123,25 +123,25 @@ class Tokens:
     labels: NDArray[np.float32]
 
 
-def frame_size(width: int, height: int) -> tuple[int, int]:
+def image_size(width: int, height: int) -> tuple[int, int]:
     """Width and height of the image in the encoder's frame."""
-    scale = FRAME / max(width, height)
+    scale = SIDE_PX / max(width, height)
     return int(width * scale + 0.5), int(height * scale + 0.5)
 
 
 def cells_of(image: Image.Image) -> Floats:
     """float64 [64, 64, 3], 0-1: the mean colours that the encoder sees; the padding is of the colour MEAN."""
-    width, height = frame_size(*image.size)
-    frame = np.tile(np.array(MEAN), (FRAME, FRAME, 1))
-    frame[:height, :width] = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR)) / 255.0
-    return np.asarray(frame.reshape(GRID, CELL, GRID, CELL, 3).mean(axis=(1, 3)))
+    width, height = image_size(*image.size)
+    size = np.tile(np.array(MEAN), (SIDE_PX, SIDE_PX, 1))
+    size[:height, :width] = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR)) / 255.0
+    return np.asarray(size.reshape(GRID, CELL, GRID, CELL, 3).mean(axis=(1, 3)))
 
 
 def tokens_of(
     size: tuple[int, int], points: Sequence[Sequence[float]] = (), box: Sequence[float] | None = None
 ) -> Tokens:
     """Of points (x, y, label) and a box in pixels of an image of ``size`` (width, height)."""
-    width, height = frame_size(*size)
+    width, height = image_size(*size)
     corners = [(box[0], box[1], 2), (box[2], box[3], 3)] if box is not None else []
     rows = np.array([*points, *corners], np.float64).reshape(-1, 3)
     coords = rows[:, :2] * np.array([width / size[0], height / size[1]])
@@ -188,8 +188,8 @@ def logits_of(cells: Floats, tokens: Tokens, mask_input: NDArray[np.floating] | 
 
 def upsampled(logits: NDArray[np.floating], size: tuple[int, int]) -> Floats:
     """[..., height, width] for an image of ``size`` (width, height): to 1024, the padding cut off, to the image."""
-    width, height = frame_size(*size)
-    large = _bilinear(_bilinear(np.asarray(logits, np.float64), FRAME, -2), FRAME, -1)[..., :height, :width]
+    width, height = image_size(*size)
+    large = _bilinear(_bilinear(np.asarray(logits, np.float64), SIDE_PX, -2), SIDE_PX, -1)[..., :height, :width]
     return _bilinear(_bilinear(large, size[1], -2), size[0], -1)
 
 

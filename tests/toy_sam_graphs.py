@@ -8,8 +8,8 @@ from onnx import TensorProto
 
 from tests.toy_models import Graph, value
 
-FRAME, CELL = 1024, 16
-GRID = FRAME // CELL
+SIDE_PX, CELL = 1024, 16
+GRID = SIDE_PX // CELL
 LOW = 256
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

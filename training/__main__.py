@@ -18,18 +18,17 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from ekiben.errors import Refusal
-from ekiben.training import TrainingOptions
-from training.speech import (
-    REFUSED,
-    ProgressTicker,
-    Silent,
-    Speaker,
-    claim_stdout,
-    end_at_sigterm,
+from ekiben.child_protocol import (
+    EXIT_REFUSED,
+    MessageWriter,
+    SilentWriter,
+    end_on_sigterm,
     end_with_parent,
     log,
 )
+from ekiben.errors import Refusal
+from ekiben.training import TrainingOptions
+from training.progress import ProgressTicker
 
 OPTIONS, DATASET = "options.json", "dataset.zip"
 
@@ -58,27 +57,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--with-parent", action="store_true", help="end when stdin ends")
     parser.add_argument("--memory-mb", type=int, metavar="N", help="use at most so much memory")
     given = parser.parse_args(arguments)
-    speaker = Speaker(claim_stdout())
-    end_at_sigterm()
+    writer = MessageWriter.take_stdout()
+    end_on_sigterm()
     if given.with_parent:
         end_with_parent()
     if given.memory_mb is not None:
         limit_memory(given.memory_mb)
     try:
-        return train(given.folder, given.memory_mb, speaker, began)
+        return train(given.folder, given.memory_mb, writer, began)
     except Refusal as error:
-        speaker.refusal(error.code, error.message)
+        writer.refusal(error.code, error.message)
     except MemoryError:
-        speaker.refusal("out_of_memory", _out_of_memory(given))
+        writer.refusal("out_of_memory", _out_of_memory(given))
     except Exception as error:  # torch and ONNX Runtime say it with types of their own, or none
         if not is_out_of_memory(error):
             raise
-        speaker.refusal("out_of_memory", _out_of_memory(given))
-    return REFUSED
+        writer.refusal("out_of_memory", _out_of_memory(given))
+    return EXIT_REFUSED
 
 
-def train(folder: Path, memory_mb: int | None, speaker: Speaker, began: float) -> int:
-    """0; what the training has to say went to ``speaker``. ``began``: time.monotonic() of the process's start."""
+def train(folder: Path, memory_mb: int | None, writer: MessageWriter, began: float) -> int:
+    """0; what the training has to say went to ``writer``. ``began``: time.monotonic() of the process's start."""
     try:
         options = TrainingOptions.model_validate_json((folder / OPTIONS).read_bytes())
     except OSError as error:
@@ -87,16 +86,16 @@ def train(folder: Path, memory_mb: int | None, speaker: Speaker, began: float) -
         first = error.errors()[0]
         raise Refusal(f"{OPTIONS}: {'.'.join(map(str, first['loc']))}: {first['msg']}", code="bad_options") from None
     log("loading torch")
-    with ProgressTicker(speaker, lambda: ({"phase": "load"}, 0.0)) if _is_first() else contextlib.nullcontext():
+    with ProgressTicker(writer, lambda: ({"phase": "load"}, 0.0)) if _is_first() else contextlib.nullcontext():
         from training.data import TrainingData, cache_room
         from training.devices import make_fabric
         from training.trainer import Trainer
 
     archive = TrainingData(folder / DATASET, side=options.image_size, cache_bytes=cache_room(memory_mb))
     fabric = make_fabric(options)
-    result = Trainer(folder, options, archive, fabric, speaker if fabric.is_global_zero else Silent(), began).run()
+    result = Trainer(folder, options, archive, fabric, writer if fabric.is_global_zero else SilentWriter(), began).run()
     if result is not None:
-        speaker.result(result)
+        writer.result(result)
     return 0
 
 

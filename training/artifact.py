@@ -32,7 +32,7 @@ from training.validation import Normalization
 
 ARTIFACT = "artifact"
 
-_PARITY_WINDOWS = 3
+_PARITY_TILES = 3
 
 
 @dataclass(frozen=True)
@@ -76,26 +76,26 @@ def write_artifact(
         source=f"trained on the dataset {served.dataset}",
         opset=OPSET,
     )
-    windows = _windows(manifest, archive, indices)
-    write_onnx(network, windows[:2], folder / ONNX, classes=channels_of(len(served.labels)), dynamic_size=False)
-    write_torchscript(network, windows[:2], folder / TORCHSCRIPT)
+    tiles = _tiles(manifest, archive, indices)
+    write_onnx(network, tiles[:2], folder / ONNX, classes=channels_of(len(served.labels)), dynamic_size=False)
+    write_torchscript(network, tiles[:2], folder / TORCHSCRIPT)
     parity = measure_parity(
         network,
         folder / ONNX,
         folder / TORCHSCRIPT,
         (),
-        real=[windows, windows[:1]],
-        real_from=f"{len(windows)} windows of {side} x {side} of images that were not trained on, together and alone",
+        real=[tiles, tiles[:1]],
+        real_from=f"{len(tiles)} windows of {side} x {side} of images that were not trained on, together and alone",
     )
     return write_manifest(folder, manifest.model_copy(update={"parity": parity}))
 
 
-def _windows(manifest: Manifest, archive: TrainingData, indices: Sequence[int]) -> Tensor:
+def _tiles(manifest: Manifest, archive: TrainingData, indices: Sequence[int]) -> Tensor:
     """float32 [N, 3, side, side] of the first images, cut and normalised by the family that will be served."""
     family = Unet(manifest)
     cut = []
-    for index in list(indices)[:_PARITY_WINDOWS]:
+    for index in list(indices)[:_PARITY_TILES]:
         pixels = np.asarray(family.resized(archive.image(index)))
-        first = family.windows(*pixels.shape[:2])[0]
+        first = family.tiles(*pixels.shape[:2])[0]
         cut.append(torch.from_numpy(np.asarray(family.cut(pixels, first))))
-    return torch.stack(cut * _PARITY_WINDOWS)[: max(2, len(cut))]
+    return torch.stack(cut * _PARITY_TILES)[: max(2, len(cut))]

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ekiben.child_protocol import log
 from ekiben.training import TrainingOptions
-from training.speech import log
 
 CHECKPOINT = "checkpoint.pt"
 

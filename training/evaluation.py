@@ -65,12 +65,12 @@ def evaluate(
 
 def _window_ms(run: Callable[[NDArray[np.generic]], Any], side: int) -> float:
     """The median time of one window, alone, once it runs warm."""
-    window = np.zeros((1, 3, side, side), np.float32)
-    run(window)
+    patch = np.zeros((1, 3, side, side), np.float32)
+    run(patch)
     times = []
     for _ in range(_TIMED_RUNS):
         began = time.perf_counter()
-        run(window)
+        run(patch)
         times.append(time.perf_counter() - began)
     return round(1000 * statistics.median(times), 2)
 

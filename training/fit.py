@@ -61,9 +61,9 @@ class Fit:
     labels: list[str]
     normal: Normalization
     criterion: Criterion
-    windows: PatchSampler
+    patches: PatchSampler
     validation: Validation | None
-    live: ProgressReporter
+    reporter: ProgressReporter
     save: Callable[[Progress], None]
     preview: Callable[[int, nn.Module], None]
 
@@ -73,7 +73,7 @@ def fit(work: Fit, network: nn.Module, progress: Progress) -> Progress:
 
     Diverged says at which step the loss was lost.
     """
-    fabric, options, live = work.fabric, work.options, work.live
+    fabric, options, reporter = work.fabric, work.options, work.reporter
     # Moved before the optimizer takes its state over: Fabric moves weights, but no moments that were loaded.
     network.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     groups = parameter_groups(network)
@@ -89,7 +89,7 @@ def fit(work: Fit, network: nn.Module, progress: Progress) -> Progress:
         averaged.load_state_dict(progress.averaged)
     wrapped, stepper = fabric.setup(network, optimizer)
     preset = PRESETS[options.augmentation]
-    steps, began, earlier_s = work.windows.steps, time.monotonic(), progress.elapsed_s
+    steps, began, earlier_s = work.patches.steps, time.monotonic(), progress.elapsed_s
     exploded = 0
 
     def share_done(step: int) -> float:
@@ -105,7 +105,7 @@ def fit(work: Fit, network: nn.Module, progress: Progress) -> Progress:
         losses: list[Tensor] = []
         seen = 0
         wrapped.train()
-        for step, batch in enumerate(work.windows.epoch(epoch)):
+        for step, batch in enumerate(work.patches.epoch(epoch)):
             done = share_done((epoch - 1) * steps + step + 1)
             rate = options.learning_rate * min(1.0, done / WARM_UP) * 0.5 * (1 + math.cos(math.pi * done))
             for group in optimizer.param_groups:
@@ -134,7 +134,7 @@ def fit(work: Fit, network: nn.Module, progress: Progress) -> Progress:
                 if not math.isfinite(value) or exploded > max(EXPLODED_STEPS, steps):
                     raise _diverged(value, epoch, step + 1, rate)
                 seconds = time.monotonic() - started
-                live.update(
+                reporter.update(
                     share=done, phase="train", epoch=epoch, epochs=work.epochs, step=step + 1, steps=steps,
                     loss=value, learning_rate=rate, images_per_s=round(seen / seconds, 2),
                 )  # fmt: skip
@@ -145,7 +145,7 @@ def fit(work: Fit, network: nn.Module, progress: Progress) -> Progress:
         train_loss = float(_summed(fabric, torch.stack(losses).mean()[None])[0]) / fabric.world_size
         if not math.isfinite(train_loss):
             raise _diverged(train_loss, epoch, len(losses), rate)
-        live.update(phase="validate")
+        reporter.update(phase="validate")
         judged = _validate(work, averaged)
         is_best = judged["dice"] is None or judged["dice"] > progress.best_dice
         if is_best:

@@ -87,8 +87,8 @@ class PatchSampler:
         corners = draws.random((len(images), 4))
         chosen = range(self._rank, len(images), self._world)
         cut = [self._cut(int(images[at]), corners[at]) for at in chosen]
-        rgb = np.stack([window for window, _ in cut])
-        classes = np.stack([window for _, window in cut])
+        rgb = np.stack([patch for patch, _ in cut])
+        classes = np.stack([patch for _, patch in cut])
         return TrainingBatch(torch.from_numpy(rgb).permute(0, 3, 1, 2), torch.from_numpy(classes))
 
     def _cut(self, index: int, draws: NDArray[np.float64]) -> tuple[Pixels, Pixels]:

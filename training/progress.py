@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from training.speech import Speaker
+from ekiben.child_protocol import MessageWriter
 
 TENSORBOARD = "tensorboard"
+
+TICK_S = 1.0
+"""Whoever follows a training hears of it at least every 2 s."""
 
 EVALUATION_SHARE = 0.04
 """Of one fit's length, what exporting and judging it is taken to last; it only shapes the progress bar."""
@@ -21,8 +25,8 @@ class ProgressReporter:
     ``fits``: how many times a network is fitted (1, or the folds and the final fit).
     """
 
-    def __init__(self, speaker: Speaker, folder: Path, *, fits: int, clock: Callable[[], float] = time.monotonic):
-        self._speaker, self._clock, self._fits = speaker, clock, fits
+    def __init__(self, writer: MessageWriter, folder: Path, *, fits: int, clock: Callable[[], float] = time.monotonic):
+        self._out, self._clock, self._fits = writer, clock, fits
         self._folder = folder
         self._writer: Any = None
         self._data: dict[str, Any] = {}
@@ -69,11 +73,11 @@ class ProgressReporter:
         return round(max(0.0, whole * (1 - self._share)) + whole * (self._fits - self._fit - 1), 1)
 
     def plan(self, data: dict[str, Any]) -> None:
-        self._speaker.event("plan", data, 0.0)
+        self._out.event("plan", data, 0.0)
 
     def epoch(self, data: dict[str, Any], count: int) -> None:
         """``count``: epochs so far over all fits."""
-        self._speaker.event("epoch", data, self.progress)
+        self._out.event("epoch", data, self.progress)
         for name in ("train_loss", "validation_loss", "dice", "iou", "learning_rate", "images_per_s"):
             if data[name] is not None:
                 self._curve(f"{name}/fold{data['fold']}" if self._fits > 1 else name, data[name], data["epoch"])
@@ -84,8 +88,8 @@ class ProgressReporter:
         self._writer.flush()
 
     def preview(self, data: dict[str, Any]) -> None:
-        self._speaker.event("preview", data, self.progress)
-        self._speaker.file(data["file"])
+        self._out.event("preview", data, self.progress)
+        self._out.file(data["file"])
 
     def close(self) -> None:
         if self._writer is not None:
@@ -97,3 +101,27 @@ class ProgressReporter:
 
             self._writer = SummaryWriter(str(self._folder / TENSORBOARD))
         self._writer.add_scalar(name, value, epoch)
+
+
+class ProgressTicker:
+    """Reports the state of a long piece of work once a second, from a thread of its own."""
+
+    def __init__(self, writer: MessageWriter, state: Callable[[], tuple[dict[str, Any], float] | None]) -> None:
+        """``state``: the data of a ``step`` event and the progress, 0-1; None while there is nothing to report."""
+        self._writer, self._state = writer, state
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
+
+    def __enter__(self) -> ProgressTicker:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(timeout=5)
+
+    def _run(self) -> None:
+        while not self._stop.wait(TICK_S):
+            state = self._state()
+            if state is not None:
+                self._writer.event("step", *state)

@@ -51,7 +51,7 @@ class Split:
     groups: int
     digest: str
 
-    def facts(self, seed: int) -> dict[str, Any]:
+    def info(self, seed: int) -> dict[str, Any]:
         """What a person compares: models with the same digest were judged by the same images."""
         first = self.folds[0]
         whole = len(first.train) + len(first.validation) + len(first.test)

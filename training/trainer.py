@@ -15,6 +15,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
+from ekiben.child_protocol import MessageWriter
 from ekiben.training import TrainingOptions
 from models.artifact import read_manifest, write_manifest
 from training import metrics, networks, previews
@@ -26,8 +27,7 @@ from training.fit import Fit, fit
 from training.losses import Criterion, criterion
 from training.patches import PatchSampler
 from training.previews import PreviewSheets
-from training.progress import ProgressReporter
-from training.speech import ProgressTicker, Speaker
+from training.progress import ProgressReporter, ProgressTicker
 from training.split import Parts, Split, split_dataset
 from training.validation import Normalization, ThresholdSearch, Validation
 
@@ -45,7 +45,7 @@ class Trainer:
     options: TrainingOptions
     archive: TrainingData
     fabric: Fabric
-    speaker: Speaker
+    writer: MessageWriter
     began: float
 
     def run(self) -> dict[str, Any] | None:
@@ -56,10 +56,10 @@ class Trainer:
         self._checkpoint = read(self.folder, identity)
         self._cross = split.protocol == "cross_validation"
         self._fits = len(split.folds) + self._cross
-        self._live = ProgressReporter(self.speaker, self.folder, fits=self._fits)
+        self._live = ProgressReporter(self.writer, self.folder, fits=self._fits)
         self._earlier_s = self._checkpoint.elapsed_s
         self._sheets = PreviewSheets(self.folder, self.archive.palette)
-        with ProgressTicker(self.speaker, self._live.state):
+        with ProgressTicker(self.writer, self._live.state):
             self._plan(split)
             for parts in split.folds[len(self._checkpoint.outcomes) :]:
                 self._fold(parts)
@@ -67,11 +67,11 @@ class Trainer:
 
     def _plan(self, split: Split) -> None:
         options, first = self.options, split.folds[0]
-        windows = self._windows(first.train, 0)
+        patches = self._patches(first.train, 0)
         resumed = self._checkpoint.fit.epoch if self._checkpoint.outcomes or self._checkpoint.fit.epoch else None
         self._live.plan(
             {
-                **split.facts(options.seed),
+                **split.info(options.seed),
                 "classes": self.archive.labels,
                 "architecture": networks.describe(options),
                 "parameters": networks.parameter_count(networks.build(options, len(self.archive.labels))),
@@ -80,8 +80,8 @@ class Trainer:
                 "threads": torch.get_num_threads(),
                 "precision": self.fabric.strategy.precision.precision,
                 "epochs": options.epochs,
-                "steps_per_epoch": windows.steps,
-                "windows_per_epoch": windows.count,
+                "steps_per_epoch": patches.steps,
+                "windows_per_epoch": patches.count,
                 "resumed_epoch": resumed,
             }
         )
@@ -133,19 +133,19 @@ class Trainer:
         summary = metrics.summary(tables, hd95, labels, seed=options.seed, threshold=threshold, protocol=split.protocol)
         judgement = Evaluation(tuple(indices), tables, hd95, window_ms)
         write_evaluation(self.folder, self.archive, split, judgement, summary)
-        self.speaker.file(EVALUATION)
+        self.writer.file(EVALUATION)
         manifest = read_manifest(target)
         manifest = write_manifest(target, manifest.model_copy(update={"metrics": summary}))
         self._live.close()
         network = networks.build(options, len(labels))
         return {
             "metrics": summary,
-            "split": split.facts(options.seed),
+            "split": split.info(options.seed),
             "training": {
                 "architecture": manifest.architecture,
                 "parameters": networks.parameter_count(network),
                 "onnx_bytes": manifest.graph_bytes,
-                "artifact_bytes": sum(facts.bytes for facts in manifest.files.values()),
+                "artifact_bytes": sum(info.bytes for info in manifest.files.values()),
                 "onnx_ms": window_ms,
                 "side": options.side,
                 "device": str(self.fabric.device),
@@ -193,9 +193,9 @@ class Trainer:
             labels=labels,
             normal=normal,
             criterion=self._criterion(),
-            windows=self._windows(train, number),
+            patches=self._patches(train, number),
             validation=judge_by,
-            live=self._live,
+            reporter=self._live,
             save=save,
             preview=lambda epoch, seen: self._preview(seen, judge_by, epoch),
         )
@@ -203,7 +203,7 @@ class Trainer:
         self._live.end_fit()
         return network, normal, progress
 
-    def _windows(self, train: Sequence[int], number: int) -> PatchSampler:
+    def _patches(self, train: Sequence[int], number: int) -> PatchSampler:
         return PatchSampler(
             self.archive,
             train,
@@ -234,7 +234,7 @@ class Trainer:
         if self.fabric.is_global_zero:
             self._checkpoint.elapsed_s = self._elapsed_s()
             self._checkpoint.write(self.folder)
-            self.speaker.file(CHECKPOINT)
+            self.writer.file(CHECKPOINT)
         self.fabric.barrier()
 
     def _served(self, normal: Normalization, threshold: float | None, progress: Progress) -> ServingMetadata:

@@ -16,7 +16,7 @@ from training import metrics
 from training.data import Pixels, TrainingData
 
 _OVERLAP = 0.25  # as served it is a half; the windows between cost time, and the choice among epochs is the same
-_REGION_WINDOWS = 4
+_REGION_TILES = 4
 _BINS = 200
 _GRID = np.arange(0.1, 0.901, 0.02)
 
@@ -83,14 +83,14 @@ class Validation:
         if padded.shape[1:] == (self._side, self._side):
             logits: Tensor = network(images)
         else:
-            window = (self._side, self._side)
-            blended = sliding_window_inference(images, window, batch, network, _OVERLAP, mode="gaussian")
+            tile = (self._side, self._side)
+            blended = sliding_window_inference(images, tile, batch, network, _OVERLAP, mode="gaussian")
             logits = torch.as_tensor(blended)
         return logits[:, :, :height, :width].float()
 
     def _region(self, index: int) -> tuple[Pixels, Pixels]:
         rgb, truth = self._archive.pixels(index)
-        most = int(self._side * (1 + (_REGION_WINDOWS - 1) * (1 - _OVERLAP)))
+        most = int(self._side * (1 + (_REGION_TILES - 1) * (1 - _OVERLAP)))
         if max(truth.shape) <= most:
             return rgb, truth
         rows, columns = np.nonzero(truth[::4, ::4])

@@ -86,8 +86,8 @@ def _compare(part: Part, homes: Homes, plan: Plan, model: str, text: str, images
             fields = {"operation": "classify", "parameters": {"model": model, "top_k": 5}}
             server.wait(server.batch({**fields, "store": "false"}, sent[:64]), _BATCH_S)
             for name in (OFF, ON) if number % 2 == 0 else (ON, OFF):
-                asked = {**fields, "store": "true" if name == ON else "false"}
-                rounds[name].append(_batch(plan, server, asked, sent[:count], expected))
+                requested = {**fields, "store": "true" if name == ON else "false"}
+                rounds[name].append(_batch(plan, server, requested, sent[:count], expected))
         found = ", ".join(f"{name} {speeds[-1].per_s:.1f}/s" for name, speeds in rounds.items())
         homes.say(f"round {number + 1}, {text}: {found}")
     medians = {name: statistics.median(each.per_s for each in speeds) for name, speeds in rounds.items()}
@@ -139,7 +139,7 @@ def _batch(
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class Requested:
     """A client's requests, one after the other. ``background_per_s``: items of the batch that ended meanwhile."""
 
     p50_ms: float
@@ -154,7 +154,7 @@ def interactive(homes: Homes, plan: Plan) -> Part:
     part = Part(5, "Requests while a batch runs")
     heads = "| | alone p50 ms | p95 | with a batch p50 | p95 | p95 ratio | batch items/s meanwhile |"
     part.lines += [heads, "|---|---:|---:|---:|---:|---:|---:|"]
-    rounds: dict[tuple[str, str], list[Asked]] = {}
+    rounds: dict[tuple[str, str], list[Requested]] = {}
     data = test_image.jpeg()
     with Ekiben(homes.first).running_on() as server:
         image = server.classify(data, f"model={MODEL}")["image"]["id"]
@@ -185,7 +185,7 @@ def interactive(homes: Homes, plan: Plan) -> Part:
     return part
 
 
-def _ask(plan: Plan, server: Ekiben, data: bytes, store: str, image: str | None) -> Asked:
+def _ask(plan: Plan, server: Ekiben, data: bytes, store: str, image: str | None) -> Requested:
     """``image``: of the batch that runs meanwhile, if one is to."""
     id = ""
     if image is not None:
@@ -211,7 +211,7 @@ def _ask(plan: Plan, server: Ekiben, data: bytes, store: str, image: str | None)
     (taken, begun, ended), cores = undisturbed(plan, [server], once)
     found = (percentile(taken, 50), percentile(taken, 95), cores)
     if not id:
-        return Asked(*found)
+        return Requested(*found)
     if (job := server.job(id))["state"] != "running":
         raise Missing(f"the batch was {job['state']} before the requests had ended: {job['counts']}")
     server.cancel(id)
@@ -221,4 +221,4 @@ def _ask(plan: Plan, server: Ekiben, data: bytes, store: str, image: str | None)
     gap = max(after - before for before, after in itertools.pairwise(within))
     if gap > LONGEST_GAP_S:
         raise Missing(f"no item of the batch ended for {gap:.1f} s while requests were answered")
-    return Asked(*found, (len(within) - 2) / (ended - begun), gap)
+    return Requested(*found, (len(within) - 2) / (ended - begun), gap)

@@ -50,8 +50,8 @@ def submit(homes: Homes, plan: Plan) -> Part:
                 queued = servers[depth].get("/v1/jobs?state=queued&limit=1")["total"]
                 if queued != depth:
                     raise Missing(f"{queued} jobs are queued instead of {depth}")
-                asked = partial(_submits, servers[depth], data, plan.submits)
-                taken, cores = undisturbed(plan, list(servers.values()), asked)
+                requested = partial(_submits, servers[depth], data, plan.submits)
+                taken, cores = undisturbed(plan, list(servers.values()), requested)
                 this = Taken(percentile(taken, 50), percentile(taken, 95), max(taken), cores)
                 rounds[depth].append(this)
                 homes.say(f"round {number + 1}, {depth} queued: p50 {this.p50_ms:.2f} ms, p95 {this.p95_ms:.2f} ms")

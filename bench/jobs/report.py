@@ -60,12 +60,12 @@ class Report:
         return "\n\n".join(section.strip().replace(f"{ROOT}/", "") for section in sections if section) + "\n"
 
     def _header(self) -> str:
-        facts, plan = machine(), self.plan
+        info, plan = machine(), self.plan
         lines = ["- **`--quick`: it tells that everything works, its numbers tell nothing**"] if self.quick else []
         lines += [
-            f"- {facts['cpu']}, {facts['cores']} cores, {facts['memory_gb']} GB; {facts['system']}",
-            f"- commit {facts['commit']}",
-            f"- Python {facts['python']}; {facts['versions']}; {_versions()}",
+            f"- {info['cpu']}, {info['cores']} cores, {info['memory_gb']} GB; {info['system']}",
+            f"- commit {info['commit']}",
+            f"- Python {info['python']}; {info['versions']}; {_versions()}",
             f"- {plan.rounds} rounds, in turn; figures are medians over the rounds; one worker, as shipped, on SQLite "
             "unless said otherwise",
             "- EfficientNet-B0 has random weights (seed 0): speed does not depend on them",

@@ -111,9 +111,9 @@ def publish(home: Path, **environ: str) -> None:
     python(settings, "-m", "export", MODEL, "--weights", "random", "--seed", "0")
     source = DATA / "models" / PHOTOS_MODEL
     if source.is_dir():
-        facts = ["--crop", "0.875", "--output", "probabilities", "--mean", "0.501961", "--std", "0.501961"]
+        info = ["--crop", "0.875", "--output", "probabilities", "--mean", "0.501961", "--std", "0.501961"]
         names = ["--name", PHOTOS_MODEL, "--task", "classify", "--labels", str(source / "labels.txt")]
-        python(settings, "-m", "export", "import", str(source / "model.onnx"), *names, *facts)
+        python(settings, "-m", "export", "import", str(source / "model.onnx"), *names, *info)
 
 
 def python(environ: dict[str, str], *arguments: str) -> str:

@@ -39,7 +39,7 @@ class Ekiben(Server):
         super().__init__(f"ekiben {home.name}", command, {**clean_environ(), **own}, "/readyz", port, log)
         self.home, self.environ, self.log = home, {**clean_environ(), **own}, log
         self._connection: http.client.HTTPConnection | None = None
-        self._asked = 0.0
+        self._requested = 0.0
         self._log_begins = 0
 
     @contextmanager
@@ -72,31 +72,31 @@ class Ekiben(Server):
             time.sleep(0.1)
         raise Missing(f"no worker was ready after {WORKER_S:.0f} s")
 
-    def ask(
+    def request(
         self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
     ) -> tuple[int, bytes]:
         """Status and body, on a connection that is kept."""
         if self._connection is None:
             self._connection = http.client.HTTPConnection(urlsplit(self.url).netloc, timeout=120)
-        elif time.monotonic() - self._asked > STALE_S:
+        elif time.monotonic() - self._requested > STALE_S:
             self._connection.close()  # the server may have done so; the next request opens it again
         self._connection.request(method, path, body, headers or {})
         answer = self._connection.getresponse()
         found = answer.read()
-        self._asked = time.monotonic()
+        self._requested = time.monotonic()
         return answer.status, found
 
     def get(self, path: str, headers: dict[str, str] | None = None) -> Any:
-        return json.loads(self._ok(*self.ask("GET", path, headers=headers)))
+        return json.loads(self._ok(*self.request("GET", path, headers=headers)))
 
     def classify(self, image: bytes, query: str) -> dict[str, Any]:
         """The answer to a request that somebody waits for."""
-        answer: dict[str, Any] = json.loads(self._ok(*self.ask("POST", f"/v1/classify?{query}", image, _JPEG)))
+        answer: dict[str, Any] = json.loads(self._ok(*self.request("POST", f"/v1/classify?{query}", image, _JPEG)))
         return answer
 
     def submit(self, image: bytes, query: str) -> str:
         """The id of the job of one image."""
-        return str(json.loads(self._ok(*self.ask("POST", f"/v1/classify?{query}", image, _JOB)))["job_id"])
+        return str(json.loads(self._ok(*self.request("POST", f"/v1/classify?{query}", image, _JOB)))["job_id"])
 
     def batch(self, fields: dict[str, Any], files: Sequence[tuple[str, bytes]] = ()) -> str:
         """The id of a batch: of files in a form, or of the ``image_ids`` in ``fields`` as JSON."""
@@ -108,7 +108,7 @@ class Ekiben(Server):
             kind = f"multipart/form-data; boundary={mark}"
         else:
             body, kind = json.dumps(fields).encode(), "application/json"
-        return str(json.loads(self._ok(*self.ask("POST", "/v1/batches", body, {"Content-Type": kind})))["job_id"])
+        return str(json.loads(self._ok(*self.request("POST", "/v1/batches", body, {"Content-Type": kind})))["job_id"])
 
     def job(self, id: str) -> dict[str, Any]:
         found: dict[str, Any] = self.get(f"/v1/jobs/{id}")
@@ -127,11 +127,11 @@ class Ekiben(Server):
 
     def items(self, id: str) -> list[dict[str, Any]]:
         """All items of a job that is over, in their order."""
-        lines = self._ok(*self.ask("GET", f"/v1/jobs/{id}/result", headers={"Accept": "application/x-ndjson"}))
+        lines = self._ok(*self.request("GET", f"/v1/jobs/{id}/result", headers={"Accept": "application/x-ndjson"}))
         return [json.loads(line) for line in lines.splitlines()]
 
     def cancel(self, id: str) -> None:
-        self._ok(*self.ask("POST", f"/v1/jobs/{id}/cancel"))
+        self._ok(*self.request("POST", f"/v1/jobs/{id}/cancel"))
 
     def processes(self) -> list[psutil.Process]:
         if self._process is None:
@@ -177,8 +177,8 @@ def process_s(process: psutil.Process) -> float:
     return float(times.user + times.system)
 
 
-def _part(mark: str, facts: str, data: bytes) -> bytes:
-    return f"--{mark}\r\nContent-Disposition: form-data; {facts}\r\n\r\n".encode() + data + b"\r\n"
+def _part(mark: str, info: str, data: bytes) -> bytes:
+    return f"--{mark}\r\nContent-Disposition: form-data; {info}\r\n\r\n".encode() + data + b"\r\n"
 
 
 def _text(value: Any) -> bytes:

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bench.contenders import ask
+from bench.contenders import request
 from bench.jobs.run import say
 from bench.jobs.server import Ekiben, Others
 from bench.loadgen.logs import Row, compare, pack, read
 from bench.loadgen.run import run
-from bench.loadgen.transports import DOORS, V1, Door
+from bench.loadgen.transports import TRANSPORTS, V1, Transport
 from bench.protocols.setup import Report, clients, finish, photos, serving, table
 from bench.report import now
 from bench.servers import ROOT
@@ -36,21 +36,23 @@ class Plan:
     """Queries that are asked at the same time at most."""
 
 
-def scenarios(server: Ekiben, door: Door, images: Sequence[bytes], plan: Plan, work: Path, report: Report) -> None:
+def scenarios(
+    server: Ekiben, transport: Transport, images: Sequence[bytes], plan: Plan, work: Path, report: Report
+) -> None:
     """Measure one door: what Offline reaches says at which rate queries arrive in Server."""
 
     def measure(scenario: str, **settings: float) -> Row:
-        say(f"{scenario} over {door.name}")
-        shutil.rmtree(folder := work / f"{scenario}-{door.name}".lower(), ignore_errors=True)
+        say(f"{scenario} over {transport.name}")
+        shutil.rmtree(folder := work / f"{scenario}-{transport.name}".lower(), ignore_errors=True)
         times = {"min_duration_ms": int(plan.seconds * 1e3), "max_duration_ms": int(plan.seconds * 1e4)}
         before = server.cpu_s()
         with Others(server) as others:
-            asked, errors = run(door, images, plan.threads, folder, scenario, {**times, **settings})
+            requested, errors = run(transport, images, plan.threads, folder, scenario, {**times, **settings})
         if errors:
-            report.wrong.append(f"{scenario} over {door.name}: {len(errors)} failed, the first: {errors[0]}")
+            report.wrong.append(f"{scenario} over {transport.name}: {len(errors)} failed, the first: {errors[0]}")
         report.worst_others = max(report.worst_others, others.cores)
-        cpu_ms = (server.cpu_s() - before) / asked * 1e3
-        return read((folder / SUMMARY).read_text(), scenario, door.name, cpu_ms, others.cores)
+        cpu_ms = (server.cpu_s() - before) / requested * 1e3
+        return read((folder / SUMMARY).read_text(), scenario, transport.name, cpu_ms, others.cores)
 
     single = measure("SingleStream", min_query_count=P90_QUERIES)
     # LoadGen makes as many samples as last at the expected rate, and says INVALID when they were over too early.
@@ -64,15 +66,17 @@ def scenarios(server: Ekiben, door: Door, images: Sequence[bytes], plan: Plan, w
         report.lines.append(f"| {' | '.join(row.cells())} |")
 
 
-def accuracy(server: Ekiben, door: Door, images: Sequence[bytes], plan: Plan, work: Path) -> tuple[int, list[str]]:
+def accuracy(
+    server: Ekiben, transport: Transport, images: Sequence[bytes], plan: Plan, work: Path
+) -> tuple[int, list[str]]:
     """How many different answers there are, and for which samples LoadGen has another than /v1/classify gives."""
-    say(f"accuracy over {door.name}")
-    expected = [ask(f"{server.url}{V1.PATH}", each) for each in images]
-    folder = work / f"accuracy-{door.name}"
-    _, errors = run(door, images, plan.threads, folder, "Offline", {}, "AccuracyOnly")
+    say(f"accuracy over {transport.name}")
+    expected = [request(f"{server.url}{V1.PATH}", each) for each in images]
+    folder = work / f"accuracy-{transport.name}"
+    _, errors = run(transport, images, plan.threads, folder, "Offline", {}, "AccuracyOnly")
     wrong = [f"{len(errors)} failed, the first: {errors[0]}"] if errors else []
     wrong += compare(json.loads((folder / ACCURACY).read_text()), expected)
-    return len({pack(each) for each in expected}), [f"accuracy over {door.name}: {each}" for each in wrong]
+    return len({pack(each) for each in expected}), [f"accuracy over {transport.name}: {each}" for each in wrong]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -81,12 +85,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.loadgen", description=__doc__)
     parser.add_argument("--seconds", type=float, default=plan.seconds, help="of a run at least; default %(default)s")
     parser.add_argument("--bound-ms", type=float, default=plan.bound_ms, help="of Server's p99; default %(default)s")
-    parser.add_argument("--doors", default=",".join(DOORS), help="default %(default)s")
+    parser.add_argument("--doors", default=",".join(TRANSPORTS), help="default %(default)s")
     parser.add_argument("--out", type=Path, default=ROOT / "bench/results", help="folder of the report")
     parser.add_argument("--keep", action="store_true", help="keep the logs and the data of the run")
     given = parser.parse_args(arguments)
-    if unknown := set(doors := given.doors.split(",")) - set(DOORS):
-        parser.error(f"--doors knows {','.join(DOORS)}, not {','.join(sorted(unknown))}")
+    if unknown := set(transports := given.transports.split(",")) - set(TRANSPORTS):
+        parser.error(f"--doors knows {','.join(TRANSPORTS)}, not {','.join(sorted(unknown))}")
     plan = Plan(given.seconds, given.bound_ms)
 
     def measure(work: Path) -> Report:
@@ -101,12 +105,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         report.lines += table(["scenario", "door", "queries/s", "p50 ms", "p90", "p99", "CPU ms", "LoadGen says"], [])
         checked = []
         with serving(work) as server:
-            for name in doors:
-                with DOORS[name](server) as door:
-                    distinct, wrong = accuracy(server, door, images, plan, work)
+            for name in transports:
+                with TRANSPORTS[name](server) as transport:
+                    distinct, wrong = accuracy(server, transport, images, plan, work)
                     report.wrong += wrong
                     checked.append(f"{name}: {len(images)} samples, {distinct} different answers, {len(wrong)} wrong")
-                    scenarios(server, door, images, plan, work, report)
+                    scenarios(server, transport, images, plan, work, report)
         report.lines += [
             "",
             "CPU ms: of the server's processes, per query.",

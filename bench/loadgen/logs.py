@@ -21,7 +21,7 @@ class Row:
     """Latencies in ms; of Offline there are none, since all of its samples are there from the beginning."""
 
     scenario: str
-    door: str
+    transport: str
     valid: bool
     per_s: float
     p50_ms: float | None
@@ -35,10 +35,10 @@ class Row:
     def cells(self) -> list[str]:
         latencies = ["-" if each is None else f"{each:.2f}" for each in (self.p50_ms, self.p90_ms, self.p99_ms)]
         verdict = "VALID" if self.valid else "INVALID"
-        return [self.scenario, self.door, f"{self.per_s:.1f}", *latencies, f"{self.cpu_ms:.2f}", verdict]
+        return [self.scenario, self.transport, f"{self.per_s:.1f}", *latencies, f"{self.cpu_ms:.2f}", verdict]
 
 
-def read(summary: str, scenario: str, door: str, cpu_ms: float = 0.0, others: float = 0.0) -> Row:
+def read(summary: str, scenario: str, transport: str, cpu_ms: float = 0.0, others: float = 0.0) -> Row:
     """The row of LoadGen's summary. Missing when there is no result in it."""
 
     def number(pattern: str) -> float | None:
@@ -49,11 +49,11 @@ def read(summary: str, scenario: str, door: str, cpu_ms: float = 0.0, others: fl
     per_s = next((rate for each in rates if (rate := number(each)) is not None), None)
     verdict = re.search(r"^Result is : (VALID|INVALID)$", summary, re.MULTILINE)
     if per_s is None or verdict is None:
-        raise Missing(f"LoadGen's summary of {scenario} over {door} has no result")
+        raise Missing(f"LoadGen's summary of {scenario} over {transport} has no result")
     found = [number(rf"{each}\.00 percentile latency \(ns\)") for each in (50, 90, 99)]
     known = scenario != "Offline"
     p50, p90, p99 = (each / 1e6 if known and each is not None else None for each in found)
-    return Row(scenario, door, verdict[1] == "VALID", per_s, p50, p90, p99, cpu_ms, others)
+    return Row(scenario, transport, verdict[1] == "VALID", per_s, p50, p90, p99, cpu_ms, others)
 
 
 def compare(log: Sequence[dict[str, Any]], expected: Sequence[Top5]) -> list[str]:

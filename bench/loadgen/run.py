@@ -12,31 +12,31 @@ import mlperf_loadgen as lg  # type: ignore[import-not-found]
 import numpy as np
 
 from bench.loadgen.logs import pack
-from bench.loadgen.transports import Door
+from bench.loadgen.transports import Transport
 
 
 class Library:
     """LoadGen's QuerySampleLibrary: images by index, made ready for a door when LoadGen says so."""
 
-    def __init__(self, images: Sequence[bytes], door: Door) -> None:
-        self.images, self._door = images, door
+    def __init__(self, images: Sequence[bytes], transport: Transport) -> None:
+        self.images, self._transport = images, transport
         self.ready: dict[int, Any] = {}
 
     def load(self, indices: Sequence[int]) -> None:
-        self.ready |= {index: self._door.prepare(self.images[index]) for index in indices}
+        self.ready |= {index: self._transport.prepare(self.images[index]) for index in indices}
 
     def unload(self, indices: Sequence[int]) -> None:
         for index in indices:
             self.ready.pop(index, None)
 
 
-class Asker:
+class SamContender:
     """LoadGen's system under test: threads that ask a door. ``errors``: what went wrong; such a sample is empty."""
 
-    asked = 0
+    requested = 0
 
-    def __init__(self, door: Door, library: Library, threads: int) -> None:
-        self._door, self._library = door, library
+    def __init__(self, transport: Transport, library: Library, threads: int) -> None:
+        self._transport, self._library = transport, library
         self.errors: list[str] = []
         self._waiting: queue.SimpleQueue[tuple[int, int] | None] = queue.SimpleQueue()
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(threads)]
@@ -44,7 +44,7 @@ class Asker:
             thread.start()
 
     def issue(self, samples: Sequence[Any]) -> None:
-        self.asked += len(samples)
+        self.requested += len(samples)
         for each in samples:
             self._waiting.put((each.id, each.index))
 
@@ -60,19 +60,19 @@ class Asker:
             answer = np.frombuffer(self._answer(index), np.uint8)  # LoadGen copies it before the next call returns
             place = answer.ctypes.data if answer.size else 0
             lg.QuerySamplesComplete([lg.QuerySampleResponse(id, place, answer.nbytes)])
-        self._door.leave()
+        self._transport.leave()
 
     def _answer(self, index: int) -> bytes:
         # Whatever happens, the sample is completed: LoadGen waits for it without end.
         try:
-            return pack(self._door.ask(self._library.ready[index]))
+            return pack(self._transport.request(self._library.ready[index]))
         except Exception as error:
             self.errors.append(f"{type(error).__name__}: {error}"[:300])
             return b""
 
 
 def run(
-    door: Door,
+    transport: Transport,
     images: Sequence[bytes],
     threads: int,
     folder: Path,
@@ -92,15 +92,15 @@ def run(
     folder.mkdir(parents=True)
     output.outdir, output.copy_summary_to_stdout = str(folder), False
     logs.log_output, logs.enable_trace = output, False
-    library = Library(images, door)
-    asker = Asker(door, library, threads)
+    library = Library(images, transport)
+    contender = SamContender(transport, library, threads)
     count = len(images)
-    system = lg.ConstructSUT(asker.issue, lambda: None)
+    system = lg.ConstructSUT(contender.issue, lambda: None)
     samples = lg.ConstructQSL(count, count, library.load, library.unload)
     try:
         lg.StartTestWithLogSettings(system, samples, test, logs)
     finally:
-        asker.close()
+        contender.close()
         lg.DestroyQSL(samples)
         lg.DestroySUT(system)
-    return asker.asked, asker.errors
+    return contender.requested, contender.errors

@@ -21,14 +21,14 @@ from bench.protocols.setup import grpc_address, http_address
 TIMEOUT_S = 60.0
 
 
-class Door(Protocol):
+class Transport(Protocol):
     """Asked by many threads. ``ask`` raises whatever went wrong; ``leave`` is called by a thread that asks no more."""
 
     name: str
 
     def prepare(self, photo: bytes) -> Any: ...
 
-    def ask(self, prepared: Any) -> Top5: ...
+    def request(self, prepared: Any) -> Top5: ...
 
     def leave(self) -> None: ...
 
@@ -51,7 +51,7 @@ class Grpc:
     def prepare(self, photo: bytes) -> list[tritonclient.grpc.InferInput]:
         return [_filled(tritonclient.grpc.InferInput("image", [1], "BYTES"), photo)]
 
-    def ask(self, prepared: list[tritonclient.grpc.InferInput]) -> Top5:
+    def request(self, prepared: list[tritonclient.grpc.InferInput]) -> Top5:
         answer = self._client.infer(
             MODEL, prepared, outputs=self._outputs, client_timeout=TIMEOUT_S, parameters={"store": False}
         )
@@ -114,7 +114,7 @@ class Http(_Connections):
         )
         return bytes(body), {"Inference-Header-Content-Length": str(json_size)}
 
-    def ask(self, prepared: tuple[bytes, dict[str, str]]) -> Top5:
+    def request(self, prepared: tuple[bytes, dict[str, str]]) -> Top5:
         said, head = self.post(self.PATH, *prepared)
         json_size = head.getheader("Inference-Header-Content-Length")
         answer = tritonclient.http.InferenceServerClient.parse_response_body(
@@ -132,12 +132,12 @@ class V1(_Connections):
     def prepare(self, photo: bytes) -> bytes:
         return photo
 
-    def ask(self, prepared: bytes) -> Top5:
+    def request(self, prepared: bytes) -> Top5:
         said, _ = self.post(self.PATH, prepared, {"Content-Type": "image/jpeg"})
         return read_top5(json.loads(said))
 
 
-DOORS: dict[str, Callable[[Ekiben], Door]] = {"v1": V1, "http": Http, "grpc": Grpc}
+TRANSPORTS: dict[str, Callable[[Ekiben], Transport]] = {"v1": V1, "http": Http, "grpc": Grpc}
 
 
 def _filled(image: Any, photo: bytes) -> Any:

@@ -89,8 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     path = given.out / f"{started:%Y-%m-%d}-doors.md"
     path.write_text(text)
     rows = {"images": [asdict(row) for row in images[False]], "storing": [asdict(row) for row in images[True]]}
-    facts = {"machine": machine(), "others_cores": busy, **rows, "tensors": [asdict(row) for row in tensors]}
-    path.with_suffix(".json").write_text(json.dumps(facts) + "\n")
+    info = {"machine": machine(), "others_cores": busy, **rows, "tensors": [asdict(row) for row in tensors]}
+    path.with_suffix(".json").write_text(json.dumps(info) + "\n")
     print(text)
     return 0
 
@@ -102,9 +102,9 @@ def _images(server: Server, rpc: str, requests: int, *, store: bool) -> list[Row
     channel = grpc.insecure_channel(rpc)
     vision, protocol = ekiben_pb2_grpc.VisionStub(channel), service_pb2_grpc.GRPCInferenceServiceStub(channel)
     tensor = len(data).to_bytes(4, "little") + data
-    facts = {"name": "image", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": len(tensor)}}
+    info = {"name": "image", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": len(tensor)}}
     wanted = [{"name": "probs", "parameters": {"classification": 5}}]
-    head = orjson.dumps({"parameters": {"store": store}, "inputs": [facts], "outputs": wanted})
+    head = orjson.dumps({"parameters": {"store": store}, "inputs": [info], "outputs": wanted})
     typed = ekiben_pb2.ClassifyRequest(image={"data": data}, model=MODEL, top_k=5, store=store)
     infer = service_pb2.ModelInferRequest(
         model_name=MODEL,
@@ -130,13 +130,13 @@ async def _tensors(server: Server, rpc: str, home: Path, requests: int) -> list[
     address = urlsplit(server.url)
     connection = http.client.HTTPConnection(address.hostname or "", address.port or 80)
     protocol = service_pb2_grpc.GRPCInferenceServiceStub(grpc.insecure_channel(rpc))
-    facts = {
+    info = {
         "name": "image",
         "datatype": "FP32",
         "shape": [1, 3, 224, 224],
         "parameters": {"binary_data_size": len(raw)},
     }
-    head = orjson.dumps({"parameters": {"binary_data_output": True}, "inputs": [facts]})
+    head = orjson.dumps({"parameters": {"binary_data_output": True}, "inputs": [info]})
     length = {"Inference-Header-Content-Length": str(len(head))}
 
     def over_grpc() -> Any:
@@ -161,8 +161,8 @@ async def _tensors(server: Server, rpc: str, home: Path, requests: int) -> list[
             began = time.perf_counter()
             await platform.inference.infer(request)
             took = {"in process": time.perf_counter() - began}
-            for label, ask in (("HTTP /v2", over_http), ("gRPC ModelInfer", over_grpc)):
-                took[label] = await loop.run_in_executor(None, _timed, ask)
+            for label, query in (("HTTP /v2", over_http), ("gRPC ModelInfer", over_grpc)):
+                took[label] = await loop.run_in_executor(None, _timed, query)
             if number >= 20:
                 for label, seconds in took.items():
                     rows[label].append(seconds * 1e3)
@@ -175,16 +175,16 @@ def _in_turn(asks: dict[str, Ask], requests: int) -> list[Row]:
     """One request through each door after the other, so that what disturbs one disturbs all."""
     rows: dict[str, list[float]] = {label: [] for label in asks}
     for number in range(requests + 20):
-        for label, ask in asks.items():
-            seconds = _timed(ask)
+        for label, query in asks.items():
+            seconds = _timed(query)
             if number >= 20:
                 rows[label].append(seconds * 1e3)
     return [Row(label, ms) for label, ms in rows.items()]
 
 
-def _timed(ask: Ask) -> float:
+def _timed(query: Ask) -> float:
     began = time.perf_counter()
-    ask()
+    query()
     return time.perf_counter() - began
 
 
@@ -233,8 +233,8 @@ def _others(server: Server) -> float:
 
 def _markdown(when: str, images: dict[bool, list[Row]], tensors: list[Row], busy: float) -> str:
     lines = [f"# Doors: {when} UTC", ""]
-    facts = machine()
-    lines += [f"{facts['cpu']}, {facts['cores']} cores, {facts['system']}; {facts['versions']}; {facts['commit']}", ""]
+    info = machine()
+    lines += [f"{info['cpu']}, {info['cores']} cores, {info['system']}; {info['versions']}; {info['commit']}", ""]
     note = "undisturbed" if busy < DISTURBED_CORES else "DISTURBED"
     lines += [f"Others used {busy:.2f} cores ({note}). One request at a time, each door in turn.", ""]
     for store, rows in images.items():

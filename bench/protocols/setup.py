@@ -56,16 +56,16 @@ class Report:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{self.started:%Y-%m-%d}-{self.name}.md"
         path.write_text(self.markdown())
-        facts = {"started": self.started.isoformat(timespec="seconds"), "machine": {**machine(), "served": _served()}}
-        found = {**facts, "remarks": self.remarks, "wrong": self.wrong, "others": self.worst_others}
+        info = {"started": self.started.isoformat(timespec="seconds"), "machine": {**machine(), "served": _served()}}
+        found = {**info, "remarks": self.remarks, "wrong": self.wrong, "others": self.worst_others}
         path.with_suffix(".json").write_text(json.dumps({**found, "rows": self.figures}, indent=1) + "\n")
         return path
 
     def markdown(self) -> str:
-        facts = machine()
+        info = machine()
         head = [
-            f"- {facts['cpu']}, {facts['cores']} cores, {facts['memory_gb']} GB; {facts['system']}",
-            f"- commit {facts['commit']}",
+            f"- {info['cpu']}, {info['cores']} cores, {info['memory_gb']} GB; {info['system']}",
+            f"- commit {info['commit']}",
             f"- Ekiben embedded, as shipped, no job worker; {_served()}; the client on the same machine",
             "- EfficientNet-B0 has random weights (seed 0): speed does not depend on them",
             *(f"- {each}" for each in self.remarks),
@@ -109,7 +109,7 @@ def serving(work: Path) -> Iterator[Ekiben]:
     home = work / "home"
     publish(work, [home])
     with Ekiben(home, workers="0").running_on() as server:
-        status, body = server.ask("GET", f"/v2/models/{MODEL}/ready")
+        status, body = server.request("GET", f"/v2/models/{MODEL}/ready")
         if status != 200:
             raise Missing(f"{MODEL} is not ready under /v2: status {status}, {body[:200].decode(errors='replace')}")
         yield server

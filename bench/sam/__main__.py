@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bench.contenders import EXPORT_PYTHON, ekiben
 from bench.report import now
-from bench.sam.contenders import MODEL, Asker, Http, Loop
+from bench.sam.contenders import MODEL, Http, Loop, SamContender
 from bench.sam.report import Report
 from bench.sam.run import EKIBEN, LOOP, PACKAGE, Plan, Row, Run
 from bench.servers import ROOT, Missing, clean_environ
@@ -71,7 +71,7 @@ def _measure(plan: Plan, photo: Path, work: Path) -> Report:
     copied.write_bytes(photo.read_bytes())
     _prepare(work)
     rows = {name: Row(name, label) for name, label in LABELS.items()}
-    askers: dict[str, Asker] = {}
+    askers: dict[str, SamContender] = {}
     try:
         askers[PACKAGE] = Loop("bench.sam.peer_package", work)
         askers[LOOP] = Loop("bench.sam.peer_onnx", work)
@@ -79,8 +79,8 @@ def _measure(plan: Plan, photo: Path, work: Path) -> Report:
         run = Run(askers, rows, plan, copied, _say)
         run.measure()
     finally:
-        for asker in askers.values():
-            asker.stop()
+        for contender in askers.values():
+            contender.stop()
     size = f"{photo.name}, {run.width} x {run.height}, {copied.stat().st_size / 1e3:.0f} kB"
     return Report(started, plan, size, rows, run.remarks)
 

@@ -70,9 +70,9 @@ class Loop:
         self._process.kill()
         self._process.wait()
 
-    def _ask(self, asked: dict[str, Any]) -> Answer:
+    def _ask(self, requested: dict[str, Any]) -> Answer:
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(asked) + "\n")
+        self._process.stdin.write(json.dumps(requested) + "\n")
         self._process.stdin.flush()
         found = self._read()
         return Answer(found["seconds"], found["masks"], found["encode_s"] or None)
@@ -157,4 +157,4 @@ class Http:
         return data
 
 
-Asker = Loop | Http
+SamContender = Loop | Http

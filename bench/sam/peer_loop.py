@@ -51,25 +51,25 @@ def main(make: Any) -> None:
     peer: Peer = make(Path(sys.argv[1]))
     _say({"note": peer.note()})
     for line in sys.stdin:
-        asked = json.loads(line)
+        requested = json.loads(line)
         start = time.perf_counter()
-        answer, encoded = _answer(peer, asked)
+        answer, encoded = _answer(peer, requested)
         seconds = time.perf_counter() - start
         _say({"seconds": seconds, "encode_s": encoded, "masks": [_record(one) for one in answer]})
 
 
-def _answer(peer: Peer, asked: dict[str, Any]) -> tuple[list[Any], float]:
-    image, start, encoded = Path(asked["image"]), time.perf_counter(), 0.0
-    if asked["do"] == "automatic":
+def _answer(peer: Peer, requested: dict[str, Any]) -> tuple[list[Any], float]:
+    image, start, encoded = Path(requested["image"]), time.perf_counter(), 0.0
+    if requested["do"] == "automatic":
         peer.image = None
-        return peer.automatic(image, asked["options"]), encoded
+        return peer.automatic(image, requested["options"]), encoded
     if peer.image != image:
         peer.see(image)
         peer.image = image
         encoded = time.perf_counter() - start
-    if asked["do"] == "point":
-        return [peer.point(*asked["point"])], encoded
-    return list(peer.boxes(asked["boxes"])), encoded
+    if requested["do"] == "point":
+        return [peer.point(*requested["point"])], encoded
+    return list(peer.boxes(requested["boxes"])), encoded
 
 
 def _record(one: Any) -> dict[str, Any]:

@@ -59,11 +59,11 @@ class Report:
         return "\n\n".join([*parts, self._table(), self._memory()]) + "\n"
 
     def _header(self) -> str:
-        facts, plan = machine(), self.plan
+        info, plan = machine(), self.plan
         lines = [
-            f"- {facts['cpu']}, {facts['cores']} cores, {facts['memory_gb']} GB; {facts['system']}",
-            f"- commit {facts['commit']}",
-            f"- Python {facts['python']}; {facts['versions']}",
+            f"- {info['cpu']}, {info['cores']} cores, {info['memory_gb']} GB; {info['system']}",
+            f"- commit {info['commit']}",
+            f"- Python {info['python']}; {info['versions']}",
             f"- image: {self.photo}",
             f"- {plan.rounds} rounds, contenders in turn, {plan.repeats} next prompts in each; medians over all",
             "- everybody has the same seeded random weights, two threads, and the machine to himself while he is asked",

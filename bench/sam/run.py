@@ -16,7 +16,7 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from bench.sam.contenders import Asker, Masks
+from bench.sam.contenders import Masks, SamContender
 from bench.servers import Missing, busy_s
 from tests.reference_sam import match
 
@@ -56,9 +56,11 @@ class Row:
 class Run:
     """``rows`` are filled in; ``remarks`` are for the report."""
 
-    def __init__(self, askers: dict[str, Asker], rows: dict[str, Row], plan: Plan, photo: Path, say: Say) -> None:
+    def __init__(
+        self, askers: dict[str, SamContender], rows: dict[str, Row], plan: Plan, photo: Path, say: Say
+    ) -> None:
         self.askers, self.rows, self.plan, self.photo, self.say = askers, rows, plan, photo, say
-        self.remarks = [asker.note for asker in askers.values() if asker.note]
+        self.remarks = [contender.note for contender in askers.values() if contender.note]
         with Image.open(photo) as opened:
             self._image = opened.convert("RGB")
         self.width, self.height = self._image.size
@@ -80,9 +82,9 @@ class Run:
             for name in (PACKAGE, EKIBEN):
                 if name in self.rows and not self.rows[name].wrong:
                     self._guarded(name, partial(self._automatic, name, "crops", expected, {"crop_n_layers": 1}))
-        for name, asker in self.askers.items():
+        for name, contender in self.askers.items():
             if not self.rows[name].wrong:
-                self.rows[name].peak_mb = sum(_peak_mb(process.pid) for process in asker.processes())
+                self.rows[name].peak_mb = sum(_peak_mb(process.pid) for process in contender.processes())
 
     def _guarded(self, name: str, call: Callable[[], object]) -> None:
         busy, own, start = busy_s(), self._cpu_s(name), time.perf_counter()
@@ -97,20 +99,20 @@ class Run:
         row.other_cores = max(row.other_cores, used / (time.perf_counter() - start))
 
     def _round(self, name: str, fresh: Path, expected: dict[str, Masks]) -> None:
-        asker, width, height = self.askers[name], self.width, self.height
-        first = asker.point(fresh, width * 0.5, height * 0.6)
+        contender, width, height = self.askers[name], self.width, self.height
+        first = contender.point(fresh, width * 0.5, height * 0.6)
         self._took(name, "first prompt", first.seconds)
         self._took(name, "encode", first.encode_s)
-        asker.point(self.photo, width * 0.5, height * 0.6)
+        contender.point(self.photo, width * 0.5, height * 0.6)
         for number in range(self.plan.repeats):
             x, y = width * (0.3 + 0.4 * number / self.plan.repeats), height * 0.55
-            again = asker.point(self.photo, x, y)
+            again = contender.point(self.photo, x, y)
             self._took(name, "next prompt", again.seconds)
             self._took(name, "decode", again.decode_s)
             self._check(name, f"point {number}", again.masks, expected)
         boxes = [[width * (0.05 + 0.06 * n), height * 0.2, width * (0.3 + 0.06 * n), height * 0.8] for n in range(10)]
         for _ in range(max(1, self.plan.repeats // 5)):
-            ten = asker.boxes(self.photo, boxes)
+            ten = contender.boxes(self.photo, boxes)
             self._took(name, "ten boxes", ten.seconds)
         self._check(name, "ten boxes", ten.masks, expected)
         self._automatic(name, "automatic", expected, {})
@@ -120,9 +122,9 @@ class Run:
         self.say(f"{name}: {medians}")
 
     def _automatic(self, name: str, what: str, expected: dict[str, Masks], more: dict[str, Any]) -> None:
-        asker = self.askers[name]
-        asker.forget(self._shifted(-2))
-        answer = asker.automatic(self.photo, {"points_per_side": self.plan.grid, **more})
+        contender = self.askers[name]
+        contender.forget(self._shifted(-2))
+        answer = contender.automatic(self.photo, {"points_per_side": self.plan.grid, **more})
         self._took(name, what, answer.seconds)
         self._check(name, what, answer.masks, expected)
 

@@ -131,18 +131,18 @@ class AsyncClient:
             with suppress(ValueError):  # cancelled while a thread is at it: it ends there
                 steps.close()
 
-    async def _send(self, ask: ClientRequest) -> object:
-        tries = RetryPolicy(ask, self._retries)
+    async def _send(self, request: ClientRequest) -> object:
+        tries = RetryPolicy(request, self._retries)
         while True:
             try:
-                return await self._transport.send(ask)
+                return await self._transport.send(request)
             except EkibenError as error:
                 await asyncio.sleep(tries.pause_s(error))
 
     async def _follow(self, watch: JobWatch) -> AsyncIterator[JobEvent]:
         while True:
             try:
-                async with aclosing(self._transport.stream(watch.ask())) as told:
+                async with aclosing(self._transport.stream(watch.request())) as told:
                     async for one in told:
                         if one is not None:
                             yield watch.take(one)

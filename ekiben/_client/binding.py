@@ -51,40 +51,40 @@ def awaited(steps: Callable[P, Steps[T]]) -> Callable[Concatenate[AsyncRunner, P
 
 
 def iterated(
-    asked: Callable[P, ClientRequest], read: Callable[[dict[str, Any]], T]
+    requested: Callable[P, ClientRequest], read: Callable[[dict[str, Any]], T]
 ) -> Callable[Concatenate[SyncRunner, P], Iterator[T]]:
     """What is answered piece by piece, as a method of ``Client``."""
 
     def method(self: SyncRunner, /, *args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
         def pieces() -> Generator[T]:
-            with closing(self._transport.stream(ask)) as told:
+            with closing(self._transport.stream(request)) as told:
                 for one in told:
                     if one is not None:
                         yield read(one)
 
-        ask = asked(*args, **kwargs)
+        request = requested(*args, **kwargs)
         return pieces()
 
-    _name(method, asked)
+    _name(method, requested)
     return method
 
 
 def iterated_async(
-    asked: Callable[P, ClientRequest], read: Callable[[dict[str, Any]], T]
+    requested: Callable[P, ClientRequest], read: Callable[[dict[str, Any]], T]
 ) -> Callable[Concatenate[AsyncRunner, P], AsyncIterator[T]]:
     """The same as a method of ``AsyncClient``."""
 
     def method(self: AsyncRunner, /, *args: P.args, **kwargs: P.kwargs) -> AsyncIterator[T]:
         async def pieces() -> AsyncGenerator[T]:
-            async with aclosing(self._transport.stream(ask)) as told:
+            async with aclosing(self._transport.stream(request)) as told:
                 async for one in told:
                     if one is not None:
                         yield read(one)
 
-        ask = asked(*args, **kwargs)
+        request = requested(*args, **kwargs)
         return pieces()
 
-    _name(method, asked)
+    _name(method, requested)
     return method
 
 

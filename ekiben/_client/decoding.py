@@ -21,7 +21,7 @@ def read(kind: type[T], body: Mapping[str, Any], **more: Any) -> T:
     A field ``raw`` gets the whole of ``body``.
     """
     own: Any = kind  # mypy does not take a type of a type variable for hashable
-    hints, required = _facts(own)
+    hints, required = _info(own)
     if missing := [name for name in required if name not in body and name not in more and name != "raw"]:
         raise EkibenError(f"the answer has no {missing[0]!r}: is this an Ekiben server?", code="bad_answer")
     given = {name: _value(hint, body[name]) for name, hint in hints.items() if name in body and name not in more}
@@ -35,7 +35,7 @@ def read_all(kind: type[T], bodies: Any) -> tuple[T, ...]:
 
 
 @cache
-def _facts(kind: Any) -> tuple[dict[str, Any], list[str]]:
+def _info(kind: Any) -> tuple[dict[str, Any], list[str]]:
     """The types of its fields, and the names of those without a default."""
     hints = get_type_hints(kind)
     own = [field for field in fields(kind) if field.init]

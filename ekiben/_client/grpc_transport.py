@@ -39,16 +39,16 @@ class GrpcTransport:
             grpc.secure_channel(target, _credentials(ca), _OPTIONS) if tls else grpc.insecure_channel(target, _OPTIONS)
         )
 
-    def send(self, ask: ClientRequest) -> Any:
-        call, message, streams = _call(self._channel, ask)
+    def send(self, request: ClientRequest) -> Any:
+        call, message, streams = _call(self._channel, request)
         with refusals():
-            answer = call(message, timeout=_timeout(ask, self._timeout_s), metadata=self._metadata)
-            return _reply(ask, [to_dict(each) for each in answer] if streams else to_dict(answer))
+            answer = call(message, timeout=_timeout(request, self._timeout_s), metadata=self._metadata)
+            return _reply(request, [to_dict(each) for each in answer] if streams else to_dict(answer))
 
-    def stream(self, ask: ClientRequest) -> Generator[dict[str, Any] | None]:
-        call, message, _ = _call(self._channel, ask)
+    def stream(self, request: ClientRequest) -> Generator[dict[str, Any] | None]:
+        call, message, _ = _call(self._channel, request)
         with refusals():
-            answer = call(message, timeout=_timeout(ask, self._timeout_s), metadata=self._metadata)
+            answer = call(message, timeout=_timeout(request, self._timeout_s), metadata=self._metadata)
             try:
                 for each in answer:
                     yield to_dict(each)
@@ -76,16 +76,16 @@ class AsyncGrpcTransport:
             )
         return self._opened
 
-    async def send(self, ask: ClientRequest) -> Any:
-        call, message, streams = _call(self._channel, ask)
+    async def send(self, request: ClientRequest) -> Any:
+        call, message, streams = _call(self._channel, request)
         with refusals():
-            answer = call(message, timeout=_timeout(ask, self._timeout_s), metadata=self._metadata)
-            return _reply(ask, [to_dict(each) async for each in answer] if streams else to_dict(await answer))
+            answer = call(message, timeout=_timeout(request, self._timeout_s), metadata=self._metadata)
+            return _reply(request, [to_dict(each) async for each in answer] if streams else to_dict(await answer))
 
-    async def stream(self, ask: ClientRequest) -> AsyncGenerator[dict[str, Any] | None]:
-        call, message, _ = _call(self._channel, ask)
+    async def stream(self, request: ClientRequest) -> AsyncGenerator[dict[str, Any] | None]:
+        call, message, _ = _call(self._channel, request)
         with refusals():
-            answer = call(message, timeout=_timeout(ask, self._timeout_s), metadata=self._metadata)
+            answer = call(message, timeout=_timeout(request, self._timeout_s), metadata=self._metadata)
             try:
                 async for each in answer:
                     yield to_dict(each)
@@ -112,13 +112,13 @@ def _method(service: str, name: str) -> MethodDescriptor:
     return ekiben_pb2.DESCRIPTOR.services_by_name[service].methods_by_name[name]
 
 
-def _call(channel: Any, ask: ClientRequest) -> tuple[Callable[..., Any], Message, bool]:
+def _call(channel: Any, request: ClientRequest) -> tuple[Callable[..., Any], Message, bool]:
     """What to call, the request's message, and whether the answer is a stream."""
-    if ask.rpc is None:
+    if request.rpc is None:
         raise EkibenError("this goes over HTTP only: connect to http://...", code="http_only")
-    method = _method(ask.rpc.service, ask.rpc.method)
+    method = _method(request.rpc.service, request.rpc.method)
     try:
-        message = GetMessageClass(method.input_type)(**_loaded(ask.rpc.body))
+        message = GetMessageClass(method.input_type)(**_loaded(request.rpc.body))
     except (TypeError, ValueError) as error:
         raise EkibenError(str(error), code="bad_request") from error
     make = channel.unary_stream if method.server_streaming else channel.unary_unary
@@ -138,12 +138,12 @@ def _loaded(body: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _reply(ask: ClientRequest, answer: Any) -> Any:
-    return ask.rpc.gather(answer) if ask.rpc is not None and ask.rpc.gather is not None else answer
+def _reply(request: ClientRequest, answer: Any) -> Any:
+    return request.rpc.gather(answer) if request.rpc is not None and request.rpc.gather is not None else answer
 
 
-def _timeout(ask: ClientRequest, timeout_s: float) -> float:
-    return ask.timeout_s if ask.timeout_s is not None else timeout_s
+def _timeout(request: ClientRequest, timeout_s: float) -> float:
+    return request.timeout_s if request.timeout_s is not None else timeout_s
 
 
 def _metadata(headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:

@@ -32,19 +32,19 @@ class HttpTransport:
             base_url=url, headers=dict(headers), limits=_LIMITS, verify=_trust(ca), transport=through
         )
 
-    def send(self, ask: ClientRequest) -> Any:
+    def send(self, query: ClientRequest) -> Any:
         with refusals():
-            with self._client.stream(**_request(ask, self._timeout_s)) as response:
-                if ask.into is not None and response.is_success:
-                    with written(ask.into) as file:
+            with self._client.stream(**_request(query, self._timeout_s)) as response:
+                if query.into is not None and response.is_success:
+                    with written(query.into) as file:
                         for piece in response.iter_bytes():
                             file.write(piece)
-                    return ask.into
+                    return query.into
                 response.read()
-            return _reply(ask, response)
+            return _reply(query, response)
 
-    def stream(self, ask: ClientRequest) -> Generator[dict[str, Any] | None]:
-        with refusals(), self._client.stream(**_request(ask, self._timeout_s)) as response:
+    def stream(self, query: ClientRequest) -> Generator[dict[str, Any] | None]:
+        with refusals(), self._client.stream(**_request(query, self._timeout_s)) as response:
             if not response.is_success:
                 response.read()
                 raise _error(response)
@@ -65,20 +65,20 @@ class AsyncHttpTransport:
             base_url=url, headers=dict(headers), limits=_LIMITS, verify=_trust(ca), transport=through
         )
 
-    async def send(self, ask: ClientRequest) -> Any:
+    async def send(self, query: ClientRequest) -> Any:
         with refusals():
-            async with self._client.stream(**_request(ask, self._timeout_s)) as response:
-                if ask.into is not None and response.is_success:
-                    with written(ask.into) as file:
+            async with self._client.stream(**_request(query, self._timeout_s)) as response:
+                if query.into is not None and response.is_success:
+                    with written(query.into) as file:
                         async for piece in response.aiter_bytes():
                             file.write(piece)
-                    return ask.into
+                    return query.into
                 await response.aread()
-            return _reply(ask, response)
+            return _reply(query, response)
 
-    async def stream(self, ask: ClientRequest) -> AsyncGenerator[dict[str, Any] | None]:
+    async def stream(self, query: ClientRequest) -> AsyncGenerator[dict[str, Any] | None]:
         with refusals():
-            async with self._client.stream(**_request(ask, self._timeout_s)) as response:
+            async with self._client.stream(**_request(query, self._timeout_s)) as response:
                 if not response.is_success:
                     await response.aread()
                     raise _error(response)
@@ -142,25 +142,25 @@ def _trust(ca: Path | None) -> ssl.SSLContext | bool:
     return ssl.create_default_context(cafile=str(ca)) if ca is not None else True
 
 
-def _request(ask: ClientRequest, timeout_s: float) -> dict[str, Any]:
+def _request(query: ClientRequest, timeout_s: float) -> dict[str, Any]:
     """Arguments of httpx's ``stream``."""
-    if not ask.path:
+    if not query.path:
         raise EkibenError("this goes over gRPC only: connect to grpc://...", code="grpc_only")
-    seconds = ask.timeout_s if ask.timeout_s is not None else timeout_s
+    seconds = query.timeout_s if query.timeout_s is not None else timeout_s
     request: dict[str, Any] = {
-        "method": ask.method,
-        "url": ask.path,
-        "params": _texts(ask.query),
-        "headers": ask.headers,
+        "method": query.method,
+        "url": query.path,
+        "params": _texts(query.query),
+        "headers": query.headers,
         "timeout": httpx.Timeout(seconds, connect=min(seconds, _CONNECT_S)),
-        "follow_redirects": ask.method == "GET",  # files may lie in a store of their own
+        "follow_redirects": query.method == "GET",  # files may lie in a store of their own
     }
-    if ask.json is not None:
-        request["json"] = ask.json
-    if ask.fields is not None:
-        request["data"] = _texts(ask.fields)
-    if ask.files:
-        request["files"] = [(name, (file.name, _content(file), _BINARY)) for name, file in ask.files]
+    if query.json is not None:
+        request["json"] = query.json
+    if query.fields is not None:
+        request["data"] = _texts(query.fields)
+    if query.files:
+        request["files"] = [(name, (file.name, _content(file), _BINARY)) for name, file in query.files]
     return request
 
 
@@ -183,16 +183,16 @@ class LateFile:
         self._path = path
         self._file: io.BufferedReader | None = None
         self._size = path.stat().st_size
-        self._asked = 0
+        self._requested = 0
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         if whence == io.SEEK_SET and offset == 0 and self._file is not None:
             self._file.seek(0)
-        self._asked = self._size if whence == io.SEEK_END else offset
-        return self._asked
+        self._requested = self._size if whence == io.SEEK_END else offset
+        return self._requested
 
     def tell(self) -> int:
-        return self._asked
+        return self._requested
 
     def read(self, size: int = -1) -> bytes:
         if self._file is None:
@@ -203,11 +203,11 @@ class LateFile:
         return data
 
 
-def _reply(ask: ClientRequest, response: httpx.Response) -> Any:
+def _reply(query: ClientRequest, response: httpx.Response) -> Any:
     if not response.is_success:
         raise _error(response)
     try:
-        return ask.read(response.content)
+        return query.read(response.content)
     except ValueError as error:
         raise EkibenError(
             f"the answer cannot be read: {error}", code="bad_answer", status=response.status_code
@@ -217,8 +217,8 @@ def _reply(ask: ClientRequest, response: httpx.Response) -> Any:
 def _error(response: httpx.Response) -> EkibenError:
     status, after = response.status_code, response.headers.get("retry-after", "")
     try:
-        facts = response.json()["error"]
-        code, message, request_id = str(facts["code"]), str(facts["message"]), facts.get("request_id")
+        info = response.json()["error"]
+        code, message, request_id = str(info["code"]), str(info["message"]), info.get("request_id")
     except (ValueError, KeyError, TypeError):  # from something in between, as a proxy
         code, message, request_id = f"http_{status}", response.text[:200] or response.reason_phrase, None
     retry_after_s = float(after) if after.isdigit() else None

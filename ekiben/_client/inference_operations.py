@@ -67,13 +67,13 @@ def segment(
     """
     options = given(model=model, version=version, flips=flips, probability=probability, store=store)
     source = source_of(image, image_id)
-    asked = operation_request("segment", source, options, timeout_s=timeout_s)
+    requested = operation_request("segment", source, options, timeout_s=timeout_s)
     drawn = class_map and not (isinstance(source, File) and is_medical(source))
-    if drawn and asked.rpc is not None:
-        asked = replace(asked, rpc=replace(asked.rpc, body={**asked.rpc.body, "render": "mask"}))
+    if drawn and requested.rpc is not None:
+        requested = replace(requested, rpc=replace(requested.rpc, body={**requested.rpc.body, "render": "mask"}))
     if drawn and store is False:  # else it is stored, and fetched from there
-        asked = replace(asked, fields={**(asked.fields or {}), "render": "mask"})
-    reply = yield asked
+        requested = replace(requested, fields={**(requested.fields or {}), "render": "mask"})
+    reply = yield requested
     return (yield from read_segmentation(reply, class_map))
 
 
@@ -148,8 +148,8 @@ def masks(
     ``boxes`` [N, 4], or ``prompts``, dicts. None at all: the whole image's box. Pixels of the image as a person
     sees it. ``multimask``: three masks a prompt (the default) or one. ``logits=False``: not to be refined later.
     """
-    asked = prompts_of(prompts, points, labels, box, boxes, mask_input)
-    options = given(model=model, version=version, prompts=asked, multimask=multimask, logits=logits, store=store)
+    requested = prompts_of(prompts, points, labels, box, boxes, mask_input)
+    options = given(model=model, version=version, prompts=requested, multimask=multimask, logits=logits, store=store)
     return read(Masks, (yield operation_request("masks", source_of(image, image_id), options, timeout_s=timeout_s)))
 
 
@@ -167,9 +167,9 @@ def auto_masks(
 
     ``preset``: fast, full (the default) or dense; or the parameters of the reference's generator by their names.
     """
-    asked = given(model=model, version=version, store=store, **options)
+    requested = given(model=model, version=version, store=store, **options)
     return read(
-        AutoMasks, (yield operation_request("auto_masks", source_of(image, image_id), asked, timeout_s=timeout_s))
+        AutoMasks, (yield operation_request("auto_masks", source_of(image, image_id), requested, timeout_s=timeout_s))
     )
 
 
@@ -201,10 +201,10 @@ def cutouts(
     ``min_pixels``: smaller objects are left out; ``padding_px``: transparent border; ``feather_px``: softness of the
     edge; ``frame``: crop to the object (``box``) or keep the whole frame (``full``); ``limit``: at most so many.
     """
-    asked = given(prompts=prompts_of(prompts, points, labels, box, boxes, mask_input), multimask=multimask)
-    asked |= given(min_pixels=min_pixels, padding_px=padding_px, feather_px=feather_px, frame=frame, limit=limit)
-    asked |= given(model=model, version=version, store=store, **options)
-    request = operation_request("cutouts", source_of(image, image_id), asked, timeout_s=timeout_s)
+    requested = given(prompts=prompts_of(prompts, points, labels, box, boxes, mask_input), multimask=multimask)
+    requested |= given(min_pixels=min_pixels, padding_px=padding_px, feather_px=feather_px, frame=frame, limit=limit)
+    requested |= given(model=model, version=version, store=store, **options)
+    request = operation_request("cutouts", source_of(image, image_id), requested, timeout_s=timeout_s)
     return read(Cutouts, (yield replace(request, headers={"Accept": "application/zip"}, read=cut_from_zip)))
 
 
@@ -219,8 +219,8 @@ def stream_request(
     **options: Unpack[AutoOptions],
 ) -> ClientRequest:
     """Automatic masks as they are found, over gRPC: FoundMask, DroppedMask, Progress, and at the end AutoMasks."""
-    asked = given(model=model, version=version, store=store, **options)
-    request = operation_request("auto_masks", source_of(image, image_id), asked, timeout_s=timeout_s)
+    requested = given(model=model, version=version, store=store, **options)
+    request = operation_request("auto_masks", source_of(image, image_id), requested, timeout_s=timeout_s)
     return replace(request, path="")
 
 

@@ -33,7 +33,7 @@ class JobWatch:
         self._opened_at = 0.0
         self._silence_s = _SILENCE_S
 
-    def ask(self) -> ClientRequest:
+    def request(self) -> ClientRequest:
         """The request for what comes next."""
         self._opened_at = time.monotonic()
         self._silence_s = min(_SILENCE_S, self._left_s())

@@ -145,8 +145,8 @@ class TokensToImage(FewTokens):
     def forward(self, queries: Tensor, placed: Tensor, image: Tensor) -> Tensor:
         """[B, T, 256] for queries [B, T, 256], image tokens with positions and without, [B, 4096, 256]."""
         own = self.attention
-        asked = own.k_proj.weight.T @ self.spread(own.q_proj(queries) * self.scale)  # [B, 256, heads * T]
-        scores = (placed @ asked).transpose(1, 2)  # the key's bias adds the same to all of a softmax
+        requested = own.k_proj.weight.T @ self.spread(own.q_proj(queries) * self.scale)  # [B, 256, heads * T]
+        scores = (placed @ requested).transpose(1, 2)  # the key's bias adds the same to all of a softmax
         seen = torch.softmax(scores, dim=-1) @ image  # [B, heads * T, 256]
         by_head = torch.unflatten(own.v_proj.weight.T, 1, (self.heads, -1)).transpose(0, 1)  # [heads, 256, width]
         mixed = (torch.unflatten(seen, 1, (self.heads, -1)) @ by_head).transpose(1, 2).flatten(2) + own.v_proj.bias
@@ -158,15 +158,15 @@ class ImageToTokens(FewTokens):
 
     def cached(self, image_queries: Tensor, keys: Tensor, values: Tensor, added: Tensor) -> Tensor:
         """[B, 4096, 256] for projected image queries [., 4096, 128], keys and values [B, T, 256]."""
-        asked = self.spread(self.attention.k_proj(keys) * self.scale)
-        return self._mix(image_queries @ asked + self._added(added), values)
+        requested = self.spread(self.attention.k_proj(keys) * self.scale)
+        return self._mix(image_queries @ requested + self._added(added), values)
 
     def forward(self, placed: Tensor, keys: Tensor, values: Tensor, added: Tensor) -> Tensor:
         """[B, 4096, 256] for image tokens with positions [B, 4096, 256], keys and values [B, T, 256]."""
         own = self.attention
-        asked = self.spread(own.k_proj(keys) * self.scale)
-        bias = own.q_proj.bias @ asked
-        return self._mix(placed @ (own.q_proj.weight.T @ asked) + (bias.unsqueeze(1) + self._added(added)), values)
+        requested = self.spread(own.k_proj(keys) * self.scale)
+        bias = own.q_proj.bias @ requested
+        return self._mix(placed @ (own.q_proj.weight.T @ requested) + (bias.unsqueeze(1) + self._added(added)), values)
 
     def _added(self, added: Tensor) -> Tensor:
         return added.unsqueeze(1).repeat(1, 1, self.heads)

@@ -73,13 +73,13 @@ class ModelQueue(Generic[P, R]):
     work: BatchSteps[P, Any, R]
     slots: int
     sizer: BatchSizer
-    queue: deque[Item[P, R]] = field(default_factory=deque)
+    items: deque[Item[P, R]] = field(default_factory=deque)
     running: int = 0
 
     def wait_s(self) -> float:
         """Seconds until an item that arrives now would be taken, as far as past runs tell."""
         cost = self.sizer.per_item_s()
-        return 0.0 if cost is None else cost * len(self.queue) / self.slots
+        return 0.0 if cost is None else cost * len(self.items) / self.slots
 
 
 class Batcher:
@@ -97,7 +97,7 @@ class Batcher:
         self.max_bytes = max_bytes
         self.waiting_bytes = 0
         self._observe = observe
-        self._lanes: dict[Hashable, ModelQueue[Any, Any]] = {}
+        self._queues: dict[Hashable, ModelQueue[Any, Any]] = {}
         self._turn: deque[ModelQueue[Any, Any]] = deque()
         self._changed = threading.Condition()
         self._closed = False
@@ -105,50 +105,50 @@ class Batcher:
         for thread in self._threads:
             thread.start()
 
-    def open_lane(
+    def open_queue(
         self, key: Hashable, work: BatchSteps[P, Any, R], *, slots: int | None = None, max_batch: int = 64
     ) -> ModelQueue[P, R]:
         """The lane of ``key``, made with ``work`` if it is new."""
         with self._changed:
-            lane = self._lanes.get(key)
-            if lane is None or lane.work is not work:
-                lane = ModelQueue(key, work, min(slots or self.slots, self.slots), BatchSizer(max_batch))
-                self._lanes[key] = lane
-            return lane
+            queue = self._queues.get(key)
+            if queue is None or queue.work is not work:
+                queue = ModelQueue(key, work, min(slots or self.slots, self.slots), BatchSizer(max_batch))
+                self._queues[key] = queue
+            return queue
 
-    def close_lane(self, key: Hashable) -> None:
+    def close_queue(self, key: Hashable) -> None:
         """Forget a lane. What waits in it is still served."""
         with self._changed:
-            self._lanes.pop(key, None)
+            self._queues.pop(key, None)
 
-    def submit(self, lane: ModelQueue[P, R], item: Item[P, R]) -> None:
+    def submit(self, queue: ModelQueue[P, R], item: Item[P, R]) -> None:
         """Queue an item. Overloaded when the bytes or the wait are past their bound; nothing is queued then."""
         with self._changed:
             if self._closed:
                 raise Unavailable("the server is stopping", code="stopping", retry_after_s=5)
-            wait = lane.wait_s()
+            wait = queue.wait_s()
             if self.waiting_bytes + item.bytes > self.max_bytes and self.waiting_bytes:
                 raise Overloaded("too many images are waiting", retry_after_s=max(1, math.ceil(wait)))
             if item.submitted + wait > item.deadline:
                 raise Overloaded(
-                    f"{len(lane.queue)} requests wait for this model, about {wait:.0f} s",
+                    f"{len(queue.items)} requests wait for this model, about {wait:.0f} s",
                     retry_after_s=max(1, math.ceil(wait)),
                 )
             self.waiting_bytes += item.bytes
-            if not lane.queue:
-                self._turn.append(lane)
-            lane.queue.append(item)
+            if not queue.items:
+                self._turn.append(queue)
+            queue.items.append(item)
             self._changed.notify()
 
     def depth(self, key: Hashable) -> int:
         """Items waiting for ``key``."""
-        lane = self._lanes.get(key)
-        return len(lane.queue) if lane else 0
+        queue = self._queues.get(key)
+        return len(queue.items) if queue else 0
 
     def batch_size(self, key: Hashable) -> int:
         """The batch size learned for ``key`` so far."""
-        lane = self._lanes.get(key)
-        return lane.sizer.size if lane else 1
+        queue = self._queues.get(key)
+        return queue.sizer.size if queue else 1
 
     def close(self, timeout_s: float = 20.0) -> None:
         """Refuse new items, serve those that wait, stop the threads."""
@@ -167,49 +167,49 @@ class Batcher:
                         self._changed.notify_all()  # the others wait for the item that was the last one
                         return
                     self._changed.wait()
-            lane, items, dead = taken
+            queue, items, dead = taken
             for item in dead:
                 _refuse_dead(item)
             if items:
                 started = time.monotonic()
                 prepared = 0
                 try:
-                    prepared = run_batch(lane.work, items, started)
+                    prepared = run_batch(queue.work, items, started)
                 except BaseException:  # a slot must survive anything; each item has been answered by run_batch
                     log.exception("a batch failed outside its items")
                 took = time.monotonic() - started
             with self._changed:
-                lane.running -= 1
+                queue.running -= 1
                 if items and prepared == len(items):
-                    lane.sizer.observe(len(items), took)
-                if lane.queue:
+                    queue.sizer.observe(len(items), took)
+                if queue.items:
                     self._changed.notify()
             if items and prepared and self._observe is not None:
                 try:
-                    self._observe(lane.key, prepared, took)
+                    self._observe(queue.key, prepared, took)
                 except Exception:
                     log.exception("a run could not be observed")
 
     def _take(self) -> tuple[ModelQueue[Any, Any], list[Item[Any, Any]], list[Item[Any, Any]]] | None:
         """The next lane in turn that has a free slot, with the items to run and those nobody waits for."""
         for _ in range(len(self._turn)):
-            lane = self._turn.popleft()
-            if lane.running >= lane.slots:
-                self._turn.append(lane)
+            queue = self._turn.popleft()
+            if queue.running >= queue.slots:
+                self._turn.append(queue)
                 continue
-            want = lane.sizer.take(len(lane.queue))
+            want = queue.sizer.take(len(queue.items))
             items: list[Item[Any, Any]] = []
             dead: list[Item[Any, Any]] = []
             now = time.monotonic()
-            while lane.queue and len(items) < want:
-                item = lane.queue.popleft()
+            while queue.items and len(items) < want:
+                item = queue.items.popleft()
                 self.waiting_bytes -= item.bytes
                 (dead if item.left or now > item.deadline else items).append(item)
-            if lane.queue:
-                self._turn.append(lane)
+            if queue.items:
+                self._turn.append(queue)
                 self._changed.notify()
-            lane.running += 1
-            return lane, items, dead
+            queue.running += 1
+            return queue, items, dead
         return None
 
 

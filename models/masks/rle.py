@@ -132,14 +132,14 @@ def from_edges(edges: Positions, height: int, width: int) -> Rle:
 
 def encode(mask: NDArray[np.bool_] | NDArray[np.uint8]) -> Rle:
     """The runs of ``mask`` [H, W]; any value but 0 is set."""
-    return encode_window(mask, 0, 0, *mask.shape)
+    return encode_region(mask, 0, 0, *mask.shape)
 
 
-def encode_window(window: NDArray[np.bool_] | NDArray[np.uint8], top: int, left: int, height: int, width: int) -> Rle:
+def encode_region(region: NDArray[np.bool_] | NDArray[np.uint8], top: int, left: int, height: int, width: int) -> Rle:
     """The runs of a mask of ``height`` x ``width`` that is ``window`` [h, w] at (top, left), and zero elsewhere."""
-    rows, columns = window.shape
+    rows, columns = region.shape
     _require_inside(rows, columns, top, left, height, width)
-    bits = window if window.dtype == np.bool_ else window != 0
+    bits = region if region.dtype == np.bool_ else region != 0
     # Where a pixel differs from the one above it, with a row of zeros above and below: found row by row, which is
     # the order of memory, and sorted after; there are few. Transposing the window would cost more.
     changes = np.empty((rows + 1, columns), np.bool_)

@@ -160,20 +160,20 @@ class DicomVolume(Volume):
         try:
             options = dict(self._options)
             if self._syntax in _NATIVE:
-                array, facts = self._decoder.as_array(self._file, index=index, validate=True, **options)
+                array, info = self._decoder.as_array(self._file, index=index, validate=True, **options)
             else:
                 extended = options.pop("extended_offsets", None)
                 frame = get_frame(self._file, index, number_of_frames=self.depth, extended_offsets=extended)
                 check_frame(frame, self._syntax, self._layout)
                 options["number_of_frames"] = 1
-                array, facts = self._decoder.as_array(encapsulate([frame]), index=0, validate=True, **options)
+                array, info = self._decoder.as_array(encapsulate([frame]), index=0, validate=True, **options)
         except Refusal:
             raise
         except MemoryError:
             raise TooLarge("the DICOM image does not fit in memory") from None
         except Exception as error:
             raise BadImage(f"the pixel data of the DICOM file are damaged: {error}"[:200]) from None
-        return array, str(facts["photometric_interpretation"])
+        return array, str(info["photometric_interpretation"])
 
     def slice(self, index: int) -> Image.Image:
         array, photometric = self._frame(self.checked(index))

@@ -72,10 +72,10 @@ def build_artifact(
             raise BadModelFile(f"{name} cannot be read: {error.strerror}") from None
         # The copy is what is read: nobody can change it between the check and its use.
         try:
-            facts = read_graph(copy, layout=options.layout, size=_trial_size(options), limits=limits)
+            info = read_graph(copy, layout=options.layout, size=_trial_size(options), limits=limits)
         except BadInput as error:
             raise type(error)(error.message.replace(ONNX, name, 1)) from None
-        manifest = _manifest(facts, options, Weights(kind="imported", detail=name, sha256=sha256_of(copy)))
+        manifest = _manifest(info, options, Weights(kind="imported", detail=name, sha256=sha256_of(copy)))
         return write_manifest(staging, manifest)
 
 
@@ -86,23 +86,23 @@ def _trial_size(options: ImportOptions) -> tuple[int, int] | None:
     return options.size
 
 
-def _manifest(facts: GraphInfo, options: ImportOptions, weights: Weights) -> Manifest:
-    output, layout, classes = _choose_output(facts, options)
+def _manifest(info: GraphInfo, options: ImportOptions, weights: Weights) -> Manifest:
+    output, layout, classes = _choose_output(info, options)
     labels, palette = _labels_and_palette(classes, options)
     _check_values(output, classes, options)
-    height, width = _input_size(facts, options)
+    height, width = _input_size(info, options)
     normalised = options.mean != (0.0, 0.0, 0.0) or options.std != (1.0, 1.0, 1.0)
-    if facts.dtype == "uint8" and normalised:
+    if info.dtype == "uint8" and normalised:
         raise BadInput("the graph takes uint8 pixels, which are not normalised: leave out mean and std")
     return Manifest(
         family="classifier" if options.task == "classify" else "segmenter",
         task=options.task,
         input=GraphInput(
-            name=facts.input_name,
+            name=info.input_name,
             layout=options.layout,
             color=options.color,
-            dtype=facts.dtype,
-            batch=1 if facts.batch is None and not output.batched else facts.batch,
+            dtype=info.dtype,
+            batch=1 if info.batch is None and not output.batched else info.batch,
             height=height,
             width=width,
         ),
@@ -120,21 +120,21 @@ def _manifest(facts: GraphInfo, options: ImportOptions, weights: Weights) -> Man
         weights=weights,
         licence=options.licence,
         source=options.source,
-        precision=facts.precision,
-        opset=facts.opset,
+        precision=info.precision,
+        opset=info.opset,
     )
 
 
-def _choose_output(facts: GraphInfo, options: ImportOptions) -> tuple[OutputInfo, Layout, int]:
+def _choose_output(info: GraphInfo, options: ImportOptions) -> tuple[OutputInfo, Layout, int]:
     """The output to read, its layout and its number of classes: the only one that fits the task, or the labels."""
-    names = ", ".join(output.name for output in facts.outputs)
-    outputs = [output for output in facts.outputs if options.output_name in (None, output.name)]
+    names = ", ".join(output.name for output in info.outputs)
+    outputs = [output for output in info.outputs if options.output_name in (None, output.name)]
     if not outputs:
         raise BadInput(f"output_name: the graph has no output {options.output_name!r}; it has {names}")
     fitting, misfits = [], []
     for output in outputs:
         try:
-            fitting.append((output, *_read_as(output, facts, options)))
+            fitting.append((output, *_read_as(output, info, options)))
         except BadModelFile as error:
             misfits.append(error.message)
     if not fitting:
@@ -148,12 +148,12 @@ def _choose_output(facts: GraphInfo, options: ImportOptions) -> tuple[OutputInfo
     return fitting[0]
 
 
-def _read_as(output: OutputInfo, facts: GraphInfo, options: ImportOptions) -> tuple[Layout, int]:
+def _read_as(output: OutputInfo, info: GraphInfo, options: ImportOptions) -> tuple[Layout, int]:
     """Layout and number of classes of an output that suits the task. BadModelFile says why it does not."""
     shape, name = output.shape, f"output {output.name} of shape {list(output.shape)}"
     if not output.dtype.startswith("float"):
         raise BadModelFile(f"output {output.name} is of type {output.dtype}; a score per class, in floats, is read")
-    if len(shape) < 2 or shape[0] != (facts.batch or 1) or 0 in shape:
+    if len(shape) < 2 or shape[0] != (info.batch or 1) or 0 in shape:
         raise BadModelFile(f"{name} has no batch axis in front")
     if options.task == "classify":
         if sum(side > 1 for side in shape[1:]) > 1:
@@ -209,9 +209,9 @@ def _check_values(output: OutputInfo, classes: int, options: ImportOptions) -> N
         raise BadInput("output: a trial run gave values that add up to 1; say probabilities, not logits")
 
 
-def _input_size(facts: GraphInfo, options: ImportOptions) -> tuple[int | None, int | None]:
+def _input_size(info: GraphInfo, options: ImportOptions) -> tuple[int | None, int | None]:
     """Height and width that every image is brought to, or None, None where only the shorter side is fixed."""
-    fixed = (facts.height, facts.width)
+    fixed = (info.height, info.width)
     if options.task == "segment" and options.shorter_side is not None:
         if fixed != (None, None):
             raise BadInput(f"shorter_side: the graph's size is fixed at {_sides(fixed)}")

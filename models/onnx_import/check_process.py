@@ -45,12 +45,12 @@ def _open(path: Path) -> Any:
         raise _failure("ONNX Runtime cannot open it", error) from None
 
 
-def try_out(path: Path, facts: dict[str, Any], size: tuple[int, int] | None) -> dict[str, Any]:
+def try_out(path: Path, info: dict[str, Any], size: tuple[int, int] | None) -> dict[str, Any]:
     """What the outputs look like: run on one black image and, where the batch is dynamic, on two."""
     session = _open(path)
     height, width = size or (DEFAULT_SIDE, DEFAULT_SIDE)
-    shape = [facts["batch"] or 1, 3, facts["height"] or height, facts["width"] or width]
-    first = _run(session, facts, shape)
+    shape = [info["batch"] or 1, 3, info["height"] or height, info["width"] or width]
+    first = _run(session, info, shape)
     outputs = [
         {
             "name": output.name,
@@ -61,10 +61,10 @@ def try_out(path: Path, facts: dict[str, Any], size: tuple[int, int] | None) -> 
         }
         for output, value in zip(session.get_outputs(), first, strict=True)
     ]
-    if facts["batch"] is None:
+    if info["batch"] is None:
         # Exporters often leave the batch open and bake a 1 into a Reshape: then the model takes one image at a time.
         try:
-            second = _run(session, facts, [2, *shape[1:]])
+            second = _run(session, info, [2, *shape[1:]])
         except (Refused, MemoryError):
             second = []
         for output, value in zip(outputs, second, strict=False):
@@ -72,12 +72,12 @@ def try_out(path: Path, facts: dict[str, Any], size: tuple[int, int] | None) -> 
     return {"trial_height": shape[2], "trial_width": shape[3], "outputs": outputs}
 
 
-def _run(session: Any, facts: dict[str, Any], shape: list[int]) -> list[Any]:
-    pixels = np.zeros(shape, facts["dtype"])
-    if facts["layout"] == "NHWC":
+def _run(session: Any, info: dict[str, Any], shape: list[int]) -> list[Any]:
+    pixels = np.zeros(shape, info["dtype"])
+    if info["layout"] == "NHWC":
         pixels = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
     try:
-        return list(session.run(None, {facts["input_name"]: pixels}))
+        return list(session.run(None, {info["input_name"]: pixels}))
     except Exception as error:  # as above
         raise _failure(f"a trial run on zeros of shape {list(pixels.shape)} fails", error) from None
 
@@ -104,8 +104,8 @@ def main(arguments: list[str]) -> int:
     size = (int(height), int(width)) if int(height) else None
     report: dict[str, Any]
     try:
-        facts = read_file(Path(path), layout)
-        report = {"facts": facts | try_out(Path(path), facts, size)}
+        info = read_file(Path(path), layout)
+        report = {"facts": info | try_out(Path(path), info, size)}
     except Refused as error:
         report = {"refused": str(error)}
     except MemoryError:

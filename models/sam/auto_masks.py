@@ -18,7 +18,7 @@ from ekiben.errors import BadInput
 from models.masks.nms import nms
 from models.masks.predicted_masks import AutoMask
 from models.masks.regions import remove_small_regions
-from models.masks.rle import Rle, encode_window
+from models.masks.rle import Rle, encode_region
 from models.sam.auto_options import AutoOptions
 from models.sam.graphs import Decoded, Floats
 from models.sam.grids import crop_boxes, layer_grids, near_crop_edge
@@ -63,7 +63,7 @@ def grid_tokens(points: Points, scaled: Points) -> tuple[Floats, Floats]:
 
 
 def candidates(
-    decoded: Decoded, points: Points, crop: Crop, frame: tuple[int, int], upsampler: Upsampler, options: AutoOptions
+    decoded: Decoded, points: Points, crop: Crop, size: tuple[int, int], upsampler: Upsampler, options: AutoOptions
 ) -> list[Candidate]:
     """The masks of one chunk of points that pass, in the order of points and mask tokens.
 
@@ -75,26 +75,24 @@ def candidates(
             iou = float(decoded.iou[prompt, token])
             if options.pred_iou_thresh > 0 and not decoded.iou[prompt, token] > np.float32(options.pred_iou_thresh):
                 continue
-            window = upsampler.window(logits[token], offset=options.stability_score_offset)
-            stability = window.stability
+            region = upsampler.region(logits[token], offset=options.stability_score_offset)
+            stability = region.stability
             if options.stability_score_thresh > 0 and not (stability or 0.0) >= options.stability_score_thresh:
                 continue
-            rle = encode_window(window.mask, window.top, window.left, upsampler.height, upsampler.width)
+            rle = encode_region(region.mask, region.top, region.left, upsampler.height, upsampler.width)
             x, y = points[prompt]
             found.append(Candidate(rle, rle.box_xyxy, iou, stability, (float(x), float(y))))
     if not found:
         return []
     boxes = np.array([one.box for one in found], np.float32)
-    height, width = frame
+    height, width = size
     cut = near_crop_edge(boxes, crop, (width, height))
     return [one for one, near in zip(found, cut, strict=True) if not near]
 
 
-def best_of_crop(
-    found: Sequence[Candidate], crop: Crop, frame: tuple[int, int], options: AutoOptions
-) -> list[AutoMask]:
+def best_of_crop(found: Sequence[Candidate], crop: Crop, size: tuple[int, int], options: AutoOptions) -> list[AutoMask]:
     """What is left of one crop's candidates, best predicted IoU first, in the image's frame."""
-    return [_in_image(found[i], crop, frame) for i in _left_of_crop(found, options)]
+    return [_in_image(found[i], crop, size) for i in _left_of_crop(found, options)]
 
 
 class IncrementalNms:
@@ -103,8 +101,8 @@ class IncrementalNms:
     The last word is that of ``best_of_crop`` and ``merge``; this is for those who watch.
     """
 
-    def __init__(self, frame: tuple[int, int], options: AutoOptions) -> None:
-        self._frame = frame
+    def __init__(self, size: tuple[int, int], options: AutoOptions) -> None:
+        self._size = size
         self._options = options
         self._numbers = itertools.count()
         self._crop: Crop | None = None
@@ -123,7 +121,7 @@ class IncrementalNms:
         for i in left:
             if i not in self._told:
                 self._told[i] = next(self._numbers)
-                new.append((self._told[i], _in_image(self._candidates[i], crop, self._frame)))
+                new.append((self._told[i], _in_image(self._candidates[i], crop, self._size)))
         return new, sorted(dropped)
 
 
@@ -135,10 +133,10 @@ def _left_of_crop(found: Sequence[Candidate], options: AutoOptions) -> list[int]
     return [int(i) for i in nms(boxes, scores, options.box_nms_thresh)]
 
 
-def _in_image(one: Candidate, crop: Crop, frame: tuple[int, int]) -> AutoMask:
+def _in_image(one: Candidate, crop: Crop, size: tuple[int, int]) -> AutoMask:
     x0, y0, x1, y1 = crop
     return AutoMask(
-        rle=one.rle.shifted(y0, x0, *frame),
+        rle=one.rle.shifted(y0, x0, *size),
         predicted_iou=one.iou,
         stability_score=one.stability,
         point=(one.point[0] + x0, one.point[1] + y0),

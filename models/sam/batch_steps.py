@@ -37,7 +37,7 @@ class EncodeInput:
 class PreparedImage:
     """An image on its way into the encoder: ``pixels`` are the graph's input, or ``found`` is what was held."""
 
-    facts: ImageInfo
+    info: ImageInfo
     hash: str
     pixels: Floats | None
     found: Embedding | None
@@ -63,11 +63,11 @@ class EncodeSteps:
             refuse_strip(image.width, image.height)
             name = pixels_hash(image)
         if payload.key is not None:
-            found = self._cache.by_pixels(payload.key, name, image.facts)
+            found = self._cache.by_pixels(payload.key, name, image.info)
             if found is not None:
-                return "held", PreparedImage(image.facts, name, None, found)
+                return "held", PreparedImage(image.info, name, None, found)
         pixels = np.asarray(self._sam.preprocess(image.rgb), np.float32)
-        return "new", PreparedImage(image.facts, name, pixels, None)
+        return "new", PreparedImage(image.info, name, pixels, None)
 
     def run(self, prepared: Sequence[PreparedImage]) -> Sequence[tuple[Features, float] | None]:
         new = [seen.pixels for seen in prepared if seen.pixels is not None]
@@ -89,7 +89,7 @@ class EncodeSteps:
             if prepared.found is None:
                 raise RuntimeError("an image was neither found nor encoded")
             return prepared.found, True
-        embedding = Embedding(prepared.facts, output[0], output[1], prepared.hash)
+        embedding = Embedding(prepared.info, output[0], output[1], prepared.hash)
         if payload.key is not None:
             self._cache.put(payload.key, embedding)
         return embedding, False
@@ -134,7 +134,7 @@ class GridInput:
     features: Features
     points: Points
     crop: Crop
-    frame: tuple[int, int]
+    size: tuple[int, int]
     upsampler: Upsampler
     options: AutoOptions
 
@@ -161,4 +161,4 @@ class GridSteps:
         return [decoded]
 
     def finish(self, output: Decoded, prepared: GridInput, payload: GridInput) -> list[Candidate]:
-        return candidates(output, payload.points, payload.crop, payload.frame, payload.upsampler, payload.options)
+        return candidates(output, payload.points, payload.crop, payload.size, payload.upsampler, payload.options)

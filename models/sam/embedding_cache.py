@@ -24,7 +24,7 @@ class Embedding:
     ``encode_ms``: what the encoder took for it. ``pixels``: hash of the decoded image (see pixels_hash).
     """
 
-    facts: ImageInfo
+    info: ImageInfo
     features: Features
     encode_ms: float
     pixels: str
@@ -71,16 +71,16 @@ class EmbeddingCache:
                 return None
             self._files.move_to_end(key)
         self._observe(True, self.used_bytes)
-        return found if found.facts == known[1] else _retold(found, known[1])
+        return found if found.info == known[1] else _retold(found, known[1])
 
-    def by_pixels(self, key: FileKey, pixels: str, facts: ImageInfo) -> Embedding | None:
+    def by_pixels(self, key: FileKey, pixels: str, info: ImageInfo) -> Embedding | None:
         """The embedding of another file with the same pixels; the file ``key`` finds it from now on."""
         with self._lock:
             found = self._get(key, pixels)
             if found is not None:
-                self._remember(key, pixels, facts)
+                self._remember(key, pixels, info)
         self._observe(found is not None, self.used_bytes)
-        return None if found is None else _retold(found, facts)
+        return None if found is None else _retold(found, info)
 
     def put(self, key: FileKey, embedding: Embedding) -> None:
         """Keep an embedding of the file ``key``, and make room for it. One larger than the bound is not kept."""
@@ -96,7 +96,7 @@ class EmbeddingCache:
             while self.used_bytes > self.max_bytes:
                 _, gone = self._entries.popitem(last=False)
                 self.used_bytes -= gone.features.nbytes
-            self._remember(key, embedding.pixels, embedding.facts)
+            self._remember(key, embedding.pixels, embedding.info)
         self._observe(None, self.used_bytes)
 
     def drop(self, model: ModelKey) -> None:
@@ -115,15 +115,15 @@ class EmbeddingCache:
             self._entries.move_to_end(name)
         return found
 
-    def _remember(self, key: FileKey, pixels: str, facts: ImageInfo) -> None:
-        self._files[key] = (pixels, facts)
+    def _remember(self, key: FileKey, pixels: str, info: ImageInfo) -> None:
+        self._files[key] = (pixels, info)
         self._files.move_to_end(key)
         if len(self._files) > self.MAX_FILES:
             self._files.popitem(last=False)
 
 
-def _retold(found: Embedding, facts: ImageInfo) -> Embedding:
-    return Embedding(facts, found.features, found.encode_ms, found.pixels)
+def _retold(found: Embedding, info: ImageInfo) -> Embedding:
+    return Embedding(info, found.features, found.encode_ms, found.pixels)
 
 
 def file_hash(data: bytes) -> str:

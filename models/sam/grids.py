@@ -54,7 +54,7 @@ def crop_boxes(height: int, width: int, layers: int, overlap_ratio: float) -> li
     return crops
 
 
-def near_crop_edge(boxes: ArrayLike, crop_box: Box, frame: tuple[int, int], atol: float = 20.0) -> NDArray[np.bool_]:
+def near_crop_edge(boxes: ArrayLike, crop_box: Box, size: tuple[int, int], atol: float = 20.0) -> NDArray[np.bool_]:
     """[N]: which masks the crop seems to cut: a side within ``atol`` of the crop's, but not of the image's own.
 
     ``boxes`` [N, 4] xyxy in the crop; ``crop_box`` in the image; ``frame``: the image's width and height.
@@ -62,8 +62,8 @@ def near_crop_edge(boxes: ArrayLike, crop_box: Box, frame: tuple[int, int], atol
     left, top = crop_box[:2]
     moved = (np.asarray(boxes).reshape(-1, 4) + np.array([left, top, left, top])).astype(np.float32)
     near_crop = np.abs(moved - np.array(crop_box, np.float32)) <= atol
-    near_frame = np.abs(moved - np.array([0, 0, *frame], np.float32)) <= atol
-    return np.asarray((near_crop & ~near_frame).any(axis=1))
+    near_image_edge = np.abs(moved - np.array([0, 0, *size], np.float32)) <= atol
+    return np.asarray((near_crop & ~near_image_edge).any(axis=1))
 
 
 def longest_side_shape(height: int, width: int, target: int = 1024) -> tuple[int, int]:

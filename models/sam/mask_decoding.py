@@ -8,7 +8,7 @@ import numpy as np
 
 from ekiben.errors import TooLarge
 from models.masks.predicted_masks import PromptMask
-from models.masks.rle import encode_window
+from models.masks.rle import encode_region
 from models.sam.embedding_cache import Embedding
 from models.sam.graphs import Decoded, Features, SamGraphs
 from models.sam.grids import longest_side_shape
@@ -27,7 +27,7 @@ def refuse_strip(width: int, height: int) -> None:
 
 def decode_prompts(graphs: SamGraphs, embedding: Embedding, prompts: Sequence[Prompt], *, wide: bool) -> Decoded:
     """The decoder's answer to a chunk of prompts on one image, all masks made."""
-    size = embedding.facts.height, embedding.facts.width
+    size = embedding.info.height, embedding.info.width
     coords, labels = point_tokens(prompts, size, longest_side_shape(*size))
     features = _with_masks(graphs, embedding.features, prompts)
     return graphs.decode(features, coords, labels, wide=wide)
@@ -51,9 +51,9 @@ def read_masks(
     for iou, masks in zip(decoded.iou, decoded.logits, strict=True):
         row = []
         for token in tokens:
-            window = upsampler.window(masks[token])
-            rle = encode_window(window.mask, window.top, window.left, upsampler.height, upsampler.width)
+            region = upsampler.region(masks[token])
+            rle = encode_region(region.mask, region.top, region.left, upsampler.height, upsampler.width)
             logits = np.array(masks[token]) if keep_logits else None
-            row.append(PromptMask(rle, float(iou[token]), window.stability, logits))
+            row.append(PromptMask(rle, float(iou[token]), region.stability, logits))
         answers.append(tuple(row))
     return answers

@@ -54,7 +54,7 @@ class Upsampler:
         """float32 [height, width]: all of it, as a reference for tests and for images of logits."""
         return self._enlarge(logits, 0, self.height, 0, self.width)
 
-    def window(self, logits: Floats, *, offset: float = 1.0, threshold: float = 0.0) -> MaskRegion:
+    def region(self, logits: Floats, *, offset: float = 1.0, threshold: float = 0.0) -> MaskRegion:
         """The mask where ``logits`` [256, 256], enlarged, are above ``threshold``, and its stability."""
         reached = logits > min(threshold - offset, threshold)
         rows, columns = np.flatnonzero(reached.any(axis=1)), np.flatnonzero(reached.any(axis=0))

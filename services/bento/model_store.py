@@ -68,7 +68,7 @@ def publish_bundled(folder: Path, registry: Registry, store: BlobStore) -> None:
         manifest = read_manifest(artifact)
         if manifest.digest in known.get(artifact.name, set()):
             continue
-        present = {name: facts for name, facts in manifest.files.items() if (artifact / name).is_file()}
+        present = {name: info for name, info in manifest.files.items() if (artifact / name).is_file()}
         verify(artifact, manifest.model_copy(update={"files": present}))
         row = publish_folder(
             registry,

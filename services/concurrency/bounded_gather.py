@@ -10,14 +10,14 @@ P = TypeVar("P")
 T = TypeVar("T")
 
 
-async def gather_bounded(ask: Callable[[P], Coroutine[Any, Any, T]], calls: Sequence[P], at_once: int) -> list[T]:
+async def gather_bounded(request: Callable[[P], Coroutine[Any, Any, T]], calls: Sequence[P], at_once: int) -> list[T]:
     """The answers to ``calls`` in order, ``at_once`` under way. The first error, or a cancellation, ends the others."""
     results: dict[int, T] = {}
     waiting = iter(enumerate(calls))
 
     async def worker() -> None:
         for number, call in waiting:
-            results[number] = await ask(call)
+            results[number] = await request(call)
 
     workers = [asyncio.create_task(worker()) for _ in range(min(at_once, len(calls)))]
     try:

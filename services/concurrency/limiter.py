@@ -1,4 +1,4 @@
-"""The gate of a worker: many items at once, or one that may kill the process and is let through alone."""
+"""The limiter of a worker: many items at once, or one that may kill the process and is let through exclusive."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from contextlib import asynccontextmanager
 class Permit:
     """A place inside. ``leave`` may be called early, and more than once."""
 
-    def __init__(self, gate: ConcurrencyLimiter, *, heavy: bool, alone: bool) -> None:
-        self._gate: ConcurrencyLimiter | None = gate
+    def __init__(self, limiter: ConcurrencyLimiter, *, heavy: bool, exclusive: bool) -> None:
+        self._limiter: ConcurrencyLimiter | None = limiter
         self.heavy = heavy
-        self.alone = alone
+        self.exclusive = exclusive
 
     def leave(self) -> None:
-        gate, self._gate = self._gate, None
-        if gate is not None:
-            gate._left(self)
+        limiter, self._limiter = self._limiter, None
+        if limiter is not None:
+            limiter._left(self)
 
 
 _Waiting = tuple[int, "asyncio.Future[Permit]"]
@@ -34,9 +34,9 @@ class ConcurrencyLimiter:
         self.heavy_places = heavy_places
         self._inside = 0
         self._heavy_inside = 0
-        self._alone_inside = False
+        self._exclusive_inside = False
         self._numbers = itertools.count()
-        self._alone: deque[_Waiting] = deque()
+        self._exclusive: deque[_Waiting] = deque()
         self._waiting: dict[bool, deque[_Waiting]] = {False: deque(), True: deque()}  # by whether they are heavy
 
     @property
@@ -45,10 +45,10 @@ class ConcurrencyLimiter:
         return self._inside
 
     @asynccontextmanager
-    async def pass_through(self, *, heavy: bool = False, alone: bool = False) -> AsyncIterator[Permit]:
-        """Wait for a place, and hold it. Nobody is inside with one who is ``alone``, and who waits for that is next."""
+    async def acquire(self, *, heavy: bool = False, exclusive: bool = False) -> AsyncIterator[Permit]:
+        """Wait for a permit, and hold it. An ``exclusive`` one is held alone, and whoever waits for one is next."""
         future: asyncio.Future[Permit] = asyncio.get_running_loop().create_future()
-        (self._alone if alone else self._waiting[heavy]).append((next(self._numbers), future))
+        (self._exclusive if exclusive else self._waiting[heavy]).append((next(self._numbers), future))
         self._let_in()
         try:
             place = await future
@@ -65,16 +65,16 @@ class ConcurrencyLimiter:
     def _left(self, place: Permit) -> None:
         self._inside -= 1
         self._heavy_inside -= place.heavy
-        if place.alone:
-            self._alone_inside = False
+        if place.exclusive:
+            self._exclusive_inside = False
         self._let_in()
 
     def _let_in(self) -> None:
-        while not self._alone_inside:
-            if _head(self._alone) is not None:
+        while not self._exclusive_inside:
+            if _head(self._exclusive) is not None:
                 if self._inside:
                     return
-                self._admit(self._alone, heavy=False, alone=True)
+                self._admit(self._exclusive, heavy=False, exclusive=True)
                 continue
             if self._inside >= self.places:
                 return
@@ -84,14 +84,14 @@ class ConcurrencyLimiter:
             if light is None and heavy is None:
                 return
             is_heavy = light is None or (heavy is not None and heavy < light)  # whoever came first
-            self._admit(self._waiting[is_heavy], heavy=is_heavy, alone=False)
+            self._admit(self._waiting[is_heavy], heavy=is_heavy, exclusive=False)
 
-    def _admit(self, waiting: deque[_Waiting], *, heavy: bool, alone: bool) -> None:
+    def _admit(self, waiting: deque[_Waiting], *, heavy: bool, exclusive: bool) -> None:
         _, future = waiting.popleft()
         self._inside += 1
         self._heavy_inside += heavy
-        self._alone_inside = alone
-        future.set_result(Permit(self, heavy=heavy, alone=alone))
+        self._exclusive_inside = exclusive
+        future.set_result(Permit(self, heavy=heavy, exclusive=exclusive))
 
 
 def _head(waiting: deque[_Waiting]) -> int | None:

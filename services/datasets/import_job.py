@@ -23,24 +23,24 @@ OPERATION = "import_dataset"
 class DatasetImportHandler:
     """See ``Undertaking``. The job's parameters name the dataset."""
 
-    def __init__(self, workshop: JobWorkspace, datasets: Datasets) -> None:
-        self._workshop = workshop
+    def __init__(self, workspace: JobWorkspace, datasets: Datasets) -> None:
+        self._workspace = workspace
         self._datasets = datasets
 
     async def __call__(self, job: Job, item: ClaimedItem) -> None:
-        workshop = self._workshop
-        dataset = (await workshop.ask(self._datasets.dataset, job.owner, job.parameters["dataset_id"])).dataset
-        folder = await asyncio.to_thread(workshop.folder, job)
+        workspace = self._workspace
+        dataset = (await workspace.run(self._datasets.dataset, job.owner, job.parameters["dataset_id"])).dataset
+        folder = await asyncio.to_thread(workspace.folder, job)
         try:
             (folder / "import.json").write_bytes(orjson.dumps(self._options(job, dataset)))
             if item.storage_key is not None:
-                await workshop.fetch(item.storage_key, folder / "upload.zip")
+                await workspace.fetch(item.storage_key, folder / "upload.zip")
             elif dataset.source["kind"] != "url":
                 raise NotFound("what was uploaded is gone")
 
             async def say(message: Message) -> None:
                 if "event" in message:
-                    await workshop.note(item, message["event"], message["data"], message.get("progress"))
+                    await workspace.emit_event(item, message["event"], message["data"], message.get("progress"))
 
             command = [sys.executable, "-m", "services.datasets.importer", "--folder", str(folder), "--with-parent"]
             try:
@@ -52,10 +52,10 @@ class DatasetImportHandler:
                 return
             await self._imported(item, dataset, folder, result)
         finally:
-            await asyncio.to_thread(workshop.clear, job)
+            await asyncio.to_thread(workspace.clear, job)
 
     def _options(self, job: Job, dataset: Dataset) -> dict[str, Any]:
-        settings = self._workshop.settings
+        settings = self._workspace.settings
         return {
             "name": dataset.name,
             "source": "url" if dataset.source["kind"] == "url" else "upload",
@@ -68,12 +68,12 @@ class DatasetImportHandler:
         }
 
     async def _imported(self, item: ClaimedItem, dataset: Dataset, folder: Path, result: dict[str, Any]) -> None:
-        workshop, report = self._workshop, _report(folder)
+        workspace, report = self._workspace, _report(folder)
         archive = folder / "dataset.zip"
         preview = folder / "preview.png"
-        await workshop.put(file_key(dataset, "archive"), archive, "application/zip")
+        await workspace.put(file_key(dataset, "archive"), archive, "application/zip")
         if preview.is_file():
-            await workshop.put(file_key(dataset, "preview"), preview, "image/png")
+            await workspace.put(file_key(dataset, "preview"), preview, "image/png")
         found = {
             "state": "ready",
             "samples": report["samples"],
@@ -83,21 +83,21 @@ class DatasetImportHandler:
             "report": report,
         }
         answer = {"dataset_id": dataset.id, **result}
-        settling = ItemResult(item.job_id, item.id, workshop.worker_id, result=answer)
-        await retry_while_unavailable(lambda: workshop.ask(self._datasets.imported, dataset.id, settling, found))
+        item_result = ItemResult(item.job_id, item.id, workspace.worker_id, result=answer)
+        await retry_while_unavailable(lambda: workspace.run(self._datasets.imported, dataset.id, item_result, found))
         if item.storage_key is not None:
-            await asyncio.to_thread(workshop.store.delete, item.storage_key)
+            await asyncio.to_thread(workspace.store.delete, item.storage_key)
 
     async def _refused(self, item: ClaimedItem, dataset: Dataset, folder: Path, failed: ChildFailed) -> None:
         """The report says what is wrong; it stays with the dataset."""
-        workshop, report = self._workshop, _report(folder)
+        workspace, report = self._workspace, _report(folder)
         preview = folder / "preview.png"
         if preview.is_file():
-            await workshop.put(file_key(dataset, "preview"), preview, "image/png")
+            await workspace.put(file_key(dataset, "preview"), preview, "image/png")
         found = {"state": "refused", "samples": report["samples"], "files": report["files"], "report": report}
         error = {"code": failed.code, "message": failed.message}
-        settling = ItemResult(item.job_id, item.id, workshop.worker_id, error=error)
-        await retry_while_unavailable(lambda: workshop.ask(self._datasets.imported, dataset.id, settling, found))
+        item_result = ItemResult(item.job_id, item.id, workspace.worker_id, error=error)
+        await retry_while_unavailable(lambda: workspace.run(self._datasets.imported, dataset.id, item_result, found))
 
 
 def _report(folder: Path) -> dict[str, Any]:

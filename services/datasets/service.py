@@ -47,7 +47,7 @@ class DatasetService:
         options: DatasetOptions,
         archive: IO[bytes] | None,
         filename: str | None,
-        asking: JobTerms,
+        terms: JobTerms,
         owner: str = LOCAL_OWNER,
     ) -> tuple[str, Job, bool]:
         """The id of the dataset, and the job that imports it; False: the job of an earlier request with this key.
@@ -60,14 +60,14 @@ class DatasetService:
         if options.url is not None:
             fetch.parse(options.url)
         if options.samples is None:
-            return await self._submit(options, archive, filename, options.classes, asking, owner)
+            return await self._submit(options, archive, filename, options.classes, terms, owner)
         samples = [Annotation(one.image_id, one.mask, one.class_name) for one in options.samples]
         classes = options.classes or classes_of(samples)
         if missing := sorted({one.class_name for one in samples} - set(classes)):
             raise BadInput(f"classes lacks {missing[0][:80]!r}, which a sample has")
         with tempfile.TemporaryFile(dir=self._settings.home) as made:
             await asyncio.to_thread(pack, samples, classes, self._records, self._store, owner, made)
-            return await self._submit(options, made, None, classes, asking, owner)
+            return await self._submit(options, made, None, classes, terms, owner)
 
     async def _submit(
         self,
@@ -75,7 +75,7 @@ class DatasetService:
         archive: IO[bytes] | None,
         filename: str | None,
         classes: Sequence[str] | None,
-        asking: JobTerms,
+        terms: JobTerms,
         owner: str,
     ) -> tuple[str, Job, bool]:
         kind = "samples" if options.samples is not None else "url" if options.url is not None else "upload"
@@ -99,7 +99,7 @@ class DatasetService:
                 "import",
                 OPERATION,
                 parameters,
-                asking,
+                terms,
                 job_id=dataset.job_id,
                 given=given,
                 item=columns,

@@ -49,7 +49,7 @@ def results(
                 file = NewFile("logits", _npy(mask.logits), NPY)
                 files.append(file)
                 ident = file.id
-            masks.append({"id": ident, **_facts(mask, segmentation(mask.rle, format, files, store=store))})
+            masks.append({"id": ident, **_info(mask, segmentation(mask.rle, format, files, store=store))})
         entries.append({"prompt": number, "masks": masks})
     return entries
 
@@ -67,7 +67,7 @@ def auto_masks(
 
 def auto_mask(mask: AutoMask, drawn: Any) -> dict[str, Any]:
     """What is said of one automatic mask. ``drawn``: its segmentation."""
-    return {**_facts(mask, drawn), "point_coords": [list(mask.point)], "crop_box": list(mask.crop_box)}
+    return {**_info(mask, drawn), "point_coords": [list(mask.point)], "crop_box": list(mask.crop_box)}
 
 
 def auto_images(answer: AutoMaskResponse, image: bytes, check: CheckCancelled) -> list[NewFile]:
@@ -123,7 +123,7 @@ def cut_all(
     return cuts, files
 
 
-def _facts(mask: PromptMask | AutoMask, drawn: Any) -> dict[str, Any]:
+def _info(mask: PromptMask | AutoMask, drawn: Any) -> dict[str, Any]:
     return {
         "segmentation": drawn,
         "predicted_iou": mask.predicted_iou,

@@ -96,8 +96,8 @@ class Masks:
         """The same, and the masks themselves. ``prompts`` may be a tuple of Prompt; ``give_logits``: with theirs."""
         served = await self.served(owner, model or default_models.MASKS, version)
         keep_logits = _keeps_logits(prompts, multimask) and store and logits
-        ask = MaskRequest(b"", (), multimask, keep_logits=keep_logits or give_logits)
-        given, spent, asked = await self._ask(source, served, prompts, ask, store, owner)
+        request = MaskRequest(b"", (), multimask, keep_logits=keep_logits or give_logits)
+        given, spent, pending = await self._ask(source, served, prompts, request, store, owner)
         answer = given if keep_logits or not give_logits else _without_logits(given)
         files: list[NewFile] = []
         runs = sum(len(mask.rle.counts) for row in answer.results for mask in row)
@@ -106,14 +106,15 @@ class Masks:
                 results = mask_encoding.results(answer, format, files, store=store)
             else:
                 results = await run_cpu_bound(
-                    asked.deadline, lambda check: mask_encoding.results(answer, format, files, store=store, check=check)
+                    pending.deadline,
+                    lambda check: mask_encoding.results(answer, format, files, store=store, check=check),
                 )
         except BaseException:
-            await self._requests.abandon(asked)
+            await self._requests.abandon(pending)
             raise
         best = max((mask.predicted_iou for row in answer.results for mask in row), default=None)
         body = await self._requests.record(
-            asked,
+            pending,
             served,
             answer.image,
             spent,
@@ -160,20 +161,20 @@ class Masks:
     ) -> tuple[dict[str, Any], AutoMaskResponse]:
         """The same, and the masks themselves."""
         served = await self.served(owner, model or default_models.MASKS, version)
-        answer, spent, asked = await self._ask_auto(source, served, options, store, owner)
+        answer, spent, pending = await self._ask_auto(source, served, options, store, owner)
         files: list[NewFile] = []
 
         def bodies(check: CheckCancelled) -> tuple[list[dict[str, Any]], list[NewFile]]:
             masks = mask_encoding.auto_masks(answer, format, files, check, store=store)
-            return masks, mask_encoding.auto_images(answer, asked.data, check) if store else []
+            return masks, mask_encoding.auto_images(answer, pending.data, check) if store else []
 
         try:
-            masks, images = await run_cpu_bound(asked.deadline, bodies)
+            masks, images = await run_cpu_bound(pending.deadline, bodies)
         except BaseException:
-            await self._requests.abandon(asked)
+            await self._requests.abandon(pending)
             raise
         body = await self._requests.record(
-            asked,
+            pending,
             served,
             answer.image,
             spent,
@@ -217,20 +218,20 @@ class Masks:
         objects: list[tuple[int | None, PromptMask | AutoMask]]
         answer: MaskResponse | AutoMaskResponse
         if prompts:
-            ask = MaskRequest(b"", (), multimask)
-            answer, spent, asked = await self._ask(source, served, prompts, ask, store, owner)
+            request = MaskRequest(b"", (), multimask)
+            answer, spent, pending = await self._ask(source, served, prompts, request, store, owner)
             best = (max(row, key=lambda mask: mask.predicted_iou) for row in answer.results)
             objects = list(enumerate(best))
         else:
-            answer, spent, asked = await self._ask_auto(source, served, options or AutoOptions(), store, owner)
+            answer, spent, pending = await self._ask_auto(source, served, options or AutoOptions(), store, owner)
             objects = [(None, mask) for mask in answer.masks]
         objects = [(prompt, mask) for prompt, mask in objects if mask.rle.area >= max(1, min_pixels)][:limit]
         try:
             cuts, files = await run_cpu_bound(
-                asked.deadline, lambda check: mask_encoding.cut_all(asked.data, objects, style, check, store=store)
+                pending.deadline, lambda check: mask_encoding.cut_all(pending.data, objects, style, check, store=store)
             )
         except BaseException:
-            await self._requests.abandon(asked)
+            await self._requests.abandon(pending)
             raise
         bodies = [one.body for one in cuts]
         parameters: dict[str, Any] = {"min_pixels": min_pixels, "limit": limit, "frame": style.frame}
@@ -240,7 +241,7 @@ class Masks:
         else:
             parameters |= (options or AutoOptions()).parameters
         body = await self._requests.record(
-            asked,
+            pending,
             served,
             answer.image,
             spent,
@@ -268,7 +269,7 @@ class Masks:
             raise
 
     async def _ask(
-        self, source: ImageSource, served: ServableModel, prompts: Any, ask: MaskRequest, store: bool, owner: str
+        self, source: ImageSource, served: ServableModel, prompts: Any, request: MaskRequest, store: bool, owner: str
     ) -> tuple[MaskResponse, Timing, PendingAnswer]:
         read: list[Prompt] = []
         idents: list[str | None] = []
@@ -281,7 +282,7 @@ class Masks:
         async def infer(image: bytes, deadline: float) -> tuple[MaskResponse, Timing]:
             sizes = await self._fill_in(read, idents, owner)
             answer, spent = await self._runner.masks(
-                served.key, replace(ask, image=image, prompts=tuple(read)), deadline
+                served.key, replace(request, image=image, prompts=tuple(read)), deadline
             )
             _check_sizes(sizes, answer.image)
             return answer, spent

@@ -47,13 +47,13 @@ class Operation:
     task: str
     options: type[InferenceOptions]
     run: Callable[[Core, ImageSource, Any, bool, str], Awaitable[Answer]]
-    window: int
+    claim_size: int
     heavy: bool = False
 
 
 async def _classify(core: Core, source: ImageSource, options: ClassifyOptions, store: bool, owner: str) -> Answer:
-    asked = {"model": options.model, "version": options.version, "top_k": options.top_k}
-    return (await core.vision.classify(source, **asked, store=store, owner=owner)).body  # type: ignore[arg-type]
+    pending = {"model": options.model, "version": options.version, "top_k": options.top_k}
+    return (await core.vision.classify(source, **pending, store=store, owner=owner)).body  # type: ignore[arg-type]
 
 
 async def _segment(core: Core, source: ImageSource, options: SegmentOptions, store: bool, owner: str) -> Answer:
@@ -115,11 +115,11 @@ async def _cutouts(core: Core, source: ImageSource, options: CutoutsOptions, sto
 OPERATIONS: dict[str, Operation] = {
     one.name: one
     for one in (
-        Operation("classify", "classify", ClassifyOptions, _classify, window=32),
-        Operation("segment", "segment", SegmentOptions, _segment, window=8),
-        Operation("masks", "masks", MasksOptions, _masks, window=4),
-        Operation("auto_masks", "masks", AutoMasksOptions, _auto_masks, window=1, heavy=True),
-        Operation("cutouts", "masks", CutoutsOptions, _cutouts, window=1, heavy=True),
+        Operation("classify", "classify", ClassifyOptions, _classify, claim_size=32),
+        Operation("segment", "segment", SegmentOptions, _segment, claim_size=8),
+        Operation("masks", "masks", MasksOptions, _masks, claim_size=4),
+        Operation("auto_masks", "masks", AutoMasksOptions, _auto_masks, claim_size=1, heavy=True),
+        Operation("cutouts", "masks", CutoutsOptions, _cutouts, claim_size=1, heavy=True),
     )
 }
 

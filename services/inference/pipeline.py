@@ -135,7 +135,7 @@ class InferencePipeline:
 
     async def record(
         self,
-        asked: PendingAnswer,
+        pending: PendingAnswer,
         served: ServableModel,
         image: ImageInfo,
         timing: Timing,
@@ -152,14 +152,14 @@ class InferencePipeline:
         Row and files are committed before the deadline, or nothing of them stays. ``result``: the part of the answer
         that the row keeps.
         """
-        ids = self.recorder.ids(asked.record, files)
+        ids = self.recorder.ids(pending.record, files)
         answer = body(ids)
-        if asked.told is not None and ids.prediction is not None:
-            asked.told(ids.prediction)
+        if pending.told is not None and ids.prediction is not None:
+            pending.told(ids.prediction)
         then = None
-        if asked.item is not None:
-            asked.item.computed()
-            then = _settling(asked.item, ids, answer, () if asked.record is None else result)
+        if pending.item is not None:
+            pending.item.computed()
+            then = _item_result(pending.item, ids, answer, () if pending.record is None else result)
         columns = {
             "task": task or served.task,
             "model_name": served.key.name,
@@ -173,21 +173,21 @@ class InferencePipeline:
             "batch_size": timing.batch_size,
         }
         try:
-            async with asyncio.timeout(max(asked.deadline - time.monotonic(), 0.05)):
-                if asked.record is not None:
-                    await self.recorder.finish(asked.record, image, files, columns, then=then)
+            async with asyncio.timeout(max(pending.deadline - time.monotonic(), 0.05)):
+                if pending.record is not None:
+                    await self.recorder.finish(pending.record, image, files, columns, then=then)
                 elif then is not None:
                     await asyncio.shield(asyncio.wrap_future(self.records.save([], then)))
         except TimeoutError:
             raise DeadlineExceeded("the answer could not be stored before the deadline", retry_after_s=1) from None
-        if asked.record is not None:
+        if pending.record is not None:
             metrics.stored.inc()
         return answer
 
-    async def abandon(self, asked: PendingAnswer) -> None:
+    async def abandon(self, pending: PendingAnswer) -> None:
         """What follows the inference failed: nothing stays stored."""
-        if asked.record is not None:
-            await self.recorder.abandon(asked.record)
+        if pending.record is not None:
+            await self.recorder.abandon(pending.record)
 
     async def _begin(
         self, source: ImageSource, store: bool, owner: str, deadline: float, sniff: Callable[[bytes], str]
@@ -224,7 +224,7 @@ class InferencePipeline:
         return data, self.recorder.begin_item(item, data, mime_type) if store else None
 
 
-def _settling(source: JobItemSource, ids: RecordIds, answer: dict[str, Any], kept: Collection[str]) -> ItemResult:
+def _item_result(source: JobItemSource, ids: RecordIds, answer: dict[str, Any], kept: Collection[str]) -> ItemResult:
     """``kept``: what of the answer the prediction's row has."""
     rest = {name: value for name, value in answer.items() if name not in kept}
     item = source.item

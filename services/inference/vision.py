@@ -62,11 +62,11 @@ class Vision:
         if top_k is None:
             top_k = min(5, served.classes)
         check_top_k(top_k, served.classes)
-        ask = InferenceRequest(b"", top_k=top_k, tensors=tensors)
-        answer, spent, asked = await self._infer(source, served, ask, store, owner)
+        request = InferenceRequest(b"", top_k=top_k, tensors=tensors)
+        answer, spent, pending = await self._infer(source, served, request, store, owner)
         scores = [score(row) for row in answer.scores]
         body = await self._requests.record(
-            asked,
+            pending,
             served,
             answer.image,
             spent,
@@ -104,15 +104,15 @@ class Vision:
             renders = ("mask",)
 
         async def infer(image: bytes, deadline: float) -> tuple[InferenceResponse, Timing]:
-            ask = InferenceRequest(image, renders=renders, flips=flips, tensors=tensors)
-            return await self._segment(served, ask, image, deadline, render, probability=probability)
+            request = InferenceRequest(image, renders=renders, flips=flips, tensors=tensors)
+            return await self._segment(served, request, image, deadline, render, probability=probability)
 
-        answer, spent, asked = await self._requests.infer(
+        answer, spent, pending = await self._requests.infer(
             source, served, infer, store=store, owner=owner, timeout_s=self._timeout_s, sniff=volumes.sniff_any
         )
         areas = [area(row) for row in answer.areas]
         body = await self._requests.record(
-            asked,
+            pending,
             served,
             answer.image,
             spent,
@@ -132,12 +132,12 @@ class Vision:
         return Outcome(body, dict(answer.renders), answer.tensors)
 
     async def unrecorded(
-        self, served: ServableModel, ask: InferenceRequest, *, timeout_s: float | None = None
+        self, served: ServableModel, request: InferenceRequest, *, timeout_s: float | None = None
     ) -> tuple[InferenceResponse, Timing]:
         """The answer to pixels, or to what was prepared elsewhere: there is no file of it that could be kept."""
 
         async def infer(deadline: float) -> tuple[InferenceResponse, Timing]:
-            return await self._runner.infer(served.key, ask, deadline)
+            return await self._runner.infer(served.key, request, deadline)
 
         return await self._requests.compute(
             served, infer, self._timeout_s if timeout_s is None else min(timeout_s, self._timeout_s)
@@ -153,7 +153,7 @@ class Vision:
     async def _segment(
         self,
         served: ServableModel,
-        ask: InferenceRequest,
+        request: InferenceRequest,
         image: bytes,
         deadline: float,
         render: str | None,
@@ -171,12 +171,12 @@ class Vision:
             try:
                 if probability or render not in (None, own):
                     raise BadInput(f"the answer for this volume is drawn as {own} only")
-                if ask.tensors:
+                if request.tensors:
                     raise BadInput("a volume is not answered as an array; POST /v1/segment gives it as a file")
-                return await volumes.segment_slices(slices, image, ask, infer, required=render == own)
+                return await volumes.segment_slices(slices, image, request, infer, required=render == own)
             finally:
                 await asyncio.to_thread(slices.close)
-        answer, spent = await infer(ask)
+        answer, spent = await infer(request)
         if render == volumes.NIFTI or (render == volumes.DICOM_SEG and kind != volumes.DICOM):
             raise BadInput(f"{render} is drawn for files of that format only; this is a {answer.image.mime_type}")
         if kind == volumes.DICOM and "mask" in answer.renders:
@@ -206,14 +206,14 @@ class Vision:
         image = await asyncio.to_thread(decode, data)
         recorder = self._requests.recorder
         record = recorder.begin(data, mime_type, source.filename, owner)
-        ids = await recorder.finish(record, image.facts, [], None, kept=True)
+        ids = await recorder.finish(record, image.info, [], None, kept=True)
         return await asyncio.to_thread(self._requests.records.image, owner, str(ids.image))
 
     async def _infer(
-        self, source: ImageSource, served: ServableModel, ask: InferenceRequest, store: bool, owner: str
+        self, source: ImageSource, served: ServableModel, request: InferenceRequest, store: bool, owner: str
     ) -> tuple[InferenceResponse, Timing, PendingAnswer]:
         async def infer(image: bytes, deadline: float) -> tuple[InferenceResponse, Timing]:
-            return await self._runner.infer(served.key, replace(ask, image=image), deadline)
+            return await self._runner.infer(served.key, replace(request, image=image), deadline)
 
         return await self._requests.infer(source, served, infer, store=store, owner=owner, timeout_s=self._timeout_s)
 

@@ -78,7 +78,7 @@ def open_slices(data: bytes) -> Slices | None:
 
 
 async def segment_slices(
-    slices: Slices, data: bytes, ask: InferenceRequest, infer: Infer, *, required: bool
+    slices: Slices, data: bytes, request: InferenceRequest, infer: Infer, *, required: bool
 ) -> tuple[InferenceResponse, Timing]:
     """One answer for all slices: classes over the whole volume, and the mask in its format as the only render.
 
@@ -96,7 +96,7 @@ async def segment_slices(
             async with reading:
                 image = await asyncio.to_thread(volume.slice, number)
             encoded = await asyncio.to_thread(encode_png, image)
-            answer, timing = await infer(replace(ask, image=encoded, renders=("mask",)))
+            answer, timing = await infer(replace(request, image=encoded, renders=("mask",)))
             class_map[number] = await asyncio.to_thread(_levels, answer.renders["mask"])
             names.update({area.class_index: area for area in answer.areas})
             spent.append(timing)
@@ -109,10 +109,10 @@ async def segment_slices(
     except* Exception as errors:
         raise errors.exceptions[0] from None
     kind, made = await asyncio.to_thread(_in_its_format, slices, data, class_map, names, required)
-    facts = ImageInfo(volume.width, volume.height, slices.mime_type)
+    info = ImageInfo(volume.width, volume.height, slices.mime_type)
     timing = Timing(spent[0].queue_ms, sum(each.inference_ms for each in spent), volume.depth)
     return InferenceResponse(
-        facts, areas=_areas(class_map, names), renders={kind: made} if made is not None else {}
+        info, areas=_areas(class_map, names), renders={kind: made} if made is not None else {}
     ), timing
 
 

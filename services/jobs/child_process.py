@@ -1,11 +1,6 @@
-"""Children: programs that a worker starts for work that is long, or that may take the process along when it fails.
+"""Child processes: programs that a worker starts for work that is long, or that may take the process along.
 
-A child says what it has to say as lines of JSON on its standard output, and ends when its standard input closes:
-
-- ``{"event": kind, "data": {...}, "progress": 0-1}``: an event of the job;
-- ``{"file": path}``: a file in the folder was replaced, and is worth keeping;
-- ``{"refusal": {"code", "message"}}``: why it ends without a result;
-- ``{"result": {...}}``: its last line.
+What a child writes is ekiben/child_protocol.py.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ class JobQueue:
         """Take the hands of a job that is over out of the queue; those in a worker see for themselves that it is."""
         # Those of a retry that came meanwhile have later numbers.
         ids = self._ids(job, ["ENQUEUED", "DELAYED"])
-        if waiting := [ident for ident in ids if int(ident.rpartition(".")[2]) < job.hands]:
+        if waiting := [ident for ident in ids if int(ident.rpartition(".")[2]) < job.entries]:
             self._open().cancel_workflows(waiting)
 
     def forget(self, job: Job) -> None:
@@ -93,7 +93,7 @@ class JobQueue:
             self._open().delete_workflows([row.workflow_id for row in done])
         return len(done)
 
-    def has_hands(self, job_id: str) -> bool:
+    def has_entries(self, job_id: str) -> bool:
         """Whether a hand for the job waits, or is in some worker."""
         found = self._open().list_workflows(
             workflow_id_prefix=f"{job_id}.", status=_WAITING, limit=1, load_input=False, load_output=False
@@ -174,7 +174,7 @@ class QueueConsumer:
 
         # Attempts are counted in our own rows: what is taken over counts anew in DBOS.
         @DBOS.workflow(name=_WORKFLOW, max_recovery_attempts=1_000_000)
-        def hand(job_id: str) -> str:
+        def entry(job_id: str) -> str:
             self._work(job_id)
             return ""
 

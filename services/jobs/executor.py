@@ -59,7 +59,7 @@ _TIME_IS_UP = "timed_out"
 class _JobProgress:
     """A job that hands of this worker are at."""
 
-    hands: int = 0
+    slices: int = 0
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     ended: int = 0
     share: float | None = None
@@ -86,18 +86,18 @@ class JobExecutor:
         places: int,
         heavy_places: int,
         threads: Executor | None = None,
-        undertakings: Mapping[str, JobHandler] | None = None,
+        handlers: Mapping[str, JobHandler] | None = None,
     ) -> None:
         self._threads = threads
         self._core = core
         self._jobs = jobs
         self._queue = queue
         self._worker_id = worker_id
-        self._gate = ConcurrencyLimiter(places, heavy_places)
-        self._undertakings = undertakings or {}
-        self._undertaken: set[asyncio.Task[None]] = set()
-        self._in_hand: dict[str, _JobProgress] = {}
-        self._hands: set[asyncio.Task[None]] = set()
+        self._limiter = ConcurrencyLimiter(places, heavy_places)
+        self._handlers = handlers or {}
+        self._handling: set[asyncio.Task[None]] = set()
+        self._active: dict[str, _JobProgress] = {}
+        self._slices: set[asyncio.Task[None]] = set()
         self._stopping = False
         self._astray: set[str] = set()
         self.last_busy = time.monotonic()
@@ -105,38 +105,38 @@ class JobExecutor:
     @property
     def busy(self) -> int:
         """Items in hand."""
-        return sum(len(each.tasks) for each in self._in_hand.values())
+        return sum(len(each.tasks) for each in self._active.values())
 
     @property
     def computing(self) -> bool:
         """Whether any item is being answered, apart from those that only have to be stored. From any thread."""
-        return self._gate.inside > 0
+        return self._limiter.inside > 0
 
     async def work(self, job_id: str) -> None:
         """One hand: work on the job until it is done, others have the rest, or the time slice is over.
 
         Whatever goes wrong, what was claimed waits again, and a hand is in the queue for it.
         """
-        entry = self._in_hand.setdefault(job_id, _JobProgress())
-        entry.hands += 1
-        hand = asyncio.current_task()
-        if hand is not None:
-            self._hands.add(hand)
-            hand.add_done_callback(self._hands.discard)
+        progress = self._active.setdefault(job_id, _JobProgress())
+        progress.slices += 1
+        current = asyncio.current_task()
+        if current is not None:
+            self._slices.add(current)
+            current.add_done_callback(self._slices.discard)
         try:
             try:
-                delay = await self._work(entry, job_id)
+                delay = await self._work(progress, job_id)
             except Exception:
                 log.exception("a hand broke off", extra={"job": job_id})
                 delay = AFTER_FAULT_S
             if delay is not None:
                 enqueue = partial(self._queue.enqueue, delay_s=delay)
-                await retry_while_unavailable(lambda: self._ask(self._jobs.add_hand, job_id, enqueue))
+                await retry_while_unavailable(lambda: self._in_thread(self._jobs.enqueue_entry, job_id, enqueue))
         finally:
             self.last_busy = time.monotonic()
-            entry.hands -= 1
-            if entry.hands == 0:
-                del self._in_hand[job_id]
+            progress.slices -= 1
+            if progress.slices == 0:
+                del self._active[job_id]
 
     async def watch(self) -> None:
         """Drop what belongs to jobs that are over, and say how far the others are. Runs until it is cancelled."""
@@ -147,7 +147,7 @@ class JobExecutor:
                 if time.monotonic() - last_search >= SEARCH_S:
                     last_search = time.monotonic()
                     await self._give_back_astray()
-                if not self._in_hand:
+                if not self._active:
                     continue
                 self.last_busy = time.monotonic()
                 await self._drop_ended()
@@ -165,39 +165,39 @@ class JobExecutor:
         Undertakings are handed back at once: whoever takes one over goes on where it got to.
         """
         self._stopping = True
-        for task in self._undertaken:
+        for task in self._handling:
             task.cancel()
-        tasks = [task for entry in self._in_hand.values() for task in entry.tasks]
+        tasks = [task for progress in self._active.values() for task in progress.tasks]
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=patience_s)
             for task in late:
                 task.cancel()
-        if self._hands:
-            await asyncio.wait(self._hands, timeout=5)
+        if self._slices:
+            await asyncio.wait(self._slices, timeout=5)
 
-    async def _work(self, entry: _JobProgress, job_id: str) -> float | None:
+    async def _work(self, progress: _JobProgress, job_id: str) -> float | None:
         """None: this hand is done. Else after how many seconds another is to go on."""
         # Not all hands of a worker at once: until the queue gives them out again, nobody would work.
         slice_end = time.monotonic() + SLICE_S * random.uniform(0.5, 1.5)
         while not self._stopping:
-            job, items, more_at = await self._ask(self._jobs.claim, job_id, self._worker_id, _claim_size)
+            job, items, more_at = await self._in_thread(self._jobs.claim, job_id, self._worker_id, _claim_size)
             if job is None or job.state in OVER:
                 return None
             if not items and _seconds_left(job) <= 0:
                 return await self._time_is_up(job)
             if not items:
                 return None if more_at is None else max(0.0, (more_at - now()).total_seconds())
-            await self._run(entry, job, items)
+            await self._run(progress, job, items)
             if time.monotonic() > slice_end:
                 break
         return 0.0
 
-    async def _run(self, entry: _JobProgress, job: Job, items: list[ClaimedItem]) -> None:
-        if (undertaking := self._undertakings.get(job.operation)) is not None:
-            tasks = [asyncio.create_task(self._undertake(job, item, undertaking), name=item.id) for item in items]
-            self._undertaken.update(tasks)
-            await self._all(entry, job, items, tasks)
-            self._undertaken.difference_update(tasks)
+    async def _run(self, progress: _JobProgress, job: Job, items: list[ClaimedItem]) -> None:
+        if (handler := self._handlers.get(job.operation)) is not None:
+            tasks = [asyncio.create_task(self._handle(job, item, handler), name=item.id) for item in items]
+            self._handling.update(tasks)
+            await self._all(progress, job, items, tasks)
+            self._handling.difference_update(tasks)
             return
         try:
             chosen = operations.operation(job.operation)
@@ -209,22 +209,22 @@ class JobExecutor:
         images = await self._images(items)
         tasks = [
             asyncio.create_task(
-                self._item(entry, job, item, options, images.pop(item.storage_key or "", None)), name=item.id
+                self._item(progress, job, item, options, images.pop(item.storage_key or "", None)), name=item.id
             )
             for item in items
         ]
-        await self._all(entry, job, items, tasks)
+        await self._all(progress, job, items, tasks)
 
     async def _all(
-        self, entry: _JobProgress, job: Job, items: list[ClaimedItem], tasks: list[asyncio.Task[None]]
+        self, progress: _JobProgress, job: Job, items: list[ClaimedItem], tasks: list[asyncio.Task[None]]
     ) -> None:
         """Wait for all ``tasks``, one for each item; what was not ended goes back."""
-        entry.tasks.update(tasks)
+        progress.tasks.update(tasks)
         await asyncio.wait(tasks)
-        entry.tasks.difference_update(tasks)
+        progress.tasks.difference_update(tasks)
         left = [item.id for item, task in zip(items, tasks, strict=True) if task.cancelled()]
         if left:
-            await retry_while_unavailable(lambda: self._ask(self._jobs.give_back, self._worker_id, left))
+            await retry_while_unavailable(lambda: self._in_thread(self._jobs.give_back, self._worker_id, left))
         for item, task in zip(items, tasks, strict=True):
             if not task.cancelled() and (broken := task.exception()) is not None:
                 log.error("an item could not be ended", exc_info=broken, extra={"item": item.id})
@@ -236,19 +236,19 @@ class JobExecutor:
         return await self._core.recorder.read_some(keys) if len(keys) > 1 else {}
 
     async def _item(
-        self, entry: _JobProgress, job: Job, item: ClaimedItem, options: InferenceOptions, data: bytes | None
+        self, progress: _JobProgress, job: Job, item: ClaimedItem, options: InferenceOptions, data: bytes | None
     ) -> None:
         chosen = operations.OPERATIONS[job.operation]
         alone = item.deaths > 0
-        async with self._gate.pass_through(heavy=chosen.heavy, alone=alone) as place:
+        async with self._limiter.acquire(heavy=chosen.heavy, exclusive=alone) as place:
             if self._stopping or _seconds_left(job) <= 0:
                 raise asyncio.CancelledError
             if alone:
-                await self._ask(self._jobs.begin_alone, self._worker_id, item.id)
+                await self._in_thread(self._jobs.begin_alone, self._worker_id, item.id)
             request_id.set(job.id)
             numbers = itertools.count()
             FILE_IDS.set(lambda: derived_id(item.id, "file", next(numbers)))
-            LISTENER.set(partial(self._advanced, entry) if job.total == 1 else None)
+            LISTENER.set(partial(self._advanced, progress) if job.total == 1 else None)
             source = ImageSource(
                 filename=item.filename,
                 item=JobItemSource(
@@ -267,23 +267,23 @@ class JobExecutor:
                 if not alone:
                     place.leave()
                 await self._not_answered(job, item, error)
-            entry.ended += 1
+            progress.ended += 1
 
-    async def _undertake(self, job: Job, item: ClaimedItem, undertaking: JobHandler) -> None:
+    async def _handle(self, job: Job, item: ClaimedItem, handler: JobHandler) -> None:
         """Outside the gate: it works in a process of its own, for hours perhaps."""
         if self._stopping:
             raise asyncio.CancelledError
         request_id.set(job.id)
         if item.deaths > 0:  # a worker that dies now died of it
-            await self._ask(self._jobs.begin_alone, self._worker_id, item.id)
+            await self._in_thread(self._jobs.begin_alone, self._worker_id, item.id)
         limit = asyncio.timeout(max(0.0, _seconds_left(job)))
         try:
             async with limit:
-                await undertaking(job, item)
+                await handler(job, item)
             metrics.job_items.labels(job.operation, "succeeded").inc()
         except Exception as error:
             if limit.expired() and isinstance(error, TimeoutError):
-                await self._ask(self._jobs.fail, job.id, time_is_up(job))
+                await self._in_thread(self._jobs.fail, job.id, time_is_up(job))
                 return
             await self._not_answered(job, item, error)
 
@@ -309,13 +309,13 @@ class JobExecutor:
         wait_s = FIRST_RETRY_S * 2**item.tries * random.uniform(0.8, 1.2)
         log.warning("an item is tried again: %s", error, extra={"item": item.id, "in_s": round(wait_s, 1)})
         at = now() + timedelta(seconds=wait_s)
-        await retry_while_unavailable(lambda: self._ask(self._jobs.give_back, self._worker_id, [item.id], at))
+        await retry_while_unavailable(lambda: self._in_thread(self._jobs.give_back, self._worker_id, [item.id], at))
 
     async def _fail(self, operation: str, item: ClaimedItem, error: dict[str, Any]) -> None:
-        settling = ItemResult(item.job_id, item.id, self._worker_id, error=error)
+        item_result = ItemResult(item.job_id, item.id, self._worker_id, error=error)
 
         async def save() -> None:
-            await asyncio.wrap_future(self._core.records.save([], settling))
+            await asyncio.wrap_future(self._core.records.save([], item_result))
 
         try:
             await retry_while_unavailable(save)
@@ -325,19 +325,19 @@ class JobExecutor:
 
     async def _time_is_up(self, job: Job) -> float | None:
         """Fail the job, once nothing of it is in anybody's hand; Housekeeping does not wait for that for ever."""
-        if (await self._ask(self._jobs.running, [job.id])).get(job.id):
+        if (await self._in_thread(self._jobs.running, [job.id])).get(job.id):
             return AFTER_FAULT_S
-        await self._ask(self._jobs.fail, job.id, time_is_up(job))
+        await self._in_thread(self._jobs.fail, job.id, time_is_up(job))
         return None
 
-    def _advanced(self, entry: _JobProgress, share: float) -> None:
-        entry.share = share
+    def _advanced(self, progress: _JobProgress, share: float) -> None:
+        progress.share = share
 
     async def _drop_ended(self) -> None:
-        states = await self._ask(self._jobs.states, list(self._in_hand))
-        for job_id, entry in list(self._in_hand.items()):
+        states = await self._in_thread(self._jobs.states, list(self._active))
+        for job_id, progress in list(self._active.items()):
             if states.get(job_id, "gone") in (*OVER, "gone"):
-                for task in list(entry.tasks):
+                for task in list(progress.tasks):
                     task.cancel()
 
     async def _give_back_astray(self) -> None:
@@ -345,23 +345,23 @@ class JobExecutor:
 
         Only those that were astray the last time too: others may just be on their way.
         """
-        in_hand = {task.get_name() for entry in self._in_hand.values() for task in entry.tasks}
-        astray = set(await self._ask(self._jobs.claimed_by, self._worker_id)) - in_hand
+        claimed = {task.get_name() for progress in self._active.values() for task in progress.tasks}
+        astray = set(await self._in_thread(self._jobs.claimed_by, self._worker_id)) - claimed
         if lost := sorted(astray & self._astray):
             log.warning("items had gone astray, and wait again", extra={"items": lost})
-            await self._ask(self._jobs.give_back, self._worker_id, lost)
+            await self._in_thread(self._jobs.give_back, self._worker_id, lost)
         self._astray = astray
 
-    async def _ask(self, work: Callable[..., T], *given: Any) -> T:
+    async def _in_thread(self, work: Callable[..., T], *given: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *given)
 
     async def _report(self) -> None:
-        news = {job_id: entry for job_id, entry in self._in_hand.items() if entry.news}
-        shares = {job_id: entry.share for job_id, entry in news.items()}
-        for entry in news.values():
-            entry.reported = (entry.ended, entry.share)
+        news = {job_id: progress for job_id, progress in self._active.items() if progress.news}
+        shares = {job_id: progress.share for job_id, progress in news.items()}
+        for progress in news.values():
+            progress.reported = (progress.ended, progress.share)
         if shares:
-            await self._ask(self._jobs.report, shares)
+            await self._in_thread(self._jobs.report, shares)
 
 
 def _nothing() -> None:
@@ -375,7 +375,7 @@ def time_is_up(job: Job) -> dict[str, Any]:
 
 def _claim_size(job: Job) -> int:
     known = operations.OPERATIONS.get(job.operation)
-    return known.window if known is not None else 1
+    return known.claim_size if known is not None else 1
 
 
 def _seconds_left(job: Job) -> float:

@@ -101,9 +101,9 @@ class Maintenance:
 
     def _bring_on(self, job_ids: Sequence[str]) -> None:
         for job_id in job_ids:
-            if not self._queue.has_hands(job_id):
+            if not self._queue.has_entries(job_id):
                 log.warning("a job that nobody worked on goes on", extra={"job": job_id})
-                self._jobs.add_hand(job_id, self._queue.enqueue)
+                self._jobs.enqueue_entry(job_id, self._queue.enqueue)
 
     def _run(self) -> None:
         while not self._stop.wait(SWEEP_S):

@@ -115,7 +115,7 @@ class JobService:
         operation: str,
         options: InferenceOptions,
         items: Sequence[NewItem],
-        asking: JobTerms,
+        terms: JobTerms,
         *,
         store: bool = True,
         owner: str = LOCAL_OWNER,
@@ -134,31 +134,31 @@ class JobService:
             failed = [item for item in items if item.columns.get("state") == "failed"]
             if len(failed) == len(items):
                 raise BadInput(f"no image can be tried; the first: {failed[0].columns['error']['message']}")
-            if asking.webhook is not None:
-                check_url(asking.webhook, self._settings.webhook_secret)
+            if terms.webhook is not None:
+                check_url(terms.webhook, self._settings.webhook_secret)
             parameters = await operations.settle_parameters(core, chosen, options, owner)
             given = options.model_dump(mode="json", exclude_unset=True, exclude={"image_id", "store"})
             job = Job(
                 owner=owner,
                 kind=kind,
                 operation=operation,
-                priority=asking.priority,
+                priority=terms.priority,
                 parameters=parameters,
                 store=store,
                 total=len(items),
                 failed=len(failed),
-                timeout_s=asking.timeout_s or self._settings.job_timeout_s,
-                items_at_once=asking.items_at_once,
-                idempotency_key=asking.idempotency_key,
+                timeout_s=terms.timeout_s or self._settings.job_timeout_s,
+                items_at_once=terms.items_at_once,
+                idempotency_key=terms.idempotency_key,
                 fingerprint=_fingerprint(kind, operation, given, store, items),
-                webhook_url=asking.webhook,
+                webhook_url=terms.webhook,
             )
-            hands = self._hands(len(items), chosen.window)
+            entries = self._entries(len(items), chosen.claim_size)
             # A commit whose answer is lost may have happened: then the images are the job's; if not, clean-up's.
             uncertain = True
             try:
                 job, created = await asyncio.to_thread(
-                    self._records.submit, job, [item.columns for item in items], hands, self._queue.enqueue
+                    self._records.submit, job, [item.columns for item in items], entries, self._queue.enqueue
                 )
                 uncertain = False
             except Conflict:
@@ -174,7 +174,7 @@ class JobService:
         kind: str,
         operation: str,
         parameters: dict[str, Any],
-        asking: JobTerms,
+        terms: JobTerms,
         *,
         given: Any,
         job_id: str | None = None,
@@ -187,21 +187,21 @@ class JobService:
 
         ``rows`` are stored with it. ``given``: what was asked, by which a repeated request is known.
         """
-        if asking.webhook is not None:
-            check_url(asking.webhook, self._settings.webhook_secret)
+        if terms.webhook is not None:
+            check_url(terms.webhook, self._settings.webhook_secret)
         job = Job(
             id=job_id or new_id(),
             owner=owner,
             kind=kind,
             operation=operation,
-            priority=asking.priority,
+            priority=terms.priority,
             parameters=parameters,
             store=False,
             total=1,
-            timeout_s=asking.timeout_s or timeout_s or self._settings.job_timeout_s,
-            idempotency_key=asking.idempotency_key,
+            timeout_s=terms.timeout_s or timeout_s or self._settings.job_timeout_s,
+            idempotency_key=terms.idempotency_key,
             fingerprint=_fingerprint(kind, operation, given, False, ()),
-            webhook_url=asking.webhook,
+            webhook_url=terms.webhook,
         )
         columns = {"id": new_id(), "created_at": job.created_at, **(item or {})}
         return await asyncio.to_thread(self._records.submit, job, [columns], 1, self._queue.enqueue, rows)
@@ -261,9 +261,9 @@ class JobService:
     async def retry(self, id: str, *, owner: str = LOCAL_OWNER) -> Job:
         """The job, all of whose items that did not succeed wait again. Conflict."""
         known = operations.OPERATIONS.get((await asyncio.to_thread(self._records.job, owner, id)).operation)
-        window = known.window if known is not None else 1
+        claim_size = known.claim_size if known is not None else 1
         return await asyncio.to_thread(
-            self._records.retry, owner, id, lambda items: self._hands(items, window), self._queue.enqueue
+            self._records.retry, owner, id, lambda items: self._entries(items, claim_size), self._queue.enqueue
         )
 
     async def delete(self, id: str, *, owner: str = LOCAL_OWNER) -> None:
@@ -290,10 +290,10 @@ class JobService:
         """Jobs that are not over, by kind and state."""
         return self._records.counts()
 
-    def _hands(self, items: int, window: int) -> int:
-        return min(MAX_ENTRIES, -(-items // window))
+    def _entries(self, items: int, claim_size: int) -> int:
+        return min(MAX_ENTRIES, -(-items // claim_size))
 
 
 def _fingerprint(kind: str, operation: str, given: Any, store: bool, items: Sequence[NewItem]) -> str:
-    asked = [kind, operation, given, store, [[item.columns.get("filename"), item.digest] for item in items]]
-    return hashlib.sha256(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)).hexdigest()
+    requested = [kind, operation, given, store, [[item.columns.get("filename"), item.digest] for item in items]]
+    return hashlib.sha256(orjson.dumps(requested, option=orjson.OPT_SORT_KEYS)).hexdigest()

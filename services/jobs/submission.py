@@ -11,16 +11,16 @@ from services.schemas.inference import InferenceOptions
 
 
 async def submit_request(
-    platform: AppState, operation: str, options: InferenceOptions, source: ImageSource, asking: JobTerms
+    app_state: AppState, operation: str, options: InferenceOptions, source: ImageSource, terms: JobTerms
 ) -> tuple[Job, bool]:
     """(The job, True), or the first with this idempotency key: (it, False). BadInput for what is no image."""
     if source.data is not None and source.image_id is not None:
         raise BadInput("send a file or image_id, not both")
     if source.image_id is not None:
-        items = await platform.jobs.stored_items([source.image_id])
+        items = await app_state.jobs.stored_items([source.image_id])
     elif source.data is not None:
-        platform.jobs.check_image(source.data, operation)
-        items = [await platform.jobs.new_item(source.data, source.filename)]
+        app_state.jobs.check_image(source.data, operation)
+        items = [await app_state.jobs.new_item(source.data, source.filename)]
     else:
         raise BadInput("send an image: a multipart field 'file', the raw bytes as body, or image_id")
-    return await platform.jobs.submit(platform, "request", operation, options, items, asking, store=options.store)
+    return await app_state.jobs.submit(app_state, "request", operation, options, items, terms, store=options.store)

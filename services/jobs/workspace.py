@@ -66,13 +66,15 @@ class JobWorkspace:
             if folder.name not in workers:
                 shutil.rmtree(folder, ignore_errors=True)
 
-    async def note(self, item: ClaimedItem, kind: str, data: dict[str, Any], progress: float | None = None) -> None:
+    async def emit_event(
+        self, item: ClaimedItem, kind: str, data: dict[str, Any], progress: float | None = None
+    ) -> None:
         """An event of the job. Conflict (LOST) when somebody else has the item now."""
-        await retry_while_unavailable(lambda: self.ask(self.jobs.note, item, self.worker_id, kind, data, progress))
+        await retry_while_unavailable(lambda: self.run(self.jobs.note, item, self.worker_id, kind, data, progress))
 
-    async def keep(self, item: ClaimedItem, kind: str, path: Path) -> Artifact:
+    async def store_file(self, item: ClaimedItem, kind: str, path: Path) -> Artifact:
         """Store a file as the job's; one of the same name and kind is replaced. Conflict (LOST) as above."""
-        return await retry_while_unavailable(lambda: asyncio.to_thread(self._keep, item, kind, path))
+        return await retry_while_unavailable(lambda: asyncio.to_thread(self._store_file, item, kind, path))
 
     async def put(self, key: str, path: Path, mime_type: str) -> None:
         """Write a file into the store."""
@@ -82,7 +84,7 @@ class JobWorkspace:
         """Write a blob into a file, or link to it where it lies on this disk. NotFound."""
         await retry_while_unavailable(lambda: asyncio.to_thread(self._fetch, key, path))
 
-    async def ask(self, work: Callable[..., T], *given: Any) -> T:
+    async def run(self, work: Callable[..., T], *given: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self.threads, work, *given)
 
     @property
@@ -93,7 +95,7 @@ class JobWorkspace:
         # One for each worker: the child of one that is thought dead may still write when another takes its work over.
         return self._root / self.worker_id / job.id
 
-    def _keep(self, item: ClaimedItem, kind: str, path: Path) -> Artifact:
+    def _store_file(self, item: ClaimedItem, kind: str, path: Path) -> Artifact:
         # The child may replace the file meanwhile: a link holds on to this one.
         held = path.with_name(f".{path.name}.kept")
         held.unlink(missing_ok=True)

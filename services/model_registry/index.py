@@ -152,7 +152,7 @@ class ModelIndex:
 
 
 def _servable(row: ModelVersion) -> ServableModel:
-    facts = row.manifest
+    info = row.manifest
     return ServableModel(
-        ModelKey(row.owner, row.name, row.version), row.task, len(facts["labels"]), facts["family"], row.digest, facts
+        ModelKey(row.owner, row.name, row.version), row.task, len(info["labels"]), info["family"], row.digest, info
     )

@@ -116,9 +116,9 @@ class ModelReconciler:
         for key, listed in wanted.items():
             others = [k for k, s in held.items() if k[:2] == key[:2] and k != key and s.state == "ready"]
             # Wanted once, not for ever: the next request may load it again.
-            asked = (listed.model.desired, listed.model.updated_at)
-            fresh = self._seen.get(key[:2]) != asked
-            self._seen[key[:2]] = asked
+            requested = (listed.model.desired, listed.model.updated_at)
+            fresh = self._seen.get(key[:2]) != requested
+            self._seen[key[:2]] = requested
             if listed.model.desired == "unloaded":
                 if fresh:
                     self._spawn(self._unload([k for k in (key, *others) if k in held]))

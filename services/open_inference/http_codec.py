@@ -100,7 +100,7 @@ def read_request(model: str, version: str, body: bytes, header_length: str | Non
     outputs = _objects(given, "outputs")
     inputs = _objects(given, "inputs")
     check_counts(len(inputs), len(outputs), len(parameters))
-    asked = [requested_outputs(one.get("name"), _object(one, "parameters")) for one in outputs]
+    requested = [requested_outputs(one.get("name"), _object(one, "parameters")) for one in outputs]
     tensors = []
     for one in inputs:
         tensor, taken = _input(one, rest)
@@ -117,7 +117,7 @@ def read_request(model: str, version: str, body: bytes, header_length: str | Non
         if "binary_data" in options:
             by_output[str(one.get("name"))] = _flag(options, "binary_data")
     answering = ResponseForm(id, _flag(parameters, "binary_data_output"), by_output)
-    return InferRequest(model, version, tensors, asked, parameters), answering
+    return InferRequest(model, version, tensors, requested, parameters), answering
 
 
 def write_answer(answer: InferAnswer, answering: ResponseForm) -> tuple[bytes, int | None]:
@@ -125,20 +125,20 @@ def write_answer(answer: InferAnswer, answering: ResponseForm) -> tuple[bytes, i
     blocks: list[bytes] = []
     outputs = []
     for tensor in answer.outputs:
-        facts: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
+        info: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
         if answering.binary(tensor):
             blocks.append(to_raw(tensor.values))
-            facts["parameters"] = {"binary_data_size": len(blocks[-1])}
+            info["parameters"] = {"binary_data_size": len(blocks[-1])}
         elif tensor.values.size > MAX_JSON_VALUES:
             raise TooLarge(
                 f"output {tensor.name} has {tensor.values.size} values; at most {MAX_JSON_VALUES} are written as JSON: "
                 "ask for binary data (binary_data_output)"
             )
         elif tensor.datatype == BYTES:
-            facts["data"] = [one.decode() for one in tensor.values.ravel()]
+            info["data"] = [one.decode() for one in tensor.values.ravel()]
         else:
-            facts["data"] = tensor.values.ravel()
-        outputs.append(facts)
+            info["data"] = tensor.values.ravel()
+        outputs.append(info)
     body: dict[str, Any] = {"model_name": answer.model, "model_version": answer.version}
     if answering.id:
         body["id"] = answering.id

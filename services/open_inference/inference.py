@@ -21,7 +21,7 @@ from services.inference.pipeline import ImageSource
 from services.inference.vision import Outcome, Vision
 from services.model_registry.index import ModelIndex, ServableModel
 from services.open_inference import image_inputs, sam_inputs
-from services.open_inference.metadata import output_facts
+from services.open_inference.metadata import output_info
 from services.open_inference.parameters import Parameters, RequestedOutput, read_parameters
 from services.open_inference.tensors import MAX_BYTES, Tensor, texts
 from services.schemas.validation import short
@@ -83,8 +83,8 @@ class OpenInference:
                 await asyncio.shield(self._vision.forget(stored, owner=owner))
             raise
         name = "prediction_id" if len(stored) == 1 else "prediction_ids"
-        facts = {name: ",".join(stored)} if stored else {}
-        return InferAnswer(served.key.name, str(served.key.version), outputs, facts)
+        info = {name: ",".join(stored)} if stored else {}
+        return InferAnswer(served.key.name, str(served.key.version), outputs, info)
 
     async def forget(self, answer: InferAnswer, *, owner: str = LOCAL_OWNER) -> None:
         """Remove what was recorded of an answer that could not be sent."""
@@ -116,7 +116,7 @@ class OpenInference:
         end = time.monotonic() + limit_s  # of all of them: each gets what is left when its turn comes
         ids: dict[int, str] = {}
 
-        async def ask(number: int) -> _Answered:
+        async def request(number: int) -> _Answered:
             left_s = end - time.monotonic()
             if left_s <= 0:
                 raise DeadlineExceeded("the request took longer than its deadline", retry_after_s=1)
@@ -134,7 +134,7 @@ class OpenInference:
                 raise
 
         try:
-            answers = await gather_bounded(ask, range(len(images)), _AT_ONCE)
+            answers = await gather_bounded(request, range(len(images)), _AT_ONCE)
         finally:
             stored.extend(ids[number] for number in sorted(ids))
         stacked = {name: _stack(name, [one.tensors[name] for one in answers], single) for name in names}
@@ -161,8 +161,8 @@ class OpenInference:
         if not isinstance(image, bytes):
             if parameters.given("store"):
                 raise BadInput("store is for encoded images: of pixels and prepared tensors nothing is kept")
-            ask = InferenceRequest(image, top_k=top_k or 1, flips=parameters.flips, tensors=names)
-            answer, _ = await self._vision.unrecorded(served, ask, timeout_s=source.timeout_s)
+            request = InferenceRequest(image, top_k=top_k or 1, flips=parameters.flips, tensors=names)
+            answer, _ = await self._vision.unrecorded(served, request, timeout_s=source.timeout_s)
             scores = [(row.confidence, row.class_index, row.class_name) for row in answer.scores]
             return _Answered(answer.tensors, scores)
         source = replace(source, data=image)
@@ -202,7 +202,7 @@ class _Answered:
 
 
 def _checked_outputs(served: ServableModel, outputs: Sequence[RequestedOutput]) -> Sequence[RequestedOutput]:
-    known = output_facts(served)
+    known = output_info(served)
     if not outputs:
         return [RequestedOutput(one.name) for one in known.values() if one.usual]
     for one in outputs:

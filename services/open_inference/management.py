@@ -16,7 +16,7 @@ from services.open_inference.inference import OpenInference
 from services.processes.health_checks import HealthChecks
 from services.schemas.validation import short
 
-Facts = dict[str, Any]
+Info = dict[str, Any]
 
 
 class ProtocolManagement:
@@ -31,7 +31,7 @@ class ProtocolManagement:
         """Requests can be served."""
         return all(part["ok"] for part in (await self._health.parts()).values())
 
-    def server(self) -> Facts:
+    def server(self) -> Info:
         return metadata.server_metadata(__version__)
 
     async def model_ready(self, name: str, version: str, *, owner: str = LOCAL_OWNER) -> bool:
@@ -43,19 +43,19 @@ class ProtocolManagement:
         body = await self._models.model(name, owner=owner)
         return served.key.version != body["version"] or _ready(body)
 
-    async def metadata(self, name: str, version: str, *, owner: str = LOCAL_OWNER) -> Facts:
+    async def metadata(self, name: str, version: str, *, owner: str = LOCAL_OWNER) -> Info:
         served = await self._inference.find(name, version, owner=owner)
         body = await self._models.model(name, owner=owner)
         return metadata.metadata(served, sorted(row["version"] for row in body["versions"]))
 
-    async def config(self, name: str, version: str, *, owner: str = LOCAL_OWNER) -> Facts:
+    async def config(self, name: str, version: str, *, owner: str = LOCAL_OWNER) -> Info:
         return metadata.config(await self._inference.find(name, version, owner=owner))
 
-    async def repository(self, repository: str = "", *, ready: bool = False, owner: str = LOCAL_OWNER) -> list[Facts]:
+    async def repository(self, repository: str = "", *, ready: bool = False, owner: str = LOCAL_OWNER) -> list[Info]:
         """Every version of every model; ``ready``: only what can be asked."""
         if repository:
             raise NotFound(f"there is no repository {short(repository)!r}; there is one, without a name")
-        rows: list[Facts] = []
+        rows: list[Info] = []
         for body in await self._models.models(owner=owner):
             for version in [row["version"] for row in reversed(body["versions"])] or [None]:
                 rows.append(_indexed(body, version))
@@ -79,7 +79,7 @@ class ProtocolManagement:
                 raise BadInput(f"unload has no parameter {short(given)!r}; there is unload_dependents")
         await self._models.unload(name, owner=owner)
 
-    async def statistics(self, name: str, version: str, *, owner: str = LOCAL_OWNER) -> Facts:
+    async def statistics(self, name: str, version: str, *, owner: str = LOCAL_OWNER) -> Info:
         """Since the server started, over every door and all its gateway processes. ``name`` "": of all models."""
         if name:
             served = await self._inference.find(name, version, owner=owner)
@@ -98,8 +98,8 @@ def _ready(body: Mapping[str, Any]) -> bool:
     return bool(body["state"] != "unavailable" and body["desired"] != "unloaded")
 
 
-def _indexed(body: Mapping[str, Any], version: int | None) -> Facts:
-    row: Facts = {"name": body["name"]}
+def _indexed(body: Mapping[str, Any], version: int | None) -> Info:
+    row: Info = {"name": body["name"]}
     if version is None:
         return {**row, "state": "UNAVAILABLE", "reason": body["reason"] or "it has no version"}
     row["version"] = str(version)
@@ -109,10 +109,10 @@ def _indexed(body: Mapping[str, Any], version: int | None) -> Facts:
     return {**row, "state": "UNAVAILABLE", "reason": body["reason"] or "unloaded"}
 
 
-def _statistics(key: tuple[str, str], totals: Mapping[str, float]) -> Facts:
+def _statistics(key: tuple[str, str], totals: Mapping[str, float]) -> Info:
     succeeded, failed = int(totals.get("succeeded", 0)), int(totals.get("failed", 0))
 
-    def spent(count: int, phase: str) -> Facts:
+    def spent(count: int, phase: str) -> Info:
         return {"count": count, "ns": round(totals.get(phase, 0.0) * 1e9)}
 
     return {

@@ -60,20 +60,20 @@ def metadata(served: ServableModel, versions: list[int]) -> dict[str, Any]:
 
 def config(served: ServableModel) -> dict[str, Any]:
     """As ``GET /v2/models/{name}/config`` answers it: what clients need of Triton's message."""
-    facts = metadata(served, [])
+    info = metadata(served, [])
     return {
         "name": served.key.name,
-        "platform": facts["platform"],
+        "platform": info["platform"],
         "backend": "onnxruntime",
         "version_policy": {"all": {}},
         "max_batch_size": 0,
         "input": [
             {"name": one["name"], "data_type": f"TYPE_{_config_type(one['datatype'])}", "dims": one["shape"]}
-            for one in facts["inputs"]
+            for one in info["inputs"]
         ],
         "output": [
             {"name": one["name"], "data_type": f"TYPE_{_config_type(one['datatype'])}", "dims": one["shape"]}
-            for one in facts["outputs"]
+            for one in info["outputs"]
         ],
     }
 
@@ -82,7 +82,7 @@ def server_metadata(version: str) -> dict[str, Any]:
     return {"name": "ekiben", "version": version, "extensions": list(EXTENSIONS)}
 
 
-def output_facts(served: ServableModel) -> dict[str, TensorInfo]:
+def output_info(served: ServableModel) -> dict[str, TensorInfo]:
     return {one.name: one for one in tensors_of(served)}
 
 
@@ -92,8 +92,8 @@ def graph_input(served: ServableModel) -> GraphInput:
     return GraphInput.model_validate(served.manifest["input"])
 
 
-def _whole(served: ServableModel, facts: TensorInfo) -> tuple[int, ...]:
-    return facts.shape if served.family == "sam" else (-1, *facts.shape)
+def _whole(served: ServableModel, info: TensorInfo) -> tuple[int, ...]:
+    return info.shape if served.family == "sam" else (-1, *info.shape)
 
 
 def _config_type(datatype: str) -> str:

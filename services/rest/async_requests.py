@@ -28,7 +28,7 @@ _KEY = re.compile(IDEMPOTENCY_KEY)
 class AsyncRequestOptions(JobOptions):
     """As a request gives them; the idempotency key is a header."""
 
-    def asking(self, request: Request) -> JobTerms:
+    def terms(self, request: Request) -> JobTerms:
         return JobTerms(self.priority, self.timeout_s, webhook=self.webhook, idempotency_key=idempotency_key(request))
 
 
@@ -64,10 +64,10 @@ async def submit(
     request: Request, operation: str, options: InferenceOptions, own: AsyncRequestOptions, upload: Upload
 ) -> Response:
     """202 with the job of one image."""
-    platform: AppState = request.app.state.platform
-    asking = own.asking(request)
+    app_state: AppState = request.app.state.app_state
+    terms = own.terms(request)
     source = ImageSource(upload.data, upload.filename, options.image_id)
-    job, created = await submit_request(platform, operation, options, source, asking)
+    job, created = await submit_request(app_state, operation, options, source, terms)
     return accepted(job, created, {"Preference-Applied": "respond-async"})
 
 

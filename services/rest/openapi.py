@@ -45,16 +45,16 @@ def openapi(
 ) -> dict[str, Any]:
     """What FastAPI cannot see for itself: the options as query parameters, the ways to send a file."""
     schema = kind.model_json_schema()
-    properties: dict[str, Any] = {name: _as_text(facts) for name, facts in schema.get("properties", {}).items()}
+    properties: dict[str, Any] = {name: _as_text(info) for name, info in schema.get("properties", {}).items()}
     parameters = [
         {
             "name": name,
             "in": "query",
             "required": name in schema.get("required", []),
-            "description": facts.get("description", ""),
-            "schema": {k: v for k, v in facts.items() if k not in ("description", "title")},
+            "description": info.get("description", ""),
+            "schema": {k: v for k, v in info.items() if k not in ("description", "title")},
         }
-        for name, facts in properties.items()
+        for name, info in properties.items()
     ]
     binary = {"type": "string", "format": "binary", "description": file_description}
     form = {"type": "object", "properties": {file_field: binary, **properties}}
@@ -64,12 +64,12 @@ def openapi(
     return {"parameters": parameters, "requestBody": {"required": False, "content": content}}
 
 
-def _as_text(facts: dict[str, Any]) -> dict[str, Any]:
+def _as_text(info: dict[str, Any]) -> dict[str, Any]:
     """A field that is a list is sent as one text, its parts separated by commas, spaces or lines."""
-    kinds = [facts, *facts.get("anyOf", [])]
+    kinds = [info, *info.get("anyOf", [])]
     if any(each.get("type") == "array" for each in kinds):
-        return {"type": "string", "description": facts.get("description", "")}
-    return facts
+        return {"type": "string", "description": info.get("description", "")}
+    return info
 
 
 IDEMPOTENCY = {
@@ -100,9 +100,9 @@ def openapi_job(described: dict[str, Any]) -> dict[str, Any]:
             "in": "query",
             "required": False,
             "name": name,
-            "description": facts["description"],
-            "schema": {k: v for k, v in facts.items() if k not in ("description", "title")},
+            "description": info["description"],
+            "schema": {k: v for k, v in info.items() if k not in ("description", "title")},
         }
-        for name, facts in properties.items()
+        for name, info in properties.items()
     ]
     return {**described, "parameters": [*described["parameters"], *queries, *headers]}

@@ -10,21 +10,21 @@ from ekiben.ids import LOCAL_OWNER
 from ekiben.v1 import ekiben_pb2 as pb
 from ekiben.v1 import ekiben_pb2_grpc
 from services.concurrency.threaded_iterator import iterate_in_thread
-from services.rpc.method_wrappers import ServicerContext, required, streaming
+from services.rpc.method_wrappers import ServicerState, required, streaming
 
 
 class ArtifactsServicer(ekiben_pb2_grpc.ArtifactsServicer):
     NAME = "ekiben.v1.Artifacts"
 
-    def __init__(self, door: ServicerContext) -> None:
-        self.door = door
+    def __init__(self, state: ServicerState) -> None:
+        self.state = state
 
     @streaming
     async def GetArtifact(self, request: Any, timeout_s: float | None) -> AsyncIterator[Any]:
-        platform = self.door.platform
-        found = await asyncio.to_thread(platform.records.artifact, LOCAL_OWNER, required(request.id, "id"))
-        pieces = await asyncio.to_thread(platform.store.stream, found.storage_key)  # opens it: this may block
-        facts: dict[str, Any] = {"mime_type": found.mime_type, "bytes": found.bytes}
+        app_state = self.state.app_state
+        found = await asyncio.to_thread(app_state.records.artifact, LOCAL_OWNER, required(request.id, "id"))
+        pieces = await asyncio.to_thread(app_state.store.stream, found.storage_key)  # opens it: this may block
+        info: dict[str, Any] = {"mime_type": found.mime_type, "bytes": found.bytes}
         async for data in iterate_in_thread(pieces):
-            yield pb.ArtifactChunk(data=data, **facts)
-            facts = {}
+            yield pb.ArtifactChunk(data=data, **info)
+            info = {}

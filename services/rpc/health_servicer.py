@@ -10,7 +10,7 @@ from grpc_health.v1 import health_pb2 as pb
 from grpc_health.v1 import health_pb2_grpc
 
 from ekiben.errors import NotFound
-from services.rpc.method_wrappers import ServicerContext, streaming, unary
+from services.rpc.method_wrappers import ServicerState, streaming, unary
 from services.schemas.validation import short
 
 _LOOK_S = 1.0
@@ -22,8 +22,8 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
     NAME = "grpc.health.v1.Health"
     WHILE_STOPPING = True
 
-    def __init__(self, door: ServicerContext, services: Collection[str]) -> None:
-        self.door = door
+    def __init__(self, state: ServicerState, services: Collection[str]) -> None:
+        self.state = state
         self._services = {"", *services}
         self.stopping = asyncio.Event()
 
@@ -51,5 +51,5 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
                 continue
 
     async def _status(self) -> Any:
-        serving = not self.stopping.is_set() and await self.door.platform.catalogue.ready()
+        serving = not self.stopping.is_set() and await self.state.app_state.catalogue.ready()
         return pb.HealthCheckResponse.SERVING if serving else pb.HealthCheckResponse.NOT_SERVING

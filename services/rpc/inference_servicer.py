@@ -12,7 +12,7 @@ from models.images import sniff
 from models.masks.predicted_masks import MaskUpdate
 from services.inference.volumes import medical_type
 from services.rpc import converters
-from services.rpc.method_wrappers import ServicerContext, streaming, unary
+from services.rpc.method_wrappers import ServicerState, streaming, unary
 from services.runners.progress import NEWS
 from services.schemas.inference import ClassifyOptions, SegmentOptions
 from services.schemas.masks import AutoMasksOptions, CutoutsOptions, MasksOptions
@@ -22,10 +22,10 @@ from services.schemas.validation import check
 class InferenceServicer(ekiben_pb2_grpc.VisionServicer):
     NAME = "ekiben.v1.Vision"
 
-    def __init__(self, door: ServicerContext) -> None:
-        self.door = door
-        self._vision = door.platform.vision
-        self._masks = door.platform.masks
+    def __init__(self, state: ServicerState) -> None:
+        self.state = state
+        self._vision = state.app_state.vision
+        self._masks = state.app_state.masks
 
     @unary
     async def Classify(self, request: Any, timeout_s: float | None) -> Any:
@@ -79,7 +79,7 @@ class InferenceServicer(ekiben_pb2_grpc.VisionServicer):
         options = check(AutoMasksOptions, converters.options(request))
         queue: asyncio.Queue[MaskUpdate | None] = asyncio.Queue()
         NEWS.set(queue.put_nowait)
-        asked = self._masks.automatic(
+        requested = self._masks.automatic(
             converters.source(request, timeout_s),
             options.auto,
             model=options.model,
@@ -87,7 +87,7 @@ class InferenceServicer(ekiben_pb2_grpc.VisionServicer):
             format=options.format,
             store=options.store,
         )
-        answering = asyncio.create_task(asked)
+        answering = asyncio.create_task(requested)
         answering.add_done_callback(lambda _: queue.put_nowait(None))
         try:
             while (news := await queue.get()) is not None:

@@ -15,7 +15,7 @@ from services.jobs.event_stream import follow
 from services.jobs.service import JobTerms
 from services.jobs.submission import submit_request
 from services.rpc import converters
-from services.rpc.method_wrappers import ServicerContext, required, streaming, unary
+from services.rpc.method_wrappers import ServicerState, required, streaming, unary
 from services.schemas.jobs import IDEMPOTENCY_KEY, JobOptions, Kind, State, item_body, job_body
 from services.schemas.validation import check
 
@@ -38,27 +38,27 @@ class SubmitJobOptions(JobOptions):
 class JobsServicer(ekiben_pb2_grpc.JobsServicer):
     NAME = "ekiben.v1.Jobs"
 
-    def __init__(self, door: ServicerContext) -> None:
-        self.door = door
-        self._jobs = door.platform.jobs
+    def __init__(self, state: ServicerState) -> None:
+        self.state = state
+        self._jobs = state.app_state.jobs
 
     @unary
     async def SubmitJob(self, request: Any, timeout_s: float | None) -> Any:
         name = request.WhichOneof("request")
         if name is None:
             raise BadInput(f"what is asked is missing: one of {', '.join(_REQUESTS)}")
-        asked = getattr(request, name)
-        given = converters.options(asked)
-        if hasattr(asked, "prompts") and asked.prompts:
-            given["prompts"] = converters.prompts(asked)
-        source = converters.source(asked, None)
+        requested = getattr(request, name)
+        given = converters.options(requested)
+        if hasattr(requested, "prompts") and requested.prompts:
+            given["prompts"] = converters.prompts(requested)
+        source = converters.source(requested, None)
         if source.image_id is not None:
             given["image_id"] = source.image_id
         options = read_parameters(operation(name), given)
         own = {key: value for key, value in converters.options(request).items() if key not in _REQUESTS}
         job = check(SubmitJobOptions, own)
-        asking = JobTerms(job.priority, job.timeout_s, webhook=job.webhook, idempotency_key=job.idempotency_key)
-        row, created = await submit_request(self.door.platform, name, options, source, asking)
+        terms = JobTerms(job.priority, job.timeout_s, webhook=job.webhook, idempotency_key=job.idempotency_key)
+        row, created = await submit_request(self.state.app_state, name, options, source, terms)
         return pb.SubmitJobResponse(job_id=row.id, replayed=not created)
 
     @unary

@@ -75,11 +75,11 @@ class ActiveCalls:
 
 
 @dataclass(frozen=True, slots=True)
-class ServicerContext:
+class ServicerState:
     """What the methods of one process share."""
 
-    platform: AppState
-    hand: ByteBudget
+    app_state: AppState
+    entry: ByteBudget
     access_log: bool = False
     calls: ActiveCalls = field(default_factory=ActiveCalls)
 
@@ -87,7 +87,7 @@ class ServicerContext:
 class Servicer(Protocol):
     """A service of this port. Its methods take the request and how long the caller waits, or None."""
 
-    door: ServicerContext
+    state: ServicerState
 
 
 def unary(
@@ -97,10 +97,10 @@ def unary(
 
     @functools.wraps(method)
     async def answer(self: S, request: R, context: RpcContext) -> A:
-        with _Call(self.door, context, type(self), method.__name__) as call:
+        with _Call(self.state, context, type(self), method.__name__) as call:
             try:
                 call.admit()
-                with self.door.hand.hold(request.ByteSize()):
+                with self.state.entry.hold(request.ByteSize()):
                     result = await method(self, request, call.timeout_s)
             except Exception as error:
                 await call.refuse(error)
@@ -118,10 +118,10 @@ def streaming(
 
     @functools.wraps(method)
     async def answer(self: S, request: R, context: RpcContext) -> AsyncIterator[A]:
-        with _Call(self.door, context, type(self), method.__name__) as call:
+        with _Call(self.state, context, type(self), method.__name__) as call:
             try:
                 call.admit()
-                with self.door.hand.hold(request.ByteSize()):
+                with self.state.entry.hold(request.ByteSize()):
                     async for one in method(self, request, call.timeout_s):
                         yield one
             except Exception as error:
@@ -135,8 +135,8 @@ def streaming(
 class _Call:
     """One call: its id while it is answered, its line in the metrics when it has been."""
 
-    def __init__(self, door: ServicerContext, context: RpcContext, service: type, method: str) -> None:
-        self._door = door
+    def __init__(self, state: ServicerState, context: RpcContext, service: type, method: str) -> None:
+        self._state = state
         self._context = context
         self._any_time = getattr(service, "WHILE_STOPPING", False)
         self._method = f"/{getattr(service, 'NAME', service.__name__)}/{method}"
@@ -151,23 +151,23 @@ class _Call:
         self._token = request_id.set(self._id)
         self._context.set_trailing_metadata(((REQUEST_ID, self._id),))
         metrics.in_progress.inc()
-        self._door.calls.begin()
+        self._state.calls.begin()
         return self
 
     def admit(self) -> None:
         """Unavailable when this process is about to end: the caller may try another one."""
-        if self._door.calls.stopping and not self._any_time:
+        if self._state.calls.stopping and not self._any_time:
             raise Unavailable("the server is stopping", code="stopping", retry_after_s=5)
 
     def __exit__(self, *_: object) -> None:
         seconds = time.perf_counter() - self._started
-        self._door.calls.end()
+        self._state.calls.end()
         metrics.in_progress.dec()
         metrics.requests.labels("gRPC", self._method, self.code).inc()
         metrics.request_seconds.labels(self._method).observe(seconds)
-        if self._door.access_log:
-            facts = {"method": "gRPC", "path": self._method, "route": self._method, "status": self.code}
-            log.info("request", extra={**facts, "ms": round(seconds * 1e3, 2), "client": self._context.peer()})
+        if self._state.access_log:
+            info = {"method": "gRPC", "path": self._method, "route": self._method, "status": self.code}
+            log.info("request", extra={**info, "ms": round(seconds * 1e3, 2), "client": self._context.peer()})
         with contextlib.suppress(ValueError):  # a stream that was left is closed in another context
             request_id.reset(self._token)
 

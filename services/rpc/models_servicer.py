@@ -7,15 +7,15 @@ from typing import Any
 from ekiben.v1 import ekiben_pb2 as pb
 from ekiben.v1 import ekiben_pb2_grpc
 from services.rpc import converters
-from services.rpc.method_wrappers import ServicerContext, required, unary
+from services.rpc.method_wrappers import ServicerState, required, unary
 
 
 class ModelsServicer(ekiben_pb2_grpc.ModelsServicer):
     NAME = "ekiben.v1.Models"
 
-    def __init__(self, door: ServicerContext) -> None:
-        self.door = door
-        self._models = door.platform.models
+    def __init__(self, state: ServicerState) -> None:
+        self.state = state
+        self._models = state.app_state.models
 
     @unary
     async def ListModels(self, request: Any, timeout_s: float | None) -> Any:

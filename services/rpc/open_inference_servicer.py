@@ -12,7 +12,7 @@ from tritonclient.grpc import service_pb2_grpc
 from ekiben.errors import NotFound, Refusal, Unsupported
 from services.error_codes import code_and_message
 from services.open_inference.grpc_codec import parameters_of, read_request_in_thread, write_answer
-from services.rpc.method_wrappers import ServicerContext, streaming, unary
+from services.rpc.method_wrappers import ServicerState, streaming, unary
 
 
 def _unoffered(name: str) -> Any:
@@ -26,10 +26,10 @@ def _unoffered(name: str) -> Any:
 class OpenInferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
     NAME = "inference.GRPCInferenceService"
 
-    def __init__(self, door: ServicerContext) -> None:
-        self.door = door
-        self._catalogue = door.platform.catalogue
-        self._inference = door.platform.inference
+    def __init__(self, state: ServicerState) -> None:
+        self.state = state
+        self._catalogue = state.app_state.catalogue
+        self._inference = state.app_state.inference
 
     @unary
     async def ServerLive(self, request: Any, timeout_s: float | None) -> Any:
@@ -101,9 +101,9 @@ class OpenInferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # t
 
     @streaming
     async def _stream(self, requests: Any, timeout_s: float | None) -> AsyncIterator[Any]:
-        async for request in _until(self.door.calls.stopped, requests.requests):
+        async for request in _until(self.state.calls.stopped, requests.requests):
             try:
-                with self.door.hand.hold(request.ByteSize()):
+                with self.state.entry.hold(request.ByteSize()):
                     answer = await self._inference.infer(await read_request_in_thread(request, timeout_s))
                 yield pb.ModelStreamInferResponse(infer_response=write_answer(answer, request.id))
             except Refusal as error:

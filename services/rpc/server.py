@@ -28,7 +28,7 @@ from services.rpc.artifacts_servicer import ArtifactsServicer
 from services.rpc.health_servicer import HealthServicer
 from services.rpc.inference_servicer import InferenceServicer
 from services.rpc.jobs_servicer import JobsServicer
-from services.rpc.method_wrappers import ServicerContext
+from services.rpc.method_wrappers import ServicerState
 from services.rpc.models_servicer import ModelsServicer
 from services.rpc.open_inference_servicer import OpenInferenceServicer
 
@@ -53,22 +53,22 @@ _READ_S = 1.0
 class GrpcServer:
     """Serves from ``start`` until ``stop``; ``begin_stop`` refuses new calls and lets those under way finish."""
 
-    def __init__(self, platform: AppState, settings: Settings) -> None:
+    def __init__(self, app_state: AppState, settings: Settings) -> None:
         self._settings = settings
-        hand = ByteBudget(4 * settings.queue_mb * 1_000_000)
-        self._door = door = ServicerContext(platform, hand, settings.access_log)
+        entry = ByteBudget(4 * settings.queue_mb * 1_000_000)
+        self._state = state = ServicerState(app_state, entry, settings.access_log)
         shared = 1 if settings.gateways > 1 else 0  # alone, a port that somebody has is an error and not a share
         self._server = grpc.aio.server(options=[*_OPTIONS, ("grpc.so_reuseport", shared)], maximum_concurrent_rpcs=4096)
-        ekiben_pb2_grpc.add_VisionServicer_to_server(InferenceServicer(door), self._server)
-        ekiben_pb2_grpc.add_JobsServicer_to_server(JobsServicer(door), self._server)
-        ekiben_pb2_grpc.add_ModelsServicer_to_server(ModelsServicer(door), self._server)
-        ekiben_pb2_grpc.add_ArtifactsServicer_to_server(ArtifactsServicer(door), self._server)
-        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(OpenInferenceServicer(door), self._server)
+        ekiben_pb2_grpc.add_VisionServicer_to_server(InferenceServicer(state), self._server)
+        ekiben_pb2_grpc.add_JobsServicer_to_server(JobsServicer(state), self._server)
+        ekiben_pb2_grpc.add_ModelsServicer_to_server(ModelsServicer(state), self._server)
+        ekiben_pb2_grpc.add_ArtifactsServicer_to_server(ArtifactsServicer(state), self._server)
+        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(OpenInferenceServicer(state), self._server)
         names = [
             each.NAME
             for each in (InferenceServicer, JobsServicer, ModelsServicer, ArtifactsServicer, OpenInferenceServicer)
         ]
-        self._health = HealthServicer(door, names)
+        self._health = HealthServicer(state, names)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection([*names, HealthServicer.NAME, reflection.SERVICE_NAME], self._server)
         self._stopping: asyncio.Task[None] | None = None
@@ -92,7 +92,7 @@ class GrpcServer:
         """Take no new calls: their clients are told UNAVAILABLE and may try another server."""
         if self._stopping is None:
             self._health.stopping.set()
-            self._door.calls.refuse_more()
+            self._state.calls.refuse_more()
             self._stopping = asyncio.create_task(self._answer_the_rest())
 
     async def stop(self) -> None:
@@ -104,7 +104,7 @@ class GrpcServer:
     async def _answer_the_rest(self) -> None:
         # Stopped earlier, gRPC would close each connection with its last answer, under a client that still reads: what
         # such a client says meanwhile of its window makes the kernel reset the connection, and the rest is lost.
-        calls = self._door.calls
+        calls = self._state.calls
         end = time.monotonic() + self._settings.timeout_s + 5  # automatic masks may have longer, a stop has not
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(calls.over(), end - time.monotonic())

@@ -29,8 +29,8 @@ class AsyncBatcher:
         self._engine = engine
         self._break_off = break_off
 
-    async def ask(
-        self, lane: ModelQueue[P, R], loaded: LoadedModel, payload: P, size: int, deadline: float
+    async def submit(
+        self, queue: ModelQueue[P, R], loaded: LoadedModel, payload: P, size: int, deadline: float
     ) -> tuple[R, Timing]:
         """The answer to ``payload``. Takes over one lease on ``loaded``.
 
@@ -51,7 +51,7 @@ class AsyncBatcher:
 
         item: Item[P, R] = Item(payload, size, deadline, answer)
         try:
-            self.batcher.submit(lane, item)
+            self.batcher.submit(queue, item)
         except BaseException:
             self._engine.release(loaded)
             raise

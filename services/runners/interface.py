@@ -24,15 +24,17 @@ class TimedAnswer(NamedTuple):
 class Runner(Protocol):
     """Where inference happens: in this process (local_runner.py), or in a runner process (remote_runner.py)."""
 
-    async def infer(self, key: ModelKey, ask: InferenceRequest, deadline: float) -> TimedAnswer:
+    async def infer(self, key: ModelKey, request: InferenceRequest, deadline: float) -> TimedAnswer:
         """The answer; ``deadline`` is in ``time.monotonic()`` seconds. Cancelling the call cancels the computation."""
         ...
 
-    async def masks(self, key: ModelKey, ask: MaskRequest, deadline: float) -> tuple[MaskResponse, Timing]:
+    async def masks(self, key: ModelKey, request: MaskRequest, deadline: float) -> tuple[MaskResponse, Timing]:
         """Masks of prompts, by a Segment Anything model."""
         ...
 
-    async def auto_masks(self, key: ModelKey, ask: AutoMaskRequest, deadline: float) -> tuple[AutoMaskResponse, Timing]:
+    async def auto_masks(
+        self, key: ModelKey, request: AutoMaskRequest, deadline: float
+    ) -> tuple[AutoMaskResponse, Timing]:
         """Masks of everything."""
         ...
 

@@ -49,42 +49,44 @@ class LocalRunner:
             self._open, lambda key: estimate_bytes(locate(key)), settings.model_memory_mb * 1_000_000, self._closed
         )
         self.batcher = Batcher(settings.threads or cores(), settings.queue_mb * 1_000_000, self._ran)
-        self.lanes = AsyncBatcher(self.batcher, self.engine, break_off=break_off)
+        self.async_batcher = AsyncBatcher(self.batcher, self.engine, break_off=break_off)
         self.sam = SamRunner(
-            self.lanes, self.engine.share, EmbeddingCache(settings.cache_mb * 1_000_000, gauges.saw_embedding)
+            self.async_batcher, self.engine.share, EmbeddingCache(settings.cache_mb * 1_000_000, gauges.saw_embedding)
         )
-        self.unet = UnetRunner(self.lanes, self.engine.share, self.batcher.slots)
-        self._lanes: dict[
+        self.unet = UnetRunner(self.async_batcher, self.engine.share, self.batcher.slots)
+        self._queues: dict[
             ModelKey, tuple[LoadedNetwork, ModelQueue[InferenceRequest | TileInput, InferenceResponse | int]]
         ] = {}
         self._loads = ThreadPoolExecutor(4, thread_name_prefix="load")
         self._counts: Counter[tuple[ModelKey, str]] = Counter()
 
-    async def infer(self, key: ModelKey, ask: InferenceRequest, deadline: float) -> TimedAnswer:
+    async def infer(self, key: ModelKey, request: InferenceRequest, deadline: float) -> TimedAnswer:
         loaded = await self._lease(key, deadline)
         if not isinstance(loaded, LoadedNetwork):
             self.engine.release(loaded)
-            raise BadInput(f"{key} answers prompts, not {type(ask).__name__}")
-        lane, family = self._lane(key, loaded), loaded.family
-        whole_at_once = isinstance(ask.image, PreparedTensor) and not ask.flips
-        if isinstance(family, Unet) and (family.tiled or ask.flips) and not whole_at_once:
+            raise BadInput(f"{key} answers prompts, not {type(request).__name__}")
+        queue, family = self._queue(key, loaded), loaded.family
+        whole_at_once = isinstance(request.image, PreparedTensor) and not request.flips
+        if isinstance(family, Unet) and (family.tiled or request.flips) and not whole_at_once:
             try:
-                answer, timing = await self.unet.segment(loaded, family, lane, ask, deadline)
+                answer, timing = await self.unet.segment(loaded, family, queue, request, deadline)
             finally:
                 self._release(loaded)
         else:
-            whole, timing = await self.lanes.ask(lane, loaded, ask, ask.nbytes, deadline)
+            whole, timing = await self.async_batcher.submit(queue, loaded, request, request.nbytes, deadline)
             answer = cast(InferenceResponse, whole)
         self._counts[key, "predictions"] += 1
         return TimedAnswer(answer, timing)
 
-    async def masks(self, key: ModelKey, ask: MaskRequest, deadline: float) -> tuple[MaskResponse, Timing]:
+    async def masks(self, key: ModelKey, request: MaskRequest, deadline: float) -> tuple[MaskResponse, Timing]:
         async with self._sam(key, deadline) as sam:
-            return await self.sam.masks(sam, ask, deadline)
+            return await self.sam.masks(sam, request, deadline)
 
-    async def auto_masks(self, key: ModelKey, ask: AutoMaskRequest, deadline: float) -> tuple[AutoMaskResponse, Timing]:
+    async def auto_masks(
+        self, key: ModelKey, request: AutoMaskRequest, deadline: float
+    ) -> tuple[AutoMaskResponse, Timing]:
         async with self._sam(key, deadline) as sam:
-            return await self.sam.auto_masks(sam, ask, deadline)
+            return await self.sam.auto_masks(sam, request, deadline)
 
     async def load(self, key: ModelKey, *, pin: bool = False) -> None:
         await asyncio.get_running_loop().run_in_executor(self._loads, lambda: self.engine.load(key, pin=pin))
@@ -169,29 +171,29 @@ class LocalRunner:
         if not leasing.cancelled() and leasing.exception() is None:
             self.engine.release(leasing.result())
 
-    def _lane(
+    def _queue(
         self, key: ModelKey, loaded: LoadedNetwork
     ) -> ModelQueue[InferenceRequest | TileInput, InferenceResponse | int]:
-        known = self._lanes.get(key)
+        known = self._queues.get(key)
         if known is not None and known[0] is loaded:
             return known[1]
         limit = loaded.session.max_batch or 64
-        lane = self.batcher.open_lane(key, ImageBatchSteps(loaded), slots=loaded.slots, max_batch=limit)
-        self._lanes[key] = (loaded, lane)
-        return lane
+        queue = self.batcher.open_queue(key, ImageBatchSteps(loaded), slots=loaded.slots, max_batch=limit)
+        self._queues[key] = (loaded, queue)
+        return queue
 
     def _open(self, key: ModelKey) -> LoadedModel:
         return load_model(key, self._locate(key), self._options)
 
     def _closed(self, loaded: LoadedModel) -> None:
         if isinstance(loaded, LoadedSam):
-            self.sam.close_lanes(loaded)
+            self.sam.close_queues(loaded)
             return
         # The model may have been loaded again meanwhile: its new lane is not ours to close.
-        known = self._lanes.get(loaded.key)
+        known = self._queues.get(loaded.key)
         if known is not None and known[0] is loaded:
-            self._lanes.pop(loaded.key, None)
-            self.batcher.close_lane(loaded.key)
+            self._queues.pop(loaded.key, None)
+            self.batcher.close_queue(loaded.key)
 
     def _ran(self, key: Any, count: int, _seconds: float) -> None:
         if isinstance(key, ModelKey):  # Segment Anything's lanes count for themselves

@@ -93,19 +93,19 @@ def decode_key(data: bytes) -> ModelKey:
     return ModelKey(owner, name, version)
 
 
-def encode_request(key: ModelKey, ask: InferenceRequest) -> bytes:
+def encode_request(key: ModelKey, request: InferenceRequest) -> bytes:
     header = {
         "key": list(key),
-        "top_k": ask.top_k,
-        "renders": list(ask.renders),
-        "flips": ask.flips,
-        "tensors": list(ask.tensors),
+        "top_k": request.top_k,
+        "renders": list(request.renders),
+        "flips": request.flips,
+        "tensors": list(request.tensors),
     }
-    if isinstance(ask.image, bytes):
-        return pack_message({**header, "image": "encoded"}, ask.image)
-    prepared = isinstance(ask.image, PreparedTensor)
-    facts, data = _array(ask.image.values if isinstance(ask.image, PreparedTensor) else ask.image)
-    return pack_message({**header, "image": "prepared" if prepared else "pixels", "array": facts}, data)
+    if isinstance(request.image, bytes):
+        return pack_message({**header, "image": "encoded"}, request.image)
+    prepared = isinstance(request.image, PreparedTensor)
+    info, data = _array(request.image.values if isinstance(request.image, PreparedTensor) else request.image)
+    return pack_message({**header, "image": "prepared" if prepared else "pixels", "array": info}, data)
 
 
 def decode_request(data: bytes) -> tuple[ModelKey, InferenceRequest]:
@@ -115,8 +115,10 @@ def decode_request(data: bytes) -> tuple[ModelKey, InferenceRequest]:
         image = _read_array(header["array"], pack_part)
     if header["image"] == "prepared":
         image = PreparedTensor(image)
-    ask = InferenceRequest(image, header["top_k"], tuple(header["renders"]), header["flips"], tuple(header["tensors"]))
-    return ModelKey(*header["key"]), ask
+    request = InferenceRequest(
+        image, header["top_k"], tuple(header["renders"]), header["flips"], tuple(header["tensors"])
+    )
+    return ModelKey(*header["key"]), request
 
 
 def encode_response(answered: TimedAnswer) -> bytes:
@@ -140,21 +142,21 @@ def decode_response(data: bytes) -> TimedAnswer:
         tuple(ClassArea(**{**row, "color": tuple(row["color"])}) for row in header["areas"]),
         dict(zip(header["renders"], parts, strict=False)),
         {
-            name: _read_array(facts, pack_part)
-            for (name, facts), pack_part in zip(header["tensors"].items(), parts[len(header["renders"]) :], strict=True)
+            name: _read_array(info, pack_part)
+            for (name, info), pack_part in zip(header["tensors"].items(), parts[len(header["renders"]) :], strict=True)
         },
     )
     return TimedAnswer(answer, Timing(**header["timing"]))
 
 
-def encode_mask_request(key: ModelKey, ask: MaskRequest) -> bytes:
+def encode_mask_request(key: ModelKey, request: MaskRequest) -> bytes:
     prompts, masks = [], []
-    for prompt in ask.prompts:
+    for prompt in request.prompts:
         prompts.append({"points": prompt.points, "box": prompt.box, "masked": prompt.mask_input is not None})
         if prompt.mask_input is not None:
             masks.append(np.ascontiguousarray(prompt.mask_input, np.float32).tobytes())
-    header = {"key": list(key), "prompts": prompts, "multimask": ask.multimask, "keep_logits": ask.keep_logits}
-    return pack_message(header, ask.image, *masks)
+    header = {"key": list(key), "prompts": prompts, "multimask": request.multimask, "keep_logits": request.keep_logits}
+    return pack_message(header, request.image, *masks)
 
 
 def decode_mask_request(data: bytes) -> tuple[ModelKey, MaskRequest]:
@@ -201,8 +203,8 @@ def decode_mask_response(data: bytes) -> tuple[MaskResponse, Timing]:
     return MaskResponse(image, EmbeddingUse(**header["embedding"]), results), Timing(**header["timing"])
 
 
-def encode_auto_mask_request(key: ModelKey, ask: AutoMaskRequest) -> bytes:
-    return pack_message({"key": list(key), "options": ask.options.parameters}, ask.image)
+def encode_auto_mask_request(key: ModelKey, request: AutoMaskRequest) -> bytes:
+    return pack_message({"key": list(key), "options": request.options.parameters}, request.image)
 
 
 def decode_auto_mask_request(data: bytes) -> tuple[ModelKey, AutoMaskRequest]:
@@ -232,8 +234,8 @@ def _array(values: NDArray[Any]) -> tuple[list[Any], bytes]:
     return [values.dtype.str, list(values.shape)], values.tobytes()
 
 
-def _read_array(facts: list[Any], data: bytes) -> NDArray[Any]:
-    return np.frombuffer(data, np.dtype(facts[0])).reshape(facts[1])
+def _read_array(info: list[Any], data: bytes) -> NDArray[Any]:
+    return np.frombuffer(data, np.dtype(info[0])).reshape(info[1])
 
 
 def encode_mask_update(news: MaskUpdate) -> bytes:
@@ -260,11 +262,11 @@ def _auto_mask_info(mask: AutoMask) -> list[Any]:
     return [mask.predicted_iou, mask.stability_score, mask.point, mask.crop_box, len(mask.rle.counts)]
 
 
-def _auto_masks(facts: list[list[Any]], counts: bytes, height: int, width: int) -> tuple[AutoMask, ...]:
-    rles = _rles(counts, [row[4] for row in facts], height, width)
+def _auto_masks(info: list[list[Any]], counts: bytes, height: int, width: int) -> tuple[AutoMask, ...]:
+    rles = _rles(counts, [row[4] for row in info], height, width)
     return tuple(
         AutoMask(rle, iou, stability, tuple(point), tuple(crop))
-        for rle, (iou, stability, point, crop, _) in zip(rles, facts, strict=True)
+        for rle, (iou, stability, point, crop, _) in zip(rles, info, strict=True)
     )
 
 
@@ -293,13 +295,13 @@ def encode_refusal(error: Refusal) -> bytes:
 def decode_refusal(data: bytes) -> Refusal:
     """The refusal that the runner raised; Unavailable for anything else it answered."""
     try:
-        facts = orjson.loads(data)
-        kind = REFUSALS[facts["kind"]]
+        info = orjson.loads(data)
+        kind = REFUSALS[info["kind"]]
     except (ValueError, KeyError, TypeError):
         return Unavailable("the runner failed; its log has the reason", retry_after_s=1)
     if issubclass(kind, Temporary):
-        return kind(facts["message"], code=facts["code"], retry_after_s=facts["retry_after_s"])
-    return kind(facts["message"], code=facts["code"])
+        return kind(info["message"], code=info["code"], retry_after_s=info["retry_after_s"])
+    return kind(info["message"], code=info["code"])
 
 
 def encode_states(states: list[ModelState]) -> bytes:

@@ -46,20 +46,22 @@ class RemoteRunner:
         self._url = url.rstrip("/")
         self._session: aiohttp.ClientSession | None = None
 
-    async def infer(self, key: ModelKey, ask: InferenceRequest, deadline: float) -> TimedAnswer:
+    async def infer(self, key: ModelKey, request: InferenceRequest, deadline: float) -> TimedAnswer:
         left = deadline - time.monotonic()
-        body = await self._post("/infer", encode_request(key, ask), max(left, 0.001))
+        body = await self._post("/infer", encode_request(key, request), max(left, 0.001))
         return decode_response(body)
 
-    async def masks(self, key: ModelKey, ask: MaskRequest, deadline: float) -> tuple[MaskResponse, Timing]:
+    async def masks(self, key: ModelKey, request: MaskRequest, deadline: float) -> tuple[MaskResponse, Timing]:
         left = deadline - time.monotonic()
-        return decode_mask_response(await self._post("/masks", encode_mask_request(key, ask), max(left, 0.001)))
+        return decode_mask_response(await self._post("/masks", encode_mask_request(key, request), max(left, 0.001)))
 
-    async def auto_masks(self, key: ModelKey, ask: AutoMaskRequest, deadline: float) -> tuple[AutoMaskResponse, Timing]:
+    async def auto_masks(
+        self, key: ModelKey, request: AutoMaskRequest, deadline: float
+    ) -> tuple[AutoMaskResponse, Timing]:
         left, listener = deadline - time.monotonic(), NEWS.get()
         if listener is None:
             return decode_auto_mask_response(
-                await self._post("/auto_masks", encode_auto_mask_request(key, ask), max(left, 0.001))
+                await self._post("/auto_masks", encode_auto_mask_request(key, request), max(left, 0.001))
             )
         parts, answer = PartReader(), b""
 
@@ -73,7 +75,7 @@ class RemoteRunner:
                 else:
                     answer = body
 
-        await self._post("/auto_masks?news=1", encode_auto_mask_request(key, ask), max(left, 0.001), hear)
+        await self._post("/auto_masks?news=1", encode_auto_mask_request(key, request), max(left, 0.001), hear)
         if not answer:
             raise Unavailable("the runner broke its answer off", retry_after_s=2)
         return decode_auto_mask_response(answer)

@@ -55,22 +55,22 @@ class _SamQueues:
 class SamRunner:
     """Answers mask asks with the lanes of this process and one cache of embeddings."""
 
-    def __init__(self, lanes: AsyncBatcher, share: Callable[[LoadedSam], None], cache: EmbeddingCache) -> None:
-        self._lanes = lanes
+    def __init__(self, async_batcher: AsyncBatcher, share: Callable[[LoadedSam], None], cache: EmbeddingCache) -> None:
+        self._batcher = async_batcher
         self._share = share
         self.cache = cache
-        self._flights: SingleFlight[tuple[Embedding, bool, Timing]] = SingleFlight()
+        self._single_flight: SingleFlight[tuple[Embedding, bool, Timing]] = SingleFlight()
         self._open: dict[ModelKey, _SamQueues] = {}
         self.counts: Counter[tuple[ModelKey, str]] = Counter()
 
-    async def masks(self, sam: LoadedSam, ask: MaskRequest, deadline: float) -> tuple[MaskResponse, Timing]:
+    async def masks(self, sam: LoadedSam, request: MaskRequest, deadline: float) -> tuple[MaskResponse, Timing]:
         """The masks of every prompt. The caller holds a lease on ``sam`` meanwhile."""
-        lanes = self._lanes_of(sam)
-        embedding, cached, spent = await self._embedding(lanes, ask.image, deadline)
-        facts = embedding.facts
-        check_prompts(ask.prompts, facts.width, facts.height)
-        prompts = ask.prompts or (whole_image(facts.width, facts.height),)
-        upsampler = Upsampler(facts.height, facts.width)
+        async_batcher = self._queues_of(sam)
+        embedding, cached, spent = await self._embedding(async_batcher, request.image, deadline)
+        info = embedding.info
+        check_prompts(request.prompts, info.width, info.height)
+        prompts = request.prompts or (whole_image(info.width, info.height),)
+        upsampler = Upsampler(info.height, info.width)
         # Features of mask prompts are copies of their own: fewer at a time.
         step = sam.prompts_per_run // (1 if all(prompt.mask_input is None for prompt in prompts) else 4)
         parts = [prompts[first : first + step] for first in range(0, len(prompts), step)]
@@ -78,9 +78,9 @@ class SamRunner:
         runs = RunBound()
 
         async def answer(part: Sequence[Prompt]) -> tuple[list[tuple[PromptMask, ...]], Timing]:
-            call = DecodeInput(embedding, part, upsampler, ask.multimask, ask.keep_logits, wide=len(parts) > 1)
-            answered: tuple[list[tuple[PromptMask, ...]], Timing] = await self._ask(
-                lanes.decode, sam, call, 0, deadline
+            call = DecodeInput(embedding, part, upsampler, request.multimask, request.keep_logits, wide=len(parts) > 1)
+            answered: tuple[list[tuple[PromptMask, ...]], Timing] = await self._submit(
+                async_batcher.decode, sam, call, 0, deadline
             )
             runs.add(mask.rle for row in answered[0] for mask in row)
             return answered
@@ -88,24 +88,24 @@ class SamRunner:
         answers = await gather_bounded(answer, parts, sam.threads + 1)
         results = tuple(row for rows, _ in answers for row in rows)
         timing = _together(spent, [timing for _, timing in answers], len(prompts))
-        return MaskResponse(facts, EmbeddingUse(cached, embedding.encode_ms), results), timing
+        return MaskResponse(info, EmbeddingUse(cached, embedding.encode_ms), results), timing
 
     async def auto_masks(
-        self, sam: LoadedSam, ask: AutoMaskRequest, deadline: float
+        self, sam: LoadedSam, request: AutoMaskRequest, deadline: float
     ) -> tuple[AutoMaskResponse, Timing]:
         """The masks of everything. Nothing more is computed once the call is cancelled or late."""
         started = time.perf_counter()
-        lanes = self._lanes_of(sam)
-        embedding, cached, spent = await self._embedding(lanes, ask.image, deadline)
-        facts = embedding.facts
-        frame = facts.height, facts.width
-        crops = plan(*frame, ask.options)
-        rgb = (await asyncio.to_thread(decode, ask.image)).rgb if len(crops) > 1 else None
+        async_batcher = self._queues_of(sam)
+        embedding, cached, spent = await self._embedding(async_batcher, request.image, deadline)
+        info = embedding.info
+        size = info.height, info.width
+        crops = plan(*size, request.options)
+        rgb = (await asyncio.to_thread(decode, request.image)).rgb if len(crops) > 1 else None
         kept: list[list[AutoMask]] = []
         points_asked = sum(len(points) for _, points in crops)
         points_done = 0
         advance(_ENCODED)
-        listener, sighting, one_at_a_time = NEWS.get(), IncrementalNms(frame, ask.options), asyncio.Lock()
+        listener, sighting, one_at_a_time = NEWS.get(), IncrementalNms(size, request.options), asyncio.Lock()
 
         async def done(crop: Crop, points: int, found: list[Candidate]) -> None:
             nonlocal points_done
@@ -120,43 +120,43 @@ class SamRunner:
         for number, (crop, points) in enumerate(crops):
             features = embedding.features
             if number and rgb is not None:
-                features = await self._crop_features(lanes, rgb, crop, deadline)
-            found = await self._grid(lanes, features, crop, points, frame, ask.options, deadline, done)
-            kept.append(await asyncio.to_thread(best_of_crop, found, crop, frame, ask.options))
-        masks = await run_cpu_bound(deadline, lambda check: merge(kept, ask.options, check))
+                features = await self._crop_features(async_batcher, rgb, crop, deadline)
+            found = await self._grid(async_batcher, features, crop, points, size, request.options, deadline, done)
+            kept.append(await asyncio.to_thread(best_of_crop, found, crop, size, request.options))
+        masks = await run_cpu_bound(deadline, lambda check: merge(kept, request.options, check))
         timing = Timing(spent.queue_ms, (time.perf_counter() - started) * 1e3 - spent.queue_ms, points_asked)
-        return AutoMaskResponse(facts, EmbeddingUse(cached, embedding.encode_ms), tuple(masks)), timing
+        return AutoMaskResponse(info, EmbeddingUse(cached, embedding.encode_ms), tuple(masks)), timing
 
-    def close_lanes(self, sam: LoadedSam) -> None:
+    def close_queues(self, sam: LoadedSam) -> None:
         """The model goes: so do its lanes and what it made."""
         known = self._open.get(sam.key)
         if known is not None and known.sam is sam:
             del self._open[sam.key]
-            for lane in (known.encode, known.decode, known.grid):
-                self._lanes.batcher.close_lane(lane.key)
+            for queue in (known.encode, known.decode, known.grid):
+                self._batcher.batcher.close_queue(queue.key)
             self.cache.drop(sam.key)
 
     def depth(self, key: ModelKey) -> int:
         """Items of this model that wait."""
         known = self._open.get(key)
-        return 0 if known is None else sum(len(lane.queue) for lane in (known.encode, known.decode, known.grid))
+        return 0 if known is None else sum(len(queue.items) for queue in (known.encode, known.decode, known.grid))
 
     async def _grid(
         self,
-        lanes: _SamQueues,
+        async_batcher: _SamQueues,
         features: Features,
         crop: Crop,
         points: Points,
-        frame: tuple[int, int],
+        size: tuple[int, int],
         options: AutoOptions,
         deadline: float,
         done: Callable[[Crop, int, list[Candidate]], Awaitable[None]],
     ) -> list[Candidate]:
         """The candidates of one crop, in the order of its points. As many chunks are queued as can run, and one."""
         upsampler = Upsampler(crop[3] - crop[1], crop[2] - crop[0])
-        step = min(options.points_per_batch, lanes.sam.points_per_run)
+        step = min(options.points_per_batch, async_batcher.sam.points_per_run)
         calls = [
-            GridInput(features, points[first : first + step], crop, frame, upsampler, options)
+            GridInput(features, points[first : first + step], crop, size, upsampler, options)
             for first in range(0, len(points), step)
         ]
 
@@ -164,61 +164,71 @@ class SamRunner:
 
         async def answer(call: GridInput) -> tuple[list[Candidate], Timing]:
             try:
-                answered: tuple[list[Candidate], Timing] = await self._ask(lanes.grid, lanes.sam, call, 0, deadline)
+                answered: tuple[list[Candidate], Timing] = await self._submit(
+                    async_batcher.grid, async_batcher.sam, call, 0, deadline
+                )
                 runs.add(one.rle for one in answered[0])
                 await done(crop, len(call.points), answered[0])
                 return answered
             except Overloaded:  # what waits before this chunk would take it past the deadline: the grid is late
                 raise DeadlineExceeded("the automatic masks took longer than their deadline", retry_after_s=1) from None
 
-        answers = await gather_bounded(answer, calls, lanes.sam.threads + 1)
+        answers = await gather_bounded(answer, calls, async_batcher.sam.threads + 1)
         return [one for found, _ in answers for one in found]
 
-    async def _crop_features(self, lanes: _SamQueues, rgb: Image.Image, crop: Crop, deadline: float) -> Features:
+    async def _crop_features(
+        self, async_batcher: _SamQueues, rgb: Image.Image, crop: Crop, deadline: float
+    ) -> Features:
         pixels = await asyncio.to_thread(rgb.crop, crop)
-        (embedding, _), _ = await self._ask(lanes.encode, lanes.sam, EncodeInput(crop=pixels), 0, deadline)
+        (embedding, _), _ = await self._submit(
+            async_batcher.encode, async_batcher.sam, EncodeInput(crop=pixels), 0, deadline
+        )
         return embedding.features
 
-    async def _embedding(self, lanes: _SamQueues, image: bytes, deadline: float) -> tuple[Embedding, bool, Timing]:
+    async def _embedding(
+        self, async_batcher: _SamQueues, image: bytes, deadline: float
+    ) -> tuple[Embedding, bool, Timing]:
         """The embedding of a file, whether it was there, and what this request waited for it."""
         if len(image) < _HASH_IN_THREAD:
             sha256 = file_hash(image)
         else:
             sha256 = await asyncio.to_thread(file_hash, image)
-        key = FileKey(lanes.sam.key.owner, lanes.sam.key, sha256)
+        key = FileKey(async_batcher.sam.key.owner, async_batcher.sam.key, sha256)
         found = self.cache.by_file(key)
         if found is not None:
             return found, True, Timing(0.0, 0.0, 1)
 
         async def encode() -> tuple[Embedding, bool, Timing]:
             call = EncodeInput(image, key)
-            (embedding, held), timing = await self._ask(lanes.encode, lanes.sam, call, len(image), deadline)
+            (embedding, held), timing = await self._submit(
+                async_batcher.encode, async_batcher.sam, call, len(image), deadline
+            )
             return embedding, held, timing
 
         while True:
-            mine = not self._flights.get(key)
+            mine = not self._single_flight.get(key)
             loop = asyncio.get_running_loop()
             try:
                 async with asyncio.timeout_at(loop.time() + deadline - time.monotonic()):
-                    return await self._flights.join(key, encode)
+                    return await self._single_flight.do(key, encode)
             except TimeoutError:
                 raise DeadlineExceeded("the request took longer than its deadline", retry_after_s=1) from None
             except DeadlineExceeded:
                 if mine or time.monotonic() > deadline:
                     raise  # else it was the deadline of the one who began: begin anew
 
-    async def _ask(
-        self, lane: ModelQueue[Any, T], sam: LoadedSam, call: Any, size: int, deadline: float
+    async def _submit(
+        self, queue: ModelQueue[Any, T], sam: LoadedSam, call: Any, size: int, deadline: float
     ) -> tuple[T, Timing]:
         self._share(sam)
-        return await self._lanes.ask(lane, sam, call, size, deadline)
+        return await self._batcher.submit(queue, sam, call, size, deadline)
 
-    def _lanes_of(self, sam: LoadedSam) -> _SamQueues:
+    def _queues_of(self, sam: LoadedSam) -> _SamQueues:
         known = self._open.get(sam.key)
         if known is not None and known.sam is sam:
             return known
         name = sam.key.name
-        batcher = self._lanes.batcher
+        batcher = self._batcher.batcher
 
         def encoded() -> None:
             gauges.encoder_runs.labels(name).inc()
@@ -228,14 +238,14 @@ class SamRunner:
             gauges.decoder_prompts.labels(name).inc(prompts)
 
         encode = EncodeSteps(sam, self.cache, gauges.decoded_images.labels(name).inc, encoded)
-        lanes = _SamQueues(
+        async_batcher = _SamQueues(
             sam,
-            batcher.open_lane((sam.key, "encode"), encode, slots=sam.slots, max_batch=sam.encode_batch),
-            batcher.open_lane((sam.key, "decode"), DecodeSteps(sam, decoded), slots=sam.decode_slots, max_batch=1),
-            batcher.open_lane((sam.key, "grid"), GridSteps(sam, decoded), slots=sam.decode_slots, max_batch=1),
+            batcher.open_queue((sam.key, "encode"), encode, slots=sam.slots, max_batch=sam.encode_batch),
+            batcher.open_queue((sam.key, "decode"), DecodeSteps(sam, decoded), slots=sam.decode_slots, max_batch=1),
+            batcher.open_queue((sam.key, "grid"), GridSteps(sam, decoded), slots=sam.decode_slots, max_batch=1),
         )
-        self._open[sam.key] = lanes
-        return lanes
+        self._open[sam.key] = async_batcher
+        return async_batcher
 
 
 class RunBound:

@@ -33,28 +33,28 @@ _TOO_SLOW = 1.5
 class _Opened:
     """A decoded image. ``rgb`` is None where ``reading`` has its pixels: it would be a quarter gigabyte more."""
 
-    facts: ImageInfo
-    reading: TiledImage
-    canvas: PredictionMap
+    info: ImageInfo
+    tiled_image: TiledImage
+    prediction_map: PredictionMap
     rgb: Image.Image | None
 
     @property
     def image(self) -> DecodedImage:
-        rgb = self.rgb if self.rgb is not None else Image.fromarray(self.reading.pixels)
-        return DecodedImage(rgb, self.facts.mime_type)
+        rgb = self.rgb if self.rgb is not None else Image.fromarray(self.tiled_image.pixels)
+        return DecodedImage(rgb, self.info.mime_type)
 
 
 class UnetRunner:
     """Reads images piece by piece. ``at_once``: images that are decoded at a time."""
 
-    def __init__(self, lanes: AsyncBatcher, share: Callable[[LoadedNetwork], None], at_once: int) -> None:
-        self._lanes = lanes
+    def __init__(self, batcher: AsyncBatcher, share: Callable[[LoadedNetwork], None], at_once: int) -> None:
+        self._batcher = batcher
         self._share = share
-        self._doors = asyncio.Semaphore(at_once)
+        self._decode_slots = asyncio.Semaphore(at_once)
         self._room = Room(_ROOM_PIXELS)
 
     async def segment(
-        self, loaded: LoadedNetwork, unet: Unet, lane: UnetQueue, ask: InferenceRequest, deadline: float
+        self, loaded: LoadedNetwork, unet: Unet, queue: UnetQueue, request: InferenceRequest, deadline: float
     ) -> tuple[InferenceResponse, Timing]:
         """The answer, and its time from the first piece to the last. The caller holds a lease on ``loaded`` meanwhile.
 
@@ -62,38 +62,40 @@ class UnetRunner:
         nor when the call is cancelled.
         """
         arrived = time.perf_counter()
-        opened, taken = await self._open(unet, ask, deadline)
+        opened, taken = await self._open(unet, request, deadline)
         try:
             began = time.perf_counter()
-            waited = await self._read(loaded, lane, opened.reading, deadline)
+            waited = await self._read(loaded, queue, opened.tiled_image, deadline)
             took = time.perf_counter() - began - waited
-            answer = await run_cpu_bound(deadline, lambda check: _answer(unet, opened, ask, check))
+            answer = await run_cpu_bound(deadline, lambda check: _answer(unet, opened, request, check))
         finally:
             self._room.give_back(taken)
-        return answer, Timing((began - arrived + waited) * 1e3, took * 1e3, opened.reading.pieces)
+        return answer, Timing((began - arrived + waited) * 1e3, took * 1e3, opened.tiled_image.pieces)
 
-    async def _open(self, unet: Unet, ask: InferenceRequest, deadline: float) -> tuple[_Opened, int]:
+    async def _open(self, unet: Unet, request: InferenceRequest, deadline: float) -> tuple[_Opened, int]:
         """The image, once there is room for it, and how much it takes of that."""
         loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout_at(loop.time() + deadline - time.monotonic()), self._doors:
-                opened = await asyncio.to_thread(_decoded, unet, ask)
-                pixels = opened.facts.width * opened.facts.height
+            async with asyncio.timeout_at(loop.time() + deadline - time.monotonic()), self._decode_slots:
+                opened = await asyncio.to_thread(_decoded, unet, request)
+                pixels = opened.info.width * opened.info.height
                 await self._room.take(pixels)
         except TimeoutError:
             raise DeadlineExceeded("the request took longer than its deadline", retry_after_s=1) from None
         return opened, pixels
 
-    async def _read(self, loaded: LoadedNetwork, lane: UnetQueue, reading: TiledImage, deadline: float) -> float:
+    async def _read(self, loaded: LoadedNetwork, queue: UnetQueue, tiled_image: TiledImage, deadline: float) -> float:
         """Run all pieces; the seconds that the first one waited. An error, or a cancellation, ends the others."""
-        numbers = iter(range(reading.pieces))
+        numbers = iter(range(tiled_image.pieces))
         under_way: set[asyncio.Task[tuple[InferenceResponse | int, Timing]]] = set()
         ended: set[asyncio.Task[tuple[InferenceResponse | int, Timing]]] = set()
         waited, done, began = 0.0, 0, time.monotonic()
         try:
             while True:
-                while len(under_way) < self._bound(lane) and (number := next(numbers, None)) is not None:
-                    under_way.add(asyncio.create_task(self._ask(loaded, lane, TileInput(reading, number), deadline)))
+                while len(under_way) < self._bound(queue) and (number := next(numbers, None)) is not None:
+                    under_way.add(
+                        asyncio.create_task(self._submit(loaded, queue, TileInput(tiled_image, number), deadline))
+                    )
                 if not under_way:
                     return waited
                 ended, under_way = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
@@ -105,24 +107,24 @@ class UnetRunner:
                     if answered == 0:
                         waited = timing.queue_ms / 1e3
                 done += len(ended)
-                advance(done / reading.pieces)
-                _judge(done, reading.pieces, began, deadline)
+                advance(done / tiled_image.pieces)
+                _judge(done, tiled_image.pieces, began, deadline)
         finally:
             for task in under_way:
                 task.cancel()
             await asyncio.gather(*ended, *under_way, return_exceptions=True)
 
-    def _bound(self, lane: UnetQueue) -> int:
+    def _bound(self, queue: UnetQueue) -> int:
         """What runs, and as much again as a trial of twice the batch takes: enough for slots to find work, and not so
         much that others who ask this model wait for a whole image."""
-        return (lane.slots + 2) * self._lanes.batcher.batch_size(lane.key)
+        return (queue.slots + 2) * self._batcher.batcher.batch_size(queue.key)
 
-    async def _ask(
-        self, loaded: LoadedNetwork, lane: UnetQueue, piece: TileInput, deadline: float
+    async def _submit(
+        self, loaded: LoadedNetwork, queue: UnetQueue, piece: TileInput, deadline: float
     ) -> tuple[InferenceResponse | int, Timing]:
         self._share(loaded)
         try:
-            return await self._lanes.ask(lane, loaded, piece, 0, deadline)
+            return await self._batcher.submit(queue, loaded, piece, 0, deadline)
         except Overloaded:
             if piece.number == 0:
                 raise
@@ -153,17 +155,17 @@ class Room:
                 freed.set_result(None)
 
 
-def _decoded(unet: Unet, ask: InferenceRequest) -> _Opened:
-    if isinstance(ask.image, PreparedTensor):
+def _decoded(unet: Unet, request: InferenceRequest) -> _Opened:
+    if isinstance(request.image, PreparedTensor):
         raise BadInput("flips are made of an image, not of a tensor that was prepared elsewhere")
-    image = open_image(ask.image)
-    canvas = unet.canvas(image.height, image.width, ask)
-    reading = TiledImage(unet, image.rgb, canvas.paint, flips=ask.flips)
-    return _Opened(image.facts, reading, canvas, None if unet.tiled else image.rgb)
+    image = open_image(request.image)
+    prediction_map = unet.prediction_map(image.height, image.width, request)
+    tiled_image = TiledImage(unet, image.rgb, prediction_map.paint, flips=request.flips)
+    return _Opened(image.info, tiled_image, prediction_map, None if unet.tiled else image.rgb)
 
 
-def _answer(unet: Unet, opened: _Opened, ask: InferenceRequest, check: CheckCancelled) -> InferenceResponse:
-    return unet.answer(opened.canvas, opened.image, ask, check)
+def _answer(unet: Unet, opened: _Opened, request: InferenceRequest, check: CheckCancelled) -> InferenceResponse:
+    return unet.answer(opened.prediction_map, opened.image, request, check)
 
 
 def _judge(done: int, pieces: int, began: float, deadline: float) -> None:

@@ -39,19 +39,19 @@ _FREE_SHARE = 0.8
 class TrainingHandler:
     """See ``Undertaking``. The job's parameters are the dataset, the model's name and the options."""
 
-    def __init__(self, workshop: JobWorkspace, datasets: Datasets, index: ModelIndex) -> None:
-        self._workshop = workshop
+    def __init__(self, workspace: JobWorkspace, datasets: Datasets, index: ModelIndex) -> None:
+        self._workspace = workspace
         self._datasets = datasets
         self._index = index
 
     async def __call__(self, job: Job, item: ClaimedItem) -> None:
-        workshop = self._workshop
-        dataset = await workshop.ask(self._datasets.ready, job.owner, job.parameters["dataset_id"])
-        folder = await asyncio.to_thread(workshop.folder, job)
+        workspace = self._workspace
+        dataset = await workspace.run(self._datasets.ready, job.owner, job.parameters["dataset_id"])
+        folder = await asyncio.to_thread(workspace.folder, job)
         try:
             await self._lay_out(job, dataset, folder)
-            python = await training_python(workshop.settings.training_python)
-            memory_mb = workshop.settings.training_memory_mb or int(_FREE_SHARE * free_mb())
+            python = await training_python(workspace.settings.training_python)
+            memory_mb = workspace.settings.training_memory_mb or int(_FREE_SHARE * free_mb())
             command = [python, "-m", "training", "--folder", str(folder), "--with-parent"]
             if memory_mb:
                 command += ["--memory-mb", str(memory_mb)]
@@ -62,42 +62,42 @@ class TrainingHandler:
             result = await run_child(command, say, folder=folder, environ=child_environ())
             await self._publish(job, item, dataset, folder, result)
         finally:
-            await asyncio.to_thread(workshop.clear, job)
+            await asyncio.to_thread(workspace.clear, job)
 
     async def _lay_out(self, job: Job, dataset: Dataset, folder: Path) -> None:
         """What the child reads: options, samples, weights to start from, and how far an earlier attempt got."""
-        workshop, options = self._workshop, job.parameters["options"]
+        workspace, options = self._workspace, job.parameters["options"]
         (folder / "options.json").write_bytes(orjson.dumps(options))
-        await workshop.fetch(file_key(dataset, "archive"), folder / "dataset.zip")
+        await workspace.fetch(file_key(dataset, "archive"), folder / "dataset.zip")
         if (start := job.parameters.get("start_from")) is not None:
             key = ModelKey(job.owner, start["name"], start["version"])
-            artifact = await retry_while_unavailable(lambda: workshop.ask(self._index.locate, key))
+            artifact = await retry_while_unavailable(lambda: workspace.run(self._index.locate, key))
             await asyncio.to_thread(shutil.copytree, artifact, folder / "start")
-        kept = await workshop.ask(workshop.jobs.files, job.owner, job.id, CHECKPOINT)
+        kept = await workspace.run(workspace.jobs.files, job.owner, job.id, CHECKPOINT)
         if kept:
             with contextlib.suppress(NotFound):  # without it the training begins anew
-                await workshop.fetch(kept[-1].storage_key, folder / _CHECKPOINT_FILE)
+                await workspace.fetch(kept[-1].storage_key, folder / _CHECKPOINT_FILE)
 
     async def _said(self, item: ClaimedItem, folder: Path, message: Message) -> None:
-        workshop = self._workshop
+        workspace = self._workspace
         if message.get("file") == _CHECKPOINT_FILE:  # others are kept with the events that name them, or at the end
-            await workshop.keep(item, CHECKPOINT, folder / _CHECKPOINT_FILE)
+            await workspace.store_file(item, CHECKPOINT, folder / _CHECKPOINT_FILE)
         elif "event" in message:
             kind, data = message["event"], message["data"]
             if kind == PREVIEW:
-                artifact = await workshop.keep(item, PREVIEW, folder / data.pop("file"))
+                artifact = await workspace.store_file(item, PREVIEW, folder / data.pop("file"))
                 data["url"] = f"/v1/artifacts/{artifact.id}"
-            await workshop.note(item, kind, data, message.get("progress"))
+            await workspace.emit_event(item, kind, data, message.get("progress"))
 
     async def _publish(
         self, job: Job, item: ClaimedItem, dataset: Dataset, folder: Path, result: dict[str, Any]
     ) -> None:
         """Store what came out and make it the model's newest version, all of it only if the item is still ours."""
-        workshop, name = self._workshop, job.parameters["name"]
+        workspace, name = self._workspace, job.parameters["name"]
         files = {}
         for kind, path in ((EVALUATION, folder / "evaluation.json"), (TENSORBOARD, _zipped(folder, "tensorboard"))):
             if path is not None and path.is_file():
-                files[kind] = f"/v1/artifacts/{(await workshop.keep(item, kind, path)).id}"
+                files[kind] = f"/v1/artifacts/{(await workspace.store_file(item, kind, path)).id}"
         artifact = folder / "artifact"
         manifest = read_manifest(artifact)
         lineage = {
@@ -111,13 +111,13 @@ class TrainingHandler:
 
         def end(session: Session, version: ModelVersion) -> None:
             answer.update(model={"name": name, "version": version.version}, **result, artifacts=files)
-            settling = ItemResult(item.job_id, item.id, workshop.worker_id, result=answer)
-            finish_items(session.connection(), [settling])
+            item_result = ItemResult(item.job_id, item.id, workspace.worker_id, result=answer)
+            finish_items(session.connection(), [item_result])
 
         def publish() -> None:
             publish_folder(
                 self._index.registry,
-                workshop.store,
+                workspace.store,
                 artifact,
                 name=name,
                 manifest=manifest.model_dump(mode="json"),
@@ -129,8 +129,8 @@ class TrainingHandler:
 
         await retry_while_unavailable(lambda: asyncio.to_thread(publish))
         log.info("trained", extra={"model": answer["model"], "metrics": result.get("metrics", {}).get("dice")})
-        for key in await workshop.ask(workshop.jobs.forget_files, job.owner, job.id, CHECKPOINT):
-            await asyncio.to_thread(workshop.store.delete, key)
+        for key in await workspace.run(workspace.jobs.forget_files, job.owner, job.id, CHECKPOINT):
+            await asyncio.to_thread(workspace.store.delete, key)
 
 
 def _zipped(folder: Path, name: str) -> Path | None:

@@ -56,25 +56,27 @@ class TrainingService:
         self._index = index
         self._store = store
 
-    async def submit(self, asked: TrainingRequest, asking: JobTerms, *, owner: str = LOCAL_OWNER) -> tuple[Job, bool]:
+    async def submit(
+        self, requested: TrainingRequest, terms: JobTerms, *, owner: str = LOCAL_OWNER
+    ) -> tuple[Job, bool]:
         """The job, and whether it is new. NotFound, Conflict for a dataset that is not ready, BadInput."""
-        dataset = await asyncio.to_thread(self._datasets.ready, owner, asked.dataset_id)
+        dataset = await asyncio.to_thread(self._datasets.ready, owner, requested.dataset_id)
         for listed in await asyncio.to_thread(self._index.registry.models, owner):
-            if listed.model.name == asked.name and listed.active is not None and listed.active.task != "segment":
-                raise Conflict(f"model {asked.name} is there to {listed.active.task}: choose another name")
+            if listed.model.name == requested.name and listed.active is not None and listed.active.task != "segment":
+                raise Conflict(f"model {requested.name} is there to {listed.active.task}: choose another name")
         start = None
-        if asked.start_from is not None:
-            name, _, version = asked.start_from.partition("/")
+        if requested.start_from is not None:
+            name, _, version = requested.start_from.partition("/")
             served = await self._index.resolve(owner, name, int(version) if version else None, "segment")
             start = {"name": served.key.name, "version": served.key.version}
-        parameters: dict[str, Any] = {"dataset_id": dataset.id, "dataset": dataset.name, "name": asked.name}
-        parameters |= {"options": asked.options, "start_from": start}
+        parameters: dict[str, Any] = {"dataset_id": dataset.id, "dataset": dataset.name, "name": requested.name}
+        parameters |= {"options": requested.options, "start_from": start}
         return await self._jobs.undertake(
             "training",
             OPERATION,
             parameters,
-            asking,
-            given=[asked.dataset_id, asked.name, asked.options],
+            terms,
+            given=[requested.dataset_id, requested.name, requested.options],
             timeout_s=self._settings.training_timeout_s,
             owner=owner,
         )

@@ -43,9 +43,9 @@ def test_put_file_of_several_parts(store: BlobStore, key: str, tmp_path: Path) -
 
 
 def test_missing_is_not_found(store: BlobStore, key: str) -> None:
-    for ask in (store.get, store.size, store.stream):  # stream: at the call, not at the first piece
+    for request in (store.get, store.size, store.stream):  # stream: at the call, not at the first piece
         with pytest.raises(NotFound, match=key):
-            ask(key)
+            request(key)
     assert not store.exists(key)
     store.delete(key)  # no error
 

@@ -52,19 +52,19 @@ def brought(engine: sa.Engine, owner: str = "local", **given: Any) -> Dataset:
     return dataset
 
 
-def in_hand(engine: sa.Engine, dataset: Dataset, worker_id: str = "worker-1") -> ClaimedItem:
+def claimed_item(engine: sa.Engine, dataset: Dataset, worker_id: str = "worker-1") -> ClaimedItem:
     [item] = claimed(engine, dataset.job_id, worker_id)
     return item
 
 
-def settling(item: ClaimedItem, worker_id: str = "worker-1", error: dict[str, Any] | None = None) -> ItemResult:
+def item_result(item: ClaimedItem, worker_id: str = "worker-1", error: dict[str, Any] | None = None) -> ItemResult:
     result = None if error else {"dataset_id": "x"}
     return ItemResult(item.job_id, item.id, worker_id, result=result, error=error)
 
 
 def made_ready(engine: sa.Engine, dataset: Dataset) -> None:
     found = {**READY, "report": REPORT}
-    Datasets(engine).imported(dataset.id, settling(in_hand(engine, dataset)), found)
+    Datasets(engine).imported(dataset.id, item_result(claimed_item(engine, dataset)), found)
 
 
 def training(engine: sa.Engine, dataset: Dataset, owner: str = "local") -> str:
@@ -95,8 +95,8 @@ def test_the_same_key_again_makes_no_second_dataset(engine: sa.Engine, datasets:
     records, ids = JobRecords(engine), []
     for _ in range(2):
         dataset = Dataset(name="cells", job_id=new_id())
-        asked = job(id=dataset.job_id, kind="import", idempotency_key="k", fingerprint="f")
-        stored, created = records.submit(asked, items(1), 1, unqueued, [dataset])
+        requested = job(id=dataset.job_id, kind="import", idempotency_key="k", fingerprint="f")
+        stored, created = records.submit(requested, items(1), 1, unqueued, [dataset])
         ids.append((stored.id, created))
     assert ids == [(ids[0][0], True), (ids[0][0], False)]
     assert datasets.datasets("local").total == 1
@@ -104,12 +104,12 @@ def test_the_same_key_again_makes_no_second_dataset(engine: sa.Engine, datasets:
 
 def test_ready(engine: sa.Engine, datasets: Datasets) -> None:
     dataset = brought(engine)
-    item = in_hand(engine, dataset)
+    item = claimed_item(engine, dataset)
     assert datasets.dataset("local", dataset.id).state == "importing"
     with pytest.raises(Conflict, match=f"being imported by job {dataset.job_id}") as early:
         datasets.ready("local", dataset.id)
     assert early.value.code == "dataset_not_ready"
-    datasets.imported(dataset.id, settling(item), {**READY, "report": REPORT})
+    datasets.imported(dataset.id, item_result(item), {**READY, "report": REPORT})
     shown = datasets.dataset("local", dataset.id)
     assert (shown.state, shown.error) == ("ready", None)
     found = shown.dataset
@@ -126,7 +126,7 @@ def test_refused(engine: sa.Engine, datasets: Datasets) -> None:
     dataset = brought(engine)
     error = {"code": "bad_dataset", "message": "2 images have no mask"}
     found = {"state": "refused", "samples": 0, "files": 2, "report": BAD_REPORT}
-    datasets.imported(dataset.id, settling(in_hand(engine, dataset), error=error), found)
+    datasets.imported(dataset.id, item_result(claimed_item(engine, dataset), error=error), found)
     shown = datasets.dataset("local", dataset.id)
     assert shown.state == "refused"
     assert shown.error == {"code": "image_without_mask", "message": "2 images have no mask"}
@@ -148,9 +148,9 @@ def test_refused(engine: sa.Engine, datasets: Datasets) -> None:
 
 def test_failed_because_the_job_did(engine: sa.Engine, datasets: Datasets) -> None:
     dataset, error = brought(engine), {"code": "out_of_memory", "message": "it needed more than there is"}
-    item = in_hand(engine, dataset)
+    item = claimed_item(engine, dataset)
     with writing(engine) as session:
-        job_states.finish_items(session.connection(), [settling(item, error=error)])
+        job_states.finish_items(session.connection(), [item_result(item, error=error)])
     shown = datasets.dataset("local", dataset.id)
     assert (shown.state, shown.error) == ("failed", error)
     with pytest.raises(Conflict, match="it needed more than there is"):
@@ -159,14 +159,14 @@ def test_failed_because_the_job_did(engine: sa.Engine, datasets: Datasets) -> No
 
 def test_failed_because_the_job_was_cancelled(engine: sa.Engine, datasets: Datasets) -> None:
     dataset = brought(engine)
-    item = in_hand(engine, dataset)
+    item = claimed_item(engine, dataset)
     JobRecords(engine).cancel("local", dataset.job_id)
     shown = datasets.dataset("local", dataset.id)
     assert shown.state == "failed" and shown.error is not None
     assert (shown.error["code"], "cancelled" in shown.error["message"]) == ("cancelled", True)
     # What the worker found in this very moment comes too late.
     with pytest.raises(Conflict) as late:
-        datasets.imported(dataset.id, settling(item), {**READY, "report": REPORT})
+        datasets.imported(dataset.id, item_result(item), {**READY, "report": REPORT})
     assert late.value.code == LOST
     assert datasets.dataset("local", dataset.id).state == "failed"
 
@@ -187,30 +187,30 @@ def test_failed_and_its_job_is_not_remembered(engine: sa.Engine, datasets: Datas
 
 def test_only_the_worker_that_has_it_may_end_an_import(engine: sa.Engine, datasets: Datasets) -> None:
     dataset = brought(engine)
-    first = in_hand(engine, dataset, "worker-1")
+    first = claimed_item(engine, dataset, "worker-1")
     given_back(engine, "worker-1", [first])
-    second = in_hand(engine, dataset, "worker-2")
+    second = claimed_item(engine, dataset, "worker-2")
     for error in (None, {"code": "bad_dataset", "message": "no"}):
         with pytest.raises(Conflict) as lost:
-            datasets.imported(dataset.id, settling(first, "worker-1", error), {**READY, "report": REPORT})
+            datasets.imported(dataset.id, item_result(first, "worker-1", error), {**READY, "report": REPORT})
         assert lost.value.code == LOST
     shown = datasets.dataset("local", dataset.id)
     assert (shown.state, shown.dataset.samples, shown.dataset.report) == ("importing", 0, None)
     assert items_now(engine, dataset.job_id)[0].worker_id == "worker-2"
-    datasets.imported(dataset.id, settling(second, "worker-2"), {**READY, "report": REPORT})
+    datasets.imported(dataset.id, item_result(second, "worker-2"), {**READY, "report": REPORT})
     with pytest.raises(Conflict) as twice:
-        datasets.imported(dataset.id, settling(second, "worker-2"), {**READY, "samples": 99, "report": REPORT})
+        datasets.imported(dataset.id, item_result(second, "worker-2"), {**READY, "samples": 99, "report": REPORT})
     assert twice.value.code == LOST
     assert datasets.dataset("local", dataset.id).dataset.samples == 3
 
 
 def test_an_import_whose_dataset_is_gone_ends_nothing(engine: sa.Engine, datasets: Datasets) -> None:
     dataset = brought(engine)
-    item = in_hand(engine, dataset)
+    item = claimed_item(engine, dataset)
     with writing(engine) as session:
         session.delete(session.get(Dataset, dataset.id))
     with pytest.raises(NotFound):
-        datasets.imported(dataset.id, settling(item), {**READY, "report": REPORT})
+        datasets.imported(dataset.id, item_result(item), {**READY, "report": REPORT})
     assert items_now(engine, dataset.job_id)[0].state == "running"  # one transaction: it was not settled either
 
 

@@ -180,7 +180,7 @@ def test_nothing_to_store(records: Records) -> None:
     assert records.save([]).result(10) is None
 
 
-def in_hand(engine: sa.Engine, total: int, **given: Any) -> list[ClaimedItem]:
+def claimed_items(engine: sa.Engine, total: int, **given: Any) -> list[ClaimedItem]:
     """The items of a new job, in the hand of worker-1."""
     return claimed(engine, submitted(engine, total, **given), "worker-1")
 
@@ -192,7 +192,7 @@ def ends(item: ClaimedItem, worker_id: str = "worker-1", **given: Any) -> ItemRe
 def test_the_end_of_an_item_comes_after_the_rows_in_their_transaction(
     engine: sa.Engine, records: Records, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    good, alone, lost, broken = in_hand(engine, 4)
+    good, alone, lost, broken = claimed_items(engine, 4)
     seen: list[int] = []
 
     def settle(db: sa.Connection, settlings: Sequence[ItemResult]) -> None:
@@ -215,7 +215,7 @@ def test_the_end_of_an_item_comes_after_the_rows_in_their_transaction(
 
 def test_lost_ones_of_a_group_fail_alone(engine: sa.Engine, records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
     """20 units in one group, each the end of an item, of three jobs; two of the items are in another's hand by now."""
-    items = [item for total in (7, 6, 7) for item in in_hand(engine, total)]
+    items = [item for total in (7, 6, 7) for item in claimed_items(engine, total)]
     sizes: list[int] = []
 
     def settle(db: sa.Connection, settlings: Sequence[ItemResult]) -> None:
@@ -250,7 +250,7 @@ def test_lost_ones_of_a_group_fail_alone(engine: sa.Engine, records: Records, mo
 
 
 def test_an_item_that_ends_twice_in_a_group_ends_once(engine: sa.Engine, records: Records) -> None:
-    one, two = in_hand(engine, 2)
+    one, two = claimed_items(engine, 2)
     with locked(engine):
         first = records.save(unit())
         time.sleep(0.05)
@@ -266,7 +266,7 @@ def test_an_item_that_ends_twice_in_a_group_ends_once(engine: sa.Engine, records
 def test_jobs_of_a_group_come_in_one_order(engine: sa.Engine, records: Records) -> None:
     """Two processes that lock the rows of several jobs must not do it in opposite orders, nor insert before that:
     whoever removes a job locks it first, and then what it made."""
-    hands = {job_id: in_hand(engine, 2, id=job_id) for job_id in "abc"}
+    entries = {job_id: claimed_items(engine, 2, id=job_id) for job_id in "abc"}
     order: list[str] = []
 
     def before(connection: Any, cursor: Any, statement: str, parameters: Any, *rest: Any) -> None:
@@ -278,7 +278,7 @@ def test_jobs_of_a_group_come_in_one_order(engine: sa.Engine, records: Records) 
     with locked(engine):
         first = records.save(unit())
         time.sleep(0.05)
-        futures = [records.save(unit(), ends(hands[job_id].pop())) for job_id in "cabac"]
+        futures = [records.save(unit(), ends(entries[job_id].pop())) for job_id in "cabac"]
         sa.event.listen(engine, "before_cursor_execute", before)
     for future in (first, *futures):
         future.result(10)
@@ -298,7 +298,7 @@ def lingering(engine: sa.Engine) -> Iterator[Callable[..., GroupCommit]]:
 
     def make(seconds: float, more: Callable[[], bool] = lambda: True) -> GroupCommit:
         made.append(GroupCommit(engine))
-        made[-1].linger(seconds, more)
+        made[-1].delay(seconds, more)
         return made[-1]
 
     yield make

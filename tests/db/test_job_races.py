@@ -101,12 +101,12 @@ def test_counts_are_exact_when_many_settle(engine: sa.Engine) -> None:
     """Four worker processes, each with a writer of its own, end the items of one job."""
     job_id = submitted(engine, 120)
     writers = [Records(engine) for _ in range(4)]
-    hands = [[item.id for item in claimed(engine, job_id, f"worker-{n}", 30)] for n in range(4)]
+    entries = [[item.id for item in claimed(engine, job_id, f"worker-{n}", 30)] for n in range(4)]
 
     def settle(n: int) -> None:
         futures = [
             writers[n].save([], ItemResult(job_id, item_id, f"worker-{n}", error=BAD if number % 3 == 0 else None))
-            for number, item_id in enumerate(hands[n])
+            for number, item_id in enumerate(entries[n])
         ]
         for future in futures:
             assert future.result(30) is None
@@ -127,15 +127,15 @@ def test_two_jobs_settled_in_opposite_orders(engine: sa.Engine) -> None:
     writers = [Records(engine), Records(engine)]
     for _ in range(5):
         jobs = [submitted(engine, 20), submitted(engine, 20)]
-        hands = [
+        entries = [
             {job_id: [item.id for item in claimed(engine, job_id, f"worker-{n}", 10)] for job_id in jobs}
             for n in range(2)
         ]
 
-        def settle(n: int, jobs: Sequence[str] = jobs, hands: Any = hands) -> None:
+        def settle(n: int, jobs: Sequence[str] = jobs, entries: Any = entries) -> None:
             order = jobs if n == 0 else jobs[::-1]
             futures = [
-                writers[n].save([], ItemResult(job_id, hands[n][job_id][number], f"worker-{n}"))
+                writers[n].save([], ItemResult(job_id, entries[n][job_id][number], f"worker-{n}"))
                 for number in range(10)
                 for job_id in order
             ]
@@ -159,11 +159,11 @@ def test_cancelled_while_workers_settle(engine: sa.Engine) -> None:
     ends = Counter[str]()
     for number in range(ROUNDS[engine.dialect.name]):
         job_id = submitted(engine, 8)
-        hands = [[item.id for item in claimed(engine, job_id, f"worker-{n}", 4)] for n in range(2)]
+        entries = [[item.id for item in claimed(engine, job_id, f"worker-{n}", 4)] for n in range(2)]
 
-        def settle(n: int, job_id: str = job_id, hands: list[list[str]] = hands) -> list[str]:
+        def settle(n: int, job_id: str = job_id, entries: list[list[str]] = entries) -> list[str]:
             stored = []
-            for item_id in hands[n]:
+            for item_id in entries[n]:
                 image = rows.image()
                 answer = [image, rows.prediction(image.id, id=item_id, job_id=job_id)]
                 error = (
@@ -245,8 +245,8 @@ def test_one_submission_of_two_with_the_same_key(engine: sa.Engine) -> None:
     for number in range(5):
 
         def submit(number: int = number) -> tuple[Job, bool]:
-            asked = job(3, idempotency_key=f"key-{number}", fingerprint="f" * 64)
-            return jobs.submit(asked, items(3), 1, unqueued)
+            requested = job(3, idempotency_key=f"key-{number}", fingerprint="f" * 64)
+            return jobs.submit(requested, items(3), 1, unqueued)
 
         results = at_once(submit, submit, submit)
         assert sorted(created for _, created in results) == [False, False, True]

@@ -416,7 +416,7 @@ def test_three_deaths_fail_a_request(engine: sa.Engine) -> None:
 def test_cancel(engine: sa.Engine, records: Records) -> None:
     jobs = JobRecords(engine)
     job_id = submitted(engine, 4, webhook_url="https://example.org/done")
-    done, bad, in_hand = claimed(engine, job_id, limit=3)
+    done, bad, items_claimed = claimed(engine, job_id, limit=3)
     settle(records, job_id, done.id)
     settle(records, job_id, bad.id, error=BAD)
     cancelled = jobs.cancel("local", job_id)
@@ -428,9 +428,9 @@ def test_cancel(engine: sa.Engine, records: Records) -> None:
     assert events_now(engine, job_id)[-1] == (3, "state", data)
     with pytest.raises(Conflict, match="the job is over: it was cancelled"):
         jobs.cancel("local", job_id)
-    error = records.save([], ItemResult(job_id, in_hand.id, "worker-1")).exception(10)
+    error = records.save([], ItemResult(job_id, items_claimed.id, "worker-1")).exception(10)
     assert isinstance(error, Conflict) and error.code == "item_lost"
-    given_back(engine, "worker-1", [in_hand])
+    given_back(engine, "worker-1", [items_claimed])
     assert states_now(engine, job_id)[2] == "cancelled"
     assert buried(engine, "worker-1") == []
     assert len(events_now(engine, job_id)) == 3
@@ -454,24 +454,24 @@ def test_retry_begins_again_with_what_did_not_succeed(engine: sa.Engine, records
     with pytest.raises(Conflict, match="the job is not over yet"):
         jobs.retry("local", job_id, lambda items: items, unqueued)
     die(engine, job_id, 1, limit=1)
-    good, bad, in_hand = claimed(engine, job_id)
+    good, bad, items_claimed = claimed(engine, job_id)
     settle(records, job_id, good.id, result={"a": 1})
     settle(records, job_id, bad.id, error=BAD)
-    given_back(engine, "worker-1", [in_hand], now() + MINUTE)
+    given_back(engine, "worker-1", [items_claimed], now() + MINUTE)
     with writing(engine) as session:
         job_states.report(session, job_id, 0.5)
         job_states.fail(session, job_id, {"code": "timed_out", "message": "600 s"})
     jobs.webhook_tried(job_now(engine, job_id), "pending", 2, now() + MINUTE)
     assert job_now(engine, job_id).webhook_tries == 2
     finished = items_now(engine, job_id)[1].finished_at
-    asked: list[int] = []
+    requested: list[int] = []
 
-    again = jobs.retry("local", job_id, lambda items: asked.append(items) or 2, unqueued)  # type: ignore[func-returns-value]
-    assert asked == [3]
+    again = jobs.retry("local", job_id, lambda items: requested.append(items) or 2, unqueued)  # type: ignore[func-returns-value]
+    assert requested == [3]
     assert (again.state, again.succeeded, again.failed, again.deaths, again.progress) == ("queued", 1, 0, 0, 0.0)
     assert (again.error, again.started_at, again.finished_at) == (None, None, None)
     assert (again.webhook_state, again.webhook_tries, again.webhook_at) == (None, 0, None)
-    assert (again.hands, again.attempts) == (3, 2)  # these only grow
+    assert (again.entries, again.attempts) == (3, 2)  # these only grow
     assert again.head_start == 1
     stored = items_now(engine, job_id)
     assert [item.state for item in stored] == ["queued", "succeeded", "queued", "queued"]

@@ -60,10 +60,10 @@ def answered(records: Records, engine: sa.Engine, job_id: str, **given: Any) -> 
         mask = rows.artifact(item.id)
         masks[item.id] = [mask.storage_key]
         own = [] if item.image_id else [image]
-        settling = ItemResult(
+        item_result = ItemResult(
             job_id, item.id, "worker-1", result={"n": item.position}, image_id=image.id if own else None
         )
-        records.save([*own, prediction, mask], settling).result(20)
+        records.save([*own, prediction, mask], item_result).result(20)
     return masks
 
 
@@ -71,14 +71,14 @@ def test_submit_stores_all_of_it(engine: sa.Engine, jobs: JobRecords) -> None:
     given = items(2)
     given[1] = {"id": given[1]["id"], "image_id": "image-1"}
     queued: list[tuple[str, int]] = []
-    asked = job(2, priority=7, parameters={"top_k": 3}, owner="ann", created_at=NOON)
-    stored, created = jobs.submit(asked, given, 3, lambda session, job, number: queued.append((job.id, number)))
-    assert created and stored.id == asked.id
-    assert queued == [(asked.id, 0), (asked.id, 1), (asked.id, 2)]
-    found = jobs.job("ann", asked.id)
-    assert (found.state, found.total, found.hands, found.last_event, found.priority) == ("queued", 2, 3, 1, 7)
+    requested = job(2, priority=7, parameters={"top_k": 3}, owner="ann", created_at=NOON)
+    stored, created = jobs.submit(requested, given, 3, lambda session, job, number: queued.append((job.id, number)))
+    assert created and stored.id == requested.id
+    assert queued == [(requested.id, 0), (requested.id, 1), (requested.id, 2)]
+    found = jobs.job("ann", requested.id)
+    assert (found.state, found.total, found.entries, found.last_event, found.priority) == ("queued", 2, 3, 1, 7)
     assert (found.parameters, found.succeeded, found.failed, found.started_at) == ({"top_k": 3}, 0, 0, None)
-    one, two = items_now(engine, asked.id)
+    one, two = items_now(engine, requested.id)
     assert (one.id, one.filename, one.bytes, one.storage_key) == (
         given[0]["id"],
         "0.jpg",
@@ -95,7 +95,7 @@ def test_submit_stores_all_of_it(engine: sa.Engine, jobs: JobRecords) -> None:
     assert [(item.owner, item.created_at, item.state, item.attempts) for item in (one, two)] == [
         ("ann", NOON, "queued", 0)
     ] * 2
-    assert events_now(engine, asked.id) == [(1, "state", {"state": "queued"})]
+    assert events_now(engine, requested.id) == [(1, "state", {"state": "queued"})]
 
 
 def test_hands_are_numbered_on(jobs: JobRecords) -> None:
@@ -105,13 +105,13 @@ def test_hands_are_numbered_on(jobs: JobRecords) -> None:
         numbers.append(number)
 
     stored, _ = jobs.submit(job(2), items(2), 2, enqueue)
-    jobs.add_hand(stored.id, enqueue)
+    jobs.enqueue_entry(stored.id, enqueue)
     jobs.cancel("local", stored.id)
-    jobs.add_hand(stored.id, enqueue)  # it is over: nobody need work on it
-    jobs.add_hand("no such job", enqueue)
+    jobs.enqueue_entry(stored.id, enqueue)  # it is over: nobody need work on it
+    jobs.enqueue_entry("no such job", enqueue)
     jobs.retry("local", stored.id, lambda items: items, enqueue)
     assert numbers == [0, 1, 2, 3, 4]
-    assert jobs.job("local", stored.id).hands == 5
+    assert jobs.job("local", stored.id).entries == 5
 
 
 def test_a_queue_that_refuses_leaves_nothing(engine: sa.Engine, jobs: JobRecords) -> None:
@@ -127,14 +127,14 @@ def test_a_queue_that_refuses_leaves_nothing(engine: sa.Engine, jobs: JobRecords
     jobs.cancel("local", job_id)
     with pytest.raises(Unavailable):
         jobs.retry("local", job_id, lambda items: 2, enqueue)
-    assert (job_now(engine, job_id).state, job_now(engine, job_id).hands) == ("cancelled", 1)
+    assert (job_now(engine, job_id).state, job_now(engine, job_id).entries) == ("cancelled", 1)
     assert states_now(engine, job_id) == ["cancelled"] * 3
 
 
 def test_an_idempotency_key_is_one_request(engine: sa.Engine, jobs: JobRecords) -> None:
     def submit(owner: str, key: str | None, fingerprint: str) -> tuple[str, bool]:
-        asked = job(2, owner=owner, idempotency_key=key, fingerprint=fingerprint * 64)
-        stored, created = jobs.submit(asked, items(2), 1, unqueued)
+        requested = job(2, owner=owner, idempotency_key=key, fingerprint=fingerprint * 64)
+        stored, created = jobs.submit(requested, items(2), 1, unqueued)
         return stored.id, created
 
     first, created = submit("ann", "key", "a")
@@ -191,9 +191,9 @@ def test_each_owner_sees_its_own(engine: sa.Engine, jobs: JobRecords, records: R
         lambda: jobs.remove_some("local", job_id),
         lambda: jobs.job("ann", "nothing"),
     ]
-    for ask in asks:
+    for request in asks:
         with pytest.raises(NotFound, match="there is no job"):
-            ask()
+            request()
     stored = items_now(engine, job_id)
     assert jobs.answers("local", stored) == {}
     assert jobs.answers("ann", stored) == {item.id: rows.prediction("i").result for item in stored}
@@ -435,7 +435,7 @@ def test_removed_while_a_worker_settles(
         job_states.finish_items(db, settlings)
 
     monkeypatch.setattr(group_commit, "settle", late)
-    settling = records.save(
+    item_result = records.save(
         [rows.prediction(image.id, id="item-1", job_id=stored.id)], ItemResult(stored.id, "item-1", "worker-1")
     )
     assert inserted.wait(5)
@@ -443,7 +443,7 @@ def test_removed_while_a_worker_settles(
         removing = pool.submit(jobs.remove_some, "local", stored.id)
         time.sleep(0.2)
         go.set()
-        error = settling.exception(20)
+        error = item_result.exception(20)
         assert isinstance(error, Refusal) and error.code == "item_lost"
         assert removing.result(20) == ([], True)
     assert records.predictions("local").total == 0

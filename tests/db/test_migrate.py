@@ -69,7 +69,7 @@ def scripts(tmp_path: Path, third: str) -> Path:
     return folder
 
 
-def ask(url: str, question: str) -> list[tuple[Any, ...]]:
+def request(url: str, question: str) -> list[tuple[Any, ...]]:
     engine = connect(url)
     with engine.begin() as connection:
         answer = [tuple(row) for row in connection.exec_driver_sql(question)]
@@ -99,7 +99,7 @@ def seed(url: str) -> None:
 
 
 def counts(url: str) -> list[int]:
-    return [ask(url, f"SELECT count(*) FROM {table}")[0][0] for table in ("images", "predictions", "artifacts")]
+    return [request(url, f"SELECT count(*) FROM {table}")[0][0] for table in ("images", "predictions", "artifacts")]
 
 
 def described(url: str) -> dict[str, Any]:
@@ -154,7 +154,7 @@ def test_up_twice_down_up(empty_url: str) -> None:
     migrate(empty_url)
     migrate(empty_url)
     assert current(empty_url) == HEAD
-    assert ask(empty_url, "SELECT id, revision FROM registry_revision") == [(1, 0)]
+    assert request(empty_url, "SELECT id, revision FROM registry_revision") == [(1, 0)]
     seed(empty_url)
     downgrade(empty_url, "base")
     engine = connect(empty_url)
@@ -170,11 +170,11 @@ def test_rows_survive_a_table_written_anew(empty_url: str, tmp_path: Path) -> No
     migrate(empty_url)
     seed(empty_url)
     migrate(empty_url, scripts=folder)
-    assert ask(empty_url, "SELECT id, name, camera FROM images") == [("image-1", "street.jpg", "unknown")]
+    assert request(empty_url, "SELECT id, name, camera FROM images") == [("image-1", "street.jpg", "unknown")]
     assert counts(empty_url) == [1, 1, 1]
     downgrade(empty_url, HEAD, scripts=folder)
     assert counts(empty_url) == [1, 1, 1]
-    assert ask(empty_url, "SELECT filename FROM images") == [("street.jpg",)]
+    assert request(empty_url, "SELECT filename FROM images") == [("street.jpg",)]
     assert check(empty_url) == []  # no index or constraint was lost on the way
 
 
@@ -182,7 +182,7 @@ def test_rows_of_the_first_schema_survive_jobs(empty_url: str) -> None:
     migrate(empty_url, "0001")
     seed(empty_url)
     with pytest.raises(sa.exc.DBAPIError):
-        ask(empty_url, "SELECT id FROM jobs")
+        request(empty_url, "SELECT id FROM jobs")
     migrate(empty_url)
     assert (counts(empty_url), check(empty_url)) == ([1, 1, 1], [])
     execute(empty_url, "INSERT INTO chores (name, due_at) VALUES ('sweep', '2026-11-20 12:00:00')")
@@ -190,7 +190,7 @@ def test_rows_of_the_first_schema_survive_jobs(empty_url: str) -> None:
     assert counts(empty_url) == [1, 1, 1]
     assert current(empty_url) == "0001"
     migrate(empty_url)
-    assert (ask(empty_url, "SELECT name FROM chores"), check(empty_url)) == ([], [])
+    assert (request(empty_url, "SELECT name FROM chores"), check(empty_url)) == ([], [])
 
 
 def test_a_migration_that_fails_changes_nothing(empty_url: str, tmp_path: Path) -> None:
@@ -214,8 +214,8 @@ def test_tables_of_others_are_left_alone(empty_url: str) -> None:
     migrate(empty_url)
     assert check(empty_url) == []
     downgrade(empty_url, "base")
-    assert ask(empty_url, "SELECT * FROM workflow_status") == [("w1",)]
-    assert ask(empty_url, "SELECT * FROM alembic_version") == [("somebody else",)]
+    assert request(empty_url, "SELECT * FROM workflow_status") == [("w1",)]
+    assert request(empty_url, "SELECT * FROM alembic_version") == [("somebody else",)]
 
 
 def test_a_newer_database_is_refused(empty_url: str) -> None:
@@ -240,7 +240,7 @@ def test_four_processes_at_once(empty_url: str) -> None:
     assert [process.returncode for process in processes] == [0, 0, 0, 0], said
     assert said == ["", "", "", ""]
     assert check(empty_url) == []
-    assert ask(empty_url, "SELECT id, revision FROM registry_revision") == [(1, 0)]
+    assert request(empty_url, "SELECT id, revision FROM registry_revision") == [(1, 0)]
 
 
 def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

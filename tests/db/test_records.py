@@ -52,9 +52,9 @@ def test_each_owner_sees_its_own(records: Records) -> None:
         lambda: records.delete_prediction("local", prediction.id),
         lambda: records.image("ann", "nothing"),
     ]
-    for ask in asks:
+    for request in asks:
         with pytest.raises(NotFound):
-            ask()
+            request()
     assert records.artifacts_of("local", prediction.id) == []
     assert records.images("local").total == records.predictions("local").total == 0
     assert records.prediction("ann", prediction.id).id == prediction.id
@@ -190,9 +190,9 @@ def test_which_ids_are_images(records: Records) -> None:
     images = [rows.image() for _ in range(1100)]
     save(records, *images, rows.image(id="of-ann", owner="ann"))
     ids = [image.id for image in images]
-    asked = [*ids[:600], "nothing", "of-ann", *ids[600:], ids[0]]
-    assert records.image_ids("local", asked) == set(ids)
-    assert records.image_ids("ann", asked) == {"of-ann"}
+    requested = [*ids[:600], "nothing", "of-ann", *ids[600:], ids[0]]
+    assert records.image_ids("local", requested) == set(ids)
+    assert records.image_ids("ann", requested) == {"of-ann"}
     assert records.image_ids("local", []) == set()
 
 
@@ -324,8 +324,8 @@ def test_without_a_database() -> None:
         lambda: records.delete_prediction("local", "p"),
         lambda: records.known_keys(["images/2026/11/20/x.jpg"]),
     ]
-    for ask in asks:
+    for request in asks:
         with pytest.raises(Unavailable) as refused:
-            ask()
+            request()
         assert refused.value.message == "the database is unreachable"
     records.close()

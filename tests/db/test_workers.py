@@ -117,12 +117,12 @@ def test_what_the_dead_claim_is_not_lost(engine: sa.Engine, workers: Workers) ->
 
 def test_stalled(engine: sa.Engine, workers: Workers) -> None:
     """Running, with nothing in anybody's hand, and quiet."""
-    stalled, quiet, in_hand, queued, over = (submitted(engine, 2) for _ in range(5))
+    stalled, quiet, items_claimed, queued, over = (submitted(engine, 2) for _ in range(5))
     for job_id in (stalled, quiet, over):
         given_back(engine, "worker-1", claimed(engine, job_id))
-    claimed(engine, in_hand)
+    claimed(engine, items_claimed)
     JobRecords(engine).cancel("local", over)
-    for job_id in (stalled, in_hand, queued, over):
+    for job_id in (stalled, items_claimed, queued, over):
         change(engine, Job, job_id, updated_at=now() - timedelta(seconds=40))
     change(engine, Job, quiet, updated_at=now() - timedelta(seconds=20))
     assert workers.stalled(30) == [stalled]

@@ -90,7 +90,7 @@ class Script:
         return answer
 
     @property
-    def asked(self) -> list[tuple[str, str]]:
+    def requested(self) -> list[tuple[str, str]]:
         return [(request.method, request.url.path) for request in self.requests]
 
 

@@ -78,9 +78,9 @@ def test_a_segmentation() -> None:
     assert (answer._repr_png_() or b"")[:4] == b"\x89PNG"
     without = read(Segmentation, body)
     assert without._repr_png_() is None
-    for ask in (without.image, lambda: without.of("bird")):
+    for request in (without.image, lambda: without.of("bird")):
         with pytest.raises(ValueError, match="no class map"):
-            ask()
+            request()
 
 
 def test_a_newer_server_and_another_server() -> None:

@@ -318,14 +318,14 @@ def test_a_server_that_comes_later(places: Places, monkeypatch: pytest.MonkeyPat
     port = free_port()
     places.next = [said(CLASSIFIED)]
     with Client(f"grpc://127.0.0.1:{port}", retries=4) as client, ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(client.classify, PNG)
+        requested = pool.submit(client.classify, PNG)
         time.sleep(0.5)
         server = grpc.server(ThreadPoolExecutor(1))
         ekiben_pb2_grpc.add_VisionServicer_to_server(places, server)
         server.add_insecure_port(f"127.0.0.1:{port}")
         server.start()
         try:
-            assert asked.result(10).top.class_name == "red"
+            assert requested.result(10).top.class_name == "red"
         finally:
             server.stop(0).wait()
 

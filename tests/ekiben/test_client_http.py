@@ -83,7 +83,7 @@ def test_a_class_map_is_fetched_or_sent_along(kind: str) -> None:
         assert (answer.artifacts, answer.raw["artifacts"]) == (None, None)
         assert client.segment(PNG, class_map=False).class_map is None
         assert client.segment(b"\x1f\x8b a volume", store=False, class_map=False).class_map is None
-    assert script.asked[:2] == [("POST", "/v1/segment"), ("GET", f"/v1/artifacts/{MASK}")]
+    assert script.requested[:2] == [("POST", "/v1/segment"), ("GET", f"/v1/artifacts/{MASK}")]
     fields = [form(script.requests[number]).fields for number in (0, 2, 3, 4)]
     assert fields == [{"flips": "true"}, {"store": "false", "render": "mask"}, {}, {"store": "false"}]
 
@@ -188,7 +188,7 @@ def test_datasets_are_packed(kind: str, tmp_path: Path) -> None:
     with zipfile.ZipFile(io.BytesIO(sent.data or b"")) as archive:
         assert archive.namelist() == ["images/1.png", "masks/1.png"]
         assert archive.read("masks/1.png") == PNG
-    assert script.asked[2] == ("GET", f"/v1/jobs/{JOB}")
+    assert script.requested[2] == ("GET", f"/v1/jobs/{JOB}")
 
 
 def test_a_task_that_is_cancelled_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,7 +115,7 @@ def test_reading_is_repeated_whatever_is_away(kind: str, code: str) -> None:
     script = Script(away, away, said(job()), away, away, away, said(refusal(code), 503))
     with handled(kind, script, retries=2) as client:
         assert client.job(JOB).state == "running"
-        assert script.asked == [("GET", f"/v1/jobs/{JOB}")] * 3
+        assert script.requested == [("GET", f"/v1/jobs/{JOB}")] * 3
         with pytest.raises(EkibenError) as caught:
             client.job(JOB)
         assert (caught.value.code, len(script.requests)) == (code, 6)

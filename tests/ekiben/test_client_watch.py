@@ -109,19 +109,19 @@ def test_a_server_that_refuses_at_once_is_not_pressed(
 ) -> None:
     """As one behind a proxy whose own server is away: the pauses grow, and an end comes."""
     monkeypatch.setattr(job_watch, "_PATIENCE_S", 1.0)
-    asked: list[float] = []
+    requested: list[float] = []
 
     def handler(request: httpx.Request) -> httpx.Response:
-        asked.append(time.monotonic())
+        requested.append(time.monotonic())
         return said(refusal(code), status, **{"Retry-After": "0"})
 
     with handled(kind, handler) as client, pytest.raises(error) as caught:
         list(client.watch(JOB))
     assert caught.value.code == code
-    pauses = [later - sooner for sooner, later in itertools.pairwise(asked)]
-    assert 3 <= len(asked) <= 5  # after 0, 0.2, 0.6 and 1.4 s
+    pauses = [later - sooner for sooner, later in itertools.pairwise(requested)]
+    assert 3 <= len(requested) <= 5  # after 0, 0.2, 0.6 and 1.4 s
     assert all(later > 1.5 * sooner for sooner, later in itertools.pairwise(pauses))
-    assert 1.0 <= asked[-1] - asked[0] < 3
+    assert 1.0 <= requested[-1] - requested[0] < 3
 
 
 def test_waiting(kind: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,7 +25,7 @@ class Published(BaseHTTPRequestHandler):
     """The path says how the server behaves."""
 
     def do_GET(self) -> None:
-        self.server.asked.append(self.path)  # type: ignore[attr-defined]
+        self.server.requested.append(self.path)  # type: ignore[attr-defined]
         match self.path.split("/")[1]:
             case "ok":
                 self._answer(CONTENT)
@@ -61,7 +61,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadingHTTPServer]:
     running = ThreadingHTTPServer(("127.0.0.1", 0), Published)
     running.daemon_threads = True
     running.block_on_close = False
-    running.asked = []  # type: ignore[attr-defined]
+    running.requested = []  # type: ignore[attr-defined]
     thread = threading.Thread(target=running.serve_forever, args=(0.05,))
     thread.start()
     yield running
@@ -90,7 +90,7 @@ def test_a_file_is_downloaded_once(server: ThreadingHTTPServer, tmp_path: Path) 
     assert seen[-1] == (len(CONTENT), len(CONTENT))
     assert seen == sorted(seen)
     assert fetch(row, tmp_path / "downloads", nothing) == path
-    assert len(server.asked) == 1  # type: ignore[attr-defined]
+    assert len(server.requested) == 1  # type: ignore[attr-defined]
     assert [p.name for p in (tmp_path / "downloads").iterdir()] == [row.file]
 
 
@@ -148,7 +148,7 @@ def test_a_proxy_of_the_environment_is_used(
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{server.server_port}")
     with pytest.raises(WeightsUnavailable, match="HTTP 404"):
         fetch(row_at("http://weights.invalid/model-x.pth"), tmp_path, nothing)
-    assert server.asked == ["http://weights.invalid/model-x.pth"]  # type: ignore[attr-defined]
+    assert server.requested == ["http://weights.invalid/model-x.pth"]  # type: ignore[attr-defined]
 
 
 def test_a_wrong_file_stays_until_a_right_one_replaces_it(server: ThreadingHTTPServer, tmp_path: Path) -> None:

@@ -88,9 +88,9 @@ def test_the_segmenters_artifact(deeplab_folder: Path) -> None:
 
 
 def test_what_is_exported_can_be_imported(efficientnet_folder: Path) -> None:
-    facts = read_graph(efficientnet_folder / "model.onnx")
-    assert (facts.batch, facts.height, facts.width, facts.precision) == (None, 224, 224, "float32")
-    assert (facts.outputs[0].shape, facts.outputs[0].batched) == ((1, 1000), True)
+    info = read_graph(efficientnet_folder / "model.onnx")
+    assert (info.batch, info.height, info.width, info.precision) == (None, 224, 224, "float32")
+    assert (info.outputs[0].shape, info.outputs[0].batched) == ((1, 1000), True)
 
 
 def bend(folder: Path, target: Path, value: float) -> Path:

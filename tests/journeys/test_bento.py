@@ -57,7 +57,7 @@ def test_bento_endpoints(toy_server: Server, red: Path) -> None:
 
 def test_a_url_in_place_of_a_file_is_refused(toy_server: Server) -> None:
     """BentoML itself would fetch it, from inside this network."""
-    asked: list[str] = []
+    requested: list[str] = []
 
     def error(answer: httpx.Response) -> str:
         assert answer.status_code == 400, answer.text
@@ -83,7 +83,7 @@ def test_a_url_in_place_of_a_file_is_refused(toy_server: Server) -> None:
         assert wrong.status_code == 404
         assert "no 'image'" in error(client.post("/classify", files={"other": (None, "x")}))
         metrics = client.get("/metrics").text
-    assert not asked
+    assert not requested
     assert "i-was-fetched" not in metrics + toy_server.logs()
 
 

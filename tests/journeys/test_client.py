@@ -108,8 +108,8 @@ def test_prompts(client: Any) -> None:
     for result, prompt in zip(answer.results, PROMPTS, strict=True):
         for mask, truth in zip(result.masks, expected(prompt), strict=True):
             runs = mask.segmentation
-            facts = {"segmentation": runs, "predicted_iou": mask.predicted_iou, "area": mask.area}
-            check_mask({**facts, "bbox": list(mask.bbox), "stability_score": mask.stability_score}, truth)
+            info = {"segmentation": runs, "predicted_iou": mask.predicted_iou, "area": mask.area}
+            check_mask({**info, "bbox": list(mask.bbox), "stability_score": mask.stability_score}, truth)
             assert mask.array.shape == (427, 640) and mask.array.sum() == mask.area
             clear = np.abs(truth.logits) > 1e-3
             assert np.array_equal(mask.array[clear], truth.mask[clear])
@@ -150,9 +150,9 @@ def test_everything_as_it_is_found(client: Any, other: Client) -> None:
 
 def test_cutouts(client: Any, other: Client) -> None:
     box = boxes_of(*IMAGE.size)[1]
-    asked = {"points": middle(box), "padding_px": 2, **SAM}
-    (found,) = client.cutouts(IMAGE, **asked).cutouts
-    (there,) = other.cutouts(IMAGE, **asked).cutouts  # type: ignore[arg-type]
+    requested = {"points": middle(box), "padding_px": 2, **SAM}
+    (found,) = client.cutouts(IMAGE, **requested).cutouts
+    (there,) = other.cutouts(IMAGE, **requested).cutouts  # type: ignore[arg-type]
     assert np.array_equal(np.asarray(found.image), np.asarray(there.image))
     assert (found.image.mode, found.image.size) == ("RGBA", (found.width, found.height))
     alpha = np.asarray(found.image)[:, :, 3]
@@ -165,10 +165,10 @@ def test_cutouts(client: Any, other: Client) -> None:
 @SOME_WAYS
 def test_jobs(client: Any, other: Client) -> None:
     direct = client.masks(IMAGE, points=(80, 90), model="sam_toy")
-    asked = client.submit("masks", IMAGE, points=(80, 90), model="sam_toy", priority=7)
-    assert (asked.kind, asked.operation, asked.priority) == ("request", "masks", 7)
-    done = client.wait(asked, timeout_s=30)
-    assert (done.id, done.state, done.counts.done, done.over) == (asked.id, "succeeded", 1, True)
+    requested = client.submit("masks", IMAGE, points=(80, 90), model="sam_toy", priority=7)
+    assert (requested.kind, requested.operation, requested.priority) == ("request", "masks", 7)
+    done = client.wait(requested, timeout_s=30)
+    assert (done.id, done.state, done.counts.done, done.over) == (requested.id, "succeeded", 1, True)
     answer = client.result(done)
     assert plain(answer.raw["results"]) == plain(direct.raw["results"])
     assert np.array_equal(answer.best[0].array, direct.best[0].array)
@@ -195,17 +195,17 @@ def test_jobs(client: Any, other: Client) -> None:
 
 @SOME_WAYS
 def test_a_job_is_cancelled(client: Any, other: Client) -> None:
-    asked = client.submit("auto_masks", toy_models.noise(900, 700, seed=1), **LONG)
+    requested = client.submit("auto_masks", toy_models.noise(900, 700, seed=1), **LONG)
     with pytest.raises(TimedOut) as late:
-        client.wait(asked, timeout_s=0.3)
+        client.wait(requested, timeout_s=0.3)
     assert late.value.code == "wait_timeout"
-    assert client.cancel(asked).state in ("cancelled", "running")
+    assert client.cancel(requested).state in ("cancelled", "running")
     with pytest.raises(JobFailed) as stopped:
-        client.wait(asked, timeout_s=30)
+        client.wait(requested, timeout_s=30)
     assert (stopped.value.code, stopped.value.job.state) == ("cancelled", "cancelled")
-    other.delete_job(asked)
+    other.delete_job(requested)
     with pytest.raises(EkibenError) as gone:
-        client.job(asked)
+        client.job(requested)
     assert gone.value.code == "not_found"
 
 
@@ -217,9 +217,9 @@ def test_refusals(client: Any) -> None:
         ("bad_request", {"image": NOISE, "model": "areas"}),
         ("bad_request", {"image": NOISE, "model": "colours", "top_k": 99}),
     ]
-    for code, asked in wrong:
+    for code, requested in wrong:
         with pytest.raises(EkibenError) as caught:
-            client.classify(**asked)
+            client.classify(**requested)
         assert (caught.value.code, caught.value.retry_after_s, caught.value.safe_to_retry) == (code, None, False)
         assert caught.value.request_id and caught.value.message
     with pytest.raises(EkibenError, match="outside the image"):
@@ -246,19 +246,19 @@ def test_a_batch(sam_server: Server, tmp_path: Path) -> None:
     for name, colour in colours.items():
         toy_models.solid(colour).save(tmp_path / f"{name}.png")
     with Client(sam_server.url) as http, Client(address(sam_server, "grpc")) as grpc:
-        asked = http.batch("classify", tmp_path, parameters={"model": "colours", "top_k": 1})
+        requested = http.batch("classify", tmp_path, parameters={"model": "colours", "top_k": 1})
         for client in (grpc, http):
-            assert client.wait(asked, timeout_s=30).counts.done == 3
-            rows = client.result(asked)
+            assert client.wait(requested, timeout_s=30).counts.done == 3
+            rows = client.result(requested)
             assert isinstance(rows, tuple)
             assert {row.filename: row.answer.top.class_name for row in rows} == {
                 f"{name}.png": name for name in colours
             }
         with pytest.raises(EkibenError, match="http_only"):
             grpc.batch("classify", tmp_path)
-        target = http.download_result(asked, tmp_path / "answers.zip")
+        target = http.download_result(requested, tmp_path / "answers.zip")
         assert target.read_bytes()[:2] == b"PK"
-        http.delete_job(asked)
+        http.delete_job(requested)
 
 
 @EMBEDDED_ONLY
@@ -312,9 +312,9 @@ def test_threads_share_a_client(sam_server: Server, protocol: str) -> None:
 def test_tasks_share_a_client(sam_server: Server, protocol: str) -> None:
     images = [toy_models.solid(colour) for colour in ((255, 0, 0), (0, 255, 0), (0, 0, 255)) * 4]
 
-    async def ask() -> list[str]:
+    async def request() -> list[str]:
         async with AsyncClient(address(sam_server, protocol)) as client:
             answers = await asyncio.gather(*(client.classify(one, model="colours", store=False) for one in images))
             return [answer.top.class_name for answer in answers]
 
-    assert asyncio.run(ask()) == ["red", "green", "blue"] * 4
+    assert asyncio.run(request()) == ["red", "green", "blue"] * 4

@@ -102,8 +102,8 @@ def test_a_new_version_from_outside_is_served_within_a_second(toy_home: Path, to
     with serving(toy_home) as server, server.client() as client:
         assert client.post("/v1/classify?model=colours", content=RED).json()["model"]["version"] == 1
         publish(toy_home, "colours", toy_artifacts["colours"])
-        ask = lambda: client.post("/v1/classify?model=colours&store=false", content=RED).json()["model"]["version"]  # noqa: E731
-        assert until(lambda: ask() == 2) < 1.5
+        request = lambda: client.post("/v1/classify?model=colours&store=false", content=RED).json()["model"]["version"]  # noqa: E731
+        assert until(lambda: request() == 2) < 1.5
         # The old version goes once the new one is there; no request in between failed.
         until(lambda: [r["version"] for r in model(client, "colours")["replicas"] if r["state"] == "ready"] == [2])
         publish(toy_home, "brand-new", toy_artifacts["colours"])

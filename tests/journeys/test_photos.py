@@ -42,7 +42,7 @@ def photos(shared_data: Path) -> list[tuple[Path, int, np.ndarray[Any, Any]]]:
 def test_a_hundred_photos(topology_server: Server, photos: list[tuple[Path, int, np.ndarray[Any, Any]]]) -> None:
     with topology_server.client() as client, ThreadPoolExecutor(8) as pool:
 
-        def ask(photo: tuple[Path, int, np.ndarray[Any, Any]]) -> dict[str, Any]:
+        def request(photo: tuple[Path, int, np.ndarray[Any, Any]]) -> dict[str, Any]:
             answer = client.post(
                 "/v1/classify",
                 params={"model": "mobilenet_v2", "top_k": 5},
@@ -52,7 +52,7 @@ def test_a_hundred_photos(topology_server: Server, photos: list[tuple[Path, int,
             body: dict[str, Any] = answer.json()
             return body
 
-        answers = list(pool.map(ask, photos))
+        answers = list(pool.map(request, photos))
         top1 = top5 = 0
         for (path, truth, expected), answer in zip(photos, answers, strict=True):
             best = np.argsort(-expected, kind="stable")[:5]
@@ -82,7 +82,7 @@ def test_each_client_gets_its_own_answer(
     """32 clients at once, each with another image, raw bodies: nobody gets a neighbour's answer."""
     chosen = photos[:32]
 
-    def ask(photo: tuple[Path, int, np.ndarray[Any, Any]]) -> None:
+    def request(photo: tuple[Path, int, np.ndarray[Any, Any]]) -> None:
         with httpx.Client(base_url=topology_server.url, timeout=60) as client:
             for _ in range(3):
                 answer = client.post(
@@ -95,4 +95,4 @@ def test_each_client_gets_its_own_answer(
                 assert first["confidence"] == pytest.approx(float(photo[2].max()), abs=1e-5)
 
     with ThreadPoolExecutor(32) as pool:
-        list(pool.map(ask, chosen))
+        list(pool.map(request, chosen))

@@ -24,7 +24,7 @@ def blobs(home: Path) -> set[str]:
     }
 
 
-def ask(client: httpx.Client, path: str, **more: Any) -> dict[str, Any]:
+def request(client: httpx.Client, path: str, **more: Any) -> dict[str, Any]:
     answer = client.post(path, **more)
     assert answer.status_code in (200, 201), answer.text
     body: dict[str, Any] = answer.json()
@@ -33,7 +33,7 @@ def ask(client: httpx.Client, path: str, **more: Any) -> dict[str, Any]:
 
 def test_an_answer_is_remembered_whole(toy_home: Path) -> None:
     with serving(toy_home) as server, server.client() as client:
-        answer = ask(client, "/v1/classify?model=colours&top_k=2", files={"file": ("C:\\photos\\red one.png", RED)})
+        answer = request(client, "/v1/classify?model=colours&top_k=2", files={"file": ("C:\\photos\\red one.png", RED)})
         row = client.get(f"/v1/predictions/{answer['id']}").json()
         assert row["task"] == "classify"
         assert row["status"] == "succeeded"
@@ -65,7 +65,7 @@ def test_an_answer_is_remembered_whole(toy_home: Path) -> None:
         assert re.fullmatch(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", answer["id"])
 
         # Without the store nothing is left, and the answer is the same.
-        again = ask(client, "/v1/classify?model=colours&top_k=2&store=false", content=RED)
+        again = request(client, "/v1/classify?model=colours&top_k=2&store=false", content=RED)
         assert again["predictions"] == answer["predictions"]
         assert again["id"] is None
         assert again["image"] == {"id": None, "width": 40, "height": 30}
@@ -81,8 +81,8 @@ def test_an_answer_is_remembered_whole(toy_home: Path) -> None:
 
 def test_lists_and_pages(toy_home: Path) -> None:
     with serving(toy_home) as server, server.client() as client:
-        ids = [ask(client, "/v1/classify?model=colours", content=RED)["id"] for _ in range(5)]
-        segmented = ask(client, "/v1/segment?model=areas", content=RED)
+        ids = [request(client, "/v1/classify?model=colours", content=RED)["id"] for _ in range(5)]
+        segmented = request(client, "/v1/segment?model=areas", content=RED)
         listed = client.get("/v1/predictions?limit=4").json()
         assert (listed["total"], listed["page"], listed["limit"]) == (6, 1, 4)
         assert [row["id"] for row in listed["items"]] == [segmented["id"], *reversed(ids[2:])]
@@ -107,8 +107,8 @@ def test_lists_and_pages(toy_home: Path) -> None:
 def test_an_image_goes_with_its_last_reference(toy_home: Path) -> None:
     with serving(toy_home) as server, server.client() as client:
         # Kept for itself: it stays when its predictions go.
-        kept = ask(client, "/v1/images", files={"file": ("red.png", RED)})
-        answer = ask(client, f"/v1/classify?model=colours&image_id={kept['id']}")
+        kept = request(client, "/v1/images", files={"file": ("red.png", RED)})
+        answer = request(client, f"/v1/classify?model=colours&image_id={kept['id']}")
         assert answer["image"]["id"] == kept["id"]
         assert len(blobs(toy_home)) == 1
         refused = client.delete(f"/v1/images/{kept['id']}")
@@ -120,15 +120,15 @@ def test_an_image_goes_with_its_last_reference(toy_home: Path) -> None:
         assert blobs(toy_home) == set()
 
         # Came with a prediction: it goes with the last one that refers to it.
-        one = ask(client, "/v1/classify?model=colours", content=RED)
-        two = ask(client, f"/v1/segment?model=areas&image_id={one['image']['id']}")
+        one = request(client, "/v1/classify?model=colours", content=RED)
+        two = request(client, f"/v1/segment?model=areas&image_id={one['image']['id']}")
         client.delete(f"/v1/predictions/{one['id']}")
         assert client.get(f"/v1/images/{one['image']['id']}/content").content == RED
         client.delete(f"/v1/predictions/{two['id']}")
         assert blobs(toy_home) == set()
 
         # Or all at once.
-        three = ask(client, "/v1/segment?model=areas", content=RED)
+        three = request(client, "/v1/segment?model=areas", content=RED)
         assert client.delete(f"/v1/images/{three['image']['id']}?cascade=true").status_code == 204
         assert client.get(f"/v1/predictions/{three['id']}").status_code == 404
         assert blobs(toy_home) == set()
@@ -141,9 +141,9 @@ def test_bytes_are_kept_as_they_came_and_sizes_are_those_of_the_turned_image(toy
     exif[0x0112] = 6  # to be turned by 90 degrees
     turned = toy_models.encoded(image, "JPEG", exif=exif)
     with toy_server.client() as client:
-        stored = ask(client, "/v1/images", content=turned)
+        stored = request(client, "/v1/images", content=turned)
         assert (stored["width"], stored["height"]) == (30, 40)
         assert client.get(stored["url"]).content == turned
-        segmented = ask(client, f"/v1/segment?model=areas&image_id={stored['id']}")
+        segmented = request(client, f"/v1/segment?model=areas&image_id={stored['id']}")
         assert (segmented["image"]["width"], segmented["image"]["height"]) == (30, 40)
         assert sum(c["pixels"] for c in segmented["classes"]) == 1200

@@ -26,14 +26,14 @@ def test_sigterm_answers_what_is_in_flight(toy_home: Path, topology: str) -> Non
             assert client.post("/v1/segment?model=areas", content=PHOTO, timeout=30).status_code == 200
         sent = threading.Barrier(count + 1)
 
-        def ask() -> int:
+        def request() -> int:
             with httpx.Client(base_url=server.url, timeout=60) as client:
                 client.get("/livez")  # connected before the stop
                 sent.wait(30)
                 return client.post("/v1/segment?model=areas", content=PHOTO).status_code
 
         with ThreadPoolExecutor(count) as pool:
-            answers = [pool.submit(ask) for _ in range(count)]
+            answers = [pool.submit(request) for _ in range(count)]
             sent.wait(30)
             time.sleep(0.5)  # all are received, most still wait for a slot
             server.process.send_signal(signal.SIGTERM)
@@ -73,15 +73,15 @@ def test_overload_is_refused_at_once(toy_home: Path) -> None:
     """More than the queue takes: 503 with Retry-After, quickly; what was accepted is answered."""
     with serving(toy_home, EKIBEN_QUEUE_MB="2", EKIBEN_THREADS="1") as server:
 
-        def ask(_: int) -> tuple[int, float, str | None]:
+        def request(_: int) -> tuple[int, float, str | None]:
             with httpx.Client(base_url=server.url, timeout=120) as client:
                 started = time.monotonic()
                 answer = client.post("/v1/segment?model=areas&store=false", content=PHOTO)
                 return answer.status_code, time.monotonic() - started, answer.headers.get("retry-after")
 
-        ask(0)
+        request(0)
         with ThreadPoolExecutor(40) as pool:
-            results = list(pool.map(ask, range(40)))
+            results = list(pool.map(request, range(40)))
         statuses = {status for status, _, _ in results}
         assert statuses == {200, 503}
         assert all(int(wait or 0) >= 1 for status, _, wait in results if status == 503)

@@ -85,8 +85,8 @@ def test_flips_and_probability(client: httpx.Client) -> None:
 
 
 def test_the_probability_as_the_answer(client: httpx.Client) -> None:
-    asked = {"render": "probability", "store": "false"}
-    answer = client.post("/v1/segment", params=asked, content=DATA, headers=PNG)
+    requested = {"render": "probability", "store": "false"}
+    answer = client.post("/v1/segment", params=requested, content=DATA, headers=PNG)
     assert (answer.status_code, answer.headers["content-type"]) == (200, "image/png")
     assert probable(image(answer.content))
     kept = client.post("/v1/segment", params={"render": "probability"}, content=DATA, headers=PNG)
@@ -103,8 +103,8 @@ def test_a_bento_endpoint(client: httpx.Client) -> None:
 
 
 def test_as_a_job(client: httpx.Client) -> None:
-    asked = {"flips": "true", "render": "probability"}
-    job = finished(client, submit(client, "/v1/segment", params=asked, content=DATA))
+    requested = {"flips": "true", "render": "probability"}
+    job = finished(client, submit(client, "/v1/segment", params=requested, content=DATA))
     assert job["state"] == "succeeded", job
     body = ok(client.get(f"/v1/jobs/{job['id']}/result"))
     assert (body["model"]["name"], body["timing"]["batch_size"]) == ("nuclei_unet", 4 * WINDOWS)
@@ -131,8 +131,8 @@ def test_a_image_that_is_resized(client: httpx.Client) -> None:
     ],
 )
 @pytest.mark.parametrize("prefer", ["respond-async", ""])
-def test_what_cannot_be_asked(client: httpx.Client, asked: dict[str, str], said: str, prefer: str) -> None:
-    body = ok(client.post("/v1/segment", params=asked, content=DATA, headers={"prefer": prefer}), 400)
+def test_what_cannot_be_asked(client: httpx.Client, requested: dict[str, str], said: str, prefer: str) -> None:
+    body = ok(client.post("/v1/segment", params=requested, content=DATA, headers={"prefer": prefer}), 400)
     assert body["error"]["code"] == "bad_request"
     assert said in body["error"]["message"]
 

@@ -46,13 +46,13 @@ class Toy:
     family: Family
     loaded: LoadedNetwork
 
-    def answer(self, image: DecodedImage, ask: InferenceRequest) -> InferenceResponse:
-        return self.answers([image], ask)[0]
+    def answer(self, image: DecodedImage, request: InferenceRequest) -> InferenceResponse:
+        return self.answers([image], request)[0]
 
-    def answers(self, images: list[DecodedImage], ask: InferenceRequest) -> list[InferenceResponse]:
+    def answers(self, images: list[DecodedImage], request: InferenceRequest) -> list[InferenceResponse]:
         outputs = self.loaded.run(np.stack([self.family.preprocess(image) for image in images]))
         assert len(outputs) == len(images)
-        return [self.family.postprocess(o, p, ask) for o, p in zip(outputs, images, strict=True)]
+        return [self.family.postprocess(o, p, request) for o, p in zip(outputs, images, strict=True)]
 
     @property
     def renders(self) -> tuple[str, ...]:
@@ -120,8 +120,8 @@ def test_the_right_answer_comes_out(toy: Toy, size: tuple[int, int]) -> None:
 
 def test_a_batch_answers_each_as_alone(toy: Toy) -> None:
     images = [image(COLORS["blue"]), noise(50, 40), image(COLORS["red"], 7, 90)][: toy.manifest.input.batch]
-    ask = InferenceRequest(b"", top_k=2, renders=toy.renders)
-    together, alone = toy.answers(images, ask), [toy.answer(one, ask) for one in images]
+    request = InferenceRequest(b"", top_k=2, renders=toy.renders)
+    together, alone = toy.answers(images, request), [toy.answer(one, request) for one in images]
     for one, other in zip(together, alone, strict=True):
         assert (one.image, one.areas, dict(one.renders)) == (other.image, other.areas, dict(other.renders))
         assert [s.class_index for s in one.scores] == [s.class_index for s in other.scores]
@@ -133,7 +133,7 @@ def test_answers_are_well_formed(toy: Toy) -> None:
     for width, height in SIZES:
         given = noise(width, height, seed=3)
         answer = toy.answer(given, InferenceRequest(b"", top_k=4, renders=toy.renders))
-        assert answer.image == given.facts
+        assert answer.image == given.info
         # A classification or a segmentation, never both.
         assert bool(answer.scores) is (toy.manifest.task == "classify")
         assert bool(answer.areas) is (toy.manifest.task == "segment")
@@ -155,22 +155,22 @@ def test_answers_are_well_formed(toy: Toy) -> None:
 
 
 def test_nothing_is_remembered_between_images(toy: Toy) -> None:
-    ask = InferenceRequest(b"", top_k=1, renders=toy.renders)
-    first = toy.answer(noise(40, 30), ask)
-    toy.answer(image(COLORS["green"], 5, 5), ask)
-    assert toy.answer(noise(40, 30), ask) == first
+    request = InferenceRequest(b"", top_k=1, renders=toy.renders)
+    first = toy.answer(noise(40, 30), request)
+    toy.answer(image(COLORS["green"], 5, 5), request)
+    assert toy.answer(noise(40, 30), request) == first
 
 
 def test_tensors_have_names_of_their_own_and_are_given(toy: Toy) -> None:
     known = toy.family.tensors
-    assert len({facts.name for facts in known}) == len(known) > 0
+    assert len({info.name for info in known}) == len(known) > 0
     given = noise(50, 40)
-    answer = toy.answer(given, InferenceRequest(b"", top_k=1, tensors=tuple(facts.name for facts in known)))
-    for facts in known:
-        tensor = answer.tensors[facts.name]
-        assert tensor.dtype == np.dtype(facts.dtype), facts.name
-        assert tensor.ndim == len(facts.shape), facts.name
-        assert all(want in (-1, has) for want, has in zip(facts.shape, tensor.shape, strict=True)), facts.name
+    answer = toy.answer(given, InferenceRequest(b"", top_k=1, tensors=tuple(info.name for info in known)))
+    for info in known:
+        tensor = answer.tensors[info.name]
+        assert tensor.dtype == np.dtype(info.dtype), info.name
+        assert tensor.ndim == len(info.shape), info.name
+        assert all(want in (-1, has) for want, has in zip(info.shape, tensor.shape, strict=True)), info.name
     if toy.manifest.task == "segment":
         assert answer.tensors["class_map"].shape == (40, 50)
 
@@ -188,7 +188,7 @@ def test_a_graph_whose_output_is_called_as_ours_is(family: str, name: str, tmp_p
         outputs.append(toy.answer(noise(50, 40), InferenceRequest(b"", top_k=1, tensors=(ours,))).tensors[ours])
         loaded.close()
     assert written.only_output.name == name
-    names = [facts.name for facts in toy.family.tensors]
+    names = [info.name for info in toy.family.tensors]
     assert ours in names and len(set(names)) == len(names)
     assert outputs[0].dtype == outputs[1].dtype and np.array_equal(outputs[0], outputs[1])
     assert len(np.unique(outputs[0])) == len(toy_models.CLASSES)  # all occur, or all have confidences of their own

@@ -146,7 +146,7 @@ def test_decodes_as_pillow_does(name: str) -> None:
     assert np.array_equal(np.asarray(image.rgb), reference(FILES[name]))
     assert (image.width, image.height) == (53, 37)
     assert image.mime_type == sniff(FILES[name]) == f"image/{name.split()[0]}"
-    assert image.facts.width == 53 and image.facts.height == 37 and image.facts.mime_type == image.mime_type
+    assert image.info.width == 53 and image.info.height == 37 and image.info.mime_type == image.mime_type
 
 
 @pytest.mark.parametrize("name", LOSSLESS)

@@ -39,8 +39,8 @@ def blended(pixels: NDArray[np.uint8], overlap: float) -> NDArray[np.float32]:
         painted[rows, columns] += 1
 
     blender = TileBlender(grid, 2, paint)
-    for window in grid.windows:
-        square = cut_tile(pixels, window, SIDE).transpose(2, 0, 1).astype(np.float32)[None] / np.float32(255)
+    for tile in grid.tiles:
+        square = cut_tile(pixels, tile, SIDE).transpose(2, 0, 1).astype(np.float32)[None] / np.float32(255)
         blender.add(uneven(square)[0])
     assert (painted == 1).all()
     return out
@@ -67,17 +67,17 @@ def test_as_monai_does(size: tuple[int, int], overlap: float) -> None:
 def test_the_windows_cover_the_image(size: tuple[int, int]) -> None:
     grid = TileGrid(*size, SIDE, 0.5)
     covered = np.zeros((max(size[0], SIDE), max(size[1], SIDE)), bool)
-    for top, left in grid.windows:
+    for top, left in grid.tiles:
         assert 0 <= top <= covered.shape[0] - SIDE and 0 <= left <= covered.shape[1] - SIDE
         covered[top : top + SIDE, left : left + SIDE] = True
     assert covered.all()
-    assert len(set(grid.windows)) == len(grid.windows)
+    assert len(set(grid.tiles)) == len(grid.tiles)
 
 
 def test_the_lines_run_along_the_longer_side() -> None:
     tall, wide = TileGrid(70, 40, 32, 0.5), TileGrid(40, 70, 32, 0.5)
-    assert tall.windows[:3] == (Tile(0, 0), Tile(0, 8), Tile(16, 0))
-    assert wide.windows == tuple(Tile(left, top) for top, left in tall.windows)
+    assert tall.tiles[:3] == (Tile(0, 0), Tile(0, 8), Tile(16, 0))
+    assert wide.tiles == tuple(Tile(left, top) for top, left in tall.tiles)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (3, 40), (31, 5), (2, 2)], ids=str)
@@ -87,9 +87,9 @@ def test_small_images_are_mirrored_until_they_fill_a_window(size: tuple[int, int
     missing = [(max(0, SIDE - each) // 2, max(0, SIDE - each) - max(0, SIDE - each) // 2) for each in size]
     whole = np.pad(pixels, [*missing, (0, 0)], mode="reflect")
     grid = TileGrid(*size, SIDE, 0.5)
-    for window in grid.windows:
-        expected = whole[window.top : window.top + SIDE, window.left : window.left + SIDE]
-        assert np.array_equal(cut_tile(pixels, window, SIDE), expected)
+    for tile in grid.tiles:
+        expected = whole[tile.top : tile.top + SIDE, tile.left : tile.left + SIDE]
+        assert np.array_equal(cut_tile(pixels, tile, SIDE), expected)
 
 
 def test_the_weights_are_highest_in_the_middle() -> None:

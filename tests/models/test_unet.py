@@ -71,7 +71,7 @@ def test_the_logits_of_a_image_at_its_own_size(
     assert np.array_equal(unet.class_map(logits), expected >= np.log(0.7 / 0.3))
     assert np.abs(unet.probabilities(logits)[0] - 1 / (1 + np.exp(-expected))).max() < 1e-5
     # No window is run twice, and batches are full.
-    assert sum(sizes) == len(unet.windows(*expected.shape)) * (4 if flips else 1)
+    assert sum(sizes) == len(unet.tiles(*expected.shape)) * (4 if flips else 1)
     assert set(sizes[:-1]) <= {batch}
 
 
@@ -147,15 +147,15 @@ def test_outputs_may_come_in_any_order(cells: tuple[Unet, LoadedNetwork], flips:
 
     def read(order: list[int]) -> NDArray[np.float32]:
         out = np.zeros((1, 100, 70), np.float32)
-        reading = TiledImage(
+        tiled_image = TiledImage(
             unet, photo, lambda rows, columns, part: out.__setitem__((..., rows, columns), part), flips=flips
         )
-        assert reading.pieces == len(order)
+        assert tiled_image.pieces == len(order)
         for number in order:
-            reading.add(number, position(reading.tensor(number)[None])[0])
+            tiled_image.add(number, position(tiled_image.tensor(number)[None])[0])
         return out
 
-    pieces = len(unet.windows(100, 70)) * (4 if flips else 1)
+    pieces = len(unet.tiles(100, 70)) * (4 if flips else 1)
     in_order = list(range(pieces))
     shuffled = np.random.default_rng(5).permutation(pieces).tolist()
     assert np.array_equal(read(in_order), read(shuffled))
@@ -170,11 +170,11 @@ def test_untiled_is_resized_and_enlarged(tmp_path: Path) -> None:
     logits = unet.predict(photo, loaded.run)
     assert np.abs(logits[0] - expected).max() < 1e-4
     assert np.abs(unet.predict(photo, loaded.run, flips=True)[0] - expected).max() < 1e-4
-    ask = InferenceRequest(b"", renders=("mask", PROBABILITY))
+    request = InferenceRequest(b"", renders=("mask", PROBABILITY))
     answer = unet.postprocess(
         loaded.run(unet.preprocess(DecodedImage(photo, "image/png"))[None])[0],
         DecodedImage(photo, "image/png"),
-        ask,
+        request,
     )
     mask = np.asarray(Image.open(io.BytesIO(answer.renders["mask"])))
     assert np.array_equal(mask, unet.class_map(logits))
@@ -187,13 +187,13 @@ def test_untiled_is_resized_and_enlarged(tmp_path: Path) -> None:
 def test_the_probability_is_a_16_bit_image(cells: tuple[Unet, LoadedNetwork]) -> None:
     unet, loaded = cells
     image = toy_models.noise(50, 70)
-    canvas = PredictionMap(unet, 70, 50, probability=True)
-    reading = TiledImage(unet, image, canvas.paint, flips=False)
-    for number in range(reading.pieces):
-        reading.add(number, loaded.run(reading.tensor(number)[None])[0])
+    prediction_map = PredictionMap(unet, 70, 50, probability=True)
+    tiled_image = TiledImage(unet, image, prediction_map.paint, flips=False)
+    for number in range(tiled_image.pieces):
+        tiled_image.add(number, loaded.run(tiled_image.tensor(number)[None])[0])
     checks: list[int] = []
     answer = unet.answer(
-        canvas,
+        prediction_map,
         DecodedImage(image, "image/png"),
         InferenceRequest(b"", renders=(*RENDERS, PROBABILITY)),
         lambda: checks.append(1),
@@ -216,9 +216,9 @@ def test_a_tiled_image_has_no_single_input(cells: tuple[Unet, LoadedNetwork]) ->
 
 
 def test_a_graph_that_gives_something_else(cells: tuple[Unet, LoadedNetwork]) -> None:
-    reading = TiledImage(cells[0], toy_models.noise(32, 32), lambda *_: None, flips=False)
+    tiled_image = TiledImage(cells[0], toy_models.noise(32, 32), lambda *_: None, flips=False)
     with pytest.raises(BadModelFile, match=r"\[2, 32, 32\].*\[1, 32, 32\]"):
-        reading.add(0, np.zeros((2, 32, 32), np.float32))
+        tiled_image.add(0, np.zeros((2, 32, 32), np.float32))
 
 
 @pytest.mark.parametrize(
@@ -239,7 +239,7 @@ def test_manifests_that_are_no_unet_s(tmp_path: Path, part: str, change: dict[st
 
 def test_windows_of_the_manifest_s_overlap(tmp_path: Path) -> None:
     manifest = toy_models.unet(tmp_path, overlap=0.5)
-    assert Unet(manifest).windows(64, 32) == (Tile(0, 0), Tile(16, 0), Tile(32, 0))
+    assert Unet(manifest).tiles(64, 32) == (Tile(0, 0), Tile(16, 0), Tile(32, 0))
     apart = manifest.model_copy(update={"tiling": Tiling(overlap=0)})
-    assert Unet(apart).windows(64, 32) == (Tile(0, 0), Tile(32, 0))
-    assert Unet(manifest.model_copy(update={"tiling": None})).windows(640, 320) == (Tile(0, 0),)
+    assert Unet(apart).tiles(64, 32) == (Tile(0, 0), Tile(32, 0))
+    assert Unet(manifest.model_copy(update={"tiling": None})).tiles(640, 320) == (Tile(0, 0),)

@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ekiben.child_protocol import MessageWriter
 from tests.serving import ROOT
 from training.__main__ import train
-from training.speech import Speaker
 
 Pixels = NDArray[np.uint8]
 
@@ -96,7 +96,7 @@ def folder_of(folder: Path, options: dict[str, Any], count: int = 24, classes: i
     return folder
 
 
-class Said(Speaker):
+class Said(MessageWriter):
     """Keeps what was said, as the parent would read it."""
 
     def __init__(self) -> None:

@@ -22,12 +22,12 @@ def archive_of(path: Path, side: int, count: int = 3, size: int | None = None) -
     return TrainingData(path, side=size, cache_bytes=1 << 24)
 
 
-@pytest.mark.parametrize(("side", "windows"), [(64, 1), (40, 1), (100, 3), (300, MAX_PATCHES)])
-def test_windows_per_image(side: int, windows: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("side", "patches"), [(64, 1), (40, 1), (100, 3), (300, MAX_PATCHES)])
+def test_windows_per_image(side: int, tiles: int, tmp_path: Path) -> None:
     archive = archive_of(tmp_path / "a.zip", side)
     epoch = PatchSampler(archive, [0, 2], 64, 4, (0, 0))
     batches = list(epoch.epoch(1))
-    assert len(batches) == epoch.steps and sum(len(batch.images) for batch in batches) == epoch.count == 2 * windows
+    assert len(batches) == epoch.steps and sum(len(batch.images) for batch in batches) == epoch.count == 2 * tiles
     for batch in batches:
         assert batch.images.shape[1:] == (3, 64, 64) and batch.classes.shape[1:] == (64, 64)
         assert torch.equal(batch.images[:, 0], batch.classes * 200)
@@ -56,8 +56,8 @@ def test_foreground_is_sought_in_large_images(tmp_path: Path) -> None:
     mask = np.zeros((1000, 1000), np.uint8)
     mask[900:908, 30:38] = 1
     discs.write_archive(tmp_path / "a.zip", [(np.zeros((1000, 1000, 3), np.uint8), mask)] * 3)
-    windows = PatchSampler(TrainingData(tmp_path / "a.zip", side=None, cache_bytes=0), [0], 64, 16, (0, 0))
-    seen = [bool(classes.any()) for epoch in range(6) for batch in windows.epoch(epoch) for classes in batch.classes]
+    tiles = PatchSampler(TrainingData(tmp_path / "a.zip", side=None, cache_bytes=0), [0], 64, 16, (0, 0))
+    seen = [bool(classes.any()) for epoch in range(6) for batch in tiles.epoch(epoch) for classes in batch.classes]
     assert 0.2 < np.mean(seen) < 0.5  # by chance alone one in two hundred
     assert foreground_spot(np.zeros((8, 8), np.uint8), 0.5) is None
     assert all(mask[foreground_spot(mask, draw) or (0, 0)] == 1 for draw in (0.0, 0.3, 0.999))

@@ -101,4 +101,4 @@ def test_the_digest_says_who_judges() -> None:
     one = split_dataset(members, TrainingOptions())
     assert one.digest == split_dataset(members[::-1], TrainingOptions(epochs=3)).digest
     assert one.digest != split_dataset(members, TrainingOptions(seed=1)).digest
-    assert isinstance(one.folds[0], Parts) and one.facts(0)["digest"] == one.digest
+    assert isinstance(one.folds[0], Parts) and one.info(0)["digest"] == one.digest

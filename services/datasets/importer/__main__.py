@@ -1,4 +1,4 @@
-"""``python -m services.datasets --folder FOLDER``: an upload becomes a prepared archive and a report."""
+"""``python -m services.datasets.importer --folder FOLDER``: an upload becomes a prepared archive and a report."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ekiben.child_protocol import EXIT_DONE, EXIT_REFUSED, Progress, Speaker, end_on_sigterm, end_with_parent
+from ekiben.child_protocol import EXIT_DONE, EXIT_REFUSED, MessageWriter, end_on_sigterm, end_with_parent
 from ekiben.dataset_archive import DatasetArchive
 from ekiben.errors import Refusal
 from services.datasets.importer.checks import check
@@ -17,6 +17,7 @@ from services.datasets.importer.layout import find_pairs
 from services.datasets.importer.options import ImportOptions
 from services.datasets.importer.prepare import prepare
 from services.datasets.importer.preview import write_preview
+from services.datasets.importer.progress import ImportProgress
 from services.datasets.importer.report import Report
 from services.datasets.importer.summary import summarize
 from services.datasets.importer.survey import survey
@@ -25,37 +26,37 @@ from services.datasets.importer.unpack import unpack
 ARCHIVE, REPORT, PREVIEW = "dataset.zip", "report.json", "preview.png"
 UPLOAD, UNPACKED, PAIRS = "upload.zip", "unpacked", "pairs"
 
-Tell = Callable[[str, int, int], None]
-"""Told the phase (a key of _SPANS), and how much of how much of it is done."""
+ReportProgress = Callable[[str, int, int], None]
+"""Takes the phase (a key of _SPANS), and how much of how much of it is done."""
 
 _SPANS = {"fetch": (0.0, 0.3), "unpack": (0.3, 0.4), "read": (0.4, 0.7), "write": (0.7, 1.0)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m services.datasets", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m services.datasets.importer", description=__doc__)
     parser.add_argument("--folder", type=Path, required=True, help="holds import.json; what is made is written there")
     parser.add_argument("--with-parent", action="store_true", help="end when stdin ends")
-    asked = parser.parse_args(arguments)
+    requested = parser.parse_args(arguments)
     end_on_sigterm()
-    if asked.with_parent:
+    if requested.with_parent:
         end_with_parent()
-    speaker = Speaker.take_stdout()
-    progress = Progress(speaker, _SPANS)
+    writer = MessageWriter.take_stdout()
+    progress = ImportProgress(writer, _SPANS)
     report = Report()
     try:
         with progress.repeated():
-            result = import_dataset(asked.folder, report, progress)
+            result = import_dataset(requested.folder, report, progress)
     except Refusal as refusal:
         if not report.findings.errors:
             report.findings.error(refusal.code, refusal.message)
-        report.write(asked.folder / REPORT)
-        speaker.refusal(refusal.code, refusal.message)
+        report.write(requested.folder / REPORT)
+        writer.refusal(refusal.code, refusal.message)
         return EXIT_REFUSED
-    speaker.result(result)
+    writer.result(result)
     return EXIT_DONE
 
 
-def import_dataset(folder: Path, report: Report, progress: Tell) -> dict[str, Any]:
+def import_dataset(folder: Path, report: Report, progress: ReportProgress) -> dict[str, Any]:
     """Write ``dataset.zip``, ``preview.png`` and ``report.json`` into ``folder``; the result in short.
 
     Raises a refusal: ``bad_dataset`` with the first error of the report, or what unpacking or fetching says.
@@ -94,7 +95,7 @@ def import_dataset(folder: Path, report: Report, progress: Tell) -> dict[str, An
     }
 
 
-def _entries(folder: Path, options: ImportOptions, progress: Tell) -> list[tuple[str, Path]]:
+def _entries(folder: Path, options: ImportOptions, progress: ReportProgress) -> list[tuple[str, Path]]:
     """(path within the upload, file) of each file that was given."""
     if options.source == "pairs":
         root = folder / PAIRS

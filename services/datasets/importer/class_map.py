@@ -66,38 +66,38 @@ class ClassMap:
             return int(self.classes[-1 if key >= 128 else 0])
         return int(self.classes[np.searchsorted(self.keys, key)])
 
-    def pixels_of(self, facts: MaskStatistics) -> list[int]:
+    def pixels_of(self, info: MaskStatistics) -> list[int]:
         """Pixels of each class in a mask that the first pass has seen."""
         pixels = np.zeros(len(self.names), np.int64)
         if self.snapped:
-            np.add.at(pixels, self.classes[[0, -1]], [facts.dark, facts.bright])
+            np.add.at(pixels, self.classes[[0, -1]], [info.dark, info.bright])
         else:
-            np.add.at(pixels, self.classes[np.searchsorted(self.keys, self.keys_of(facts))], facts.counts)
+            np.add.at(pixels, self.classes[np.searchsorted(self.keys, self.keys_of(info))], info.counts)
         return [int(n) for n in pixels]
 
-    def keys_of(self, facts: MaskStatistics) -> NDArray[np.int64]:
-        return keys_of(facts, self.by_color)
+    def keys_of(self, info: MaskStatistics) -> NDArray[np.int64]:
+        return keys_of(info, self.by_color)
 
     def value(self, key: int) -> int | str:
         """A key as the report shows it."""
         return f"#{key:06x}" if self.by_color and self.kind == "colors" else key & 0xFF if self.by_color else key
 
 
-def keys_of(facts: MaskStatistics, by_color: bool) -> NDArray[np.int64]:
+def keys_of(info: MaskStatistics, by_color: bool) -> NDArray[np.int64]:
     if not by_color:
-        return facts.keys
-    if facts.key_colors is not None:
-        return facts.key_colors.astype(np.int64)
-    return facts.keys if facts.kind == "colors" else np.clip(facts.keys, 0, 255) * 0x010101
+        return info.keys
+    if info.key_colors is not None:
+        return info.key_colors.astype(np.int64)
+    return info.keys if info.kind == "colors" else np.clip(info.keys, 0, 255) * 0x010101
 
 
 def counted(masks: Iterable[MaskStatistics], by_color: bool) -> tuple[Counter[int], Counter[int]]:
     """Key -> pixels, and key -> masks that have it."""
     pixels: Counter[int] = Counter()
     having: Counter[int] = Counter()
-    for facts in masks:
-        keys = keys_of(facts, by_color).tolist()
-        for key, count in zip(keys, facts.counts.tolist(), strict=True):
+    for info in masks:
+        keys = keys_of(info, by_color).tolist()
+        for key, count in zip(keys, info.counts.tolist(), strict=True):
             pixels[key] += count
         having.update(set(keys))
     return pixels, having
@@ -108,12 +108,12 @@ def colors_decide(masks: Sequence[MaskStatistics]) -> bool:
 
     Indices of palettes are labels as long as an index has one colour everywhere, and black is index 0 where it is used.
     """
-    if any(facts.kind == "colors" for facts in masks):
+    if any(info.kind == "colors" for info in masks):
         return True
     meanings: dict[int, set[int]] = {}
-    for facts in masks:
-        if facts.key_colors is not None:
-            for index, color in zip(facts.keys.tolist(), facts.key_colors.tolist(), strict=True):
+    for info in masks:
+        if info.key_colors is not None:
+            for index, color in zip(info.keys.tolist(), info.key_colors.tolist(), strict=True):
                 meanings.setdefault(index, set()).add(color)
     if any(len(colors) > 1 for colors in meanings.values()):
         return True
@@ -124,9 +124,9 @@ def colors_decide(masks: Sequence[MaskStatistics]) -> bool:
 def palette_of(masks: Iterable[MaskStatistics]) -> dict[int, int]:
     """Index -> 0xrrggbb, of the palettes that the masks have."""
     found: dict[int, int] = {}
-    for facts in masks:
-        if facts.key_colors is not None:
-            found.update(zip(facts.keys.tolist(), facts.key_colors.tolist(), strict=True))
+    for info in masks:
+        if info.key_colors is not None:
+            found.update(zip(info.keys.tolist(), info.key_colors.tolist(), strict=True))
     return found
 
 

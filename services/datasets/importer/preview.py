@@ -59,10 +59,10 @@ def _sample(
     sheet: Image.Image, draw: ImageDraw.ImageDraw, dataset: DatasetArchive, number: int, left: int, top: int, width: int
 ) -> None:
     sample = dataset.samples[number]
-    facts = f"{sample.width} x {sample.height}"
-    room = width - _text_width(facts, _SMALL) - 12
+    info = f"{sample.width} x {sample.height}"
+    room = width - _text_width(info, _SMALL) - 12
     draw.text((left, top + 4), _shortened(sample.name, room), _INK, font=_FONT)
-    draw.text((left + width, top + 5), facts, _QUIET, font=_SMALL, anchor="ra")
+    draw.text((left + width, top + 5), info, _QUIET, font=_SMALL, anchor="ra")
     for place, decoded in enumerate(_images(dataset, number)):
         corner = left + place * (_SIDE + _GAP), top + _CAPTION
         draw.rectangle((*corner, corner[0] + _SIDE - 1, corner[1] + _SIDE - 1), _FRAME)

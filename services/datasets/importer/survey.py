@@ -122,7 +122,7 @@ def _read_frame(
         found.trouble("size_mismatch", name, _mismatch(decoded, pixels, turned))
         return
     sha256, grey, brightest, blank = _identity(decoded.rgb)
-    facts = statistics_of(pixels)
+    info = statistics_of(pixels)
     found.samples.append(
         SampleInfo(
             name=name,
@@ -139,8 +139,8 @@ def _read_frame(
             in_volume=image.volume,
             group=_group(pair, image),
             mask_sha256=hashlib.sha256(np.ascontiguousarray(pixels.data).data).hexdigest(),
-            mask_is_image=same_file or (facts.distinct > 2 and _same_image(decoded, pixels)),
-            mask=facts,
+            mask_is_image=same_file or (info.distinct > 2 and _same_image(decoded, pixels)),
+            mask=info,
         )
     )
 

@@ -25,8 +25,8 @@ router = APIRouter(tags=["artifacts"])
     },
 )
 async def show(request: Request, id: str) -> Response:
-    platform: AppState = request.app.state.platform
-    artifact = await asyncio.to_thread(platform.records.artifact, LOCAL_OWNER, id)
+    app_state: AppState = request.app.state.app_state
+    artifact = await asyncio.to_thread(app_state.records.artifact, LOCAL_OWNER, id)
     return await file_response(
-        request, platform.store, artifact.storage_key, artifact.mime_type, artifact.sha256, artifact.bytes
+        request, app_state.store, artifact.storage_key, artifact.mime_type, artifact.sha256, artifact.bytes
     )

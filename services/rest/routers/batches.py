@@ -47,8 +47,8 @@ class BatchOptions(AsyncRequestOptions):
         default_factory=list, description="JSON: stored images instead of files.", max_length=MAX_ITEMS
     )
 
-    def asking(self, request: Request) -> JobTerms:
-        return replace(super().asking(request), items_at_once=self.items_at_once)
+    def terms(self, request: Request) -> JobTerms:
+        return replace(super().terms(request), items_at_once=self.items_at_once)
 
 
 _FORM = {
@@ -62,8 +62,8 @@ _FORM = {
         },
         "archive": {"type": "string", "format": "binary", "description": "Or one ZIP of them."},
         **{
-            name: {"type": "string", "description": facts.get("description", "")}
-            for name, facts in BatchOptions.model_json_schema()["properties"].items()
+            name: {"type": "string", "description": info.get("description", "")}
+            for name, info in BatchOptions.model_json_schema()["properties"].items()
         },
     },
 }
@@ -88,8 +88,8 @@ _FORM = {
     },
 )
 async def submit(request: Request) -> Response:
-    platform: AppState = request.app.state.platform
-    jobs = platform.jobs
+    app_state: AppState = request.app.state.app_state
+    jobs = app_state.jobs
     items: list[NewItem] = []
     idempotency_key(request)  # a wrong one is refused before anything is stored
 
@@ -101,13 +101,13 @@ async def submit(request: Request) -> Response:
         )
 
     try:
-        form = await read_batch(request, platform.settings.batch_mb * 1_000_000, take, platform.settings.home)
+        form = await read_batch(request, app_state.settings.batch_mb * 1_000_000, take, app_state.settings.home)
         options = check(BatchOptions, _given(gather(request.query_params), form.fields))
         if items and options.image_ids:
             raise BadInput("send files or image_ids, not both")
         operation = operations.operation(options.operation)
-        asked = operations.read_parameters(operation, options.parameters)
-        if {"image_id", "store"} & asked.model_fields_set:
+        requested = operations.read_parameters(operation, options.parameters)
+        if {"image_id", "store"} & requested.model_fields_set:
             raise BadInput("image_ids and store belong to the batch, not into its parameters")
         if options.image_ids:
             items = await jobs.stored_items(options.image_ids)
@@ -115,7 +115,7 @@ async def submit(request: Request) -> Response:
         await jobs.discard(items)
         raise
     job, created = await jobs.submit(
-        platform, "batch", options.operation, asked, items, options.asking(request), store=options.store
+        app_state, "batch", options.operation, requested, items, options.terms(request), store=options.store
     )
     return accepted(job, created)
 

@@ -36,17 +36,17 @@ _FIELD = "image"
     openapi_extra=openapi(ClassifyOptions, file_field=_FIELD, raw=()),
 )
 async def classify(request: Request) -> Response:
-    platform: AppState = request.app.state.platform
+    app_state: AppState = request.app.state.app_state
     upload = await _form(request)
     options = parse(ClassifyOptions, request.query_params, upload.fields)
-    asked = platform.vision.classify(
+    requested = app_state.vision.classify(
         ImageSource(upload.data, upload.filename),
         model=options.model,
         version=options.version,
         top_k=options.top_k,
         store=options.store,
     )
-    return json_response((await cancel_on_disconnect(request.receive, asked)).body)
+    return json_response((await cancel_on_disconnect(request.receive, requested)).body)
 
 
 @router.post(
@@ -57,10 +57,10 @@ async def classify(request: Request) -> Response:
     openapi_extra=openapi(SegmentOptions, file_field=_FIELD, raw=()),
 )
 async def segment(request: Request) -> Response:
-    platform: AppState = request.app.state.platform
+    app_state: AppState = request.app.state.app_state
     upload = await _form(request)
     options = parse(SegmentOptions, request.query_params, upload.fields)
-    asked = platform.vision.segment(
+    requested = app_state.vision.segment(
         ImageSource(upload.data, upload.filename),
         model=options.model,
         version=options.version,
@@ -68,7 +68,7 @@ async def segment(request: Request) -> Response:
         probability=options.wants_probability,
         store=options.store,
     )
-    return json_response((await cancel_on_disconnect(request.receive, asked)).body)
+    return json_response((await cancel_on_disconnect(request.receive, requested)).body)
 
 
 @router.post(

@@ -49,8 +49,8 @@ _FORM = {
             "description": "A ZIP with images/ and masks/ of equal file names: PNG, JPEG, TIFF, BMP, DICOM, NIfTI.",
         },
         **{
-            name: {"type": "string", "description": facts.get("description", "")}
-            for name, facts in DatasetUploadOptions.model_json_schema()["properties"].items()
+            name: {"type": "string", "description": info.get("description", "")}
+            for name, info in DatasetUploadOptions.model_json_schema()["properties"].items()
         },
     },
 }
@@ -75,16 +75,16 @@ _FORM = {
     },
 )
 async def bring(request: Request) -> Response:
-    platform: AppState = request.app.state.platform
+    app_state: AppState = request.app.state.app_state
     idempotency_key(request)  # a wrong one is refused before anything is stored
-    limit = platform.settings.dataset_mb * 1_000_000
-    form = await read_archive(request, limit, platform.settings.home, "EKIBEN_DATASET_MB")
+    limit = app_state.settings.dataset_mb * 1_000_000
+    form = await read_archive(request, limit, app_state.settings.home, "EKIBEN_DATASET_MB")
     try:
         options = check(DatasetUploadOptions, await _given(request, form.fields))
         own = DatasetOptions(**{name: getattr(options, name) for name in DatasetOptions.model_fields})
         archive: IO[bytes] | None = form.archive
-        asking = options.asking(request)
-        dataset_id, job, created = await platform.datasets.bring(own, archive, form.filename, asking)
+        terms = options.terms(request)
+        dataset_id, job, created = await app_state.datasets.bring(own, archive, form.filename, terms)
     finally:
         if form.archive is not None:
             form.archive.close()
@@ -99,8 +99,8 @@ async def bring(request: Request) -> Response:
     responses={200: {"model": PageBody[DatasetBody]}},
 )
 async def find(request: Request, page: Page = 1, limit: Limit = 50) -> Response:
-    platform: AppState = request.app.state.platform
-    found, shown = await platform.datasets.datasets(page, limit)
+    app_state: AppState = request.app.state.app_state
+    found, shown = await app_state.datasets.datasets(page, limit)
     items = [_body(each) for each in shown]
     return json_response({"items": items, "total": found.total, "page": page, "limit": limit})
 
@@ -112,8 +112,8 @@ async def find(request: Request, page: Page = 1, limit: Limit = 50) -> Response:
     responses={200: {"model": DatasetBody}},
 )
 async def show(request: Request, id: str) -> Response:
-    platform: AppState = request.app.state.platform
-    return json_response(_body(await platform.datasets.dataset(id)))
+    app_state: AppState = request.app.state.app_state
+    return json_response(_body(await app_state.datasets.dataset(id)))
 
 
 @router.get(
@@ -123,10 +123,10 @@ async def show(request: Request, id: str) -> Response:
     responses={200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}},
 )
 async def preview(request: Request, id: str) -> Response:
-    platform: AppState = request.app.state.platform
-    shown = await platform.datasets.dataset(id)
+    app_state: AppState = request.app.state.app_state
+    shown = await app_state.datasets.dataset(id)
     try:
-        data = await asyncio.to_thread(platform.store.get, platform.datasets.preview_key(shown.dataset))
+        data = await asyncio.to_thread(app_state.store.get, app_state.datasets.preview_key(shown.dataset))
     except NotFound:
         raise NotFound(f"dataset {id} has no preview: it is {shown.state}") from None
     return _image(data, "image/png")
@@ -139,8 +139,8 @@ async def preview(request: Request, id: str) -> Response:
     responses={200: {"model": PageBody[SampleBody]}, 409: {"description": "The dataset is not ready."}},
 )
 async def samples(request: Request, id: str, page: Page = 1, limit: Limit = 50) -> Response:
-    platform: AppState = request.app.state.platform
-    prepared = await platform.datasets.prepared(id)
+    app_state: AppState = request.app.state.app_state
+    prepared = await app_state.datasets.prepared(id)
     first = (page - 1) * limit
     items = [
         {
@@ -170,8 +170,8 @@ _BYTES: dict[int | str, dict[str, Any]] = {
     responses=_BYTES,
 )
 async def sample_image(request: Request, id: str, position: int) -> Response:
-    platform: AppState = request.app.state.platform
-    prepared = await platform.datasets.prepared(id)
+    app_state: AppState = request.app.state.app_state
+    prepared = await app_state.datasets.prepared(id)
     data = await asyncio.to_thread(prepared.image, position)
     return _image(data, sniff(data))
 
@@ -183,8 +183,8 @@ async def sample_image(request: Request, id: str, position: int) -> Response:
     responses=_BYTES,
 )
 async def sample_mask(request: Request, id: str, position: int) -> Response:
-    platform: AppState = request.app.state.platform
-    prepared = await platform.datasets.prepared(id)
+    app_state: AppState = request.app.state.app_state
+    prepared = await app_state.datasets.prepared(id)
     return _image(await asyncio.to_thread(prepared.mask, position), "image/png")
 
 
@@ -196,8 +196,8 @@ async def sample_mask(request: Request, id: str, position: int) -> Response:
     responses={409: {"description": "It is being imported, or a training needs it: cancel that first."}},
 )
 async def remove(request: Request, id: str) -> Response:
-    platform: AppState = request.app.state.platform
-    await platform.datasets.delete(id)
+    app_state: AppState = request.app.state.app_state
+    await app_state.datasets.delete(id)
     return Response(status_code=204)
 
 

@@ -44,46 +44,46 @@ async def healthz(request: Request) -> Response:
 
 @router.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)
 async def show_metrics(request: Request) -> Response:
-    platform: AppState = request.app.state.platform
-    others = await platform.runner.metrics_text()
-    await asyncio.to_thread(_observe_jobs, platform)
+    app_state: AppState = request.app.state.app_state
+    others = await app_state.runner.metrics_text()
+    await asyncio.to_thread(_observe_jobs, app_state)
     text, content_type = await asyncio.to_thread(metrics.render)
     return Response(text + metrics.other_families(others, text), media_type=content_type)
 
 
 async def _verdict(request: Request, *, with_models: bool) -> Response:
-    platform: AppState = request.app.state.platform
-    parts = dict(await platform.health.parts())
+    app_state: AppState = request.app.state.app_state
+    parts = dict(await app_state.health.parts())
     ok = all(part["ok"] for part in parts.values())
     if with_models:
-        parts["models"] = _models(platform)
-        parts["workers"] = await asyncio.to_thread(_workers, platform)
+        parts["models"] = _models(app_state)
+        parts["workers"] = await asyncio.to_thread(_workers, app_state)
     return json_response({"ok": ok, "version": __version__, "parts": parts}, 200 if ok else 503)
 
 
-def _models(platform: AppState) -> dict[str, object]:
+def _models(app_state: AppState) -> dict[str, object]:
     """Models without weights are said here and do not make the platform unhealthy."""
-    listed = platform.index.listed()
+    listed = app_state.index.listed()
     present = sum(1 for model in listed if model.active is not None)
     missing = [model.model.name for model in listed if model.active is None]
     detail = f"{present} available" + (f"; unavailable: {', '.join(missing)}" if missing else "")
     return {"ok": not missing, "detail": detail}
 
 
-def _workers(platform: AppState) -> dict[str, object]:
+def _workers(app_state: AppState) -> dict[str, object]:
     """Without a worker requests are answered all the same; jobs wait."""
     try:
-        alive = platform.jobs.check_workers()
+        alive = app_state.jobs.check_workers()
     except Refusal as error:
         return {"ok": False, "detail": error.message}
     return {"ok": alive > 0, "detail": f"{alive} alive" if alive else "none alive: jobs wait"}
 
 
-def _observe_jobs(platform: AppState) -> None:
+def _observe_jobs(app_state: AppState) -> None:
     """Jobs and workers are the same for all processes: whoever is asked looks them up."""
     try:
-        counts = platform.jobs.counts()
-        metrics.workers.set(platform.jobs.check_workers())
+        counts = app_state.jobs.counts()
+        metrics.workers.set(app_state.jobs.check_workers())
     except Refusal:
         return
     for kind in ("request", "batch"):

@@ -36,9 +36,9 @@ class _NoOptions(BaseModel):
     openapi_extra=openapi(_NoOptions),
 )
 async def store(request: Request) -> Response:
-    platform: AppState = request.app.state.platform
+    app_state: AppState = request.app.state.app_state
     upload = await read_upload(request)
-    image = await platform.vision.keep_image(ImageSource(upload.data, upload.filename))
+    image = await app_state.vision.keep_image(ImageSource(upload.data, upload.filename))
     return json_response(body(image), 201, {"Location": f"/v1/images/{image.id}"})
 
 
@@ -49,8 +49,8 @@ async def store(request: Request) -> Response:
     responses={200: {"model": PageBody[ImageBody]}},
 )
 async def find(request: Request, page: Page = 1, limit: Limit = 50) -> Response:
-    platform: AppState = request.app.state.platform
-    found = await asyncio.to_thread(platform.records.images, LOCAL_OWNER, page, limit)
+    app_state: AppState = request.app.state.app_state
+    found = await asyncio.to_thread(app_state.records.images, LOCAL_OWNER, page, limit)
     return json_response(
         {"items": [body(row) for row in found.items], "total": found.total, "page": page, "limit": limit}
     )
@@ -58,8 +58,8 @@ async def find(request: Request, page: Page = 1, limit: Limit = 50) -> Response:
 
 @router.get("/v1/images/{id}", summary="Facts of an image", response_model=None, responses={200: {"model": ImageBody}})
 async def show(request: Request, id: str) -> Response:
-    platform: AppState = request.app.state.platform
-    return json_response(body(await asyncio.to_thread(platform.records.image, LOCAL_OWNER, id)))
+    app_state: AppState = request.app.state.app_state
+    return json_response(body(await asyncio.to_thread(app_state.records.image, LOCAL_OWNER, id)))
 
 
 @router.get(
@@ -69,9 +69,9 @@ async def show(request: Request, id: str) -> Response:
     responses={200: {"content": {"image/*": {"schema": {"type": "string", "format": "binary"}}}}},
 )
 async def content(request: Request, id: str) -> Response:
-    platform: AppState = request.app.state.platform
-    image = await asyncio.to_thread(platform.records.image, LOCAL_OWNER, id)
-    return await file_response(request, platform.store, image.storage_key, image.mime_type, image.sha256, image.bytes)
+    app_state: AppState = request.app.state.app_state
+    image = await asyncio.to_thread(app_state.records.image, LOCAL_OWNER, id)
+    return await file_response(request, app_state.store, image.storage_key, image.mime_type, image.sha256, image.bytes)
 
 
 @router.delete("/v1/images/{id}", summary="Remove an image", status_code=204, response_model=None)
@@ -80,9 +80,9 @@ async def remove(
     id: str,
     cascade: bool = Query(False, description="Remove the predictions that refer to it too; 409 otherwise."),
 ) -> Response:
-    platform: AppState = request.app.state.platform
-    keys = await asyncio.to_thread(platform.records.delete_image, LOCAL_OWNER, id, cascade)
-    await platform.recorder.delete(keys)
+    app_state: AppState = request.app.state.app_state
+    keys = await asyncio.to_thread(app_state.records.delete_image, LOCAL_OWNER, id, cascade)
+    await app_state.recorder.delete(keys)
     return Response(status_code=204)
 
 

@@ -33,14 +33,14 @@ _DRAWN = {"image/png": "mask", "application/gzip": NIFTI, "application/dicom": D
     openapi_extra=openapi_job(openapi(ClassifyOptions)),
 )
 async def classify(request: Request) -> Response:
-    platform: AppState = request.app.state.platform
+    app_state: AppState = request.app.state.app_state
     upload = await read_upload(request)
     options, job = split(request, ClassifyOptions, upload.fields)
     if job is not None:
         return await submit(request, "classify", options, job, upload)
     outcome = await cancel_on_disconnect(
         request.receive,
-        platform.vision.classify(
+        app_state.vision.classify(
             ImageSource(upload.data, upload.filename, options.image_id),
             model=options.model,
             version=options.version,
@@ -62,8 +62,8 @@ async def classify(request: Request) -> Response:
     openapi_extra=openapi_job(openapi(SegmentOptions, raw=(*IMAGE_TYPES, "application/dicom", "application/x-nifti"))),
 )
 async def segment(request: Request) -> Response:
-    platform: AppState = request.app.state.platform
-    upload = await read_upload(request, limit=platform.settings.volume_mb * 1_000_000)
+    app_state: AppState = request.app.state.app_state
+    upload = await read_upload(request, limit=app_state.settings.volume_mb * 1_000_000)
     if upload.data is not None and medical_type(upload.data) is None:
         sniff(upload.data)  # the larger limit is that of volumes
     options, job = split(request, SegmentOptions, upload.fields)
@@ -74,7 +74,7 @@ async def segment(request: Request) -> Response:
     render = options.render or (_DRAWN[wanted] if wanted is not None else None)
     outcome = await cancel_on_disconnect(
         request.receive,
-        platform.vision.segment(
+        app_state.vision.segment(
             ImageSource(upload.data, upload.filename, options.image_id),
             model=options.model,
             version=options.version,

@@ -52,24 +52,24 @@ async def find(
     page: Page = 1,
     limit: Limit = 50,
 ) -> Response:
-    platform: AppState = request.app.state.platform
-    found, running = await platform.jobs.jobs(state, kind, page, limit)
+    app_state: AppState = request.app.state.app_state
+    found, running = await app_state.jobs.jobs(state, kind, page, limit)
     items = [job_body(job, running.get(job.id, 0)) for job in found.items]
     return json_response({"items": items, "total": found.total, "page": page, "limit": limit})
 
 
 @router.get("/v1/jobs/{id}", summary="One job", response_model=None, responses={200: {"model": JobBody}})
 async def show(request: Request, id: str) -> Response:
-    platform: AppState = request.app.state.platform
-    return json_response(job_body(*await platform.jobs.job(id)))
+    app_state: AppState = request.app.state.app_state
+    return json_response(job_body(*await app_state.jobs.job(id)))
 
 
 @router.get(
     "/v1/jobs/{id}/status", summary="State and progress", response_model=None, responses={200: {"model": StatusBody}}
 )
 async def status(request: Request, id: str) -> Response:
-    platform: AppState = request.app.state.platform
-    job, _ = await platform.jobs.job(id)
+    app_state: AppState = request.app.state.app_state
+    job, _ = await app_state.jobs.job(id)
     return json_response({"state": job.state, "progress": progress(job)})
 
 
@@ -86,8 +86,8 @@ async def items(
     page: Page = 1,
     limit: Limit = 50,
 ) -> Response:
-    platform: AppState = request.app.state.platform
-    found, answers = await platform.jobs.items(id, state, page, limit)
+    app_state: AppState = request.app.state.app_state
+    found, answers = await app_state.jobs.items(id, state, page, limit)
     bodies = [item_body(item, answers.get(item.id)) for item in found.items]
     return json_response({"items": bodies, "total": found.total, "page": page, "limit": limit})
 
@@ -111,17 +111,17 @@ async def items(
     },
 )
 async def result(request: Request, id: str, page: Page = 1, limit: Limit = 50) -> Response:
-    platform: AppState = request.app.state.platform
-    job, _ = await platform.jobs.job(id)
+    app_state: AppState = request.app.state.app_state
+    job, _ = await app_state.jobs.job(id)
     if job.state not in OVER:
         raise Conflict(f"the job is {job.state}: its result is there when it is over", code="not_finished")
     accept = request.headers.get("accept", "")
     for mime_type, ending, made in ((LINES, "jsonl", json_lines), (ZIP, "zip", zip_archive)):
         if prefers(accept, mime_type):
             headers = {"Content-Disposition": f'attachment; filename="{id}.{ending}"'}
-            pieces = iterate_in_thread(made(platform.jobs, platform.store, LOCAL_OWNER, job))
+            pieces = iterate_in_thread(made(app_state.jobs, app_state.store, LOCAL_OWNER, job))
             return StreamingResponse(pieces, media_type=mime_type, headers=headers)
-    found, answers = await platform.jobs.items(id, None, page, limit)
+    found, answers = await app_state.jobs.items(id, None, page, limit)
     if job.kind == "batch":
         bodies = [item_body(item, answers.get(item.id)) for item in found.items]
         return json_response({"items": bodies, "total": found.total, "page": page, "limit": limit})
@@ -153,13 +153,13 @@ async def events(
     id: str,
     after: Annotated[int | None, Query(ge=0, description="As the header Last-Event-ID.")] = None,
 ) -> Response:
-    platform: AppState = request.app.state.platform
+    app_state: AppState = request.app.state.app_state
     last = _last_event(request) if after is None else after
-    found, ended = await platform.jobs.events(id, last)
+    found, ended = await app_state.jobs.events(id, last)
     if ended and not found:
         return Response(status_code=204)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return StreamingResponse(_stream(platform, id, last), media_type=EVENTS, headers=headers)
+    return StreamingResponse(_stream(app_state, id, last), media_type=EVENTS, headers=headers)
 
 
 @router.post(
@@ -169,8 +169,8 @@ async def events(
     responses={200: {"model": JobBody}, 409: {"description": "The job is over."}},
 )
 async def cancel(request: Request, id: str) -> Response:
-    platform: AppState = request.app.state.platform
-    return json_response(job_body(await platform.jobs.cancel(id), 0))
+    app_state: AppState = request.app.state.app_state
+    return json_response(job_body(await app_state.jobs.cancel(id), 0))
 
 
 @router.post(
@@ -181,8 +181,8 @@ async def cancel(request: Request, id: str) -> Response:
     responses={202: {"model": JobBody}, 409: {"description": "The job is not over, or all of it succeeded."}},
 )
 async def retry(request: Request, id: str) -> Response:
-    platform: AppState = request.app.state.platform
-    return json_response(job_body(await platform.jobs.retry(id), 0), 202, {"Location": f"/v1/jobs/{id}"})
+    app_state: AppState = request.app.state.app_state
+    return json_response(job_body(await app_state.jobs.retry(id), 0), 202, {"Location": f"/v1/jobs/{id}"})
 
 
 @router.delete(
@@ -193,8 +193,8 @@ async def retry(request: Request, id: str) -> Response:
     responses={409: {"description": "The job is not over: cancel it first."}},
 )
 async def remove(request: Request, id: str) -> Response:
-    platform: AppState = request.app.state.platform
-    await platform.jobs.delete(id)
+    app_state: AppState = request.app.state.app_state
+    await app_state.jobs.delete(id)
     return Response(status_code=204)
 
 
@@ -205,11 +205,11 @@ def _last_event(request: Request) -> int:
     return int(text)
 
 
-async def _stream(platform: AppState, id: str, last: int) -> AsyncIterator[bytes]:
+async def _stream(app_state: AppState, id: str, last: int) -> AsyncIterator[bytes]:
     yield b"retry: 2000\n\n"
     silent_s = 0.0
     with contextlib.suppress(Refusal):  # the caller connects again, and is told
-        async for found in follow(platform.jobs, id, last):
+        async for found in follow(app_state.jobs, id, last):
             for event in found:
                 yield event_text(event, _data(event.data))
             silent_s = 0.0 if found else silent_s + LOOK_S

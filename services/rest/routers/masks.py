@@ -79,11 +79,11 @@ async def cutouts(request: Request) -> Response:
 
 async def ask_masks(request: Request, upload: Upload) -> Response:
     """The answer to a request for prompted masks, whichever door it came through."""
-    platform: AppState = request.app.state.platform
+    app_state: AppState = request.app.state.app_state
     options, job = split(request, MasksOptions, upload.fields)
     if job is not None:
         return await submit(request, "masks", options, job, upload)
-    asked = platform.masks.prompted(
+    requested = app_state.masks.prompted(
         ImageSource(upload.data, upload.filename, options.image_id),
         await read_json("prompts", options.prompts),
         model=options.model,
@@ -93,16 +93,16 @@ async def ask_masks(request: Request, upload: Upload) -> Response:
         logits=options.logits,
         store=options.store,
     )
-    return json_response(await cancel_on_disconnect(request.receive, asked))
+    return json_response(await cancel_on_disconnect(request.receive, requested))
 
 
 async def ask_auto_masks(request: Request, upload: Upload) -> Response:
     """Likewise for automatic masks."""
-    platform: AppState = request.app.state.platform
+    app_state: AppState = request.app.state.app_state
     options, job = split(request, AutoMasksOptions, upload.fields)
     if job is not None:
         return await submit(request, "auto_masks", options, job, upload)
-    asked = platform.masks.automatic(
+    requested = app_state.masks.automatic(
         ImageSource(upload.data, upload.filename, options.image_id),
         options.auto,
         model=options.model,
@@ -110,13 +110,13 @@ async def ask_auto_masks(request: Request, upload: Upload) -> Response:
         format=options.format,
         store=options.store,
     )
-    return json_response(await cancel_on_disconnect(request.receive, asked))
+    return json_response(await cancel_on_disconnect(request.receive, requested))
 
 
 async def ask_cutouts(request: Request, upload: Upload, options: CutoutsOptions) -> tuple[dict[str, Any], list[CutOut]]:
     """Likewise for cut-outs: what the answer says, and the PNGs."""
-    platform: AppState = request.app.state.platform
-    asked = platform.masks.cutouts(
+    app_state: AppState = request.app.state.app_state
+    requested = app_state.masks.cutouts(
         ImageSource(upload.data, upload.filename, options.image_id),
         await read_json("prompts", options.prompts),
         options.auto,
@@ -128,7 +128,7 @@ async def ask_cutouts(request: Request, upload: Upload, options: CutoutsOptions)
         version=options.version,
         store=options.store,
     )
-    answer: tuple[dict[str, Any], list[CutOut]] = await cancel_on_disconnect(request.receive, asked)
+    answer: tuple[dict[str, Any], list[CutOut]] = await cancel_on_disconnect(request.receive, requested)
     return answer
 
 

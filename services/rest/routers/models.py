@@ -36,15 +36,15 @@ class ActivateOptions(BaseModel):
 
 @router.get("/v1/models", summary="All models", response_model=None, responses={200: {"model": PageBody[ModelBody]}})
 async def find(request: Request) -> Response:
-    platform: AppState = request.app.state.platform
-    items = await platform.models.models()
+    app_state: AppState = request.app.state.app_state
+    items = await app_state.models.models()
     return json_response({"items": items, "total": len(items), "page": 1, "limit": max(1, len(items))})
 
 
 @router.get("/v1/models/{name}", summary="One model", response_model=None, responses={200: {"model": ModelBody}})
 async def show(request: Request, name: str) -> Response:
-    platform: AppState = request.app.state.platform
-    return json_response(await platform.models.model(name))
+    app_state: AppState = request.app.state.app_state
+    return json_response(await app_state.models.model(name))
 
 
 @router.get(
@@ -54,8 +54,8 @@ async def show(request: Request, name: str) -> Response:
     responses={200: {"model": PageBody[VersionBody]}},
 )
 async def versions(request: Request, name: str) -> Response:
-    platform: AppState = request.app.state.platform
-    rows = await asyncio.to_thread(platform.registry.versions, name)
+    app_state: AppState = request.app.state.app_state
+    rows = await asyncio.to_thread(app_state.registry.versions, name)
     items = [version_body(row) for row in rows]
     return json_response({"items": items, "total": len(items), "page": 1, "limit": max(1, len(items))})
 
@@ -73,9 +73,9 @@ async def versions(request: Request, name: str) -> Response:
     },
 )
 async def activate(request: Request, name: str) -> Response:
-    platform: AppState = request.app.state.platform
+    app_state: AppState = request.app.state.app_state
     wanted = check(ActivateOptions, {**gather(request.query_params), **await read_json_body(request)})
-    return json_response(await platform.models.activate(name, wanted.version))
+    return json_response(await app_state.models.activate(name, wanted.version))
 
 
 @router.get(
@@ -85,9 +85,9 @@ async def activate(request: Request, name: str) -> Response:
     responses={200: {"content": {"application/zip": {"schema": {"type": "string", "format": "binary"}}}}},
 )
 async def download(request: Request, name: str, version: int) -> Response:
-    platform: AppState = request.app.state.platform
-    row = await asyncio.to_thread(platform.registry.resolve, name, version)
-    pieces = iterate_in_thread(zip_version(platform.store, row))
+    app_state: AppState = request.app.state.app_state
+    row = await asyncio.to_thread(app_state.registry.resolve, name, version)
+    pieces = iterate_in_thread(zip_version(app_state.store, row))
     headers = {"Content-Disposition": f'attachment; filename="{name}-{version}.zip"'}
     return StreamingResponse(pieces, media_type="application/zip", headers=headers)
 
@@ -100,9 +100,9 @@ async def download(request: Request, name: str, version: int) -> Response:
     responses={409: {"description": "It is the active one of several: activate another first."}},
 )
 async def remove_version(request: Request, name: str, version: int) -> Response:
-    platform: AppState = request.app.state.platform
-    await asyncio.to_thread(remove_files, platform.registry, platform.store, name, version)
-    await asyncio.to_thread(platform.index.refresh)
+    app_state: AppState = request.app.state.app_state
+    await asyncio.to_thread(remove_files, app_state.registry, app_state.store, name, version)
+    await asyncio.to_thread(app_state.index.refresh)
     return Response(status_code=204)
 
 
@@ -115,17 +115,17 @@ async def remove_version(request: Request, name: str, version: int) -> Response:
     openapi_extra=openapi(ModelUploadOptions, file_description="The .onnx file.", raw=("application/octet-stream",)),
 )
 async def bring(request: Request) -> Response:
-    platform: AppState = request.app.state.platform
+    app_state: AppState = request.app.state.app_state
     upload = await read_upload(request, limit=MAX_MODEL_BYTES, text_files=frozenset({"labels", "palette"}))
     if upload.data is None:
         raise BadInput("send the .onnx file as multipart field 'file'")
     options = parse(ModelUploadOptions, request.query_params, upload.fields)
     async with _ONE_IMPORT:
         row = await asyncio.to_thread(
-            import_upload, platform.registry, platform.store, upload.data, upload.filename, options
+            import_upload, app_state.registry, app_state.store, upload.data, upload.filename, options
         )
-    await asyncio.to_thread(platform.index.refresh)
-    return json_response(await platform.models.model(row.name), 201, {"Location": f"/v1/models/{row.name}"})
+    await asyncio.to_thread(app_state.index.refresh)
+    return json_response(await app_state.models.model(row.name), 201, {"Location": f"/v1/models/{row.name}"})
 
 
 @router.post(
@@ -136,8 +136,8 @@ async def bring(request: Request) -> Response:
     responses={200: {"model": ModelBody}},
 )
 async def load(request: Request, name: str) -> Response:
-    platform: AppState = request.app.state.platform
-    return json_response(await platform.models.load(name))
+    app_state: AppState = request.app.state.app_state
+    return json_response(await app_state.models.load(name))
 
 
 @router.post(
@@ -148,5 +148,5 @@ async def load(request: Request, name: str) -> Response:
     responses={200: {"model": ModelBody}},
 )
 async def unload(request: Request, name: str) -> Response:
-    platform: AppState = request.app.state.platform
-    return json_response(await platform.models.unload(name))
+    app_state: AppState = request.app.state.app_state
+    return json_response(await app_state.models.unload(name))

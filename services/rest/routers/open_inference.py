@@ -125,7 +125,7 @@ _INFER: dict[str, Any] = {
 @router.post(MODEL + "/infer", summary="Ask a model", **_INFER)
 @router.post(VERSION + "/infer", summary="Ask a version", **_INFER)
 async def infer(request: Request, model: str, version: str = "") -> Response:
-    platform = _platform(request)
+    app_state = _platform(request)
     body = await read_body(request, MAX_BYTES)
     encoding = request.headers.get("content-encoding", "")
     length = request.headers.get(HEADER_LENGTH)
@@ -134,8 +134,8 @@ async def infer(request: Request, model: str, version: str = "") -> Response:
     head = (
         int(length) if length is not None and length.isascii() and length.isdigit() and len(length) < 12 else len(data)
     )
-    asked, answering = await _run(lambda: read_request(model, version, data, length), head)
-    answer = await cancel_on_disconnect(request.receive, platform.inference.infer(asked))
+    requested, answering = await _run(lambda: read_request(model, version, data, length), head)
+    answer = await cancel_on_disconnect(request.receive, app_state.inference.infer(requested))
     release(request.scope, len(data))
     packed = chosen_encoding(request.headers.get("accept-encoding", ""))
 
@@ -148,7 +148,7 @@ async def infer(request: Request, model: str, version: str = "") -> Response:
     try:
         text, length_of_json, packed_as = await _run(write, size)
     except TooLarge:
-        await platform.inference.forget(answer)
+        await app_state.inference.forget(answer)
         raise
     headers = {} if length_of_json is None else {"Inference-Header-Content-Length": str(length_of_json)}
     if packed_as is not None:
@@ -235,5 +235,5 @@ async def _run(work: Callable[[], Any], size: int) -> Any:
 
 
 def _platform(request: Request) -> AppState:
-    platform: AppState = request.app.state.platform
-    return platform
+    app_state: AppState = request.app.state.app_state
+    return app_state

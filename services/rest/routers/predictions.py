@@ -36,11 +36,11 @@ async def find(
     page: Page = 1,
     limit: Limit = 50,
 ) -> Response:
-    platform: AppState = request.app.state.platform
+    app_state: AppState = request.app.state.app_state
 
     def read() -> tuple[list[dict[str, object]], int]:
-        found = platform.records.predictions(LOCAL_OWNER, task, model, page, limit, job_id=job_id)
-        parts = platform.records.parts_of(found.items)
+        found = app_state.records.predictions(LOCAL_OWNER, task, model, page, limit, job_id=job_id)
+        parts = app_state.records.parts_of(found.items)
         return [body(row, *parts[row.id]) for row in found.items if row.id in parts], found.total
 
     items, total = await asyncio.to_thread(read)
@@ -51,11 +51,11 @@ async def find(
     "/v1/predictions/{id}", summary="One answer", response_model=None, responses={200: {"model": PredictionBody}}
 )
 async def show(request: Request, id: str) -> Response:
-    platform: AppState = request.app.state.platform
+    app_state: AppState = request.app.state.app_state
 
     def read() -> dict[str, object]:
-        row = platform.records.prediction(LOCAL_OWNER, id)
-        parts = platform.records.parts_of([row])
+        row = app_state.records.prediction(LOCAL_OWNER, id)
+        parts = app_state.records.parts_of([row])
         if row.id not in parts:
             raise NotFound(f"there is no prediction {id}")
         return body(row, *parts[row.id])
@@ -70,9 +70,9 @@ async def show(request: Request, id: str) -> Response:
     response_model=None,
 )
 async def remove(request: Request, id: str) -> Response:
-    platform: AppState = request.app.state.platform
-    keys = await asyncio.to_thread(platform.records.delete_prediction, LOCAL_OWNER, id)
-    await platform.recorder.delete(keys)
+    app_state: AppState = request.app.state.app_state
+    keys = await asyncio.to_thread(app_state.records.delete_prediction, LOCAL_OWNER, id)
+    await app_state.recorder.delete(keys)
     return Response(status_code=204)
 
 

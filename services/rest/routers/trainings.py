@@ -46,10 +46,10 @@ class TrainingBodyOptions(AsyncRequestOptions, TrainingRequest):
     },
 )
 async def submit(request: Request) -> Response:
-    platform: AppState = request.app.state.platform
+    app_state: AppState = request.app.state.app_state
     options = check(TrainingBodyOptions, await read_json_body(request))
     given = {name: getattr(options, name) for name in TrainingRequest.model_fields if name in options.model_fields_set}
-    job, created = await platform.trainings.submit(check(TrainingRequest, given), options.asking(request))
+    job, created = await app_state.trainings.submit(check(TrainingRequest, given), options.terms(request))
     return accepted(job, created)
 
 
@@ -61,8 +61,8 @@ async def submit(request: Request) -> Response:
     responses={200: {"model": PageBody[TrainingBody]}},
 )
 async def find(request: Request, page: Page = 1, limit: Limit = 50) -> Response:
-    platform: AppState = request.app.state.platform
-    found = await platform.trainings.trainings(page, limit)
+    app_state: AppState = request.app.state.app_state
+    found = await app_state.trainings.trainings(page, limit)
     items = [training_body(each) for each in found.items]
     return json_response({"items": items, "total": found.total, "page": page, "limit": limit})
 
@@ -77,9 +77,9 @@ async def compare(
     request: Request,
     ids: Annotated[str, Query(description="Of 2 to 20 trainings, separated by commas.", max_length=2000)],
 ) -> Response:
-    platform: AppState = request.app.state.platform
+    app_state: AppState = request.app.state.app_state
     wanted = [id.strip() for id in ids.split(",") if id.strip()]
-    return json_response(comparison_body(await platform.trainings.compare(wanted)))
+    return json_response(comparison_body(await app_state.trainings.compare(wanted)))
 
 
 @router.get(
@@ -89,8 +89,8 @@ async def compare(
     responses={200: {"model": TrainingBody}},
 )
 async def show(request: Request, id: str) -> Response:
-    platform: AppState = request.app.state.platform
-    return json_response(training_body(await platform.trainings.training(id)))
+    app_state: AppState = request.app.state.app_state
+    return json_response(training_body(await app_state.trainings.training(id)))
 
 
 def training_body(training: Training) -> dict[str, Any]:

@@ -222,19 +222,19 @@ def test_corrected_masks(client: httpx.Client) -> None:
 def test_the_same_request_again(server: Server, client: httpx.Client) -> None:
     key = {"Idempotency-Key": os.urandom(8).hex()}
 
-    def ask(data: bytes, name: str = "again") -> httpx.Response:
+    def request(data: bytes, name: str = "again") -> httpx.Response:
         return client.post("/v1/datasets", data={"name": name}, files={"file": ("a.zip", data)}, headers=key)
 
-    first, again = ask(SIX), ask(SIX)
+    first, again = request(SIX), request(SIX)
     assert brought(first) == brought(again)
     assert ("idempotency-replayed" in first.headers, again.headers["idempotency-replayed"]) == (False, "true")
     finished(client, first.json()["job_id"])
     before = stored(server.home)
-    assert brought(ask(SIX)) == first.json()
-    assert refusal(ask(SIX, "another name"), 409)[0] == "idempotency_key_reused"
+    assert brought(request(SIX)) == first.json()
+    assert refusal(request(SIX, "another name"), 409)[0] == "idempotency_key_reused"
     other = bytearray(SIX)
     other[-30] ^= 1  # as many bytes, but not the same ones
-    assert refusal(ask(bytes(other)), 409)[0] == "idempotency_key_reused"
+    assert refusal(request(bytes(other)), 409)[0] == "idempotency_key_reused"
     assert stored(server.home) == before
     wrong = client.post("/v1/datasets", json={"name": "x", "url": "http://a/"}, headers={"Idempotency-Key": "a b"})
     assert "Idempotency-Key" in refusal(wrong, 400)[1]
@@ -245,9 +245,9 @@ def test_the_same_corrected_masks_again(client: httpx.Client) -> None:
     ident = client.post("/v1/images", content=png(image)).json()["id"]
     body = {"name": "one", "samples": [{"image_id": ident, "mask": to_coco(encode(mask))}]}
     key = {"Idempotency-Key": os.urandom(8).hex()}
-    asked = [brought(client.post("/v1/datasets", json=body, headers=key)) for _ in range(2)]
-    assert asked[0] == asked[1]
-    finished(client, asked[0]["job_id"], state=None)
+    requested = [brought(client.post("/v1/datasets", json=body, headers=key)) for _ in range(2)]
+    assert requested[0] == requested[1]
+    finished(client, requested[0]["job_id"], state=None)
 
 
 # ---- what is wrong ----
@@ -482,9 +482,9 @@ def test_versions_of_a_model(server: Server, client: httpx.Client, openapi: dict
     manifest = read_manifest(tmp_path / "taken")
     assert manifest.digest == listed["items"][2]["digest"]
     assert sorted(path.name for path in (tmp_path / "taken").iterdir()) == ["manifest.json", "model.onnx"]
-    for name, facts in manifest.files.items():
+    for name, info in manifest.files.items():
         data = (tmp_path / "taken" / name).read_bytes()
-        assert hashlib.sha256(data).hexdigest() == facts.sha256
+        assert hashlib.sha256(data).hexdigest() == info.sha256
         assert data == (tmp_path / "0" / name).read_bytes()
 
     where = server.home / "blobs" / "models" / "many"

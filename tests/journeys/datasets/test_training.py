@@ -163,12 +163,12 @@ def test_the_same_curves_for_tensorboard(client: httpx.Client, first: dict[str, 
 
 
 def test_two_trainings_side_by_side(client: httpx.Client, dataset_id: str, first: dict[str, Any]) -> None:
-    asked = {"dataset_id": dataset_id, "name": "discs", **SMALL, "epochs": 2}
+    requested = {"dataset_id": dataset_id, "name": "discs", **SMALL, "epochs": 2}
     key = {"Idempotency-Key": os.urandom(8).hex()}
-    answers = [client.post("/v1/trainings", json=asked, headers=key) for _ in range(2)]
+    answers = [client.post("/v1/trainings", json=requested, headers=key) for _ in range(2)]
     second = accepted(answers[0])
     assert (accepted(answers[1]), answers[1].headers["idempotency-replayed"]) == (second, "true")
-    other = client.post("/v1/trainings", json={**asked, "epochs": 3}, headers=key)
+    other = client.post("/v1/trainings", json={**requested, "epochs": 3}, headers=key)
     assert refusal(other, 409)[0] == "idempotency_key_reused"
     finished(client, second, MINUTES)
     body = get(client, f"/v1/trainings/compare?ids={first['id']},{second}")
@@ -204,10 +204,10 @@ def test_cancel_acts_within_three_seconds(server: Server, client: httpx.Client, 
     assert (running["now"]["phase"] == "load" or running["now"]["epoch"] >= 1) and running["previews"]
     assert job_id in refusal(client.delete(f"/v1/datasets/{dataset_id}"), 409)[1]
     [pid] = training_pids(server)
-    asked = time.monotonic()
+    requested = time.monotonic()
     assert client.post(f"/v1/jobs/{job_id}/cancel").status_code == 200
     eventually(lambda: not trains(pid), "the training has ended", 10, 0.02)
-    took = time.monotonic() - asked
+    took = time.monotonic() - requested
     print(f"cancelled: the process was gone after {took:.2f} s")
     assert took < 3
     eventually(lambda: not works(server.home, job_id), "its folder is gone", 10)
@@ -253,9 +253,9 @@ def test_a_training_that_runs_out_of_memory(tmp_path: Path, toy_artifacts: dict[
         slowest = 0.0
         image = disc(1)[0]
         while get(client, f"/v1/jobs/{job_id}/status")["state"] not in OVER:
-            asked = time.monotonic()
+            requested = time.monotonic()
             segmented(client, "areas", image)
-            slowest = max(slowest, time.monotonic() - asked)
+            slowest = max(slowest, time.monotonic() - requested)
             time.sleep(0.1)
         job = finished(client, job_id, MINUTES, "failed")
         print(f"while it ran out of memory an answer took {slowest:.2f} s at most")
@@ -358,12 +358,12 @@ def test_the_server_is_stopped(tmp_path: Path) -> None:
         job_id = train(client, wanted, "discs", **SMALL, epochs=EPOCHS)
         until_epoch(client, job_id, KILLED_AFTER)
         [child] = training_pids(server)
-        asked = time.monotonic()
+        requested = time.monotonic()
         server.process.send_signal(signal.SIGTERM)
         eventually(lambda: not trains(child), "the training ended", 30, 0.02)
-        ended = time.monotonic() - asked
+        ended = time.monotonic() - requested
         server.process.wait(30)
-        stopped = time.monotonic() - asked
+        stopped = time.monotonic() - requested
     print(f"after SIGTERM the training ended after {ended:.1f} s, the server after {stopped:.1f} s")
     assert ended < 8
     assert stopped < 20

@@ -243,7 +243,7 @@ def test_all_of_them_bad(jobs: httpx.Client) -> None:
 def test_masks_and_cutouts_of_many(jobs: httpx.Client) -> None:
     images = [(f"{n}.png", toy_models.encoded(shapes(160 + 8 * n, 120))) for n in range(3)]
     point = [{"points": [[30, 30, 1]]}]
-    asked = {
+    requested = {
         operation: batch(jobs, images, operation, "sam_toy", **more)
         for operation, more in (
             ("masks", {"prompts": point, "multimask": False}),
@@ -256,7 +256,7 @@ def test_masks_and_cutouts_of_many(jobs: httpx.Client) -> None:
         "auto_masks": ("/v1/masks/auto", {"points_per_side": 5}),
         "cutouts": ("/v1/cutouts", {"prompts": json.dumps(point)}),
     }
-    for operation, job_id in asked.items():
+    for operation, job_id in requested.items():
         finished(jobs, job_id)
         path, params = direct[operation]
         for item, (_, data) in zip(all_items(jobs, job_id), images, strict=True):
@@ -314,19 +314,19 @@ def test_what_is_refused(toy_server: Server, waiting: httpx.Client) -> None:
 def test_a_key_gives_one_batch(toy_server: Server, waiting: httpx.Client, count: int) -> None:
     before = blobs(toy_server.home)
 
-    def ask(images: list[tuple[str, bytes]]) -> httpx.Response:
+    def request(images: list[tuple[str, bytes]]) -> httpx.Response:
         data = {"operation": "classify", "parameters": '{"model": "colours"}'}
         files = [("files", image) for image in images]
         return waiting.post("/v1/batches", data=data, files=files, headers={"Idempotency-Key": f"batch-{count}"})
 
     images = [coloured(n) for n in range(count)]
-    first = ask(images)
-    again = ask(images)
+    first = request(images)
+    again = request(images)
     assert again.json() == first.json()
     assert ("idempotency-replayed" in first.headers, again.headers["idempotency-replayed"]) == (False, "true")
     assert len(blobs(toy_server.home) - before) == count
     for other in (images[::-1], images[:-1], [("x.png", images[0][1]), *images[1:]]):
-        assert refusal(ask(other), 409)[0] == "idempotency_key_reused"
+        assert refusal(request(other), 409)[0] == "idempotency_key_reused"
     assert len(blobs(toy_server.home) - before) == count
     waiting.post(f"/v1/jobs/{accepted(first)}/cancel")
     states = [item["state"] for item in all_items(waiting, accepted(first))]

@@ -93,10 +93,10 @@ def test_sigterm_in_the_middle(toys_place: Place) -> None:
         with toys_place.working() as first:
             job_id = seconds_each(client, 10)
             eventually(lambda: toys_place.done(job_id) >= 2, "two are done", 60)
-            asked = time.monotonic()
+            requested = time.monotonic()
             first.process.send_signal(signal.SIGTERM)
             assert first.process.wait(30) == 0
-            took = time.monotonic() - asked
+            took = time.monotonic() - requested
         at_end = toys_place.done(job_id)
         assert toys_place.holders(job_id) == {}
         assert toys_place.count("workers") == 0

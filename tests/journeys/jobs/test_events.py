@@ -136,9 +136,9 @@ def test_a_stream_does_not_hold_the_stop_up(toy_home: Path) -> None:
         with client.stream("GET", f"/v1/jobs/{job_id}/events") as answer:
             stream = read_events(answer.iter_lines())
             assert next(stream).data == {"state": "queued"}
-            asked = time.monotonic()
+            requested = time.monotonic()
             server.process.send_signal(signal.SIGTERM)
             assert list(stream) == []  # it ends as it should: no connection is broken off
-            assert time.monotonic() - asked < 3
+            assert time.monotonic() - requested < 3
         assert server.process.wait(20) == 0
-        assert time.monotonic() - asked < 8
+        assert time.monotonic() - requested < 8

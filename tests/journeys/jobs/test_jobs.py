@@ -66,11 +66,11 @@ def test_the_answer_is_that_of_the_request(jobs: httpx.Client) -> None:
         for name, (path, params) in ROUTES.items()
     }
     assert [answer.status_code for answer in direct.values()] == [200] * 5
-    asked = {
+    requested = {
         name: submit(jobs, path, params=params, files={"file": ("s.png", IMAGE)})
         for name, (path, params) in ROUTES.items()
     }
-    for name, job_id in asked.items():
+    for name, job_id in requested.items():
         job = finished(jobs, job_id)
         assert (job["kind"], job["operation"], job["state"], job["attempts"]) == ("request", name, "succeeded", 1)
         assert job["counts"] == {"total": 1, "done": 1, "failed": 0, "running": 0}
@@ -136,16 +136,16 @@ def test_what_is_not_stored_leaves_no_row(sam_server: Server, jobs: httpx.Client
 
 
 def test_jobs_are_listed_newest_first(jobs: httpx.Client) -> None:
-    asked = [submit(jobs, "/v1/classify?model=colours", content=RED) for _ in range(3)]
-    for job_id in asked:
+    requested = [submit(jobs, "/v1/classify?model=colours", content=RED) for _ in range(3)]
+    for job_id in requested:
         finished(jobs, job_id)
-    assert [job["id"] for job in get(jobs, "/v1/jobs?limit=3")["items"]] == asked[::-1]
-    assert get(jobs, "/v1/jobs?limit=1&page=2")["items"][0] == get(jobs, f"/v1/jobs/{asked[1]}")
+    assert [job["id"] for job in get(jobs, "/v1/jobs?limit=3")["items"]] == requested[::-1]
+    assert get(jobs, "/v1/jobs?limit=1&page=2")["items"][0] == get(jobs, f"/v1/jobs/{requested[1]}")
     done = get(jobs, "/v1/jobs", params={"state": "succeeded", "kind": "request"})
-    assert [job["id"] for job in done["items"][:3]] == asked[::-1]
+    assert [job["id"] for job in done["items"][:3]] == requested[::-1]
     assert {(job["state"], job["kind"]) for job in done["items"]} == {("succeeded", "request")}
-    assert not {job["id"] for job in get(jobs, "/v1/jobs?state=cancelled")["items"]} & set(asked)
-    assert not {job["id"] for job in get(jobs, "/v1/jobs?kind=batch")["items"]} & set(asked)
+    assert not {job["id"] for job in get(jobs, "/v1/jobs?state=cancelled")["items"]} & set(requested)
+    assert not {job["id"] for job in get(jobs, "/v1/jobs?kind=batch")["items"]} & set(requested)
     assert jobs.get("/v1/jobs?state=done").status_code == 400
     assert jobs.get("/v1/jobs?kind=train").status_code == 400
 
@@ -313,25 +313,28 @@ def test_a_key_gives_one_job(toy_server: Server, waiting: httpx.Client) -> None:
     before = blobs(toy_server.home)
     key = {**ASYNC, "Idempotency-Key": "9b1deb4d-3b7d-4bad-9bdd-2b0d7b3dcb6d"}
 
-    def ask(_: int = 0, content: bytes = RED, query: str = "model=colours&top_k=2") -> httpx.Response:
+    def request(_: int = 0, content: bytes = RED, query: str = "model=colours&top_k=2") -> httpx.Response:
         return httpx.post(f"{toy_server.url}/v1/classify?{query}", content=content, headers=key, timeout=60)
 
     with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(ask, range(8)))
+        answers = list(pool.map(request, range(8)))
     assert {answer.status_code for answer in answers} == {202}
     assert len({answer.json()["job_id"] for answer in answers}) == 1
     assert sorted("idempotency-replayed" in answer.headers for answer in answers) == [False] + [True] * 7
-    again = ask()
+    again = request()
     assert again.headers["idempotency-replayed"] == "true"
     assert again.json() == answers[0].json()
     # Also when it is over.
     waiting.post(f"/v1/jobs/{again.json()['job_id']}/cancel")
-    assert ask().json() == again.json()
-    for other in (ask(query="model=colours&top_k=3"), ask(content=toy_models.encoded(toy_models.solid((254, 0, 0))))):
+    assert request().json() == again.json()
+    for other in (
+        request(query="model=colours&top_k=3"),
+        request(content=toy_models.encoded(toy_models.solid((254, 0, 0)))),
+    ):
         assert refusal(other, 409)[0] == "idempotency_key_reused"
     assert len(blobs(toy_server.home) - before) == 1
     waiting.delete(f"/v1/jobs/{again.json()['job_id']}")
-    fresh = ask()
+    fresh = request()
     assert "idempotency-replayed" not in fresh.headers
     assert fresh.json() != again.json()
 

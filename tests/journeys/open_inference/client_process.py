@@ -54,9 +54,9 @@ class Clients:
 
     async def call(self, kind: str, call: str, args: dict[str, Any]) -> Any:
         if call in ("infer", "async_infer", "begin"):
-            return await getattr(self, f"_{call}")(kind, self._asked(kind, args))
+            return await getattr(self, f"_{call}")(kind, self._requested(kind, args))
         if call == "stream":
-            return await self._stream(kind, [self._asked(kind, one) for one in args["requests"]])
+            return await self._stream(kind, [self._requested(kind, one) for one in args["requests"]])
         if call == "leave":
             return await self._leave()
         if "files" in args:
@@ -64,7 +64,7 @@ class Clients:
         answer = getattr(self.client(kind), call)(**args)
         return plain(await answer if asyncio.iscoroutine(answer) else answer)
 
-    def _asked(self, kind: str, args: dict[str, Any]) -> dict[str, Any]:
+    def _requested(self, kind: str, args: dict[str, Any]) -> dict[str, Any]:
         """The arguments of infer, as the client's own classes."""
         module, http = MODULES[kind], kind.startswith("http")
         inputs = []
@@ -118,11 +118,11 @@ class Clients:
             client.stop_stream()
         else:
 
-            async def ask() -> Any:
+            async def request() -> Any:
                 for one in requests:
                     yield one
 
-            came = [one async for one in client.stream_infer(ask())]
+            came = [one async for one in client.stream_infer(request())]
         return [told(result) if error is None else {"refused": said(error)} for result, error in came]
 
     async def _begin(self, kind: str, args: dict[str, Any]) -> None:
@@ -167,9 +167,9 @@ async def main() -> None:
     clients = Clients(sys.argv[1], sys.argv[2])
     loop = asyncio.get_running_loop()
     while line := await loop.run_in_executor(None, sys.stdin.readline):
-        asked = json.loads(line)
+        requested = json.loads(line)
         try:
-            seen = {"answer": await clients.call(asked["kind"], asked["call"], asked["args"])}
+            seen = {"answer": await clients.call(requested["kind"], requested["call"], requested["args"])}
         except InferenceServerException as error:
             seen = {"refused": said(error)}
         except Exception as error:  # what the client itself cannot do: the test says whether that is right

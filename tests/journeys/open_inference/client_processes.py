@@ -59,7 +59,7 @@ class Clients:
             text=True,
         )
 
-    def ask(self, kind: str, call: str, **args: Any) -> Any:
+    def request(self, kind: str, call: str, **args: Any) -> Any:
         """What the client gave back. Refused."""
         assert self._process.stdin is not None and self._process.stdout is not None
         print(json.dumps({"kind": kind, "call": call, "args": args}), file=self._process.stdin, flush=True)
@@ -84,11 +84,11 @@ class Client:
         self.kind = kind
         self.http = kind.startswith("http")
 
-    def ask(self, call: str, **args: Any) -> Any:
-        return self._clients.ask(self.kind, call, **args)
+    def request(self, call: str, **args: Any) -> Any:
+        return self._clients.request(self.kind, call, **args)
 
     def infer(self, model: str, *inputs: dict[str, Any], call: str = "infer", **more: Any) -> Said:
-        return said(self.ask(call, model_name=model, inputs=inputs, **more))
+        return said(self.request(call, model_name=model, inputs=inputs, **more))
 
     def refusal(self, model: str, *inputs: dict[str, Any], **more: Any) -> tuple[str, str]:
         """Code and message of an infer request that is refused."""
@@ -98,7 +98,7 @@ class Client:
 
     def refused(self, call: str, **args: Any) -> tuple[str, str]:
         with pytest.raises(Refused) as refused:
-            self.ask(call, **args)
+            self.request(call, **args)
         return refused.value.code, refused.value.message
 
     def code(self, http: int, grpc: str) -> str:

@@ -82,18 +82,18 @@ def test_more_values_than_are_written_as_json(oip_server: Server) -> None:
     raw = len(photo).to_bytes(4, "little") + photo
     image = {"name": "image", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": len(raw)}}
 
-    def ask(client: httpx.Client, **parameters: Any) -> httpx.Response:
+    def request(client: httpx.Client, **parameters: Any) -> httpx.Response:
         head = json.dumps({"inputs": [image], "parameters": parameters}).encode()
         headers = {"Inference-Header-Content-Length": str(len(head)), "Accept-Encoding": "identity"}
         return client.post("/v2/models/areas/infer", content=head + raw, headers=headers)
 
     with oip_server.client() as client:
         before = stored(client)
-        refused = ask(client)
+        refused = request(client)
         assert refused.status_code == 413, refused.text[:200]
         assert "class_map" in refused.json()["error"] and "binary_data_output" in refused.json()["error"]
         assert stored(client) == before
-        answer = ask(client, binary_data_output=True)
+        answer = request(client, binary_data_output=True)
         assert answer.status_code == 200
         length = int(answer.headers["Inference-Header-Content-Length"])
         body = json.loads(answer.content[:length])
@@ -165,12 +165,12 @@ def test_low_res_masks_of_too_many_prompts(oip: Client, sam_server: Server) -> N
     low = [{"name": "low_res_masks"}]
     with sam_server.client() as client:
         before, kept = counted(client), stored(client)
-        asked: list[tuple[list[dict[str, Any]], dict[str, Any]]] = [
+        requested: list[tuple[list[dict[str, Any]], dict[str, Any]]] = [
             ([tensor("boxes", "FP32", np.array([box] * (most // 3 + 1), np.float32))], {}),
             ([tensor("boxes", "FP32", np.array([box] * (most + 1), np.float32))], {"multimask": False}),
             ([], {"prompts": json.dumps([{"box": box}] * (most // 3 + 1))}),
         ]
-        for inputs, parameters in asked:
+        for inputs, parameters in requested:
             began = time.monotonic()
             code, message = oip.refusal("sam_toy", photo, *inputs, outputs=low, parameters=parameters)
             assert time.monotonic() - began < 2
@@ -188,12 +188,12 @@ def test_low_res_masks_of_too_many_prompts(oip: Client, sam_server: Server) -> N
 def test_a_request_of_too_many_parts(oip: Client) -> None:
     photo = files(new(41, oip.kind))
     numbers = np.zeros(1, np.float32)
-    asked: list[tuple[str, int, list[dict[str, Any]], dict[str, Any]]] = [
+    requested: list[tuple[str, int, list[dict[str, Any]], dict[str, Any]]] = [
         ("inputs", MAX_INPUTS, [tensor(f"i{n}", "FP32", numbers) for n in range(MAX_INPUTS + 1)], {}),
         ("outputs", MAX_OUTPUTS, [photo], {"outputs": [{"name": f"o{n}"} for n in range(MAX_OUTPUTS + 1)]}),
         ("parameters", MAX_PARAMETERS, [photo], {"parameters": {f"p{n}": n for n in range(MAX_PARAMETERS + 1)}}),
     ]
-    for part, most, inputs, more in asked:
+    for part, most, inputs, more in requested:
         code, message = oip.refusal("oip_colours", *inputs, **more)
         assert code == oip.code(400, "INVALID_ARGUMENT")
         assert f"{part}; at most {most} are read" in message, message

@@ -78,7 +78,7 @@ async def everyone(server: Server, schedule: list[tuple[str, list[Request]]]) ->
     address = server.url.removeprefix("http://")
     start = asyncio.Event()
 
-    async def client(number: int, protocol: str, asked: list[Request]) -> list[tuple[Request, str, Any]]:
+    async def client(number: int, protocol: str, requested: list[Request]) -> list[tuple[Request, str, Any]]:
         if protocol == "http":
             module, one = http_client, http_aio.InferenceServerClient(address)
         else:  # a connection of its own: with several gateways any of them may answer
@@ -87,7 +87,7 @@ async def everyone(server: Server, schedule: list[tuple[str, list[Request]]]) ->
         answers = []
         async with one:
             await start.wait()
-            for at, request in enumerate(asked):
+            for at, request in enumerate(requested):
                 await asyncio.sleep(request.after_ms / 1e3)
                 id = f"{number}-{at}"
                 parameters = {"store": False} if request.form == "BYTES" else {}

@@ -203,12 +203,12 @@ def leaves(oip: Client, server: Server, seed: int) -> None:
     many = {"points_per_side": 100, "pred_iou_thresh": 0, "stability_score_thresh": 0, "store": False}
     with httpx.Client(base_url=server.url, timeout=60, limits=httpx.Limits(max_connections=1)) as client:
         before = counted(client)["prompts"]
-        oip.ask("begin", model_name="sam_toy", inputs=[files(data)], parameters=many)
+        oip.request("begin", model_name="sam_toy", inputs=[files(data)], parameters=many)
         end = time.monotonic() + 20
         while counted(client)["prompts"] < before + 40:
             assert time.monotonic() < end, "it never began"
             time.sleep(0.02)
-        oip.ask("leave")
+        oip.request("leave")
         time.sleep(0.5)
         stopped = counted(client)["prompts"]
         time.sleep(0.4)

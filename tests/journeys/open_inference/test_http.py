@@ -158,8 +158,8 @@ def test_an_answer_that_is_too_large(oip_server: Server) -> None:
     coded: dict[str, Any] = {"name": "image", "datatype": "BYTES", "shape": [1], "data": [photo]}
     coded["parameters"] = {"content_type": "base64"}
     with oip_server.client() as client:
-        asked = {"inputs": [coded, box], "parameters": KEPT}
-        assert "POST /v1/masks" in refusal(client.post("/v2/models/sam_toy/infer", json=asked), 413)
+        requested = {"inputs": [coded, box], "parameters": KEPT}
+        assert "POST /v1/masks" in refusal(client.post("/v2/models/sam_toy/infer", json=requested), 413)
 
 
 @EMBEDDED_ONLY
@@ -199,8 +199,8 @@ def test_answers_are_as_openapi_says(oip_server: Server) -> None:
             schema = openapi["paths"][path]["get"]["responses"]["200"]["content"]["application/json"]["schema"]
             answer = client.get(path.replace("{model}", "oip_colours")).json()
             Draft202012Validator({**schema, "components": openapi["components"]}).validate(answer)
-        asked = {"inputs": [image(PIXELS)]}
+        requested = {"inputs": [image(PIXELS)]}
         said = openapi["paths"]["/v2/models/{model}/infer"]["post"]
-        answer = client.post(INFER, json=asked).json()
+        answer = client.post(INFER, json=requested).json()
         schema = said["responses"]["200"]["content"]["application/json"]["schema"]
         Draft202012Validator({**schema, "components": openapi["components"]}).validate(answer)

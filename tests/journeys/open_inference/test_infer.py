@@ -103,8 +103,8 @@ def test_prompts_as_tensors(oip: Client, sam_server: Server) -> None:
             assert np.array_equal(masks[row, number][clear], one.mask[clear])
             assert iou[row, number] == pytest.approx(one.predicted_iou, abs=1e-4)
     with sam_server.client() as client:  # and every pixel as /v1 has it
-        asked = json.dumps([{"points": prompt} for prompt in prompts])
-        params = {"model": "sam_toy", "prompts": asked, "format": "coco", "store": "false"}
+        requested = json.dumps([{"points": prompt} for prompt in prompts])
+        params = {"model": "sam_toy", "prompts": requested, "format": "coco", "store": "false"}
         results = client.post("/v1/masks", params=params, content=data).json()["results"]
     assert np.array_equal(masks, [decoded(row["masks"]) for row in results])
 

@@ -24,17 +24,17 @@ KEPT = {"store": False}
 
 
 def test_health(oip: Client) -> None:
-    assert oip.ask("is_server_live") is True
-    assert oip.ask("is_server_ready") is True
-    assert oip.ask("is_model_ready", model_name="oip_colours") is True
+    assert oip.request("is_server_live") is True
+    assert oip.request("is_server_ready") is True
+    assert oip.request("is_model_ready", model_name="oip_colours") is True
     for version, ready in (("1", True), ("2", True)):
-        assert oip.ask("is_model_ready", model_name="oip_colours", model_version=version) is ready
-    assert oip.ask("is_model_ready", model_name="nobody") is False
+        assert oip.request("is_model_ready", model_name="oip_colours", model_version=version) is ready
+    assert oip.request("is_model_ready", model_name="nobody") is False
 
 
 @EMBEDDED_ONLY
 def test_the_server(oip: Client) -> None:
-    told = oip.ask("get_server_metadata")
+    told = oip.request("get_server_metadata")
     assert told == {"name": "ekiben", "version": __version__, "extensions": list(EXTENSIONS)}
 
 
@@ -53,13 +53,13 @@ def test_models(oip: Client) -> None:
         return [(one["name"], one[type].removeprefix("TYPE_"), [int(n) for n in one[shape]]) for one in given]
 
     for model, versions, outputs in MODELS:
-        told = oip.ask("get_model_metadata", model_name=model)
+        told = oip.request("get_model_metadata", model_name=model)
         assert (told["name"], told["versions"], told["platform"]) == (model, versions, "onnxruntime_onnx")
         assert rows(told["inputs"], "datatype", "shape") == [("image", "BYTES", [-1])]
         assert rows(told["outputs"], "datatype", "shape") == outputs
-        assert oip.ask("get_model_metadata", model_name=model, model_version="1") == told
+        assert oip.request("get_model_metadata", model_name=model, model_version="1") == told
 
-        config = oip.ask("get_model_config", model_name=model)
+        config = oip.request("get_model_config", model_name=model)
         config = config if oip.http else config["config"]
         assert (config["name"], config["platform"], config["backend"]) == (model, "onnxruntime_onnx", "onnxruntime")
         assert config.get("max_batch_size", 0) == 0
@@ -84,7 +84,7 @@ def test_what_is_not_there(oip: Client) -> None:
 
 @EMBEDDED_ONLY
 def test_the_repository(oip: Client) -> None:
-    rows = oip.ask("get_model_repository_index")
+    rows = oip.request("get_model_repository_index")
     rows = rows if oip.http else rows["models"]
     found = {(one["name"], one["version"]): (one["state"], one.get("reason", "")) for one in rows}
     for key in [("oip_colours", "1"), ("oip_colours", "2"), ("oip_mine", "1"), ("oip_cells", "1"), ("sam_toy", "1")]:
@@ -94,17 +94,17 @@ def test_the_repository(oip: Client) -> None:
 
 def test_unload_and_load(oip: Client) -> None:
     def state() -> str:
-        rows = oip.ask("get_model_repository_index")
+        rows = oip.request("get_model_repository_index")
         rows = rows if oip.http else rows["models"]
         return str(next(one["state"] for one in rows if (one["name"], one["version"]) == ("oip_mine", "1")))
 
-    oip.ask("unload_model", model_name="oip_mine", unload_dependents=True)
-    assert oip.ask("is_model_ready", model_name="oip_mine") is False
-    assert oip.ask("is_model_ready", model_name="oip_mine", model_version="1") is False
+    oip.request("unload_model", model_name="oip_mine", unload_dependents=True)
+    assert oip.request("is_model_ready", model_name="oip_mine") is False
+    assert oip.request("is_model_ready", model_name="oip_mine", model_version="1") is False
     assert state() == "UNAVAILABLE"
-    oip.ask("load_model", model_name="oip_mine")
-    assert oip.ask("is_model_ready", model_name="oip_mine") is True
-    assert oip.ask("is_model_ready", model_name="oip_mine", model_version="1") is True
+    oip.request("load_model", model_name="oip_mine")
+    assert oip.request("is_model_ready", model_name="oip_mine") is True
+    assert oip.request("is_model_ready", model_name="oip_mine", model_version="1") is True
     end = time.monotonic() + 5  # another process may still be at it
     while state() == "LOADING" and time.monotonic() < end:
         time.sleep(0.05)
@@ -119,7 +119,7 @@ def test_nothing_is_loaded_but_what_was_imported(oip: Client) -> None:
         code, message = oip.refused("load_model", model_name="oip_mine", **given)
         assert code == oip.code(501, "UNIMPLEMENTED")
         assert "POST /v1/models" in message
-    assert oip.ask("is_model_ready", model_name="oip_mine") is True
+    assert oip.request("is_model_ready", model_name="oip_mine") is True
 
 
 def numbers(oip: Client, model: str, version: str = "") -> dict[str, Any]:
@@ -130,7 +130,7 @@ def numbers(oip: Client, model: str, version: str = "") -> dict[str, Any]:
             return {name: whole(one) for name, one in value.items()}
         return int(value) if isinstance(value, str) else value
 
-    rows = oip.ask("get_inference_statistics", model_name=model, model_version=version)["model_stats"]
+    rows = oip.request("get_inference_statistics", model_name=model, model_version=version)["model_stats"]
     wanted = next(one for one in rows if one["version"] == (version or rows[0]["version"]))
     filled: dict[str, Any] = {"inference_count": 0, "execution_count": 0, "last_inference": 0, **wanted}
     empty = {"count": 0, "ns": 0}
@@ -175,11 +175,11 @@ def test_statistics(oip: Client) -> None:
 
 @EMBEDDED_ONLY
 def test_statistics_of_all(oip: Client, sam_server: Server) -> None:
-    rows = oip.ask("get_inference_statistics")["model_stats"]
+    rows = oip.request("get_inference_statistics")["model_stats"]
     keys = [(one["name"], one["version"]) for one in rows]
     assert len(set(keys)) == len(keys)
     assert {("oip_colours", "1"), ("oip_colours", "2"), ("areas", "1"), ("sam_toy", "1")} <= set(keys)
-    of_one = oip.ask("get_inference_statistics", model_name="oip_colours")["model_stats"]
+    of_one = oip.request("get_inference_statistics", model_name="oip_colours")["model_stats"]
     assert [one["version"] for one in of_one] == ["1", "2"]
     # The same counters as Prometheus sees.
     with sam_server.client() as client:

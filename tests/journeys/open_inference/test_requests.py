@@ -115,7 +115,7 @@ def test_without_waiting(oip: Client) -> None:
         for number, png in enumerate(PNGS)
     ]
     requests.insert(1, {**requests[1], "model_name": "nobody"})
-    came = oip.ask("stream", requests=requests)
+    came = oip.request("stream", requests=requests)
     assert "nobody" in came[1]["refused"]["message"]
     answers = [said(one) for number, one in enumerate(came) if number != 1]
     assert [one.id for one in answers] == ["0", "1", "2"]

@@ -73,9 +73,9 @@ def test_a_stored_image_and_its_name(rpc: Stubs, client: httpx.Client) -> None:
 @pytest.mark.parametrize("store", [True, False])
 @pytest.mark.parametrize("render", [None, "mask", "color", "overlay"])
 def test_segment(rpc: Stubs, client: httpx.Client, render: str | None, store: bool) -> None:
-    asked: dict[str, Any] = {"model": "areas", "store": store}
-    given = rpc.vision.Segment(pb.SegmentRequest(image=image(NOISE), render=render, **asked))
-    over_http = post(client, "/v1/segment", NOISE, **asked)
+    requested: dict[str, Any] = {"model": "areas", "store": store}
+    given = rpc.vision.Segment(pb.SegmentRequest(image=image(NOISE), render=render, **requested))
+    over_http = post(client, "/v1/segment", NOISE, **requested)
     assert plain(as_json(given)) == plain(over_http)
     assert len(given.classes) > 1
     assert set(given.artifacts) == ({"mask", "color", "overlay"} if store else set())
@@ -83,7 +83,7 @@ def test_segment(rpc: Stubs, client: httpx.Client, render: str | None, store: bo
         assert given.rendered == b""
     else:
         drawn = client.post(
-            "/v1/segment", params={**asked, "render": render}, content=NOISE, headers={"Accept": "image/png"}
+            "/v1/segment", params={**requested, "render": render}, content=NOISE, headers={"Accept": "image/png"}
         )
         assert drawn.headers["content-type"] == "image/png"
         assert given.rendered == drawn.content
@@ -93,10 +93,10 @@ def test_segment(rpc: Stubs, client: httpx.Client, render: str | None, store: bo
 
 @pytest.mark.parametrize("format", ["rle", "coco", "polygons", "geojson", "png"])
 def test_prompted_masks(rpc: Stubs, client: httpx.Client, format: str) -> None:
-    asked = {**SAM, "format": format}
-    request = pb.PromptMasksRequest(image=image(DATA), prompts=prompts(PROMPTS[:5]), **asked)
+    requested = {**SAM, "format": format}
+    request = pb.PromptMasksRequest(image=image(DATA), prompts=prompts(PROMPTS[:5]), **requested)
     given = as_json(rpc.vision.PromptMasks(request))
-    over_http = post(client, "/v1/masks", DATA, prompts=json.dumps(PROMPTS[:5]), **asked)
+    over_http = post(client, "/v1/masks", DATA, prompts=json.dumps(PROMPTS[:5]), **requested)
     assert plain(given) == plain(over_http)
     assert [len(one["masks"]) for one in given["results"]] == [3] * 5
     assert given["embedding"].keys() == over_http["embedding"].keys()
@@ -123,22 +123,22 @@ def test_prompts_are_refined(rpc: Stubs, client: httpx.Client) -> None:
 
 @pytest.mark.parametrize("format", ["rle", "polygons"])
 def test_automatic_masks(rpc: Stubs, client: httpx.Client, format: str) -> None:
-    asked: dict[str, Any] = {**GRID, "format": format}
-    stream = list(rpc.vision.AutoMasks(pb.AutoMasksRequest(image=image(DATA), **asked)))
+    requested: dict[str, Any] = {**GRID, "format": format}
+    stream = list(rpc.vision.AutoMasks(pb.AutoMasksRequest(image=image(DATA), **requested)))
     kinds = [event.WhichOneof("event") for event in stream]
     assert kinds.count("finished") == 1 and kinds[-1] == "finished"
     progress = [event.progress for event in stream if event.HasField("progress")]
     assert progress == sorted(progress) and all(0 <= share <= 1 for share in progress)
     given = as_json(stream[-1].finished)
-    over_http = post(client, "/v1/masks/auto", DATA, **asked)
+    over_http = post(client, "/v1/masks/auto", DATA, **requested)
     assert plain(given) == plain(over_http)
     assert len(given["masks"]) >= 4
 
 
 def test_stored_automatic_masks(rpc: Stubs, client: httpx.Client) -> None:
-    asked: dict[str, Any] = {**GRID, "store": True, "preset": "fast", "min_mask_region_area": 10}
-    *_, last = rpc.vision.AutoMasks(pb.AutoMasksRequest(image=image(DATA), **asked))
-    over_http = post(client, "/v1/masks/auto", DATA, **asked)
+    requested: dict[str, Any] = {**GRID, "store": True, "preset": "fast", "min_mask_region_area": 10}
+    *_, last = rpc.vision.AutoMasks(pb.AutoMasksRequest(image=image(DATA), **requested))
+    over_http = post(client, "/v1/masks/auto", DATA, **requested)
     assert plain(as_json(last.finished)) == plain(over_http)
     for kind in ("color", "overlay"):
         theirs = client.get(over_http["artifacts"][kind])
@@ -149,9 +149,9 @@ def test_stored_automatic_masks(rpc: Stubs, client: httpx.Client) -> None:
 def test_cutouts(rpc: Stubs, client: httpx.Client, more: dict[str, Any]) -> None:
     """Of prompts; and without any of the automatic masks."""
     chosen = PROMPTS[:2] if "frame" in more else []
-    asked: dict[str, Any] = {**GRID, **more}
-    given = rpc.vision.Cutouts(pb.CutoutsRequest(image=image(DATA), prompts=prompts(chosen), **asked))
-    params = {**asked, **({"prompts": json.dumps(chosen)} if chosen else {})}
+    requested: dict[str, Any] = {**GRID, **more}
+    given = rpc.vision.Cutouts(pb.CutoutsRequest(image=image(DATA), prompts=prompts(chosen), **requested))
+    params = {**requested, **({"prompts": json.dumps(chosen)} if chosen else {})}
     assert plain(as_json(given)) == plain(post(client, "/v1/cutouts", DATA, **params))
     answer = client.post("/v1/cutouts", params=params, content=DATA, headers={"Accept": "application/zip"})
     with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
@@ -163,8 +163,8 @@ def test_cutouts(rpc: Stubs, client: httpx.Client, more: dict[str, Any]) -> None
 
 def test_a_job(rpc: Stubs, client: httpx.Client) -> None:
     """Submitted over gRPC: it is the same job over HTTP, and gives what one submitted over HTTP gives."""
-    asked = pb.ClassifyRequest(image=image(NOISE, "noise.png"), model="colours", top_k=2)
-    made = rpc.jobs.SubmitJob(pb.SubmitJobRequest(classify=asked, priority=7, timeout_s=100))
+    requested = pb.ClassifyRequest(image=image(NOISE, "noise.png"), model="colours", top_k=2)
+    made = rpc.jobs.SubmitJob(pb.SubmitJobRequest(classify=requested, priority=7, timeout_s=100))
     assert not made.replayed
     watched = list(rpc.jobs.WatchJob(pb.WatchJobRequest(id=made.job_id)))
     job = finished(client, made.job_id)
@@ -203,7 +203,7 @@ def test_a_job(rpc: Stubs, client: httpx.Client) -> None:
 def test_jobs_of_every_operation(rpc: Stubs, client: httpx.Client) -> None:
     whole: dict[str, Any] = {"model": "sam_toy", "store": False}
     stored = rpc.vision.Classify(pb.ClassifyRequest(image=image(NOISE), model="colours")).image.id
-    asked: dict[str, tuple[Any, str, dict[str, Any]]] = {
+    requested: dict[str, tuple[Any, str, dict[str, Any]]] = {
         "segment": (
             pb.SegmentRequest(image=pb.Picture(image_id=stored), model="areas"),
             "/v1/segment",
@@ -221,8 +221,8 @@ def test_jobs_of_every_operation(rpc: Stubs, client: httpx.Client) -> None:
             {**whole, "prompts": json.dumps(PROMPTS[:1]), "min_pixels": 5},
         ),
     }
-    ids = {name: rpc.jobs.SubmitJob(pb.SubmitJobRequest(**{name: one[0]})).job_id for name, one in asked.items()}
-    for name, (_, path, params) in asked.items():
+    ids = {name: rpc.jobs.SubmitJob(pb.SubmitJobRequest(**{name: one[0]})).job_id for name, one in requested.items()}
+    for name, (_, path, params) in requested.items():
         other = submit(client, path, params=params, content=b"" if "image_id" in params else DATA)
         job, theirs = finished(client, ids[name]), finished(client, other)
         assert job["operation"] == name

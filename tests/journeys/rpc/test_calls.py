@@ -28,17 +28,17 @@ def rpc(toy_server: Server) -> Iterator[Stubs]:
 
 
 def test_requests_have_ids(rpc: Stubs) -> None:
-    def ask(given: str | None, **more: Any) -> str:
+    def query(given: str | None, **more: Any) -> str:
         metadata = [] if given is None else [("x-request-id", given)]
         request = pb.ClassifyRequest(**{"image": image(RED), "model": "colours", "store": False, **more})
         _, call = rpc.vision.Classify.with_call(request, metadata=metadata)
         return str(dict(call.trailing_metadata())["x-request-id"])
 
-    assert ask("mine.1-2_3") == "mine.1-2_3"
-    made = [ask(None), ask(None), ask("x" * 129), ask("a b"), ask("")]
+    assert query("mine.1-2_3") == "mine.1-2_3"
+    made = [query(None), query(None), query("x" * 129), query("a b"), query("")]
     assert len({uuid.UUID(one) for one in made}) == 5
     with pytest.raises(grpc.RpcError) as error:
-        ask("mine", top_k=0)
+        query("mine", top_k=0)
     refusal = refused(error.value)
     assert refusal.request_id == "mine" == refusal.trailing["x-request-id"]
     refusal = failing(lambda: rpc.models.GetModel(pb.GetModelRequest(name="nope")))
@@ -56,13 +56,13 @@ def test_a_long_refusal_arrives(rpc: Stubs) -> None:
 def test_messages_have_a_limit(rpc: Stubs) -> None:
     """64 MiB and a bit arrive; what is larger does not, and the connection goes on."""
     at_most = 64 * 1024 * 1024
-    asked = pb.ClassifyRequest(image=image(RED + bytes(at_most - len(RED))), model="colours")
-    assert failing(lambda: rpc.vision.Classify(asked)).reason == "too_large"
-    asked = pb.ClassifyRequest(image=image(RED + bytes(at_most + 1024 * 1024)), model="colours")
-    refusal = failing(lambda: rpc.vision.Classify(asked))
+    requested = pb.ClassifyRequest(image=image(RED + bytes(at_most - len(RED))), model="colours")
+    assert failing(lambda: rpc.vision.Classify(requested)).reason == "too_large"
+    requested = pb.ClassifyRequest(image=image(RED + bytes(at_most + 1024 * 1024)), model="colours")
+    refusal = failing(lambda: rpc.vision.Classify(requested))
     assert (refusal.code, refusal.reason) == ("RESOURCE_EXHAUSTED", None)
-    asked = pb.ClassifyRequest(image=image(RED), model="colours", store=False)
-    assert rpc.vision.Classify(asked).predictions[0].class_name == "red"
+    requested = pb.ClassifyRequest(image=image(RED), model="colours", store=False)
+    assert rpc.vision.Classify(requested).predictions[0].class_name == "red"
 
 
 def test_reflection_is_enough_to_ask(rpc: Stubs, waiting: httpx.Client) -> None:
@@ -73,17 +73,17 @@ def test_reflection_is_enough_to_ask(rpc: Stubs, waiting: httpx.Client) -> None:
     for name in SERVICES:
         assert pool.FindServiceByName(name).methods
 
-    def ask(service: str, method: str, **given: Any) -> Any:
+    def query(service: str, method: str, **given: Any) -> Any:
         found = pool.FindServiceByName(service).methods_by_name[method]
         request, response = GetMessageClass(found.input_type), GetMessageClass(found.output_type)
         write, read = request.SerializeToString, response.FromString
         return rpc.channel.unary_unary(f"/{service}/{method}", write, read)(request(**given))
 
-    told = ask("ekiben.v1.Vision", "Classify", image={"data": RED}, model="colours", store=False)
+    told = query("ekiben.v1.Vision", "Classify", image={"data": RED}, model="colours", store=False)
     assert told.predictions[0].class_name == "red"
-    job = ask("ekiben.v1.Jobs", "SubmitJob", classify={"image": {"data": RED}, "model": "colours"})
-    assert ask("ekiben.v1.Jobs", "CancelJob", id=job.job_id).parameters["model"] == "colours"  # a Struct
-    infer = ask(
+    job = query("ekiben.v1.Jobs", "SubmitJob", classify={"image": {"data": RED}, "model": "colours"})
+    assert query("ekiben.v1.Jobs", "CancelJob", id=job.job_id).parameters["model"] == "colours"  # a Struct
+    infer = query(
         "inference.GRPCInferenceService",
         "ModelInfer",
         model_name="colours",

@@ -170,8 +170,8 @@ REFUSALS: dict[str, tuple[Callable[[Stubs], Any], Callable[[httpx.Client], httpx
 
 @pytest.mark.parametrize("case", REFUSALS)
 def test_refusals_are_those_of_http(rpc: Stubs, client: httpx.Client, case: str) -> None:
-    call, ask, code, reason = REFUSALS[case]
-    refusal, over_http = failing(lambda: call(rpc)), ask(client).json()["error"]
+    call, request, code, reason = REFUSALS[case]
+    refusal, over_http = failing(lambda: call(rpc)), request(client).json()["error"]
     assert (refusal.code, refusal.reason) == (code, reason)
     assert over_http["code"] == reason
     if case != "too many bytes":  # over HTTP the request is too large, and not the image
@@ -203,16 +203,16 @@ def test_what_is_not_offered(rpc: Stubs, client: httpx.Client) -> None:
 
 def test_jobs_that_conflict(rpc: Stubs, client: httpx.Client) -> None:
     """There is no worker: the jobs wait."""
-    asked = pb.ClassifyRequest(image=image(RED), model="colours")
-    first = rpc.jobs.SubmitJob(pb.SubmitJobRequest(classify=asked, idempotency_key="one"))
-    again = rpc.jobs.SubmitJob(pb.SubmitJobRequest(classify=asked, idempotency_key="one"))
+    requested = pb.ClassifyRequest(image=image(RED), model="colours")
+    first = rpc.jobs.SubmitJob(pb.SubmitJobRequest(classify=requested, idempotency_key="one"))
+    again = rpc.jobs.SubmitJob(pb.SubmitJobRequest(classify=requested, idempotency_key="one"))
     assert (first.replayed, again.replayed, again.job_id) == (False, True, first.job_id)
     over_http = client.post(
         "/v1/classify?model=colours", content=RED, headers={"Prefer": "respond-async", "Idempotency-Key": "one"}
     )
     assert over_http.json() == {"job_id": first.job_id}
-    asked.top_k = 1
-    refusal = failing(lambda: rpc.jobs.SubmitJob(pb.SubmitJobRequest(classify=asked, idempotency_key="one")))
+    requested.top_k = 1
+    refusal = failing(lambda: rpc.jobs.SubmitJob(pb.SubmitJobRequest(classify=requested, idempotency_key="one")))
     theirs = client.post(
         "/v1/classify?model=colours&top_k=1",
         content=RED,
@@ -232,8 +232,8 @@ def test_jobs_that_conflict(rpc: Stubs, client: httpx.Client) -> None:
 
 
 def test_the_default_of_a_job_is_that_of_http(rpc: Stubs, client: httpx.Client) -> None:
-    asked = pb.ClassifyRequest(image=image(RED), model="colours")
-    mine = rpc.jobs.SubmitJob(pb.SubmitJobRequest(classify=asked)).job_id
+    requested = pb.ClassifyRequest(image=image(RED), model="colours")
+    mine = rpc.jobs.SubmitJob(pb.SubmitJobRequest(classify=requested)).job_id
     theirs = client.post("/v1/classify?model=colours", content=RED, headers={"Prefer": "respond-async"}).json()
     jobs = [get(client, f"/v1/jobs/{id}") for id in (mine, theirs["job_id"])]
     for job in jobs:
@@ -244,8 +244,8 @@ def test_the_default_of_a_job_is_that_of_http(rpc: Stubs, client: httpx.Client) 
 
 def test_an_internal_error_says_nothing(toy_server: Server, rpc: Stubs, client: httpx.Client) -> None:
     """Something that nobody thought of: a row that cannot be read."""
-    asked = pb.ClassifyRequest(image=image(RED), model="colours")
-    id = rpc.jobs.SubmitJob(pb.SubmitJobRequest(classify=asked)).job_id
+    requested = pb.ClassifyRequest(image=image(RED), model="colours")
+    id = rpc.jobs.SubmitJob(pb.SubmitJobRequest(classify=requested)).job_id
     rpc.jobs.CancelJob(pb.CancelJobRequest(id=id))
     with contextlib.closing(sqlite3.connect(toy_server.home / "ekiben.db", timeout=20)) as database, database:
         assert database.execute("UPDATE jobs SET parameters = '{secret' WHERE id = ?", (id,)).rowcount == 1

@@ -74,11 +74,11 @@ def client(server: Server) -> Iterator[httpx.Client]:
 
 
 def test_only_who_trusts_the_certificate_is_served(server: Server, rpc: Stubs) -> None:
-    asked = pb.ListModelsRequest()
-    assert len(rpc.models.ListModels(asked).items) == 3
+    requested = pb.ListModelsRequest()
+    assert len(rpc.models.ListModels(requested).items) == 3
     for credentials in (None, grpc.ssl_channel_credentials()):
         with connected(server.grpc, credentials) as stranger:
-            assert failing(partial(stranger.models.ListModels, asked)).code == "UNAVAILABLE"
+            assert failing(partial(stranger.models.ListModels, requested)).code == "UNAVAILABLE"
 
 
 # ---- answers of models that other servers have not ----
@@ -116,7 +116,7 @@ def test_overload_is_refused_at_once(server: Server) -> None:
     """More bytes than may wait: UNAVAILABLE with a time to try again; what was taken is answered."""
     photo = toy_models.encoded(toy_models.noise(900, 700), "JPEG", quality=95)
 
-    def ask(_: int) -> Refused | None:
+    def request(_: int) -> Refused | None:
         with trusting(server) as stubs:
             try:
                 stubs.vision.Segment(pb.SegmentRequest(image=image(photo), model="areas", store=False))
@@ -124,9 +124,9 @@ def test_overload_is_refused_at_once(server: Server) -> None:
                 return refused(error)
             return None
 
-    ask(0)
+    request(0)
     with ThreadPoolExecutor(24) as pool:
-        answers = list(pool.map(ask, range(24)))
+        answers = list(pool.map(request, range(24)))
     refusals = [one for one in answers if one is not None]
     assert {(one.code, one.reason) for one in refusals} == {("UNAVAILABLE", "overloaded")}
     assert all(one.retry_s is not None and one.retry_s >= 1 for one in refusals)
@@ -169,9 +169,9 @@ def predictions(client: httpx.Client) -> int:
 
 def test_deadlines_and_callers_who_leave_reach_the_queue(server: Server, rpc: Stubs, client: httpx.Client) -> None:
     """Neither is computed later, nor recorded."""
-    asked = {"image": image(NOISE)}
-    classify = pb.ClassifyRequest(**asked, model="colours")
-    segment = pb.SegmentRequest(**asked, model="cells")
+    requested = {"image": image(NOISE)}
+    classify = pb.ClassifyRequest(**requested, model="colours")
+    segment = pb.SegmentRequest(**requested, model="cells")
     rpc.vision.Classify(classify)
     rpc.vision.Segment(segment)
     before = [counters(client, name)["batches"] for name in ("colours", "cells")], predictions(client)
@@ -210,8 +210,8 @@ def test_the_deadline_of_the_server_has_its_words(rpc: Stubs) -> None:
 
 
 def test_who_leaves_a_stream_is_let_go(rpc: Stubs, client: httpx.Client) -> None:
-    asked = pb.ClassifyRequest(image=image(RED), model="colours")
-    id = rpc.jobs.SubmitJob(pb.SubmitJobRequest(classify=asked)).job_id
+    requested = pb.ClassifyRequest(image=image(RED), model="colours")
+    id = rpc.jobs.SubmitJob(pb.SubmitJobRequest(classify=requested)).job_id
     watching = rpc.jobs.WatchJob(pb.WatchJobRequest(id=id))
     assert next(watching).kind == "state"
     assert in_progress(client) == 2

@@ -51,14 +51,14 @@ def over_inference(server: Server, stack: contextlib.ExitStack) -> Ask:
 def over_http(server: Server, stack: contextlib.ExitStack) -> Ask:
     client = stack.enter_context(httpx.Client(base_url=server.url, timeout=60))
 
-    def ask() -> str:
+    def request() -> str:
         try:
             answer = client.post("/v1/segment?model=areas", content=SLOW)
         except httpx.TransportError:
             return REFUSED
         return ANSWERED if answer.status_code == 200 and answer.json()["id"] else answer.text
 
-    return ask
+    return request
 
 
 def answered(call: Callable[[], bool]) -> str:
@@ -103,29 +103,29 @@ def test_a_stop_loses_nothing(toy_home: Path, topology: str) -> None:
         steady = [way(server, stack) for way in WAYS for _ in range(2)]
         pool = stack.enter_context(ThreadPoolExecutor(len(once) + len(steady)))
 
-        def go_on(ask: Ask) -> Counter[str]:
+        def go_on(request: Ask) -> Counter[str]:
             told: Counter[str] = Counter()
             end = time.monotonic() + 60
             while set(told) <= {ANSWERED} and time.monotonic() < end:
-                told[ask()] += 1
+                told[request()] += 1
             return told
 
-        asked = [pool.submit(ask) for ask in once]
+        requested = [pool.submit(request) for request in once]
         # These, of which some may be answered by now (looked at first), the health watcher and the question itself.
         eventually(
-            lambda: sum(one.done() for one in asked) + in_progress(client) >= len(once) + 2,
+            lambda: sum(one.done() for one in requested) + in_progress(client) >= len(once) + 2,
             "all are received",
             20,
             every_s=0.01,
         )
-        going = [pool.submit(go_on, ask) for ask in steady]
+        going = [pool.submit(go_on, request) for request in steady]
         time.sleep(0.2)
         server.process.send_signal(signal.SIGTERM)
         eventually(lambda: next(health).status == health_pb2.HealthCheckResponse.NOT_SERVING, "it is told", 10)
         # Of two gateways the other may be told a little later.
         eventually(lambda: late(server) == REFUSED, "new calls are refused", 5)
-        assert not all(one.done() for one in asked), "the stop came too late for this test"
-        assert [one.result(60) for one in asked] == [ANSWERED] * len(once)
+        assert not all(one.done() for one in requested), "the stop came too late for this test"
+        assert [one.result(60) for one in requested] == [ANSWERED] * len(once)
         for one in going:
             told = one.result(60)
             assert told[REFUSED] == 1 and set(told) <= {ANSWERED, REFUSED}, told
@@ -152,8 +152,8 @@ def test_two_gateways_share_the_port(toy_home: Path) -> None:
             while not stop.is_set():
                 told[one_more(server)] += 1
 
-        asking = threading.Thread(target=ask_on)
-        asking.start()
+        terms = threading.Thread(target=ask_on)
+        terms.start()
         try:
             os.kill(killed, signal.SIGKILL)
             eventually(lambda: killed not in server.pids(), "it is dead", 10)
@@ -162,7 +162,7 @@ def test_two_gateways_share_the_port(toy_home: Path) -> None:
             eventually(lambda: len(server.worker_pids()) == 2 and spread(server), "a new one answers", 40)
         finally:
             stop.set()
-            asking.join(20)
+            terms.join(20)
         assert killed not in server.worker_pids()
         # One call at most was with the one that was killed.
         assert set(told) <= {ANSWERED, REFUSED} and told[REFUSED] <= 1, told
@@ -170,8 +170,8 @@ def test_two_gateways_share_the_port(toy_home: Path) -> None:
 
 def one_more(server: Server) -> str:
     with connected(server.grpc) as stubs:
-        asked = pb.ClassifyRequest(image=image(RED), model="colours", store=False)
-        return answered(lambda: bool(stubs.vision.Classify(asked).predictions))
+        requested = pb.ClassifyRequest(image=image(RED), model="colours", store=False)
+        return answered(lambda: bool(stubs.vision.Classify(requested).predictions))
 
 
 def spread(server: Server) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.toy_sam import Tokens, cells_of, frame_size, iou_of, logits_of
+from tests.toy_sam import Tokens, cells_of, image_size, iou_of, logits_of
 
 
 def reference_masks(image: Image.Image, **parameters: Any) -> list[dict[str, Any]]:
@@ -40,7 +40,7 @@ def reference_masks(image: Image.Image, **parameters: Any) -> list[dict[str, Any
             pairs = zip(points.numpy(), labels.numpy(), strict=True)
             prompts = [Tokens(point.astype(np.float32), label.astype(np.float32)) for point, label in pairs]
             iou = torch.tensor(np.array([iou_of(self.cells, one)[1:] for one in prompts])).float()
-            width, height = frame_size(*self.image.size)
+            width, height = image_size(*self.image.size)
             masks = torch.zeros((len(prompts), 3, self.image.height, self.image.width))
             resize = torch.nn.functional.interpolate
             for row, one in enumerate(prompts):

@@ -115,14 +115,14 @@ def compare_prompts(client: httpx.Client, sam: Sam, data: bytes) -> Seen:
     """Every kind of prompt on one image, three masks and one, and each of them refined by an earlier mask."""
     rgb = reference.read_rgb(data)
     predictor, seen = reference.Predictor(sam, rgb), Seen()
-    asked = prompts(rgb.shape[1], rgb.shape[0])
-    first = _ask(client, data, asked, multimask=True)
-    answers = [predictor.answer(prompt) for prompt in asked]
+    requested = prompts(rgb.shape[1], rgb.shape[0])
+    first = _ask(client, data, requested, multimask=True)
+    answers = [predictor.answer(prompt) for prompt in requested]
     _compare(client, seen, "three masks", first, answers)
-    one = _ask(client, data, asked, multimask=False)
-    _compare(client, seen, "one mask", one, [predictor.answer(prompt, multimask=False) for prompt in asked])
+    one = _ask(client, data, requested, multimask=False)
+    _compare(client, seen, "one mask", one, [predictor.answer(prompt, multimask=False) for prompt in requested])
     # The server refines its own logits, the reference those that it gave. The last prompt has no mask to refine.
-    refined: list[dict[str, Any]] = [{}, *asked[1:]]
+    refined: list[dict[str, Any]] = [{}, *requested[1:]]
     for prompt, row in zip(refined[:3], first, strict=False):
         prompt["mask_input"] = row["masks"][1]["id"]
     masks = [answer.low_res[1] for answer in answers[:3]]
@@ -135,8 +135,8 @@ def compare_prompts(client: httpx.Client, sam: Sam, data: bytes) -> Seen:
     return seen
 
 
-def _ask(client: httpx.Client, data: bytes, asked: Sequence[Any], *, multimask: bool) -> list[dict[str, Any]]:
-    form = {"prompts": json.dumps(asked), "model": MODEL, "multimask": str(multimask).lower()}
+def _ask(client: httpx.Client, data: bytes, requested: Sequence[Any], *, multimask: bool) -> list[dict[str, Any]]:
+    form = {"prompts": json.dumps(requested), "model": MODEL, "multimask": str(multimask).lower()}
     answer = client.post("/v1/masks", data=form, files={"file": data})
     assert answer.status_code == 200, answer.text
     results: list[dict[str, Any]] = answer.json()["results"]

@@ -48,7 +48,7 @@ COUNTERS = {
 }
 
 
-def ask(client: httpx.Client, path: str, prompts: Any = None, *, status: int = 200, **more: Any) -> dict[str, Any]:
+def request(client: httpx.Client, path: str, prompts: Any = None, *, status: int = 200, **more: Any) -> dict[str, Any]:
     """POST ``path`` with ``params`` as the query, of sam_toy unless they say another model."""
     params = {"model": "sam_toy", **more.pop("params", {})}
     if prompts is not None:
@@ -61,7 +61,7 @@ def ask(client: httpx.Client, path: str, prompts: Any = None, *, status: int = 2
 
 def message(client: httpx.Client, path: str, prompts: Any = None, *, status: int = 400, **more: Any) -> str:
     """What a refusal says."""
-    return str(ask(client, path, prompts, status=status, **more)["error"]["message"])
+    return str(request(client, path, prompts, status=status, **more)["error"]["message"])
 
 
 def counted(client: httpx.Client) -> dict[str, float]:

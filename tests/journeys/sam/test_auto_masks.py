@@ -17,7 +17,7 @@ from PIL import Image
 
 from tests import toy_models
 from tests.journeys.sam.auto_reference import reference_masks
-from tests.journeys.sam.mask_answers import ask, counted, image_at, message, pixels
+from tests.journeys.sam.mask_answers import counted, image_at, message, pixels, request
 from tests.serving import Server, serving
 from tests.toy_sam import GROUND, boxes_of, middle, shapes
 
@@ -80,7 +80,7 @@ def truth(case: int) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("case", range(len(CASES)))
 def test_the_masks_are_the_reference_s(client: httpx.Client, case: int) -> None:
-    body = ask(client, "/v1/masks/auto", content=BUSY, params={**CASES[case], "store": False})
+    body = request(client, "/v1/masks/auto", content=BUSY, params={**CASES[case], "store": False})
     assert body["parameters"] == {**DEFAULTS, **CASES[case]}
     assert body["id"] is None and body["artifacts"] is None
     assert len(truth(case)) >= 4
@@ -106,7 +106,7 @@ def test_small_regions_go() -> None:
 def test_an_answer_is_remembered_whole(client: httpx.Client) -> None:
     image = shapes(480, 360)
     before = counted(client)
-    body = ask(
+    body = request(
         client, "/v1/masks/auto", files={"file": ("s.png", toy_models.encoded(image))}, params={"preset": "fast"}
     )
     assert body["parameters"] == {**DEFAULTS, "points_per_side": 16}
@@ -149,7 +149,7 @@ def test_presets(client: httpx.Client) -> None:
     small = toy_models.encoded(shapes(96, 64))
 
     def used(**params: Any) -> dict[str, Any]:
-        found: dict[str, Any] = ask(client, "/v1/masks/auto", content=small, params={**params, "store": False})
+        found: dict[str, Any] = request(client, "/v1/masks/auto", content=small, params={**params, "store": False})
         return dict(found["parameters"])
 
     assert used(preset="full") == DEFAULTS
@@ -192,7 +192,7 @@ def test_a_caller_who_leaves_ends_them(sam_server: Server, client: httpx.Client)
     assert counted(client)["prompts"] == stopped
     assert stopped - before < 5000
     # Others are answered as ever.
-    assert ask(client, "/v1/masks", content=data, params={"store": False})["embedding"]["cached"] in (True, False)
+    assert request(client, "/v1/masks", content=data, params={"store": False})["embedding"]["cached"] in (True, False)
 
 
 @pytest.mark.acceptance
@@ -209,15 +209,15 @@ def test_a_deadline_of_their_own(sam_home: Path) -> None:
         time.sleep(0.3)
         assert counted(client)["prompts"] == stopped
         assert client.post("/v1/cutouts", params=LONG, content=data).status_code == 504
-        assert ask(client, "/v1/masks", content=data, params={"store": False})["results"]
+        assert request(client, "/v1/masks", content=data, params={"store": False})["results"]
         small = toy_models.encoded(shapes(96, 64))
-        assert len(ask(client, "/v1/masks/auto", content=small, params={"points_per_side": 8})["masks"]) == 4
+        assert len(request(client, "/v1/masks/auto", content=small, params={"points_per_side": 8})["masks"]) == 4
 
 
 def test_the_bento_endpoint(sam_server: Server, client: httpx.Client, tmp_path: Path) -> None:
     path = tmp_path / "shapes.png"
     path.write_bytes(toy_models.encoded(shapes(480, 360)))
-    same = ask(client, "/v1/masks/auto", content=path.read_bytes(), params={"preset": "fast", "store": False})
+    same = request(client, "/v1/masks/auto", content=path.read_bytes(), params={"preset": "fast", "store": False})
     with bentoml.SyncHTTPClient(sam_server.url) as bento:
         given: dict[str, Any] = bento.auto_masks(image=path, preset="fast", model="sam_toy")
     assert given["masks"] == same["masks"]

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from tests import toy_models
-from tests.journeys.sam.mask_answers import ask, check_mask, image_at, message, pixels
+from tests.journeys.sam.mask_answers import check_mask, image_at, message, pixels, request
 from tests.serving import Server
 from tests.toy_sam import boxes_of, expected_masks, middle, shapes
 
@@ -40,7 +40,7 @@ PROMPTS: list[dict[str, Any]] = [
 
 def masks_of(client: httpx.Client, prompts: list[dict[str, Any]], *, multimask: bool = False) -> list[np.ndarray]:
     """What is to be cut out: the only mask of each prompt, or the first of three, which has the best predicted IoU."""
-    body = ask(client, "/v1/masks", prompts, content=DATA, params={"multimask": multimask, "store": False})
+    body = request(client, "/v1/masks", prompts, content=DATA, params={"multimask": multimask, "store": False})
     found = []
     for prompt, result in zip(prompts, body["results"], strict=True):
         truth = expected_masks(IMAGE, prompt.get("points", ()), prompt.get("box"), multimask=multimask)
@@ -75,7 +75,7 @@ def check(given: dict[str, Any], cut: Image.Image, mask: np.ndarray, box: tuple[
 @pytest.mark.parametrize("padding", [0, 25])
 def test_cut_by_prompts(client: httpx.Client, padding: int) -> None:
     params = {"padding_px": padding} if padding else {}
-    body = ask(client, "/v1/cutouts", PROMPTS, content=DATA, params=params)
+    body = request(client, "/v1/cutouts", PROMPTS, content=DATA, params=params)
     assert [one["prompt"] for one in body["cutouts"]] == [0, 1, 2]
     for given, mask in zip(body["cutouts"], masks_of(client, PROMPTS), strict=True):
         check(given, image_at(client, given["url"]), mask, window(mask, padding))
@@ -91,19 +91,19 @@ def test_cut_by_prompts(client: httpx.Client, padding: int) -> None:
 
 
 def test_the_best_of_several_masks(client: httpx.Client) -> None:
-    body = ask(client, "/v1/cutouts", PROMPTS[:2], content=DATA, params={"multimask": True})
+    body = request(client, "/v1/cutouts", PROMPTS[:2], content=DATA, params={"multimask": True})
     for given, mask in zip(body["cutouts"], masks_of(client, PROMPTS[:2], multimask=True), strict=True):
         assert given["predicted_iou"] == pytest.approx(0.97, abs=1e-4)
         check(given, image_at(client, given["url"]), mask, window(mask))
 
 
 def test_the_whole_frame_and_a_soft_edge(client: httpx.Client) -> None:
-    body = ask(client, "/v1/cutouts", PROMPTS[:1], content=DATA, params={"frame": "full"})
+    body = request(client, "/v1/cutouts", PROMPTS[:1], content=DATA, params={"frame": "full"})
     mask = masks_of(client, PROMPTS[:1])[0]
     check(body["cutouts"][0], image_at(client, body["cutouts"][0]["url"]), mask, (0, 0, 400, 300))
 
     params = {"feather_px": 3, "padding_px": 12}
-    body = ask(client, "/v1/cutouts", PROMPTS[:1], content=DATA, params=params)
+    body = request(client, "/v1/cutouts", PROMPTS[:1], content=DATA, params=params)
     given = body["cutouts"][0]
     x0, y0, x1, y1 = window(mask, 12)
     assert given["bbox"] == [x0, y0, x1 - x0, y1 - y0]
@@ -140,11 +140,11 @@ def test_as_an_archive(client: httpx.Client) -> None:
 
 def test_of_everything(client: httpx.Client) -> None:
     options = {"points_per_side": 8, "store": False}
-    auto = ask(client, "/v1/masks/auto", content=DATA, params=options)["masks"]
+    auto = request(client, "/v1/masks/auto", content=DATA, params=options)["masks"]
     assert len(auto) >= 4
 
     def cut(**more: Any) -> list[tuple[dict[str, Any], Image.Image]]:
-        body = ask(client, "/v1/cutouts", content=DATA, params={**options, "store": True, **more})
+        body = request(client, "/v1/cutouts", content=DATA, params={**options, "store": True, **more})
         return [(one, image_at(client, one["url"])) for one in body["cutouts"]]
 
     for (given, image), mask in zip(cut(), auto, strict=True):

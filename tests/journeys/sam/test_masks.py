@@ -20,11 +20,11 @@ from tests import toy_models
 from tests.journeys.sam.mask_answers import (
     DATA,
     PROMPTS,
-    ask,
     check_results,
     image_at,
     message,
     pixels,
+    request,
     without_ids,
 )
 from tests.serving import Server
@@ -45,11 +45,11 @@ def test_points_and_boxes(client: httpx.Client) -> None:
 
     # Alone, of a raw body, and of a stored image: the same.
     for number, prompt in enumerate(PROMPTS):
-        alone = ask(client, "/v1/masks", [prompt], content=DATA, params={"store": False})
+        alone = request(client, "/v1/masks", [prompt], content=DATA, params={"store": False})
         assert alone["id"] is None
         assert without_ids(alone["results"]) == without_ids(body["results"][number : number + 1])
         assert {mask["id"] for mask in alone["results"][0]["masks"]} == {None}
-    stored = ask(client, "/v1/masks", PROMPTS, params={"image_id": body["image"]["id"]})
+    stored = request(client, "/v1/masks", PROMPTS, params={"image_id": body["image"]["id"]})
     assert without_ids(stored["results"]) == without_ids(body["results"])
     assert stored["image"] == body["image"]
 
@@ -62,25 +62,25 @@ def test_points_and_boxes(client: httpx.Client) -> None:
 
 
 def test_one_mask_and_no_prompt(client: httpx.Client) -> None:
-    body = ask(client, "/v1/masks", PROMPTS, content=DATA, params={"multimask": False, "store": False})
+    body = request(client, "/v1/masks", PROMPTS, content=DATA, params={"multimask": False, "store": False})
     check_results(body["results"], PROMPTS, multimask=False)
     # Without a prompt: the whole image's box.
-    body = ask(client, "/v1/masks", content=DATA, params={"store": False})
+    body = request(client, "/v1/masks", content=DATA, params={"store": False})
     check_results(body["results"], [{"box": [0, 0, 640, 427]}])
-    assert ask(client, "/v1/masks", content=DATA, params={"store": False, "version": 1})["model"]["version"] == 1
+    assert request(client, "/v1/masks", content=DATA, params={"store": False, "version": 1})["model"]["version"] == 1
 
 
 def test_formats(client: httpx.Client) -> None:
     def masks(format: str, **params: Any) -> list[dict[str, Any]]:
-        body = ask(client, "/v1/masks", PROMPTS[:3], content=DATA, params={"format": format, **params})
+        body = request(client, "/v1/masks", PROMPTS[:3], content=DATA, params={"format": format, **params})
         return [mask for result in body["results"] for mask in result["masks"]]
 
     runs = masks("rle")
     truths = [pixels(mask["segmentation"]) for mask in runs]
-    facts = [{**mask, "id": None, "segmentation": None} for mask in runs]
+    info = [{**mask, "id": None, "segmentation": None} for mask in runs]
     for format in ("coco", "polygons", "geojson", "png"):
         drawn = masks(format)
-        assert [{**mask, "id": None, "segmentation": None} for mask in drawn] == facts
+        assert [{**mask, "id": None, "segmentation": None} for mask in drawn] == info
         for mask, truth in zip(drawn, truths, strict=True):
             assert np.array_equal(_drawn(client, format, mask["segmentation"], truth.shape), truth), format
     for mask, truth in zip(masks("png", store=False), truths, strict=True):
@@ -120,7 +120,7 @@ def test_a_turned_image_answers_in_turned_coordinates(client: httpx.Client) -> N
     data = toy_models.encoded(image.transpose(Image.Transpose.ROTATE_90), "PNG", exif=exif)
     box = boxes_of(300, 460)[3]
     prompts: list[dict[str, Any]] = [{"points": [[*middle(box), 1]]}, {"box": list(box)}]
-    body = ask(client, "/v1/masks", prompts, content=data, params={"store": False})
+    body = request(client, "/v1/masks", prompts, content=data, params={"store": False})
     assert (body["image"]["width"], body["image"]["height"]) == (300, 460)
     check_results(body["results"], prompts, image=image)
     assert "prompt 0" in message(client, "/v1/masks", [{"points": [[400, 5, 1]]}], content=data)
@@ -130,14 +130,14 @@ def test_a_turned_image_answers_in_turned_coordinates(client: httpx.Client) -> N
 def test_sizes(client: httpx.Client, size: tuple[int, int]) -> None:
     image = shapes(*size) if min(size) > 9 else toy_models.noise(*size, seed=4)
     prompts: list[dict[str, Any]] = [{"points": [[size[0] - 1, size[1] - 1, 1]]}, {"box": [0, 0, *size]}]
-    body = ask(client, "/v1/masks", prompts, content=toy_models.encoded(image), params={"store": False})
+    body = request(client, "/v1/masks", prompts, content=toy_models.encoded(image), params={"store": False})
     check_results(body["results"], prompts, image=image)
 
 
 def test_the_bento_endpoint(sam_server: Server, client: httpx.Client, tmp_path: Path) -> None:
     path = tmp_path / "shapes.png"
     path.write_bytes(DATA)
-    same = ask(client, "/v1/masks", PROMPTS[:2], content=DATA, params={"store": False})["results"]
+    same = request(client, "/v1/masks", PROMPTS[:2], content=DATA, params={"store": False})["results"]
     with bentoml.SyncHTTPClient(sam_server.url) as bento:
         given: dict[str, Any] = bento.masks(image=path, prompts=PROMPTS[:2], model="sam_toy")
         assert without_ids(given["results"]) == without_ids(same)
@@ -146,7 +146,7 @@ def test_the_bento_endpoint(sam_server: Server, client: httpx.Client, tmp_path: 
         assert one["id"] is None
         mask = one["results"][0]["masks"][0]
         drawn = coco.decode(mask["segmentation"])
-        runs = ask(client, "/v1/masks", content=DATA, params={"store": False, "multimask": False})["results"]
+        runs = request(client, "/v1/masks", content=DATA, params={"store": False, "multimask": False})["results"]
         assert np.array_equal(drawn == 1, pixels(runs[0]["masks"][0]["segmentation"]))
         with pytest.raises(bentoml.exceptions.BentoMLException, match="prompt 0"):
             bento.masks(image=path, prompts=[{"box": [5, 5, 5, 5]}], model="sam_toy")

@@ -27,7 +27,7 @@ from tests.conftest import publish  # noqa: E402
 from tests.export import sam_narrow  # noqa: E402
 from tests.journeys.process_memory import MB, many_images, metrics, pss_mb, rss_mb, with_peak  # noqa: E402
 from tests.journeys.sam.comparison import MODEL, compare_automatic, compare_prompts, forms, jpeg  # noqa: E402
-from tests.journeys.sam.mask_answers import ask  # noqa: E402
+from tests.journeys.sam.mask_answers import request  # noqa: E402
 from tests.serving import Server, serving  # noqa: E402
 
 PHOTOS = ("dog.jpg", "dogs.jpg", "groceries.jpg", "truck.jpg")
@@ -150,7 +150,7 @@ def test_a_hundred_images_do_not_pile_up(vit_b: Served, shared_data: Path, tmp_p
             with server.client(timeout=600.0) as client:
                 for data in some:
                     for x in (150, 350):
-                        ask(client, "/v1/masks", [{"points": [[x, 200, 1]]}], params={"model": MODEL}, content=data)
+                        request(client, "/v1/masks", [{"points": [[x, 200, 1]]}], params={"model": MODEL}, content=data)
 
         levels = []
         for part in (images[:20], images[20:]):
@@ -177,10 +177,10 @@ def test_automatic_masks_of_a_large_image_need_little_memory(vit_b: Served, shar
     (pid,) = vit_b.server.worker_pids()
     with vit_b.client() as client:
         small = (shared_data / "photos" / "dog.jpg").read_bytes()
-        ask(client, "/v1/masks", params={"model": MODEL, "store": False}, content=small)  # all sessions have run
+        request(client, "/v1/masks", params={"model": MODEL, "store": False}, content=small)  # all sessions have run
 
         def automatic() -> Any:
-            return ask(client, "/v1/masks/auto", params={"model": MODEL, "preset": "fast"}, content=data)
+            return request(client, "/v1/masks/auto", params={"model": MODEL, "preset": "fast"}, content=data)
 
         before = rss_mb(pid)
         answer, peak = with_peak(pid, automatic)

@@ -9,29 +9,29 @@ import httpx
 import pytest
 
 from tests import toy_models, toy_sam
-from tests.journeys.sam.mask_answers import DATA, IMAGE, INNER, PROMPTS, ask, check_mask, expected, message
+from tests.journeys.sam.mask_answers import DATA, IMAGE, INNER, PROMPTS, check_mask, expected, message, request
 from tests.serving import serving
 from tests.toy_sam import logits_of, shapes, tokens_of
 
 
 def test_a_mask_is_refined(client: httpx.Client) -> None:
-    first = ask(client, "/v1/masks", PROMPTS[:2], content=DATA)
+    first = request(client, "/v1/masks", PROMPTS[:2], content=DATA)
     prompts = [
         {**PROMPTS[3], "mask_input": first["results"][0]["masks"][2]["id"]},
         PROMPTS[0],
         {"mask_input": first["results"][1]["masks"][0]["id"]},
     ]
-    body = ask(client, "/v1/masks", prompts, content=DATA)
+    body = request(client, "/v1/masks", prompts, content=DATA)
     assert body["embedding"]["cached"] is True
     _check_refined(body["results"])
     # A refined mask can be refined again.
     deeper = [{**PROMPTS[0], "mask_input": body["results"][0]["masks"][0]["id"]}]
-    assert ask(client, "/v1/masks", deeper, content=DATA)["results"][0]["masks"][0]["area"] >= 0
+    assert request(client, "/v1/masks", deeper, content=DATA)["results"][0]["masks"][0]["area"] >= 0
 
     # Of another image's size, of an artifact that is no mask, of nothing.
     small = toy_models.encoded(shapes(200, 133))
     assert "prompt 0" in message(client, "/v1/masks", prompts[:1], content=small)
-    drawn = ask(client, "/v1/masks", PROMPTS[:1], content=DATA, params={"format": "png"})
+    drawn = request(client, "/v1/masks", PROMPTS[:1], content=DATA, params={"format": "png"})
     url = drawn["results"][0]["masks"][0]["segmentation"]
     for ident in (url.rsplit("/", 1)[1], first["id"], "1" * 36, "../../x", ""):
         said = message(client, "/v1/masks", [{**PROMPTS[0], "mask_input": ident}], content=DATA, status=404)
@@ -58,14 +58,14 @@ def _check_refined(results: list[dict[str, Any]]) -> None:
 @pytest.mark.acceptance
 def test_refining_after_a_restart(sam_home: Path) -> None:
     with serving(sam_home) as server, server.client() as client:
-        first = ask(client, "/v1/masks", PROMPTS[:2], content=DATA)
+        first = request(client, "/v1/masks", PROMPTS[:2], content=DATA)
     prompts = [
         {**PROMPTS[3], "mask_input": first["results"][0]["masks"][2]["id"]},
         PROMPTS[0],
         {"mask_input": first["results"][1]["masks"][0]["id"]},
     ]
     with serving(sam_home) as server, server.client() as client:
-        body = ask(client, "/v1/masks", prompts, params={"image_id": first["image"]["id"]})
+        body = request(client, "/v1/masks", prompts, params={"image_id": first["image"]["id"]})
         assert body["embedding"]["cached"] is False
         _check_refined(body["results"])
         assert client.delete(f"/v1/predictions/{first['id']}").status_code == 204

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.journeys.sam.mask_answers import DATA, PROMPTS, ask, counted, message, since
+from tests.journeys.sam.mask_answers import DATA, PROMPTS, counted, message, request, since
 
 
 @pytest.mark.parametrize(
@@ -65,6 +65,6 @@ def test_what_is_no_list_of_prompts(client: httpx.Client) -> None:
     assert message(client, "/v1/masks", content=b"no image")
     assert message(client, "/v1/masks", [PROMPTS[0]])
     assert "nope" in message(client, "/v1/masks", content=DATA, params={"model": "nope"}, status=404)
-    ask(client, "/v1/masks", content=DATA, params={"model": "colours"}, status=400)
-    ask(client, "/v1/classify", content=DATA, status=400)
+    request(client, "/v1/masks", content=DATA, params={"model": "colours"}, status=400)
+    request(client, "/v1/classify", content=DATA, status=400)
     assert "no image" in message(client, "/v1/masks", params={"image_id": "1" * 36}, status=404).lower()

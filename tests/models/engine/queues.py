@@ -109,13 +109,13 @@ class Caller:
         return timing
 
 
-def ask(
-    batcher: Batcher, lane: ModelQueue[Any, Any], order: Order | int, *, size: int = 1, timeout_s: float = 30.0
+def request(
+    batcher: Batcher, queue: ModelQueue[Any, Any], order: Order | int, *, size: int = 1, timeout_s: float = 30.0
 ) -> Caller:
     """Submit; the caller waits elsewhere."""
     given = order if isinstance(order, Order) else Order(order)
     caller = Caller(given, size, time.monotonic() + timeout_s)
-    batcher.submit(lane, caller.item)
+    batcher.submit(queue, caller.item)
     return caller
 
 
@@ -125,13 +125,13 @@ class Held:
     def __init__(self, batcher: Batcher, batch: int = 8) -> None:
         self.batcher = batcher
         self.kitchen = Kitchen()
-        self.lane = batcher.open_lane("held", self.kitchen, slots=1)
-        self.first = ask(batcher, self.lane, 1000)
+        self.queue = batcher.open_queue("held", self.kitchen, slots=1)
+        self.first = request(batcher, self.queue, 1000)
         assert self.kitchen.entered.acquire(timeout=10)
-        self.lane.sizer.size = batch
+        self.queue.sizer.size = batch
 
-    def ask(self, order: Order | int, **more: Any) -> Caller:
-        return ask(self.batcher, self.lane, order, **more)
+    def request(self, order: Order | int, **more: Any) -> Caller:
+        return request(self.batcher, self.queue, order, **more)
 
     def open(self) -> None:
         self.kitchen.gate.set()

@@ -12,18 +12,18 @@ import pytest
 
 from ekiben.errors import BadImage, Unavailable
 from models.engine.batcher import Batcher
-from tests.models.engine.queues import POISON, Held, Kitchen, Order, ask, open_kitchen, wait_for
+from tests.models.engine.queues import POISON, Held, Kitchen, Order, open_kitchen, request, wait_for
 
 
 def test_a_lone_request_is_answered_alone(batcher: Batcher) -> None:
-    caller = ask(batcher, batcher.open_lane("a", open_kitchen()), 21)
+    caller = request(batcher, batcher.open_queue("a", open_kitchen()), 21)
     assert caller.result == 42
     assert caller.timing.batch_size == 1 and caller.timing.queue_ms >= 0 and caller.timing.inference_ms >= 0
 
 
 def test_what_gathered_is_one_batch_in_the_order_of_arrival(batcher: Batcher) -> None:
     held = Held(batcher)
-    callers = [held.ask(n) for n in range(6)]
+    callers = [held.request(n) for n in range(6)]
     assert batcher.depth("held") == 6
     time.sleep(0.02)
     held.open()
@@ -37,7 +37,7 @@ def test_what_gathered_is_one_batch_in_the_order_of_arrival(batcher: Batcher) ->
 def test_an_error_belongs_to_its_item(batcher: Batcher) -> None:
     held = Held(batcher)
     orders = [Order(1), Order(2, trouble="prepare"), Order(3), Order(4, trouble="finish"), Order(5)]
-    callers = [held.ask(order) for order in orders]
+    callers = [held.request(order) for order in orders]
     held.open()
     assert [callers[i].result for i in (0, 2, 4)] == [2, 6, 10]
     with pytest.raises(BadImage, match="image 2 is broken"):
@@ -49,7 +49,7 @@ def test_an_error_belongs_to_its_item(batcher: Batcher) -> None:
 
 def test_a_poisoned_item_in_a_run_is_isolated(batcher: Batcher) -> None:
     held = Held(batcher)
-    callers = [held.ask(n) for n in (1, 2, POISON, 3)]
+    callers = [held.request(n) for n in (1, 2, POISON, 3)]
     held.open()
     assert [callers[i].result for i in (0, 1, 3)] == [2, 4, 6]
     with pytest.raises(FloatingPointError, match="poison"):
@@ -61,7 +61,7 @@ def test_a_poisoned_item_in_a_run_is_isolated(batcher: Batcher) -> None:
 
 def test_shapes_that_differ_run_apart(batcher: Batcher) -> None:
     held = Held(batcher)
-    callers = [held.ask(Order(n, shape=(2,) if n % 2 else (3, n))) for n in range(1, 7)]
+    callers = [held.request(Order(n, shape=(2,) if n % 2 else (3, n))) for n in range(1, 7)]
     held.open()
     assert [c.result for c in callers] == [2, 4, 6, 8, 10, 12]
     assert sorted(held.kitchen.batches[1:]) == [[1, 3, 5], [2], [4], [6]]
@@ -72,7 +72,7 @@ def test_a_network_that_loses_rows_fails_nobody_silently(batcher: Batcher) -> No
         def run(self, batch: Any) -> Any:
             return np.zeros(len(batch) - 1, np.int64)
 
-    caller = ask(batcher, batcher.open_lane("short", Short()), 1)
+    caller = request(batcher, batcher.open_queue("short", Short()), 1)
     with pytest.raises(RuntimeError, match="0 rows for a batch of 1"):
         _ = caller.result
 
@@ -80,21 +80,30 @@ def test_a_network_that_loses_rows_fails_nobody_silently(batcher: Batcher) -> No
 def test_a_caller_whose_answer_fails_harms_nobody(batcher: Batcher, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.CRITICAL)
     held = Held(batcher)
-    callers = [held.ask(n) for n in (1, 2)]
-    deaf, gone = held.ask(3), held.ask(4)
+    callers = [held.request(n) for n in (1, 2)]
+    deaf, gone = held.request(3), held.request(4)
 
     def raises(*_: object) -> None:
         raise OSError("the loop is closed")
 
     deaf.item.answer = gone.item.answer = raises
     gone.item.leave()
-    callers += [held.ask(n) for n in (5, 6)]
+    callers += [held.request(n) for n in (5, 6)]
     held.open()
     assert [c.result for c in callers] == [2, 4, 10, 12]
     # Every slot is alive, and the lane's too: two runs at once are possible again and again.
-    other = batcher.open_lane("other", open_kitchen())
-    assert [ask(batcher, lane, n).result for n in range(4) for lane in (held.lane, other)] == [0, 0, 2, 2, 4, 4, 6, 6]
-    assert held.lane.running == 0
+    other = batcher.open_queue("other", open_kitchen())
+    assert [request(batcher, queue, n).result for n in range(4) for queue in (held.queue, other)] == [
+        0,
+        0,
+        2,
+        2,
+        4,
+        4,
+        6,
+        6,
+    ]
+    assert held.queue.running == 0
 
 
 def test_an_observer_that_fails_stops_no_slot(caplog: pytest.LogCaptureFixture) -> None:
@@ -104,8 +113,8 @@ def test_an_observer_that_fails_stops_no_slot(caplog: pytest.LogCaptureFixture) 
         raise OSError("no metrics")
 
     batcher = Batcher(slots=1, max_bytes=10, observe=observe)
-    lane = batcher.open_lane("a", open_kitchen())
-    assert [ask(batcher, lane, n).result for n in range(3)] == [0, 2, 4]
+    queue = batcher.open_queue("a", open_kitchen())
+    assert [request(batcher, queue, n).result for n in range(3)] == [0, 2, 4]
     batcher.close(5)
 
 
@@ -113,7 +122,7 @@ def test_the_observer_hears_of_every_run() -> None:
     heard: list[tuple[object, int]] = []
     batcher = Batcher(slots=1, max_bytes=10, observe=lambda key, count, seconds: heard.append((key, count)))
     held = Held(batcher)
-    callers = [held.ask(n) for n in range(3)]
+    callers = [held.request(n) for n in range(3)]
     held.open()
     assert [c.result for c in callers] == [0, 2, 4]
     batcher.close(5)
@@ -122,24 +131,24 @@ def test_the_observer_hears_of_every_run() -> None:
 
 def test_a_lane_of_one_slot_never_runs_two_at_once(batcher: Batcher) -> None:
     one, two = open_kitchen(each_s=0.02), open_kitchen(each_s=0.02)
-    lanes = [batcher.open_lane("one", one, slots=1, max_batch=1), batcher.open_lane("two", two, max_batch=1)]
-    callers = [ask(batcher, lane, n) for n in range(10) for lane in lanes]
+    queues = [batcher.open_queue("one", one, slots=1, max_batch=1), batcher.open_queue("two", two, max_batch=1)]
+    callers = [request(batcher, queue, n) for n in range(10) for queue in queues]
     # The lanes take turns; once the first is empty, both slots serve the second.
-    callers += [ask(batcher, lanes[1], n) for n in range(10)]
-    assert [c.result for c in callers] == [2 * n for n in range(10) for _ in lanes] + [2 * n for n in range(10)]
+    callers += [request(batcher, queues[1], n) for n in range(10)]
+    assert [c.result for c in callers] == [2 * n for n in range(10) for _ in queues] + [2 * n for n in range(10)]
     assert (one.most_running, two.most_running) == (1, 2)
 
 
 def test_a_lane_is_kept_for_its_work_and_renewed_with_another(batcher: Batcher) -> None:
     held = Held(batcher)
-    assert batcher.open_lane("held", held.kitchen) is held.lane
-    waiting = held.ask(1)
-    renewed = batcher.open_lane("held", open_kitchen(), max_batch=4)
-    assert renewed is not held.lane and renewed.sizer.limit == 4
-    assert ask(batcher, renewed, 2).result == 4  # does not wait for the old one's run
+    assert batcher.open_queue("held", held.kitchen) is held.queue
+    waiting = held.request(1)
+    renewed = batcher.open_queue("held", open_kitchen(), max_batch=4)
+    assert renewed is not held.queue and renewed.sizer.limit == 4
+    assert request(batcher, renewed, 2).result == 4  # does not wait for the old one's run
     held.open()
     assert waiting.result == 2
-    batcher.close_lane("held")
+    batcher.close_queue("held")
     assert (batcher.depth("held"), batcher.batch_size("held")) == (0, 1)
 
 
@@ -147,13 +156,13 @@ def test_a_lane_is_kept_for_its_work_and_renewed_with_another(batcher: Batcher) 
 def test_close_serves_what_waits_and_refuses_what_comes(count: int) -> None:
     batcher = Batcher(slots=4, max_bytes=1000)
     held = Held(batcher, batch=1)
-    waiting = [held.ask(n) for n in range(count)]
+    waiting = [held.request(n) for n in range(count)]
     closing = threading.Thread(target=batcher.close)
     closing.start()
     wait_for(lambda: batcher._closed)
     time.sleep(0.05)  # the idle threads look, and find an item that is not theirs to take
     with pytest.raises(Unavailable, match="stopping"):
-        held.ask(9)
+        held.request(9)
     assert batcher.depth("held") == count
     held.open()
     closing.join(10)  # close itself would give up after 20 s

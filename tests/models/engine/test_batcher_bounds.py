@@ -9,18 +9,18 @@ import pytest
 
 from ekiben.errors import CallerLeft, DeadlineExceeded, Overloaded
 from models.engine.batcher import Batcher
-from tests.models.engine.queues import Held, Order, ask, open_kitchen
+from tests.models.engine.queues import Held, Order, open_kitchen, request
 
 
 def test_bytes_past_the_bound_are_refused_and_not_queued(batcher: Batcher) -> None:
     held = Held(batcher)
-    waiting = [held.ask(n, size=400) for n in (1, 2)]
+    waiting = [held.request(n, size=400) for n in (1, 2)]
     assert batcher.waiting_bytes == 800
     with pytest.raises(Overloaded, match="too many images are waiting") as refused:
-        held.ask(3, size=201)
+        held.request(3, size=201)
     assert isinstance(refused.value.retry_after_s, int) and refused.value.retry_after_s >= 1
     assert (batcher.waiting_bytes, batcher.depth("held")) == (800, 2)
-    waiting.append(held.ask(4, size=200))
+    waiting.append(held.request(4, size=200))
     held.open()
     assert [c.result for c in waiting] == [2, 4, 8]
     assert batcher.waiting_bytes == 0
@@ -28,13 +28,13 @@ def test_bytes_past_the_bound_are_refused_and_not_queued(batcher: Batcher) -> No
 
 
 def test_one_image_above_the_bound_is_taken_where_nothing_waits(batcher: Batcher) -> None:
-    assert ask(batcher, batcher.open_lane("a", open_kitchen()), 7, size=5000).result == 14
+    assert request(batcher, batcher.open_queue("a", open_kitchen()), 7, size=5000).result == 14
     assert batcher.waiting_bytes == 0
 
 
 def test_a_deadline_that_passed_in_the_queue_is_told_and_not_computed(batcher: Batcher) -> None:
     held = Held(batcher)
-    late, patient = held.ask(1, timeout_s=0.02), held.ask(2)
+    late, patient = held.request(1, timeout_s=0.02), held.request(2)
     time.sleep(0.05)
     held.open()
     assert patient.result == 4
@@ -48,14 +48,14 @@ def test_a_deadline_that_passed_in_the_queue_is_told_and_not_computed(batcher: B
 def test_a_wait_beyond_the_deadline_is_refused_on_arrival(batcher: Batcher) -> None:
     held = Held(batcher)
     for _ in range(3):
-        held.lane.sizer.observe(1, 1.0)
-    held.lane.sizer.size = 1
-    waiting = [held.ask(n) for n in range(3)]  # three seconds of work for the lane's one slot
+        held.queue.sizer.observe(1, 1.0)
+    held.queue.sizer.size = 1
+    waiting = [held.request(n) for n in range(3)]  # three seconds of work for the lane's one slot
     with pytest.raises(Overloaded, match="3 requests wait for this model, about 3 s") as refused:
-        held.ask(9, timeout_s=2.5)
+        held.request(9, timeout_s=2.5)
     assert refused.value.retry_after_s == 3
     assert batcher.depth("held") == 3
-    waiting.append(held.ask(4, timeout_s=20.0))
+    waiting.append(held.request(4, timeout_s=20.0))
     held.open()
     assert [c.result for c in waiting] == [0, 2, 4, 8]
     assert 9 not in held.kitchen.prepared
@@ -63,7 +63,7 @@ def test_a_wait_beyond_the_deadline_is_refused_on_arrival(batcher: Batcher) -> N
 
 def test_a_caller_who_left_is_not_computed(batcher: Batcher) -> None:
     held = Held(batcher)
-    callers = [held.ask(n) for n in range(4)]
+    callers = [held.request(n) for n in range(4)]
     callers[1].item.leave()
     callers[3].item.leave()
     held.open()
@@ -76,7 +76,7 @@ def test_a_caller_who_left_is_not_computed(batcher: Batcher) -> None:
 
 def test_who_left_takes_no_place_in_a_batch(batcher: Batcher) -> None:
     held = Held(batcher, batch=2)
-    callers = [held.ask(n) for n in range(3)]
+    callers = [held.request(n) for n in range(3)]
     callers[1].item.leave()
     held.open()
     assert [callers[0].result, callers[2].result] == [0, 4]
@@ -85,7 +85,7 @@ def test_who_left_takes_no_place_in_a_batch(batcher: Batcher) -> None:
 
 def test_a_caller_who_leaves_while_others_of_the_batch_are_prepared(batcher: Batcher) -> None:
     held = Held(batcher)
-    callers = [held.ask(n) for n in range(3)]
+    callers = [held.request(n) for n in range(3)]
     prepare = held.kitchen.prepare
 
     def leaving(payload: Order) -> Any:

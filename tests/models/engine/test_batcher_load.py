@@ -17,7 +17,7 @@ import pytest
 from ekiben.errors import CallerLeft, DeadlineExceeded, Overloaded, Refusal
 from models.engine.batcher import Batcher, Item, ModelQueue
 from models.results import Timing
-from tests.models.engine.queues import Caller, Kitchen, Order, ask, open_kitchen, wait_for
+from tests.models.engine.queues import Caller, Kitchen, Order, open_kitchen, request, wait_for
 
 ATTEMPTS = 3
 CLIENTS = 32
@@ -28,7 +28,7 @@ def measured(attempt: Callable[[], bool]) -> bool:
     return any(attempt() for _ in range(ATTEMPTS))
 
 
-def answers_per_s(batcher: Batcher, lane: ModelQueue[Order, tuple[int, str]], warm_s: float, count_s: float) -> float:
+def answers_per_s(batcher: Batcher, queue: ModelQueue[Order, tuple[int, str]], warm_s: float, count_s: float) -> float:
     """32 clients, each of which asks again as soon as it was answered; counted after ``warm_s``."""
     counting, stopped = threading.Event(), threading.Event()
     answered: list[Timing | None] = []
@@ -37,17 +37,17 @@ def answers_per_s(batcher: Batcher, lane: ModelQueue[Order, tuple[int, str]], wa
         if counting.is_set():
             answered.append(timing)
         if not stopped.is_set():
-            batcher.submit(lane, Item(Order(1), 1, time.monotonic() + 30, again))
+            batcher.submit(queue, Item(Order(1), 1, time.monotonic() + 30, again))
 
     for _ in range(CLIENTS):
-        batcher.submit(lane, Item(Order(1), 1, time.monotonic() + 30, again))
+        batcher.submit(queue, Item(Order(1), 1, time.monotonic() + 30, again))
     time.sleep(warm_s)
     counting.set()
     time.sleep(count_s)
     counting.clear()
     count = len(answered)
     stopped.set()
-    wait_for(lambda: not lane.queue and not lane.running)
+    wait_for(lambda: not queue.items and not queue.running)
     return count / count_s
 
 
@@ -55,9 +55,9 @@ def test_a_learned_batch_gives_three_times_the_throughput_of_single_images() -> 
     def attempt() -> bool:
         batcher = Batcher(slots=1, max_bytes=10_000)
         work = open_kitchen(fixed_s=0.010, each_s=0.001)
-        single = answers_per_s(batcher, batcher.open_lane("single", work, max_batch=1), 0.1, 0.5)
-        lane = batcher.open_lane("learned", work, max_batch=64)
-        learned = answers_per_s(batcher, lane, 0.8, 0.6)
+        single = answers_per_s(batcher, batcher.open_queue("single", work, max_batch=1), 0.1, 0.5)
+        queue = batcher.open_queue("learned", work, max_batch=64)
+        learned = answers_per_s(batcher, queue, 0.8, 0.6)
         size = batcher.batch_size("learned")
         batcher.close(5)
         # A batch of 16 takes 26 ms instead of 176 ms: 6.8 times as many.
@@ -69,12 +69,12 @@ def test_a_learned_batch_gives_three_times_the_throughput_of_single_images() -> 
 def test_where_a_batch_gains_nothing_single_images_go_and_a_lone_one_waits_for_nobody() -> None:
     def attempt() -> bool:
         batcher = Batcher(slots=2, max_bytes=10_000)
-        lane = batcher.open_lane("a", open_kitchen(each_s=0.010), max_batch=64)
-        answers_per_s(batcher, lane, 0.6, 0.2)
+        queue = batcher.open_queue("a", open_kitchen(each_s=0.010), max_batch=64)
+        answers_per_s(batcher, queue, 0.6, 0.2)
         size = batcher.batch_size("a")
         waits = []
         for _ in range(9):
-            lone = ask(batcher, lane, 1)
+            lone = request(batcher, queue, 1)
             lone.wait()
             waits.append(lone.timing.queue_ms)
         batcher.close(5)
@@ -88,7 +88,7 @@ def test_each_of_many_callers_gets_its_own_answer(seed: int) -> None:
     source = random.Random(seed)
     batcher = Batcher(slots=3, max_bytes=1_000_000)
     works = [open_kitchen(fixed_s=0.001), open_kitchen(), open_kitchen(each_s=0.0001)]
-    lanes = [batcher.open_lane(n, work, slots=n + 1, max_batch=16) for n, work in enumerate(works)]
+    queues = [batcher.open_queue(n, work, slots=n + 1, max_batch=16) for n, work in enumerate(works)]
     plans = [
         [(source.randrange(3), Order(1000 * n + i, shape=source.choice([(2,), (3, 2), (1, 1, 4)]))) for i in range(25)]
         for n in range(24)
@@ -96,8 +96,11 @@ def test_each_of_many_callers_gets_its_own_answer(seed: int) -> None:
 
     def client(plan: list[tuple[int, Order]]) -> list[int]:
         results = []
-        for lane, order in plan:
-            callers = [ask(batcher, lanes[lane], order), ask(batcher, lanes[lane], Order(-order.number - 2))]
+        for queue, order in plan:
+            callers = [
+                request(batcher, queues[queue], order),
+                request(batcher, queues[queue], Order(-order.number - 2)),
+            ]
             results += [caller.result for caller in callers]
         return results
 
@@ -112,12 +115,12 @@ def test_each_of_many_callers_gets_its_own_answer(seed: int) -> None:
 def test_a_flooded_lane_does_not_starve_another() -> None:
     batcher = Batcher(slots=1, max_bytes=1_000_000)
     flooded, quiet = open_kitchen(each_s=0.002), open_kitchen()
-    flood, trickle = batcher.open_lane("flood", flooded, max_batch=4), batcher.open_lane("quiet", quiet)
-    callers = [ask(batcher, flood, n) for n in range(300)]
+    flood, trickle = batcher.open_queue("flood", flooded, max_batch=4), batcher.open_queue("quiet", quiet)
+    callers = [request(batcher, flood, n) for n in range(300)]
     batches_between = []
     for n in range(10):
         before = len(flooded.batches)
-        assert ask(batcher, trickle, n).result == 2 * n
+        assert request(batcher, trickle, n).result == 2 * n
         batches_between.append(len(flooded.batches) - before)
     assert batcher.depth("flood") > 0
     # The run that goes on and the one whose turn it is; another may begin before the test's thread looks again.
@@ -136,10 +139,10 @@ def test_two_flooded_lanes_take_turns() -> None:
             return super().run(batch)
 
     work = Recording()
-    first = ask(batcher, batcher.open_lane("first", work), 0)  # holds the one slot until all wait
+    first = request(batcher, batcher.open_queue("first", work), 0)  # holds the one slot until all wait
     assert work.entered.acquire(timeout=10)
-    lanes = [batcher.open_lane(f"lane {n}", Recording(gate=work.gate), max_batch=1) for n in (1, 2)]
-    callers = [first] + [ask(batcher, lane, n) for n, lane in enumerate(lanes, 1) for _ in range(30)]
+    queues = [batcher.open_queue(f"lane {n}", Recording(gate=work.gate), max_batch=1) for n in (1, 2)]
+    callers = [first] + [request(batcher, queue, n) for n, queue in enumerate(queues, 1) for _ in range(30)]
     work.gate.set()
     for caller in callers:
         caller.wait()
@@ -151,7 +154,7 @@ def test_two_flooded_lanes_take_turns() -> None:
 def test_every_item_is_answered_exactly_once_under_cancellations(seed: int) -> None:
     batcher = Batcher(slots=3, max_bytes=600)
     works = [open_kitchen(each_s=0.0005), open_kitchen(fixed_s=0.002)]
-    lanes = [batcher.open_lane(0, works[0], slots=1, max_batch=8), batcher.open_lane(1, works[1], max_batch=8)]
+    queues = [batcher.open_queue(0, works[0], slots=1, max_batch=8), batcher.open_queue(1, works[1], max_batch=8)]
     refused = []
 
     def client(number: int) -> list[Caller]:
@@ -162,7 +165,7 @@ def test_every_item_is_answered_exactly_once_under_cancellations(seed: int) -> N
             timeout_s = 0.003 if source.random() < 0.1 else 20.0
             try:
                 mine.append(
-                    ask(batcher, source.choice(lanes), order, size=source.randrange(1, 30), timeout_s=timeout_s)
+                    request(batcher, source.choice(queues), order, size=source.randrange(1, 30), timeout_s=timeout_s)
                 )
             except Overloaded as refusal:
                 refused.append(refusal)
@@ -178,7 +181,7 @@ def test_every_item_is_answered_exactly_once_under_cancellations(seed: int) -> N
     batcher.close(10)
     assert [len(caller.answers) for caller in callers] == [1] * len(callers)
     assert len(callers) + len(refused) == 6 * 120
-    assert batcher.waiting_bytes == 0 and [lane.running for lane in lanes] == [0, 0]
+    assert batcher.waiting_bytes == 0 and [queue.running for queue in queues] == [0, 0]
     kinds = {"answered": 0, "left": 0, "late": 0, "failed": 0}
     for caller in callers:
         error = caller.answers[0][2]

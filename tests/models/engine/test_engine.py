@@ -222,7 +222,7 @@ def test_those_who_wait_for_a_load_that_fails_hear_why(shelf: Shelf) -> None:
         wait_for(lambda: shelf.opened == ["a"])
         time.sleep(0.02)
         shelf.slow.set()
-        errors = [ask.exception(20) for ask in asks]
+        errors = [request.exception(20) for request in asks]
     assert all(isinstance(e, Refusal) and "broken graph" in e.message for e in errors)
     assert sum(isinstance(e, BadModelFile) for e in errors) == 1 and shelf.opened == ["a"]
 

@@ -95,10 +95,10 @@ import numpy as np
 from models.engine.engine import Engine, ModelKey
 from models.engine.loader import estimate_bytes, load_artifact
 from models.engine.memory import resident_bytes
-from models.engine.session import RuntimeOptions
+from models.engine.session import SessionOptions
 
 folder, key = Path(sys.argv[1]), ModelKey("local", "toy", 1)
-engine = Engine(lambda k: load_artifact(k, folder, RuntimeOptions("cpu")), lambda k: estimate_bytes(folder), 10**9)
+engine = Engine(lambda k: load_artifact(k, folder, SessionOptions("cpu")), lambda k: estimate_bytes(folder), 10**9)
 for _ in range(20):
     with engine.using(key) as loaded:
         loaded.run(np.ones((4, 3, 32, 32), np.float32))

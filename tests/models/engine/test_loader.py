@@ -127,9 +127,9 @@ def test_work_decodes_runs_and_reads(tmp_path: Path) -> None:
         InferenceRequest(toy_models.encoded(toy_models.solid(color, 50, 40)), top_k=2)
         for color in ((0, 0, 255), (0, 255, 0))
     ]
-    keys, prepared = zip(*(work.prepare(ask) for ask in asks), strict=True)
+    keys, prepared = zip(*(work.prepare(request) for request in asks), strict=True)
     assert len(set(keys)) == 1
     outputs = work.run(prepared)
-    answers = [work.finish(output, one, ask) for output, one, ask in zip(outputs, prepared, asks, strict=True)]
+    answers = [work.finish(output, one, request) for output, one, request in zip(outputs, prepared, asks, strict=True)]
     assert [[s.class_name for s in a.scores] for a in answers] == [["blue", "dark"], ["green", "dark"]]
     assert [(a.image.width, a.image.height, a.image.mime_type) for a in answers] == [(50, 40, "image/png")] * 2

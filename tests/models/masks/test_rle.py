@@ -20,7 +20,7 @@ from ekiben.errors import BadInput, TooLarge
 from models.masks.rle import (
     Rle,
     encode,
-    encode_window,
+    encode_region,
     from_coco,
     from_edges,
     from_uncompressed,
@@ -90,23 +90,23 @@ def test_area_and_boxes_are_those_of_the_pixels(mask: Mask) -> None:
 @settings(max_examples=300, deadline=None)
 def test_a_window_is_the_mask_padded_with_zeros(mask: Mask, top: int, left: int, below: int, right: int) -> None:
     whole = np.pad(mask, ((top, below), (left, right)))
-    assert encode_window(mask, top, left, *whole.shape) == encode(whole)
+    assert encode_region(mask, top, left, *whole.shape) == encode(whole)
     assert encode(mask).shifted(top, left, *whole.shape) == encode(whole)
-    assert encode_window(whole[top : top + mask.shape[0], left : left + mask.shape[1]], top, left, *whole.shape) == (
+    assert encode_region(whole[top : top + mask.shape[0], left : left + mask.shape[1]], top, left, *whole.shape) == (
         encode(whole)
     )
 
 
 def test_runs_join_across_columns_where_a_window_is_as_high_as_the_frame() -> None:
-    assert encode_window(np.ones((4, 3), np.bool_), 0, 1, 4, 6).counts.tolist() == [4, 12, 8]
-    assert encode_window(np.ones((4, 3), np.bool_), 0, 3, 4, 6).counts.tolist() == [12, 12]
-    assert encode_window(np.ones((3, 3), np.bool_), 0, 1, 4, 6).counts.tolist() == [4, 3, 1, 3, 1, 3, 9]
+    assert encode_region(np.ones((4, 3), np.bool_), 0, 1, 4, 6).counts.tolist() == [4, 12, 8]
+    assert encode_region(np.ones((4, 3), np.bool_), 0, 3, 4, 6).counts.tolist() == [12, 12]
+    assert encode_region(np.ones((3, 3), np.bool_), 0, 1, 4, 6).counts.tolist() == [4, 3, 1, 3, 1, 3, 9]
 
 
 @pytest.mark.parametrize(("top", "left"), [(-1, 0), (0, -1), (3, 0), (0, 4)])
 def test_a_window_that_is_not_inside_the_frame_is_an_error(top: int, left: int) -> None:
     with pytest.raises(ValueError, match="not inside 5 x 6"):
-        encode_window(np.ones((3, 3), np.bool_), top, left, 5, 6)
+        encode_region(np.ones((3, 3), np.bool_), top, left, 5, 6)
     with pytest.raises(ValueError, match="not inside 5 x 6"):
         encode(np.ones((3, 3), np.bool_)).shifted(top, left, 5, 6)
 
@@ -294,22 +294,22 @@ def test_any_string_is_refused_or_a_mask_of_its_size(text: str, height: int, wid
 
 
 def test_the_largest_frame_is_not_spread_out_for_its_area_and_boxes() -> None:
-    window = blobs(300, 300)
-    rle = encode_window(window, 7000, 7600, 8000, 8000)
+    region = blobs(300, 300)
+    rle = encode_region(region, 7000, 7600, 8000, 8000)
 
-    def ask() -> None:
-        encode_window(window, 7000, 7600, 8000, 8000)
-        assert rle.area == window.sum()
+    def request() -> None:
+        encode_region(region, 7000, 7600, 8000, 8000)
+        assert rle.area == region.sum()
         assert rle.box_xyxy[2] >= 7600
         assert iou(rle, rle) == 1.0
-        assert encode(window).shifted(7000, 7600, 8000, 8000) == rle
+        assert encode(region).shifted(7000, 7600, 8000, 8000) == rle
 
-    ask()
-    assert peak_growth_bytes(ask) < 16_000_000  # the frame has 64 million pixels
+    request()
+    assert peak_growth_bytes(request) < 16_000_000  # the frame has 64 million pixels
 
 
 def test_the_largest_frame_keeps_its_last_pixels() -> None:
-    rle = encode_window(np.ones((1, 1), np.bool_), 7999, 7999, 8000, 8000)
+    rle = encode_region(np.ones((1, 1), np.bool_), 7999, 7999, 8000, 8000)
     assert rle.counts.tolist() == [63_999_999, 1]
     assert rle.box_xyxy == (7999, 7999, 7999, 7999)
     assert Rle(8000, 8000, np.array([0, 64_000_000], np.uint32)).area == 64_000_000

@@ -65,11 +65,11 @@ def test_portrait_unet_gets_a_background_and_keeps_its_dynamic_batch(shared_data
     model = shared_data / "models/portrait_unet/model.onnx"
     made = build_artifact(model, tmp_path / "artifact", options("segment", "person", output="sigmoid"))
     assert (made.labels, made.input.batch, made.opset) == (("background", "person"), None, 7)
-    facts = read_graph(model)
+    info = read_graph(model)
     reference = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
-    zeros = reference.run(None, {facts.input_name: np.zeros((1, 3, 256, 256), np.float32)})[0]
-    assert facts.outputs[0].shape == zeros.shape
-    assert facts.outputs[0].high == pytest.approx(float(zeros.max()), abs=1e-4)
+    zeros = reference.run(None, {info.input_name: np.zeros((1, 3, 256, 256), np.float32)})[0]
+    assert info.outputs[0].shape == zeros.shape
+    assert info.outputs[0].high == pytest.approx(float(zeros.max()), abs=1e-4)
 
 
 def test_a_forgotten_softmax_is_noticed(shared_data: Path, tmp_path: Path) -> None:
@@ -81,8 +81,8 @@ def test_a_forgotten_softmax_is_noticed(shared_data: Path, tmp_path: Path) -> No
 
 def test_facts_of_a_small_classifier(tmp_path: Path) -> None:
     file = classifier(tmp_path / "model.onnx")
-    facts = read_file(file, "NCHW")
-    assert facts == {
+    info = read_file(file, "NCHW")
+    assert info == {
         "input_name": "input",
         "dtype": "float32",
         "layout": "NCHW",
@@ -92,7 +92,7 @@ def test_facts_of_a_small_classifier(tmp_path: Path) -> None:
         "opset": 17,
         "precision": "float32",
     }
-    output = check_process.try_out(file, facts, None)["outputs"][0]
+    output = check_process.try_out(file, info, None)["outputs"][0]
     # On zeros only the bias is left.
     assert output == {
         "name": "scores",

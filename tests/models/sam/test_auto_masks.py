@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 
 from ekiben.errors import BadInput
 from models.masks.predicted_masks import AutoMask
-from models.masks.rle import encode, encode_window
+from models.masks.rle import encode, encode_region
 from models.sam.auto_masks import Candidate, Crop, best_of_crop, candidates, grid_tokens, merge, plan
 from models.sam.auto_options import AutoOptions
 from models.sam.graphs import Decoded
 from models.sam.upsampling import Upsampler
 
 SIDE = 256
-FRAME = (256, 256)
+SIDE_PX = (256, 256)
 WHOLE: Crop = (0, 0, 256, 256)
 BOX = tuple[int, int, int, int]
 
@@ -46,11 +46,11 @@ def answer(
     return Decoded(iou, np.arange(first, first + len(rows)), logits)
 
 
-def found(decoded: Decoded, crop: Crop = WHOLE, frame: tuple[int, int] = FRAME, **options: Any) -> list[Candidate]:
+def found(decoded: Decoded, crop: Crop = WHOLE, size: tuple[int, int] = SIDE_PX, **options: Any) -> list[Candidate]:
     points = np.arange(2.0 * len(decoded.iou)).reshape(-1, 2)
     height, width = crop[3] - crop[1], crop[2] - crop[0]
     given = {"pred_iou_thresh": 0.5, "stability_score_thresh": 0.5} | options
-    return candidates(decoded, points, crop, frame, Upsampler(height, width), AutoOptions(**given))
+    return candidates(decoded, points, crop, size, Upsampler(height, width), AutoOptions(**given))
 
 
 A, B, C = (40, 50, 80, 90), (100, 60, 160, 90), (100, 150, 150, 220)
@@ -105,7 +105,7 @@ def wobbly(share: float) -> NDArray[np.float32]:
 
 
 def test_the_stability_reaches_its_threshold() -> None:
-    shares = [Upsampler(SIDE, SIDE).window(wobbly(share)).stability for share in (0.75, 0.74, 0.76)]
+    shares = [Upsampler(SIDE, SIDE).region(wobbly(share)).stability for share in (0.75, 0.74, 0.76)]
     middle = shares[0]
     assert middle is not None and middle == pytest.approx(0.76, abs=0.005)  # a row more: enlarging blurs the edge
     decoded = answer([[(0.9, wobbly(0.75)), (0.9, wobbly(0.74)), (0.9, wobbly(0.76))]])
@@ -167,22 +167,22 @@ def test_a_image_s_own_edge_cuts_nothing() -> None:
 
 
 def candidate(
-    box: BOX, iou: float, size: tuple[int, int] = FRAME, point: tuple[float, float] = (1.5, 2.5)
+    box: BOX, iou: float, size: tuple[int, int] = SIDE_PX, point: tuple[float, float] = (1.5, 2.5)
 ) -> Candidate:
-    rle = encode_window(np.ones((box[3] - box[1], box[2] - box[0]), np.bool_), box[1], box[0], *size)
+    rle = encode_region(np.ones((box[3] - box[1], box[2] - box[0]), np.bool_), box[1], box[0], *size)
     return Candidate(rle, rle.box_xyxy, iou, 0.97, point)
 
 
 def test_the_best_of_overlapping_masks_stays() -> None:
     near = (40, 50, 82, 90)
-    got = best_of_crop([candidate(A, 0.9), candidate(B, 0.8), candidate(near, 0.95)], WHOLE, FRAME, AutoOptions())
+    got = best_of_crop([candidate(A, 0.9), candidate(B, 0.8), candidate(near, 0.95)], WHOLE, SIDE_PX, AutoOptions())
     assert [(mask.predicted_iou, mask.rle.box_xyxy) for mask in got] == [
         (0.95, (40, 50, 81, 89)),
         (0.8, (100, 60, 159, 89)),
     ]
-    both = best_of_crop([candidate(A, 0.9), candidate(near, 0.95)], WHOLE, FRAME, AutoOptions(box_nms_thresh=1.0))
+    both = best_of_crop([candidate(A, 0.9), candidate(near, 0.95)], WHOLE, SIDE_PX, AutoOptions(box_nms_thresh=1.0))
     assert [mask.predicted_iou for mask in both] == [0.95, 0.9]
-    assert best_of_crop([], WHOLE, FRAME, AutoOptions()) == []
+    assert best_of_crop([], WHOLE, SIDE_PX, AutoOptions()) == []
 
 
 def test_a_crop_s_masks_come_in_the_image_s_frame() -> None:
@@ -219,7 +219,7 @@ def test_one_crop_is_not_thinned_a_second_time() -> None:
 
 
 def rough(box: BOX, hole: BOX | None, island: BOX | None, iou: float) -> AutoMask:
-    mask = np.zeros(FRAME, np.bool_)
+    mask = np.zeros(SIDE_PX, np.bool_)
     mask[box[1] : box[3], box[0] : box[2]] = True
     if hole:
         mask[hole[1] : hole[3], hole[0] : hole[2]] = False
@@ -246,10 +246,10 @@ def test_of_masks_that_became_alike_the_untouched_one_stays() -> None:
 
 
 def test_holes_are_filled_before_islands_are_judged() -> None:
-    ring = np.zeros(FRAME, np.bool_)
+    ring = np.zeros(SIDE_PX, np.bool_)
     ring[100:105, 100:105] = True
     ring[102, 102] = False  # 24 pixels with a hole of one
-    other = np.zeros(FRAME, np.bool_)
+    other = np.zeros(SIDE_PX, np.bool_)
     other[10:60, 10:60] = True
     mask = AutoMask(encode(ring | other), 0.9, None, (0.0, 0.0), (0, 0, 256, 256))
     (cleaned,) = merge([[mask]], AutoOptions(min_mask_region_area=25))

@@ -36,7 +36,7 @@ def test_names_and_defaults_are_those_of_the_reference() -> None:
 
     declare_missing()
     generator = pytest.importorskip("segment_anything.automatic_mask_generator").SamAutomaticMaskGenerator
-    given = {name: facts.default for name, facts in inspect.signature(generator).parameters.items()}
+    given = {name: info.default for name, info in inspect.signature(generator).parameters.items()}
     assert {name: given[name] for name in DEFAULTS} == DEFAULTS
     assert set(given) - set(DEFAULTS) == {"model", "point_grids", "output_mode"}
 

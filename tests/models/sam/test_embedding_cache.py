@@ -33,9 +33,9 @@ class Counted:
         self.bytes.append(used)
 
 
-def embedding(pixels: str, units: int = 1, facts: ImageInfo = JPEG) -> Embedding:
+def embedding(pixels: str, units: int = 1, info: ImageInfo = JPEG) -> Embedding:
     tokens = np.zeros(UNIT // 8 * units, np.float32)
-    return Embedding(facts, Features((tokens, tokens.copy())), 12.5, pixels)
+    return Embedding(info, Features((tokens, tokens.copy())), 12.5, pixels)
 
 
 def key(file: str, owner: str = "ann", model: ModelKey = MODEL) -> FileKey:
@@ -75,11 +75,11 @@ def test_other_bytes_with_the_same_pixels_are_found_with_their_own_facts() -> No
     assert cache.by_file(key("f.png")) is None
     found = cache.by_pixels(key("f.png"), "pixels", PNG)
     assert found is not None and found.features is one.features
-    assert (found.facts, found.encode_ms, found.pixels) == (PNG, 12.5, "pixels")
+    assert (found.info, found.encode_ms, found.pixels) == (PNG, 12.5, "pixels")
     assert (seen.hits, seen.misses) == (1, 0)
     again, first = cache.by_file(key("f.png")), cache.by_file(key("f.jpg"))
     assert again is not None and first is not None
-    assert again.facts == PNG and first.facts == JPEG
+    assert again.info == PNG and first.info == JPEG
     assert seen.hits == 3 and cache.used_bytes == UNIT and len(cache) == 1
 
 
@@ -129,9 +129,9 @@ def test_a_bound_of_nothing_keeps_nothing() -> None:
 def test_the_same_image_twice_counts_once() -> None:
     cache = EmbeddingCache(3 * UNIT)
     put(cache, "a", "a")
-    cache.put(key("other file"), embedding("a", facts=PNG))
+    cache.put(key("other file"), embedding("a", info=PNG))
     assert (cache.used_bytes, len(cache)) == (UNIT, 1)
-    assert [one.facts for one in (cache.by_file(key("other file")), cache.by_file(key("file a"))) if one] == [PNG, JPEG]
+    assert [one.info for one in (cache.by_file(key("other file")), cache.by_file(key("file a"))) if one] == [PNG, JPEG]
 
 
 def test_owners_never_share() -> None:

@@ -133,25 +133,25 @@ def test_grids_equal_the_references_bit_for_bit(reference: Any, n: int) -> None:
     assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-@pytest.mark.parametrize("frame", FRAMES)
+@pytest.mark.parametrize("size", FRAMES)
 @pytest.mark.parametrize("ratio", [0.0, 0.1, RATIO, 0.9])
-def test_crops_equal_the_references(reference: Any, frame: tuple[int, int], ratio: float) -> None:
-    boxes, layers = reference.generate_crop_boxes(frame, 3, ratio)
-    assert crop_boxes(*frame, 3, ratio) == list(zip(map(tuple, boxes), layers, strict=True))
+def test_crops_equal_the_references(reference: Any, size: tuple[int, int], ratio: float) -> None:
+    boxes, layers = reference.generate_crop_boxes(size, 3, ratio)
+    assert crop_boxes(*size, 3, ratio) == list(zip(map(tuple, boxes), layers, strict=True))
 
 
-@pytest.mark.parametrize("frame", FRAMES)
-def test_frames_and_edges_equal_the_references(reference: Any, frame: tuple[int, int]) -> None:
+@pytest.mark.parametrize("size", FRAMES)
+def test_frames_and_edges_equal_the_references(reference: Any, size: tuple[int, int]) -> None:
     import torch
     from segment_anything.utils.transforms import ResizeLongestSide  # type: ignore[import-untyped, unused-ignore]
 
-    height, width = frame
+    height, width = size
     rng = np.random.default_rng(height)
     resize = ResizeLongestSide(1024)
     resized = longest_side_shape(height, width)
     assert resized == resize.get_preprocess_shape(height, width, 1024)
     points = rng.uniform(0, width, (50, 2))
-    assert np.array_equal(to_input_coordinates(points, frame, resized), resize.apply_coords(points, frame))
+    assert np.array_equal(to_input_coordinates(points, size, resized), resize.apply_coords(points, size))
     for crop, _ in crop_boxes(height, width, 2, RATIO):
         boxes = rng.integers(0, [width, height, width, height], (200, 4))
         expected = reference.is_box_near_crop_edge(torch.from_numpy(boxes), list(crop), [0, 0, width, height])

@@ -11,7 +11,7 @@ from models.masks.rle import encode
 from models.sam.auto_masks import Candidate, Crop, IncrementalNms, best_of_crop
 from models.sam.auto_options import AutoOptions
 
-FRAME = (40, 60)
+SIDE_PX = (40, 60)
 CROPS: list[Crop] = [(0, 0, 60, 40), (0, 0, 30, 40)]
 
 corner = st.integers(0, 20)
@@ -32,7 +32,7 @@ def candidate(draw: st.DrawFn, width: int) -> Candidate:
 @given(st.data())
 def test_what_stands_is_the_best_of_what_came(data: st.DataObject) -> None:
     options = AutoOptions()
-    sighting = IncrementalNms(FRAME, options)
+    sighting = IncrementalNms(SIDE_PX, options)
     stands: dict[int, AutoMask] = {}
     numbers: set[int] = set()
     for crop in CROPS:
@@ -49,6 +49,6 @@ def test_what_stands_is_the_best_of_what_came(data: st.DataObject) -> None:
                 numbers.add(number)
                 stands[number] = mask
             now = [mask for number, mask in stands.items() if number not in earlier]
-            wanted = best_of_crop(so_far, crop, FRAME, options)
+            wanted = best_of_crop(so_far, crop, SIDE_PX, options)
             assert sorted(map(repr, now)) == sorted(map(repr, wanted))
         assert set(earlier) <= set(stands)  # of an earlier crop nothing is taken back

@@ -137,7 +137,7 @@ def test_upsampling_is_the_reference_s(size: tuple[int, int]) -> None:
     torch = pytest.importorskip("torch")
     resize = torch.nn.functional.interpolate
     logits = np.random.default_rng(1).normal(0, 5, (2, 256, 256))
-    width, height = toy.frame_size(*size)
+    width, height = toy.image_size(*size)
     large = resize(torch.from_numpy(logits)[None], (1024, 1024), mode="bilinear", align_corners=False)
     expected = resize(large[..., :height, :width], size[::-1], mode="bilinear", align_corners=False)[0].numpy()
     assert np.abs(toy.upsampled(logits, size) - expected).max() < 1e-9

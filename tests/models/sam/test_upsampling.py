@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from models.masks.rle import encode_window
+from models.masks.rle import encode_region
 from models.sam.grids import longest_side_shape
 from models.sam.upsampling import INPUT_SIDE, MaskRegion, Upsampler, stability_counts
 
@@ -50,11 +50,11 @@ def counted(full: Floats, offset: float, threshold: float = 0.0) -> float | None
     return inner / outer if outer else None
 
 
-def placed(window: MaskRegion, height: int, width: int) -> NDArray[np.bool_]:
-    frame = np.zeros((height, width), np.bool_)
-    rows, columns = window.mask.shape
-    frame[window.top : window.top + rows, window.left : window.left + columns] = window.mask
-    return frame
+def placed(region: MaskRegion, height: int, width: int) -> NDArray[np.bool_]:
+    size = np.zeros((height, width), np.bool_)
+    rows, columns = region.mask.shape
+    size[region.top : region.top + rows, region.left : region.left + columns] = region.mask
+    return size
 
 
 def noise(seed: int) -> Floats:
@@ -81,10 +81,10 @@ def agree(logits: Floats, height: int, width: int, offset: float = 1.0, threshol
     """The window says what thresholding all of it says."""
     upsampler = Upsampler(height, width)
     full = upsampler.full(logits)
-    window = upsampler.window(logits, offset=offset, threshold=threshold)
-    assert np.array_equal(placed(window, height, width), full > threshold)
-    assert window.stability == counted(full, offset, threshold)
-    return window
+    region = upsampler.region(logits, offset=offset, threshold=threshold)
+    assert np.array_equal(placed(region, height, width), full > threshold)
+    assert region.stability == counted(full, offset, threshold)
+    return region
 
 
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
@@ -104,11 +104,11 @@ def test_a_window_is_the_thresholded_whole(size: tuple[int, int], kind: str) -> 
         "all": np.full((256, 256), 7, np.float32),
         "none": np.full((256, 256), -7, np.float32),
     }[kind]
-    window = agree(logits, *size)
+    region = agree(logits, *size)
     if kind == "all":
-        assert window.mask.shape == size and window.mask.all() and window.stability == 1.0
+        assert region.mask.shape == size and region.mask.all() and region.stability == 1.0
     if kind == "none":
-        assert not window.mask.any() and window.stability is None
+        assert not region.mask.any() and region.stability is None
 
 
 @pytest.mark.parametrize("offset", [0.25, 1.0, 5.0])
@@ -123,12 +123,12 @@ def test_against_the_reference_package() -> None:
     amg = _reference_amg()
     for seed in range(5):
         logits = blob(seed, 12)
-        window = Upsampler(240, 360).window(logits)
+        region = Upsampler(240, 360).region(logits)
         full = torch.from_numpy(reference(logits, 240, 360))
-        assert window.stability == pytest.approx(
+        assert region.stability == pytest.approx(
             float(amg.calculate_stability_score(full[None], 0.0, 1.0)[0]), abs=1e-4
         )
-        differing = placed(window, 240, 360) != (full > 0).numpy()
+        differing = placed(region, 240, 360) != (full > 0).numpy()
         assert np.abs(full.numpy()[differing]).max(initial=0) < 1e-4  # float32 rounding at the very edge
 
 
@@ -152,17 +152,17 @@ BORDERS = {
 @pytest.mark.parametrize("border", BORDERS.values(), ids=BORDERS)
 @pytest.mark.parametrize("size", [(256, 256), (1024, 1024), (800, 800), (1333, 1333), (120, 120)], ids=str)
 def test_masks_at_the_borders(border: tuple[int, int, int, int], size: tuple[int, int]) -> None:
-    window = agree(rectangle(*border), *size)
-    assert window.mask.any()
+    region = agree(rectangle(*border), *size)
+    assert region.mask.any()
 
 
 def test_the_last_row_and_column_of_a_image_that_is_not_square() -> None:
     for height, width in ((534, 800), (800, 534)):
         rows, columns = longest_side_shape(height, width)
         low = -(-rows // 4), -(-columns // 4)
-        window = agree(rectangle(low[0] - 4, low[1] - 4, low[0], low[1]), height, width)
-        assert window.top + window.mask.shape[0] == height and window.left + window.mask.shape[1] == width
-        assert window.mask[-1, -1]
+        region = agree(rectangle(low[0] - 4, low[1] - 4, low[0], low[1]), height, width)
+        assert region.top + region.mask.shape[0] == height and region.left + region.mask.shape[1] == width
+        assert region.mask[-1, -1]
 
 
 @pytest.mark.parametrize("place", [(0, 0), (0, 255), (255, 0), (255, 255), (100, 31), (254, 2)], ids=str)
@@ -170,8 +170,8 @@ def test_one_pixel(place: tuple[int, int]) -> None:
     row, column = place
     logits = rectangle(row, column, row + 1, column + 1)
     for size in ((1024, 1024), (640, 640), (256, 256), (2000, 2000)):
-        window = agree(logits, *size)
-        assert window.mask.size < 0.002 * size[0] * size[1] + 40  # it is only computed around the pixel
+        region = agree(logits, *size)
+        assert region.mask.size < 0.002 * size[0] * size[1] + 40  # it is only computed around the pixel
 
 
 @pytest.mark.parametrize(
@@ -181,26 +181,26 @@ def test_one_pixel(place: tuple[int, int]) -> None:
 )
 def test_logits_that_no_pixel_of_the_image_is_made_of(size: tuple[int, int], place: tuple[int, int]) -> None:
     """Above the threshold only in the padding, or between the pixels of an image smaller than the logits."""
-    window = agree(rectangle(*place, place[0] + 1, place[1] + 1), *size)
-    assert window.stability is None
-    rle = encode_window(window.mask, window.top, window.left, *size)
+    region = agree(rectangle(*place, place[0] + 1, place[1] + 1), *size)
+    assert region.stability is None
+    rle = encode_region(region.mask, region.top, region.left, *size)
     assert (rle.height, rle.width, rle.area) == (*size, 0)
 
 
 def test_nothing_above_the_lower_threshold_has_no_stability() -> None:
     upsampler = Upsampler(120, 90)
-    assert upsampler.window(np.full((256, 256), -1, np.float32)).stability is None  # > is strict: 0 / 0
-    barely = upsampler.window(np.full((256, 256), -0.5, np.float32))
+    assert upsampler.region(np.full((256, 256), -1, np.float32)).stability is None  # > is strict: 0 / 0
+    barely = upsampler.region(np.full((256, 256), -0.5, np.float32))
     assert barely.stability == 0.0 and not barely.mask.any()
-    zero = upsampler.window(np.zeros((256, 256), np.float32))
+    zero = upsampler.region(np.zeros((256, 256), np.float32))
     assert zero.stability == 0.0 and not zero.mask.any()
 
 
 def test_large_images_are_made_in_bands_that_agree() -> None:
     height, width = 1900, 1300  # 4.7 bands
     for logits in (noise(5), blob(6, 60)):
-        window = agree(logits, height, width)
-        assert window.mask.any()
+        region = agree(logits, height, width)
+        assert region.mask.any()
     full = Upsampler(height, width).full(blob(6, 60))
     assert np.abs(full - reference(blob(6, 60), height, width)).max() < 1e-4
 
@@ -214,9 +214,9 @@ def test_the_logits_are_left_alone() -> None:
     logits.flags.writeable = False
     before = logits.copy()
     upsampler = Upsampler(50, 70)
-    first = upsampler.window(logits)
-    upsampler.window(blob(9))
-    again = upsampler.window(logits)
+    first = upsampler.region(logits)
+    upsampler.region(blob(9))
+    again = upsampler.region(logits)
     assert np.array_equal(first.mask, again.mask) and np.array_equal(logits, before)
 
 
@@ -236,9 +236,9 @@ def test_random_sizes_and_rectangles() -> None:
         full = upsampler.full(logits)
         if not (full > -1).any():
             continue  # see test_logits_that_no_pixel_of_the_image_is_made_of
-        window = upsampler.window(logits)
-        assert np.array_equal(placed(window, height, width), full > 0), (height, width, top, left)
-        assert window.stability == counted(full, 1.0)
+        region = upsampler.region(logits)
+        assert np.array_equal(placed(region, height, width), full > 0), (height, width, top, left)
+        assert region.stability == counted(full, 1.0)
 
 
 def test_the_golden_stability(shared_data: Path) -> None:
@@ -247,4 +247,4 @@ def test_the_golden_stability(shared_data: Path) -> None:
     assert inner / outer == pytest.approx(golden["stability"][0], abs=1e-7)
     assert stability_counts(np.full((4, 4), -5, np.float32)) == (0, 0)
     assert np.isnan(golden["stability_all_neg"][0])  # 0 / 0, which a Window says as None
-    assert Upsampler(64, 64).window(np.full((256, 256), -5, np.float32)).stability is None
+    assert Upsampler(64, 64).region(np.full((256, 256), -5, np.float32)).stability is None

@@ -1,4 +1,4 @@
-"""The gate of a worker: how many are inside, who is inside alone, and that nobody who leaves blocks the others."""
+"""The limiter of a worker: how many are inside, who is inside alone, and that nobody who leaves blocks the others."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from services.concurrency.limiter import ConcurrencyLimiter
 
 
 class Visits:
-    """Who is inside a gate, checked at every change."""
+    """Who is inside a limiter, checked at every change."""
 
     def __init__(self, places: int, heavy_places: int) -> None:
-        self.gate = ConcurrencyLimiter(places, heavy_places)
+        self.limiter = ConcurrencyLimiter(places, heavy_places)
         self.places, self.heavy_places = places, heavy_places
         self.inside: dict[str, tuple[bool, bool]] = {}
         self.entered: list[str] = []
@@ -31,7 +31,7 @@ class Visits:
         alone: bool = False,
         fail: bool = False,
     ) -> None:
-        async with self.gate.pass_through(heavy=heavy, alone=alone):
+        async with self.limiter.acquire(heavy=heavy, exclusive=alone):
             self.inside[name] = (heavy, alone)
             self.entered.append(name)
             self.check()

@@ -38,31 +38,31 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-def joined(flights: SingleFlight[int], run: Run, count: int, key: str = "k") -> list[asyncio.Task[int]]:
-    return [asyncio.create_task(flights.join(key, run)) for _ in range(count)]
+def joined(single_flight: SingleFlight[int], run: Run, count: int, key: str = "k") -> list[asyncio.Task[int]]:
+    return [asyncio.create_task(single_flight.do(key, run)) for _ in range(count)]
 
 
 def test_one_run_for_all() -> None:
     async def main() -> None:
-        flights, run = SingleFlight[int](), Run()
-        callers = joined(flights, run, 10)
+        single_flight, run = SingleFlight[int](), Run()
+        callers = joined(single_flight, run, 10)
         await settle()
-        assert flights.get("k") and not flights.get("other")
-        callers += joined(flights, run, 5)
+        assert single_flight.get("k") and not single_flight.get("other")
+        callers += joined(single_flight, run, 5)
         await settle()
         run.gate.set()
         assert await asyncio.gather(*callers) == [1] * 15
         assert (run.started, run.ended, run.cancelled) == (1, 1, 0)
-        assert not flights.get("k")
-        assert await flights.join("k", run) == 2  # nothing is remembered
+        assert not single_flight.get("k")
+        assert await single_flight.do("k", run) == 2  # nothing is remembered
 
     asyncio.run(main())
 
 
 def test_keys_have_runs_of_their_own() -> None:
     async def main() -> None:
-        flights, one, two = SingleFlight[int](), Run(), Run()
-        callers = joined(flights, one, 2, "one") + joined(flights, two, 2, "two")
+        single_flight, one, two = SingleFlight[int](), Run(), Run()
+        callers = joined(single_flight, one, 2, "one") + joined(single_flight, two, 2, "two")
         await settle()
         one.gate.set()
         await settle()
@@ -76,16 +76,16 @@ def test_keys_have_runs_of_their_own() -> None:
 
 def test_an_error_is_everybody_s_and_is_not_remembered() -> None:
     async def main() -> None:
-        flights, run = SingleFlight[int](), Run()
+        single_flight, run = SingleFlight[int](), Run()
         run.error = ValueError("broken")
-        callers = joined(flights, run, 4)
+        callers = joined(single_flight, run, 4)
         await settle()
         run.gate.set()
         errors = await asyncio.gather(*callers, return_exceptions=True)
         assert [str(error) for error in errors] == ["broken"] * 4 and run.started == 1
         assert all(isinstance(error, ValueError) for error in errors)
         run.error = None
-        assert not flights.get("k") and await flights.join("k", run) == 2
+        assert not single_flight.get("k") and await single_flight.do("k", run) == 2
 
     asyncio.run(main())
 
@@ -93,13 +93,13 @@ def test_an_error_is_everybody_s_and_is_not_remembered() -> None:
 @pytest.mark.parametrize("leaving", [[0], [2], [0, 1, 2], [1, 3]])
 def test_those_who_leave_do_not_take_it_from_the_others(leaving: list[int]) -> None:
     async def main() -> None:
-        flights, run = SingleFlight[int](), Run()
-        callers = joined(flights, run, 4)
+        single_flight, run = SingleFlight[int](), Run()
+        callers = joined(single_flight, run, 4)
         await settle()
         for number in leaving:
             callers[number].cancel()
         await settle()
-        assert run.cancelled == 0 and flights.get("k")
+        assert run.cancelled == 0 and single_flight.get("k")
         run.gate.set()
         answers = await asyncio.gather(*callers, return_exceptions=True)
         for number, answer in enumerate(answers):
@@ -111,8 +111,8 @@ def test_those_who_leave_do_not_take_it_from_the_others(leaving: list[int]) -> N
 
 def test_it_ends_when_the_last_one_leaves() -> None:
     async def main() -> None:
-        flights, run = SingleFlight[int](), Run()
-        callers = joined(flights, run, 3)
+        single_flight, run = SingleFlight[int](), Run()
+        callers = joined(single_flight, run, 3)
         await settle()
         callers[0].cancel()
         callers[1].cancel()
@@ -120,7 +120,7 @@ def test_it_ends_when_the_last_one_leaves() -> None:
         assert run.cancelled == 0
         callers[2].cancel()
         await settle()
-        assert (run.cancelled, run.ended) == (1, 0) and not flights.get("k")
+        assert (run.cancelled, run.ended) == (1, 0) and not single_flight.get("k")
 
     asyncio.run(main())
 
@@ -129,7 +129,7 @@ def test_who_comes_after_that_begins_anew() -> None:
     """Even while the old run is still on its way out."""
 
     async def main() -> None:
-        flights = SingleFlight[int]()
+        single_flight = SingleFlight[int]()
         leaving = asyncio.Event()
         runs: list[str] = []
 
@@ -148,15 +148,15 @@ def test_who_comes_after_that_begins_anew() -> None:
             await leaving.wait()
             return 7
 
-        first = asyncio.create_task(flights.join("k", stubborn))
+        first = asyncio.create_task(single_flight.do("k", stubborn))
         await settle()
         first.cancel()
         await settle()
-        assert not flights.get("k")
-        second = asyncio.create_task(flights.join("k", quick))
+        assert not single_flight.get("k")
+        second = asyncio.create_task(single_flight.do("k", quick))
         await settle()
         assert runs == ["began", "quick"]
-        third = asyncio.create_task(flights.join("k", quick))
+        third = asyncio.create_task(single_flight.do("k", quick))
         leaving.set()
         assert list(await asyncio.gather(second, third)) == [7, 7]
         # The end of the old one took nothing from the new one.
@@ -167,14 +167,14 @@ def test_who_comes_after_that_begins_anew() -> None:
 
 def test_the_last_one_leaves_before_the_run_began() -> None:
     async def main() -> None:
-        flights, run = SingleFlight[int](), Run()
-        (caller,) = joined(flights, run, 1)
+        single_flight, run = SingleFlight[int](), Run()
+        (caller,) = joined(single_flight, run, 1)
         await asyncio.sleep(0)
         caller.cancel()
         await settle()
-        assert caller.cancelled() and not flights.get("k") and run.ended == 0
+        assert caller.cancelled() and not single_flight.get("k") and run.ended == 0
         run.gate.set()
-        assert await flights.join("k", run) >= 1
+        assert await single_flight.do("k", run) >= 1
 
     asyncio.run(main())
 
@@ -184,7 +184,7 @@ def test_an_error_that_nobody_waits_for_is_not_complained_of() -> None:
 
     async def main() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
-        flights = SingleFlight[int]()
+        single_flight = SingleFlight[int]()
 
         async def spiteful() -> int:
             try:
@@ -193,12 +193,12 @@ def test_an_error_that_nobody_waits_for_is_not_complained_of() -> None:
                 raise ValueError("instead of leaving") from None
             return 0
 
-        caller = asyncio.create_task(flights.join("k", spiteful))
+        caller = asyncio.create_task(single_flight.do("k", spiteful))
         await settle()
         caller.cancel()
         await settle()
         assert caller.cancelled()
-        del caller, flights
+        del caller, single_flight
         gc.collect()
         await settle()
 

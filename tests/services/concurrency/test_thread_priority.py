@@ -126,7 +126,7 @@ def test_what_computes_in_a_worker_gives_way_and_the_rest_does_not(tmp_path: Pat
                 worker = subprocess.Popen(
                     [sys.executable, "-c", WORKER],
                     cwd=ROOT,
-                    env=environ(bench.platform.settings.home, EKIBEN_WORKER_NICE=str(NICE), EKIBEN_THREADS="2"),
+                    env=environ(bench.app_state.settings.home, EKIBEN_WORKER_NICE=str(NICE), EKIBEN_THREADS="2"),
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=out,

@@ -42,13 +42,13 @@ class Shelf:
         return row.id
 
     def image(self, data: bytes, mime_type: str = "image/png", size: tuple[int, int] = (WIDTH, HEIGHT)) -> str:
-        facts: dict[str, Any] = {"bytes": len(data), "sha256": "a" * 64, "storage_key": ""}
-        row = Image(id=new_id(), mime_type=mime_type, width=size[0], height=size[1], **facts)
+        info: dict[str, Any] = {"bytes": len(data), "sha256": "a" * 64, "storage_key": ""}
+        row = Image(id=new_id(), mime_type=mime_type, width=size[0], height=size[1], **info)
         return self._keep(data, mime_type.rpartition("/")[2], row)
 
     def artifact(self, image: Images.Image, mime_type: str = "image/png", **given: Any) -> str:
-        facts = {"kind": "mask", "mime_type": mime_type, "bytes": 1, "sha256": "a" * 64, "storage_key": ""}
-        return self._keep(encoded(image), "png", Artifact(id=new_id(), **{**facts, **given}))
+        info = {"kind": "mask", "mime_type": mime_type, "bytes": 1, "sha256": "a" * 64, "storage_key": ""}
+        return self._keep(encoded(image), "png", Artifact(id=new_id(), **{**info, **given}))
 
     def packed(self, samples: Sequence[Annotation], classes: Sequence[str] = CLASSES) -> list[tuple[str, bytes, Mask]]:
         """Per image its entry's name, its bytes and the mask's levels, as the archive has them."""

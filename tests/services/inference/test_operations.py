@@ -46,14 +46,14 @@ def run(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 async def settle(bench: AtWork, name: str, **given: Any) -> dict[str, Any]:
     chosen = operation(name)
-    return await settle_parameters(bench.platform, chosen, read_parameters(chosen, given), LOCAL_OWNER)
+    return await settle_parameters(bench.app_state, chosen, read_parameters(chosen, given), LOCAL_OWNER)
 
 
 def test_the_operations() -> None:
     assert list(operations.OPERATIONS) == ["classify", "segment", "masks", "auto_masks", "cutouts"]
     for name, one in operations.OPERATIONS.items():
         assert (operation(name), one.name) == (one, name)
-        assert one.window >= 1
+        assert one.claim_size >= 1
     assert {one.name for one in operations.OPERATIONS.values() if one.heavy} == {"auto_masks", "cutouts"}
     for name in ("", "Classify", "detect", "x" * 100):
         with pytest.raises(BadInput, match="classify, segment, masks, auto_masks, cutouts"):
@@ -158,10 +158,10 @@ def test_a_job_keeps_to_its_version(run: Run, tmp_path: Path) -> None:
         job = await bench.submit("classify", [RED], {"model": "colours"})
         assert job.parameters == {"model": "colours", "version": 1}
         toy_models.classifier(tmp_path / "other", color="BGR")  # calls red what is blue
-        await asyncio.to_thread(publish, bench.platform.settings.home, "colours", tmp_path / "other")
-        await asyncio.to_thread(bench.platform.registry.activate, "colours", 2)
-        bench.platform.index.refresh()
-        answer = await bench.platform.vision.classify(ImageSource(RED), model="colours", store=False)
+        await asyncio.to_thread(publish, bench.app_state.settings.home, "colours", tmp_path / "other")
+        await asyncio.to_thread(bench.app_state.registry.activate, "colours", 2)
+        bench.app_state.index.refresh()
+        answer = await bench.app_state.vision.classify(ImageSource(RED), model="colours", store=False)
         assert answer.body["model"] == {"name": "colours", "version": 2}
         await bench.finish(job.id)
         [result] = await bench.results(job.id)
@@ -190,8 +190,8 @@ def test_run_answers_as_the_door(run: Run) -> None:
         given = {"model": "colours", "top_k": 1}
         chosen = operations.operation("classify")
         options = operations.read_parameters(chosen, given)
-        asked = await chosen.run(bench.platform, ImageSource(RED), options, False, LOCAL_OWNER)
-        assert asked["predictions"][0]["class_name"] == "red" and len(asked["predictions"]) == 1
+        requested = await chosen.run(bench.app_state, ImageSource(RED), options, False, LOCAL_OWNER)
+        assert requested["predictions"][0]["class_name"] == "red" and len(requested["predictions"]) == 1
         with pytest.raises(BadInput, match="no operation"):
             operations.operation("paint")
 

@@ -17,7 +17,7 @@ from db.session import connect
 from models.results import ImageInfo
 from services.inference.recording import NewFile, Recorder
 
-FACTS = ImageInfo(4, 3, "image/png")
+INFO = ImageInfo(4, 3, "image/png")
 COLUMNS = {
     "task": "classify",
     "model_name": "m",
@@ -74,7 +74,7 @@ def test_a_caller_who_leaves_leaves_all_or_nothing(records: Records, tmp_path: P
 
         async def request() -> None:
             record = recorder.begin(b"image", "image/png", None, "local")
-            await recorder.finish(record, FACTS, [NewFile("mask", b"mask")], COLUMNS)
+            await recorder.finish(record, INFO, [NewFile("mask", b"mask")], COLUMNS)
 
         task = asyncio.create_task(request())
         await asyncio.sleep(after_s)

@@ -51,9 +51,9 @@ def comparable(answer: Any) -> Any:
 class AtWork:
     """A platform as a worker has it, and its hands."""
 
-    def __init__(self, platform: AppState, places: int, heavy_places: int) -> None:
-        self.platform = platform
-        self.records = JobRecords(platform.database)
+    def __init__(self, app_state: AppState, places: int, heavy_places: int) -> None:
+        self.app_state = app_state
+        self.records = JobRecords(app_state.database)
         self._places = (places, heavy_places)
         self.worker_id = ""
         self.work = self.another_worker()
@@ -63,9 +63,9 @@ class AtWork:
         self.worker_id = new_id()
         places, heavy_places = self._places
         return JobExecutor(
-            self.platform,
+            self.app_state,
             self.records,
-            self.platform.job_queue,
+            self.app_state.job_queue,
             self.worker_id,
             places=places,
             heavy_places=heavy_places,
@@ -82,23 +82,23 @@ class AtWork:
         store: bool = True,
         timeout_s: float | None = None,
     ) -> Job:
-        jobs = self.platform.jobs
+        jobs = self.app_state.jobs
         items = [await jobs.new_item(data, f"{number}.png") for number, data in enumerate(images)]
         items += await jobs.stored_items(image_ids)
         options = operations.read_parameters(operations.operation(operation), parameters)
         job, created = await jobs.submit(
-            self.platform, kind, operation, options, items, JobTerms(timeout_s=timeout_s), store=store
+            self.app_state, kind, operation, options, items, JobTerms(timeout_s=timeout_s), store=store
         )
         assert created
         return self.job(job.id)
 
-    async def finish(self, job_id: str, hands: int = 10) -> Job:
+    async def finish(self, job_id: str, entries: int = 10) -> Job:
         """Give hand after hand to the job until it is over."""
-        for _ in range(hands):
+        for _ in range(entries):
             await self.work.work(job_id)
             if (job := self.job(job_id)).state in OVER:
                 return job
-        raise AssertionError(f"{job_id} is {job.state} after {hands} hands: {self.items(job_id)}")
+        raise AssertionError(f"{job_id} is {job.state} after {entries} hands: {self.items(job_id)}")
 
     def job(self, job_id: str) -> Job:
         return self.records.job(LOCAL_OWNER, job_id)
@@ -111,12 +111,12 @@ class AtWork:
 
     async def results(self, job_id: str) -> list[dict[str, Any] | None]:
         """The items' answers in their order."""
-        found, answers = await self.platform.jobs.items(job_id, None, 1, 50)
+        found, answers = await self.app_state.jobs.items(job_id, None, 1, 50)
         return [answers.get(item.id) for item in found.items]
 
     def rows(self) -> dict[str, int]:
         """How many images, predictions and artifacts the database has."""
-        with Session(self.platform.database) as session:
+        with Session(self.app_state.database) as session:
             return {
                 table.__tablename__: session.exec(select(func.count()).select_from(table)).one()
                 for table in (Image, Prediction, Artifact)
@@ -124,16 +124,16 @@ class AtWork:
 
     def blobs(self) -> set[str]:
         """Keys of what is stored, but for the models."""
-        store = self.platform.store
+        store = self.app_state.store
         return {*store.list("images/"), *store.list("artifacts/")}
 
     def change_item(self, item_id: str, **values: Any) -> None:
-        with Session(self.platform.database) as session:
+        with Session(self.app_state.database) as session:
             session.execute(sa.update(JobItem).where(col(JobItem.id) == item_id).values(**values))
             session.commit()
 
     def change_job(self, job_id: str, **values: Any) -> None:
-        with Session(self.platform.database) as session:
+        with Session(self.app_state.database) as session:
             session.execute(sa.update(Job).where(col(Job.id) == job_id).values(**values))
             session.commit()
 
@@ -146,8 +146,8 @@ async def at_work(
     home = folder / "var"
     shutil.copytree(template, home, dirs_exist_ok=True)
     given = {"home": home, "threads": 2, "device": "cpu"} | settings
-    platform = await AppState.start(Settings(**given), for_jobs=True)
+    app_state = await AppState.start(Settings(**given), for_jobs=True)
     try:
-        yield AtWork(platform, places, heavy_places)
+        yield AtWork(app_state, places, heavy_places)
     finally:
-        await platform.stop()
+        await app_state.stop()

@@ -77,8 +77,8 @@ def taken(engine: sa.Engine, workflow_id: str, **values: Any) -> None:
         assert changed.rowcount == 1
 
 
-def submitted(engine: sa.Engine, queue: JobQueue, hands: int = 1, total: int = 1, **given: Any) -> Job:
-    stored, created = JobRecords(engine).submit(job(total, **given), items(total), hands, queue.enqueue)
+def submitted(engine: sa.Engine, queue: JobQueue, queue_entries: int = 1, total: int = 1, **given: Any) -> Job:
+    stored, created = JobRecords(engine).submit(job(total, **given), items(total), queue_entries, queue.enqueue)
     assert created
     return job_now(engine, stored.id)
 
@@ -93,7 +93,7 @@ def test_our_check_leaves_the_tables_of_the_queue_alone(database_url: str, engin
 
 
 def test_submit_queues_in_its_transaction(engine: sa.Engine, queue: JobQueue) -> None:
-    stored = submitted(engine, queue, hands=2, total=3, priority=7)
+    stored = submitted(engine, queue, entries=2, total=3, priority=7)
     assert entries(engine) == [
         (f"{stored.id}.0", "ENQUEUED", "ekiben-batches"),
         (f"{stored.id}.1", "ENQUEUED", "ekiben-batches"),
@@ -132,8 +132,8 @@ def test_a_submission_that_breaks_off_leaves_no_entry(engine: sa.Engine, queue: 
 
 def test_a_repeated_key_queues_nothing(engine: sa.Engine, queue: JobQueue) -> None:
     first = submitted(engine, queue, idempotency_key="k", fingerprint="a")
-    asked = job(idempotency_key="k", fingerprint="a")
-    assert JobRecords(engine).submit(asked, items(1), 1, queue.enqueue)[0].id == first.id
+    requested = job(idempotency_key="k", fingerprint="a")
+    assert JobRecords(engine).submit(requested, items(1), 1, queue.enqueue)[0].id == first.id
     with pytest.raises(Conflict):
         JobRecords(engine).submit(job(idempotency_key="k", fingerprint="b"), items(1), 1, queue.enqueue)
     assert entries(engine, "workflow_uuid") == [(f"{first.id}.0",)]
@@ -162,13 +162,13 @@ def test_a_delayed_hand(engine: sa.Engine, queue: JobQueue) -> None:
 def test_withdraw(engine: sa.Engine, queue: JobQueue) -> None:
     """Of a job that is over, the hands that wait; after a retry the new ones are other entries."""
     jobs = JobRecords(engine)
-    stored, other = submitted(engine, queue, hands=3), submitted(engine, queue)
+    stored, other = submitted(engine, queue, entries=3), submitted(engine, queue)
     with writing(engine) as session:
         queue.enqueue(session, stored, 3, delay_s=60)
         queue.enqueue(session, stored, 4)
     taken(engine, f"{stored.id}.0", status="SUCCESS")
     taken(engine, f"{stored.id}.4", status="PENDING", executor_id="worker-1")
-    change(engine, Job, stored.id, hands=5)
+    change(engine, Job, stored.id, entries=5)
     queue.withdraw(jobs.cancel("local", stored.id))
     statuses = {row[0]: row[1] for row in entries(engine)}
     assert statuses == {
@@ -186,7 +186,7 @@ def test_withdraw(engine: sa.Engine, queue: JobQueue) -> None:
 def test_a_late_withdrawal_leaves_the_hands_of_a_retry(engine: sa.Engine, queue: JobQueue) -> None:
     """Cancelled by one and tried again by another, who was faster than the second half of the cancel."""
     jobs = JobRecords(engine)
-    stored = submitted(engine, queue, hands=2)
+    stored = submitted(engine, queue, entries=2)
     cancelled = jobs.cancel("local", stored.id)
     jobs.retry("local", stored.id, lambda items: items, queue.enqueue)
     queue.withdraw(cancelled)
@@ -198,7 +198,7 @@ def test_a_late_withdrawal_leaves_the_hands_of_a_retry(engine: sa.Engine, queue:
 
 
 def test_forget(engine: sa.Engine, queue: JobQueue) -> None:
-    stored, other = submitted(engine, queue, hands=501), submitted(engine, queue)
+    stored, other = submitted(engine, queue, entries=501), submitted(engine, queue)
     JobRecords(engine).cancel("local", stored.id)
     queue.forget(stored)
     assert entries(engine, "workflow_uuid") == [(f"{other.id}.0",)]
@@ -206,7 +206,7 @@ def test_forget(engine: sa.Engine, queue: JobQueue) -> None:
 
 
 def test_forget_done(engine: sa.Engine, queue: JobQueue, monkeypatch: pytest.MonkeyPatch) -> None:
-    stored = submitted(engine, queue, hands=6)
+    stored = submitted(engine, queue, entries=6)
     ids = [f"{stored.id}.{n}" for n in range(6)]
     ended = now() - timedelta(hours=1)
     for n, (status, later_s) in enumerate([("SUCCESS", 0), ("ERROR", 0), ("CANCELLED", 1), ("SUCCESS", 1800)]):
@@ -223,7 +223,7 @@ def test_forget_done(engine: sa.Engine, queue: JobQueue, monkeypatch: pytest.Mon
 
 def test_has_hands(engine: sa.Engine, queue: JobQueue) -> None:
     stored = submitted(engine, queue)
-    hand = f"{stored.id}.0"
+    entry = f"{stored.id}.0"
     for status, waits in [
         ("ENQUEUED", True),
         ("PENDING", True),
@@ -232,21 +232,21 @@ def test_has_hands(engine: sa.Engine, queue: JobQueue) -> None:
         ("ERROR", False),
         ("CANCELLED", False),
     ]:
-        taken(engine, hand, status=status)
-        assert queue.has_hands(stored.id) is waits, status
-    assert not queue.has_hands("no such job")
-    taken(engine, hand, status="ENQUEUED")
-    assert not queue.has_hands(stored.id[:-1])  # ids that begin alike are others
+        taken(engine, entry, status=status)
+        assert queue.has_entries(stored.id) is waits, status
+    assert not queue.has_entries("no such job")
+    taken(engine, entry, status="ENQUEUED")
+    assert not queue.has_entries(stored.id[:-1])  # ids that begin alike are others
 
 
 def test_hands_of_dead_workers_come_back(engine: sa.Engine, queue: JobQueue) -> None:
     one, two, three = (
-        submitted(engine, queue, hands=2),
+        submitted(engine, queue, entries=2),
         submitted(engine, queue, kind="request"),
         submitted(engine, queue),
     )
-    for hand, worker in ((f"{one.id}.0", "dead"), (f"{one.id}.1", "alive"), (f"{two.id}.0", "dead too")):
-        taken(engine, hand, status="PENDING", executor_id=worker, owner_xid="x", started_at_epoch_ms=1)
+    for entry, worker in ((f"{one.id}.0", "dead"), (f"{one.id}.1", "alive"), (f"{two.id}.0", "dead too")):
+        taken(engine, entry, status="PENDING", executor_id=worker, owner_xid="x", started_at_epoch_ms=1)
     assert queue.resume_orphans({"alive", "dead", "dead too"}) == []
     assert sorted(queue.resume_orphans({"alive"})) == sorted([one.id, two.id])
     found = {row[0]: row[1:] for row in entries(engine, "workflow_uuid, status, queue_name, owner_xid")}

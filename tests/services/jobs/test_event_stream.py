@@ -19,11 +19,11 @@ class Told(JobService):
 
     def __init__(self, *looks: tuple[list[int], bool] | Exception) -> None:
         self.stopping = asyncio.Event()
-        self.asked: list[int] = []
+        self.requested: list[int] = []
         self._looks = list(looks)
 
     async def events(self, id: str, after: int, *, owner: str = "local") -> tuple[list[JobEvent], bool]:
-        self.asked.append(after)
+        self.requested.append(after)
         look = self._looks.pop(0) if self._looks else ([], False)
         if isinstance(look, Exception):
             raise look
@@ -45,7 +45,7 @@ def test_to_the_end() -> None:
     async def run() -> tuple[list[int], list[int]]:
         jobs, seen = Told(([4, 5], False), ([], False), ([6], True)), list[int]()
         await followed(jobs, seen)
-        return seen, jobs.asked
+        return seen, jobs.requested
 
     assert asyncio.run(run()) == ([4, 5, 6], [3, 5, 5])
 

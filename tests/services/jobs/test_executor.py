@@ -43,8 +43,8 @@ SIZE = (120, 90)
 SHAPES = toy_models.encoded(toy_sam.shapes(*SIZE))
 CLICKS = [{"points": [[*toy_sam.middle(box), 1]]} for box in toy_sam.boxes_of(*SIZE)[:2]]
 
-WINDOW = operations.OPERATIONS["segment"].window
-MORE = [IMAGES[number % len(IMAGES)] for number in range(WINDOW + 2)]
+CLAIM_SIZE = operations.OPERATIONS["segment"].claim_size
+MORE = [IMAGES[number % len(IMAGES)] for number in range(CLAIM_SIZE + 2)]
 """More than a hand claims at once."""
 
 Run = Callable[..., None]
@@ -77,7 +77,7 @@ class Held:
     def __init__(self, bench: AtWork, monkeypatch: pytest.MonkeyPatch) -> None:
         self.open = asyncio.Event()
         self.entered = self.inside = self.most = 0
-        infer = bench.platform.runner.infer
+        infer = bench.app_state.runner.infer
 
         async def held(*given: Any) -> Any:
             self.entered += 1
@@ -89,7 +89,7 @@ class Held:
             finally:
                 self.inside -= 1
 
-        monkeypatch.setattr(bench.platform.runner, "infer", held)
+        monkeypatch.setattr(bench.app_state.runner, "infer", held)
 
     async def until(self, entered: int) -> None:
         while self.entered < entered:
@@ -101,9 +101,9 @@ def check_files(bench: AtWork, job_id: str) -> int:
     items = bench.items(job_id)
     files = [file for made in bench.records.artifacts(LOCAL_OWNER, items).values() for file in made]
     for file in files:
-        data = bench.platform.store.get(file.storage_key)
+        data = bench.app_state.store.get(file.storage_key)
         assert (len(data), hashlib.sha256(data).hexdigest()) == (file.bytes, file.sha256)
-    images = [bench.platform.records.image(LOCAL_OWNER, item.image_id).storage_key for item in items if item.image_id]
+    images = [bench.app_state.records.image(LOCAL_OWNER, item.image_id).storage_key for item in items if item.image_id]
     waiting = [item.storage_key for item in items if item.storage_key]
     assert bench.blobs() == {*images, *waiting, *(file.storage_key for file in files)}
     return len(files)
@@ -123,14 +123,14 @@ def test_a_batch_is_answered_as_requests_are(run: Run) -> None:
         items, results = bench.items(job.id), await bench.results(job.id)
         assert [item.filename for item in items] == [f"{n}.png" for n in range(6)]
         for item, result, photo in zip(items, results, IMAGES, strict=True):
-            wanted = await bench.platform.vision.classify(ImageSource(photo), model="colours", top_k=3, store=False)
+            wanted = await bench.app_state.vision.classify(ImageSource(photo), model="colours", top_k=3, store=False)
             assert result is not None and comparable(result) == comparable(wanted.body)
-            row = bench.platform.records.prediction(LOCAL_OWNER, item.id)  # an item becomes the prediction of its id
+            row = bench.app_state.records.prediction(LOCAL_OWNER, item.id)  # an item becomes the prediction of its id
             assert (result["id"], row.job_id, row.image_id) == (item.id, job.id, item.image_id)
             assert result["image"]["id"] == item.image_id
             assert (item.state, item.attempts, item.deaths, item.worker_id) == ("succeeded", 1, 0, None)
-            image = bench.platform.records.image(LOCAL_OWNER, row.image_id)
-            assert (image.filename, bench.platform.store.get(image.storage_key)) == (item.filename, photo)
+            image = bench.app_state.records.image(LOCAL_OWNER, row.image_id)
+            assert (image.filename, bench.app_state.store.get(image.storage_key)) == (item.filename, photo)
         tops = [result["predictions"][0]["class_name"] for result in results[:4] if result is not None]
         assert tops == ["red", "green", "blue", "dark"]
         assert check_files(bench, job.id) == 0
@@ -139,7 +139,7 @@ def test_a_batch_is_answered_as_requests_are(run: Run) -> None:
     run(main)
 
 
-ASKED: dict[str, tuple[dict[str, Any], bytes]] = {
+REQUESTED: dict[str, tuple[dict[str, Any], bytes]] = {
     "classify": ({**COLOURS, "top_k": 2}, IMAGES[4]),
     "segment": (AREAS, IMAGES[4]),
     "masks": ({"model": "sam_toy", "prompts": CLICKS}, SHAPES),
@@ -150,27 +150,27 @@ ASKED: dict[str, tuple[dict[str, Any], bytes]] = {
 
 def synchronous(bench: AtWork, operation: str, *, store: bool) -> Awaitable[Any]:
     """The same of a request, asked for as its own route does."""
-    platform, (_, photo) = bench.platform, ASKED[operation]
+    app_state, (_, photo) = bench.app_state, REQUESTED[operation]
     source = ImageSource(photo)
     if operation == "classify":
-        return platform.vision.classify(source, model="colours", top_k=2, store=store)
+        return app_state.vision.classify(source, model="colours", top_k=2, store=store)
     if operation == "segment":
-        return platform.vision.segment(source, model="areas", store=store)
+        return app_state.vision.segment(source, model="areas", store=store)
     if operation == "masks":
-        return platform.masks.prompted(source, CLICKS, model="sam_toy", store=store)
+        return app_state.masks.prompted(source, CLICKS, model="sam_toy", store=store)
     if operation == "auto_masks":
-        auto = operations.read_parameters(operations.OPERATIONS["auto_masks"], ASKED["auto_masks"][0])
+        auto = operations.read_parameters(operations.OPERATIONS["auto_masks"], REQUESTED["auto_masks"][0])
         assert isinstance(auto, AutoMasksOptions)
-        return platform.masks.automatic(source, auto.auto, model="sam_toy", store=store)
+        return app_state.masks.automatic(source, auto.auto, model="sam_toy", store=store)
     style = CutoutsOptions(padding_px=2).style
-    return platform.masks.cutouts(source, CLICKS, style=style, model="sam_toy", store=store)
+    return app_state.masks.cutouts(source, CLICKS, style=style, model="sam_toy", store=store)
 
 
 @pytest.mark.parametrize("store", [True, False])
-@pytest.mark.parametrize("operation", list(ASKED))
+@pytest.mark.parametrize("operation", list(REQUESTED))
 def test_every_operation_answers_as_its_own_route(run: Run, operation: str, store: bool) -> None:
     async def main(bench: AtWork) -> None:
-        parameters, photo = ASKED[operation]
+        parameters, photo = REQUESTED[operation]
         given = await synchronous(bench, operation, store=store)
         wanted = given.body if hasattr(given, "body") else given[0] if isinstance(given, tuple) else given
         before = bench.rows()
@@ -182,8 +182,8 @@ def test_every_operation_answers_as_its_own_route(run: Run, operation: str, stor
         [item] = bench.items(job.id)
         if store:
             assert bench.rows() == {name: 2 * count for name, count in before.items()}
-            row = bench.platform.records.prediction(LOCAL_OWNER, item.id)
-            kept = {row.id: row for row in bench.platform.records.predictions(LOCAL_OWNER).items}
+            row = bench.app_state.records.prediction(LOCAL_OWNER, item.id)
+            kept = {row.id: row for row in bench.app_state.records.predictions(LOCAL_OWNER).items}
             twin = next(each for ident, each in kept.items() if ident != item.id)
             assert (row.task, row.model_name, row.model_version) == (twin.task, twin.model_name, twin.model_version)
             assert row.parameters == twin.parameters and row.top_confidence == twin.top_confidence
@@ -201,27 +201,27 @@ def test_not_stored_means_that_removing_the_job_removes_all(run: Run) -> None:
         assert bench.rows() == {"images": 0, "predictions": 0, "artifacts": 0}
         assert len(bench.blobs()) == 3
         assert all(item.result is not None and item.image_id is None for item in bench.items(job.id))
-        await bench.platform.jobs.delete(job.id)
+        await bench.app_state.jobs.delete(job.id)
         assert bench.blobs() == set()
         with pytest.raises(NotFound):
             bench.job(job.id)
-        assert not bench.platform.job_queue.has_hands(job.id)
+        assert not bench.app_state.job_queue.has_entries(job.id)
 
     run(main)
 
 
 def test_a_job_about_stored_images(run: Run) -> None:
     async def main(bench: AtWork) -> None:
-        stored = [await bench.platform.vision.keep_image(ImageSource(photo)) for photo in SOLIDS[:2]]
+        stored = [await bench.app_state.vision.keep_image(ImageSource(photo)) for photo in SOLIDS[:2]]
         blobs = bench.blobs()
         with pytest.raises(NotFound, match="no image nowhere"):
-            await bench.platform.jobs.stored_items([stored[0].id, "nowhere"])
+            await bench.app_state.jobs.stored_items([stored[0].id, "nowhere"])
         job = await bench.finish((await bench.submit("classify", [], COLOURS, image_ids=[s.id for s in stored])).id)
         results = await bench.results(job.id)
         assert [result["predictions"][0]["class_name"] for result in results if result] == ["red", "green"]
         assert [result["image"]["id"] for result in results if result] == [image.id for image in stored]
         assert (bench.blobs(), bench.rows()["images"]) == (blobs, 2)
-        await bench.platform.jobs.delete(job.id)
+        await bench.app_state.jobs.delete(job.id)
         assert (bench.blobs(), bench.rows()["images"]) == (blobs, 2)  # they were uploaded for themselves
 
     run(main)
@@ -260,9 +260,9 @@ def test_a_job_in_which_nothing_is_good_has_failed(run: Run) -> None:
 
 def test_an_image_that_was_deleted_meanwhile(run: Run) -> None:
     async def main(bench: AtWork) -> None:
-        image = await bench.platform.vision.keep_image(ImageSource(SOLIDS[0]))
+        image = await bench.app_state.vision.keep_image(ImageSource(SOLIDS[0]))
         job = await bench.submit("classify", SOLIDS[1:2], COLOURS, image_ids=[image.id])
-        bench.platform.records.delete_image(LOCAL_OWNER, image.id)
+        bench.app_state.records.delete_image(LOCAL_OWNER, image.id)
         job = await bench.finish(job.id)
         assert (job.state, job.succeeded, job.failed) == ("succeeded", 1, 1)
         [_, item] = bench.items(job.id)
@@ -277,12 +277,12 @@ def test_an_image_that_is_deleted_while_it_is_computed(run: Run, monkeypatch: py
     monkeypatch.setattr(executor, "FIRST_RETRY_S", 0.005)
 
     async def main(bench: AtWork) -> None:
-        image = await bench.platform.vision.keep_image(ImageSource(SOLIDS[0]))
+        image = await bench.app_state.vision.keep_image(ImageSource(SOLIDS[0]))
         job = await bench.submit("classify", SOLIDS[1:2], COLOURS, image_ids=[image.id])
         held = Held(bench, monkeypatch)
         working = asyncio.create_task(bench.work.work(job.id))
         await held.until(2)
-        bench.platform.records.delete_image(LOCAL_OWNER, image.id)
+        bench.app_state.records.delete_image(LOCAL_OWNER, image.id)
         held.open.set()
         await working
         assert "running" not in bench.states(job.id)
@@ -301,9 +301,9 @@ def test_what_may_pass_is_tried_again_ever_later(run: Run, monkeypatch: pytest.M
         async def away(*given: Any) -> Any:
             raise Unavailable("the store is away")
 
-        monkeypatch.setattr(bench.platform.runner, "infer", away)
+        monkeypatch.setattr(bench.app_state.runner, "infer", away)
         job = await bench.submit("segment", SOLIDS[:1], AREAS, kind="request")
-        hands_before = job.hands
+        entries_before = job.entries
         for attempt in range(1, 4):
             begun = now()
             await bench.work.work(job.id)
@@ -313,8 +313,8 @@ def test_what_may_pass_is_tried_again_ever_later(run: Run, monkeypatch: pytest.M
             wait_s = 0.04 * 2 ** (attempt - 1)
             assert timedelta(seconds=0.8 * wait_s) <= item.not_before - begun
             assert item.not_before - now() <= timedelta(seconds=1.2 * wait_s)
-            assert bench.job(job.id).hands == hands_before + attempt  # one that goes on after the wait
-            assert bench.platform.job_queue.has_hands(job.id)
+            assert bench.job(job.id).entries == entries_before + attempt  # one that goes on after the wait
+            assert bench.app_state.job_queue.has_entries(job.id)
             await asyncio.sleep(max(0.0, (item.not_before - now()).total_seconds()) + 0.005)
         await bench.work.work(job.id)
         [item] = bench.items(job.id)
@@ -334,12 +334,12 @@ def test_nothing_is_begun_before_its_time(run: Run, monkeypatch: pytest.MonkeyPa
         async def away(*given: Any) -> Any:
             raise Unavailable("the store is away")
 
-        monkeypatch.setattr(bench.platform.runner, "infer", away)
+        monkeypatch.setattr(bench.app_state.runner, "infer", away)
         job = await bench.submit("segment", SOLIDS[:1], AREAS)
         for number in (1, 2):
             await bench.work.work(job.id)
             assert [(item.state, item.attempts) for item in bench.items(job.id)] == [("queued", 1)]
-            assert bench.job(job.id).hands == job.hands + number
+            assert bench.job(job.id).entries == job.entries + number
 
     run(main)
 
@@ -348,7 +348,7 @@ def test_what_passes_succeeds_after_all(run: Run, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(executor, "FIRST_RETRY_S", 0.005)
 
     async def main(bench: AtWork) -> None:
-        infer, calls = bench.platform.runner.infer, 0
+        infer, calls = bench.app_state.runner.infer, 0
 
         async def flaky(*given: Any) -> Any:
             nonlocal calls
@@ -357,7 +357,7 @@ def test_what_passes_succeeds_after_all(run: Run, monkeypatch: pytest.MonkeyPatc
                 raise Unavailable("not yet")
             return await infer(*given)
 
-        monkeypatch.setattr(bench.platform.runner, "infer", flaky)
+        monkeypatch.setattr(bench.app_state.runner, "infer", flaky)
         job = await bench.submit("segment", SOLIDS[:1], AREAS)
         for _ in range(3):
             await bench.work.work(job.id)
@@ -375,7 +375,7 @@ def test_an_unexpected_error_is_internal(run: Run, monkeypatch: pytest.MonkeyPat
         async def broken(*given: Any) -> Any:
             raise ZeroDivisionError("secret detail")
 
-        monkeypatch.setattr(bench.platform.runner, "infer", broken)
+        monkeypatch.setattr(bench.app_state.runner, "infer", broken)
         job = await bench.finish((await bench.submit("classify", SOLIDS[:2], COLOURS)).id)
         assert (job.state, job.failed) == ("failed", 2)
         for item in bench.items(job.id):
@@ -396,18 +396,18 @@ def test_a_cancelled_job_is_dropped(run: Run, monkeypatch: pytest.MonkeyPatch) -
         job = await bench.submit("segment", MORE, AREAS)
         working = asyncio.create_task(bench.work.work(job.id))
         await held.until(1)
-        assert bench.work.busy == WINDOW  # one inside, the others at the gate
-        assert (held.entered, bench.states(job.id).count("running")) == (1, WINDOW)
-        cancelled = await bench.platform.jobs.cancel(job.id)
+        assert bench.work.busy == CLAIM_SIZE  # one inside, the others at the gate
+        assert (held.entered, bench.states(job.id).count("running")) == (1, CLAIM_SIZE)
+        cancelled = await bench.app_state.jobs.cancel(job.id)
         assert cancelled.state == "cancelled"
         await asyncio.wait_for(working, 1.5)
         assert (held.inside, bench.work.busy) == (0, 0)
         assert bench.states(job.id) == ["cancelled"] * len(MORE)
         assert bench.rows() == {"images": 0, "predictions": 0, "artifacts": 0}
         assert bench.blobs() == {item.storage_key for item in bench.items(job.id)}  # the images: it may be retried
-        assert not bench.platform.job_queue.has_hands(job.id)
+        assert not bench.app_state.job_queue.has_entries(job.id)
         held.open.set()
-        retried = await bench.platform.jobs.retry(job.id)
+        retried = await bench.app_state.jobs.retry(job.id)
         assert (retried.state, retried.attempts) == ("queued", 1)
         job = await bench.finish(job.id)
         assert (job.state, job.succeeded, job.attempts) == ("succeeded", len(MORE), 2)
@@ -423,15 +423,15 @@ def test_what_has_ended_stays_when_a_job_is_cancelled(run: Run, monkeypatch: pyt
         job = await bench.submit("segment", MORE, AREAS)
         monkeypatch.setattr(executor, "SLICE_S", 0.0)
         await bench.work.work(job.id)  # one window, then others have their turn
-        assert bench.states(job.id) == ["succeeded"] * WINDOW + ["queued"] * 2
-        await bench.platform.jobs.cancel(job.id)
+        assert bench.states(job.id) == ["succeeded"] * CLAIM_SIZE + ["queued"] * 2
+        await bench.app_state.jobs.cancel(job.id)
         await bench.work.work(job.id)
         job = bench.job(job.id)
-        assert (job.state, job.succeeded) == ("cancelled", WINDOW)
-        assert bench.states(job.id) == ["succeeded"] * WINDOW + ["cancelled"] * 2
-        assert check_files(bench, job.id) == 3 * WINDOW
+        assert (job.state, job.succeeded) == ("cancelled", CLAIM_SIZE)
+        assert bench.states(job.id) == ["succeeded"] * CLAIM_SIZE + ["cancelled"] * 2
+        assert check_files(bench, job.id) == 3 * CLAIM_SIZE
         with pytest.raises(Conflict):
-            await bench.platform.jobs.cancel(job.id)
+            await bench.app_state.jobs.cancel(job.id)
         watching.cancel()
 
     run(main)
@@ -448,8 +448,8 @@ def test_a_worker_that_stops_hands_back(run: Run, monkeypatch: pytest.MonkeyPatc
         for item in bench.items(job.id):
             assert (item.state, item.deaths, item.worker_id, item.not_before) == ("queued", 0, None, None)
         after = bench.job(job.id)
-        assert (after.state, after.deaths, after.hands) == ("running", 0, job.hands + 1)
-        assert bench.platform.job_queue.has_hands(job.id)
+        assert (after.state, after.deaths, after.entries) == ("running", 0, job.entries + 1)
+        assert bench.app_state.job_queue.has_entries(job.id)
         assert bench.rows() == {"images": 0, "predictions": 0, "artifacts": 0}
         held.open.set()
         bench.work = bench.another_worker()
@@ -471,7 +471,7 @@ def test_a_worker_that_stops_finishes_what_it_can(run: Run, monkeypatch: pytest.
         await working
         assert bench.states(job.id) == ["succeeded", "succeeded", "queued"]
         assert held.entered == 2  # nothing was begun any more
-        assert bench.job(job.id).hands == job.hands + 1
+        assert bench.job(job.id).entries == job.entries + 1
         await bench.work.work(job.id)  # nor ever again
         assert held.entered == 2
 
@@ -483,7 +483,7 @@ def test_a_job_whose_time_is_up(run: Run, monkeypatch: pytest.MonkeyPatch) -> No
         held = Held(bench, monkeypatch)
         job = await bench.submit("segment", MORE, AREAS, timeout_s=0.15)
         working = asyncio.create_task(bench.work.work(job.id))
-        await held.until(WINDOW)
+        await held.until(CLAIM_SIZE)
         await asyncio.sleep(0.2)
         held.open.set()
         await working
@@ -491,14 +491,14 @@ def test_a_job_whose_time_is_up(run: Run, monkeypatch: pytest.MonkeyPatch) -> No
         assert job.state == "failed" and job.error is not None and job.error["code"] == "timed_out"
         assert "0.15 s" in job.error["message"]
         # Those in hand could end; none was begun after the end.
-        assert bench.states(job.id) == ["succeeded"] * WINDOW + ["cancelled"] * 2
-        assert (job.succeeded, held.entered) == (WINDOW, WINDOW)
-        retried = await bench.platform.jobs.retry(job.id)
+        assert bench.states(job.id) == ["succeeded"] * CLAIM_SIZE + ["cancelled"] * 2
+        assert (job.succeeded, held.entered) == (CLAIM_SIZE, CLAIM_SIZE)
+        retried = await bench.app_state.jobs.retry(job.id)
         assert (retried.state, retried.error, retried.failed) == ("queued", None, 0)
         job = await bench.finish(job.id)
         assert (job.state, job.succeeded) == ("succeeded", len(MORE))
 
-    run(main, places=WINDOW)
+    run(main, places=CLAIM_SIZE)
 
 
 def test_what_waits_at_the_gate_when_time_is_up_is_not_begun(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -529,7 +529,7 @@ def test_time_is_not_up_while_another_worker_has_an_item(run: Run, monkeypatch: 
         other = bench.another_worker()
         await other.work(job.id)
         assert bench.job(job.id).state == "running"
-        assert bench.job(job.id).hands == job.hands + 1  # somebody looks again
+        assert bench.job(job.id).entries == job.entries + 1  # somebody looks again
         held.open.set()
         await working
         assert bench.job(job.id).state == "succeeded"
@@ -544,7 +544,7 @@ def test_a_repeat_writes_over_what_was_written(run: Run, monkeypatch: pytest.Mon
     """The worker dies between its last file and the commit."""
 
     async def main(bench: AtWork) -> None:
-        workers, save = Workers(bench.platform.database), bench.platform.records.save
+        workers, save = Workers(bench.app_state.database), bench.app_state.records.save
         await asyncio.to_thread(workers.enter, bench.worker_id)
         never: Future[None] = Future()
         rows: list[Any] = []
@@ -553,7 +553,7 @@ def test_a_repeat_writes_over_what_was_written(run: Run, monkeypatch: pytest.Mon
             rows.extend(given)
             return never
 
-        monkeypatch.setattr(bench.platform.records, "save", dead)
+        monkeypatch.setattr(bench.app_state.records, "save", dead)
         job = await bench.submit("segment", IMAGES[4:5], AREAS)
         dying = asyncio.create_task(bench.work.work(job.id))
         while not rows:
@@ -564,7 +564,7 @@ def test_a_repeat_writes_over_what_was_written(run: Run, monkeypatch: pytest.Mon
         assert workers.bury_dead(0.0) == {bench.worker_id: [job.id]}
         assert [(item.state, item.deaths) for item in bench.items(job.id)] == [("queued", 1)]
 
-        monkeypatch.setattr(bench.platform.records, "save", save)
+        monkeypatch.setattr(bench.app_state.records, "save", save)
         bench.work = bench.another_worker()
         done = await bench.finish(job.id)
         assert (done.state, done.succeeded, done.deaths) == ("succeeded", 1, 0)
@@ -605,7 +605,7 @@ def test_an_item_that_was_lost_is_not_counted(run: Run, monkeypatch: pytest.Monk
             assert bench.rows() == {"images": 2, "predictions": 2, "artifacts": 6}
             assert check_files(bench, job.id) == 6
         for result, photo in zip(await bench.results(job.id), IMAGES[4:6], strict=True):
-            wanted = await bench.platform.vision.segment(ImageSource(photo), model="areas", store=False)
+            wanted = await bench.app_state.vision.segment(ImageSource(photo), model="areas", store=False)
             assert result is not None and comparable(result["classes"]) == comparable(wanted.body["classes"])
 
     run(main)
@@ -633,21 +633,21 @@ def test_an_item_that_fails_after_it_was_lost_changes_nothing(run: Run, monkeypa
 
 def test_an_item_that_killed_a_worker_runs_alone(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main(bench: AtWork) -> None:
-        infer = bench.platform.runner.infer
+        infer = bench.app_state.runner.infer
         inside: list[bytes] = []
         order: list[bytes] = []
 
-        async def watched(key: Any, ask: Any, deadline: float) -> Any:
-            inside.append(ask.image)
-            order.append(ask.image)
+        async def watched(key: Any, request: Any, deadline: float) -> Any:
+            inside.append(request.image)
+            order.append(request.image)
             assert IMAGES[5] not in inside or len(inside) == 1
             await asyncio.sleep(0.01)
-            answer = await infer(key, ask, deadline)
+            answer = await infer(key, request, deadline)
             assert IMAGES[5] not in inside or len(inside) == 1
-            inside.remove(ask.image)
+            inside.remove(request.image)
             return answer
 
-        monkeypatch.setattr(bench.platform.runner, "infer", watched)
+        monkeypatch.setattr(bench.app_state.runner, "infer", watched)
         suspect = await bench.submit("segment", [IMAGES[5], *IMAGES[:2]], AREAS)
         others = await bench.submit("segment", IMAGES[:4], AREAS)
         bench.change_item(bench.items(suspect.id)[0].id, deaths=1)
@@ -668,7 +668,7 @@ def test_workers_that_are_thought_dead_at_any_moment(run: Run, monkeypatch: pyte
     monkeypatch.setattr(job_states, "MAX_DEATHS", 1000)
 
     async def main(bench: AtWork) -> None:
-        infer, workers = bench.platform.runner.infer, Workers(bench.platform.database)
+        infer, workers = bench.app_state.runner.infer, Workers(bench.app_state.database)
 
         async def moody(*given: Any) -> Any:
             await asyncio.sleep(chance.random() * 0.02)
@@ -678,7 +678,7 @@ def test_workers_that_are_thought_dead_at_any_moment(run: Run, monkeypatch: pyte
             await asyncio.sleep(chance.random() * 0.02)
             return answer
 
-        monkeypatch.setattr(bench.platform.runner, "infer", moody)
+        monkeypatch.setattr(bench.app_state.runner, "infer", moody)
         images = [IMAGES[number % 6] for number in range(16)]
         job = await bench.submit("segment", [*images, b"no image"], AREAS)
         tasks: list[asyncio.Task[None]] = []
@@ -693,7 +693,7 @@ def test_workers_that_are_thought_dead_at_any_moment(run: Run, monkeypatch: pyte
                 deaths += bool(await asyncio.to_thread(workers.bury, worker_id))
             assert len(tasks) < 400
         await asyncio.gather(*tasks)
-        monkeypatch.setattr(bench.platform.runner, "infer", infer)
+        monkeypatch.setattr(bench.app_state.runner, "infer", infer)
         assert deaths >= 1
         done = bench.job(job.id)
         assert (done.state, done.total, done.succeeded, done.failed) == ("succeeded", 17, 16, 1)
@@ -701,9 +701,9 @@ def test_workers_that_are_thought_dead_at_any_moment(run: Run, monkeypatch: pyte
         assert bench.rows() == {"images": 16, "predictions": 16, "artifacts": 48}
         assert check_files(bench, job.id) == 48
         for result, photo in zip((await bench.results(job.id))[:6], IMAGES, strict=True):
-            wanted = await bench.platform.vision.segment(ImageSource(photo), model="areas", store=False)
+            wanted = await bench.app_state.vision.segment(ImageSource(photo), model="areas", store=False)
             assert result is not None and comparable(result["classes"]) == comparable(wanted.body["classes"])
-        events, ended = await bench.platform.jobs.events(job.id, 0)
+        events, ended = await bench.app_state.jobs.events(job.id, 0)
         assert ended and [event.number for event in events] == list(range(1, len(events) + 1))
         assert [e.data["state"] for e in events if e.kind == "state"] == ["queued", "running", "succeeded"]
         assert len([event for event in events if event.kind == "worker_lost"]) == deaths
@@ -736,12 +736,12 @@ def test_answers_that_were_deleted_since(run: Run) -> None:
     async def main(bench: AtWork) -> None:
         job = await bench.finish((await bench.submit("segment", IMAGES[:3], AREAS)).id)
         item = bench.items(job.id)[1]
-        bench.platform.records.delete_prediction(LOCAL_OWNER, item.id)
+        bench.app_state.records.delete_prediction(LOCAL_OWNER, item.id)
         results = await bench.results(job.id)
         assert [result is None for result in results] == [False, True, False]
         assert bench.states(job.id) == ["succeeded"] * 3
         with pytest.raises(Conflict):
-            await bench.platform.jobs.retry(job.id)
+            await bench.app_state.jobs.retry(job.id)
 
     run(main)
 
@@ -750,15 +750,15 @@ def test_jobs_take_turns(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(executor, "SLICE_S", 0.0)
 
     async def main(bench: AtWork) -> None:
-        job = await bench.submit("segment", IMAGES[:1] * (2 * WINDOW + 1), AREAS)
+        job = await bench.submit("segment", IMAGES[:1] * (2 * CLAIM_SIZE + 1), AREAS)
         done = []
         for _ in range(3):
             await bench.work.work(job.id)
             done.append(bench.states(job.id).count("succeeded"))
-        assert done == [WINDOW, 2 * WINDOW, 2 * WINDOW + 1]
-        hands_now = bench.job(job.id).hands
+        assert done == [CLAIM_SIZE, 2 * CLAIM_SIZE, 2 * CLAIM_SIZE + 1]
+        entries_now = bench.job(job.id).entries
         await bench.work.work(job.id)  # it is over: no hand is needed any more
-        assert bench.job(job.id).hands == hands_now
+        assert bench.job(job.id).entries == entries_now
 
     run(main)
 
@@ -773,7 +773,7 @@ def test_a_hand_that_breaks_off_is_replaced(run: Run, monkeypatch: pytest.Monkey
         claim = bench.records.claim
         monkeypatch.setattr(bench.records, "claim", broken)
         await bench.work.work(job.id)
-        assert bench.job(job.id).hands == job.hands + 1
+        assert bench.job(job.id).entries == job.entries + 1
         monkeypatch.setattr(bench.records, "claim", claim)
         assert (await bench.finish(job.id)).state == "succeeded"
 
@@ -783,8 +783,8 @@ def test_a_hand_that_breaks_off_is_replaced(run: Run, monkeypatch: pytest.Monkey
 def test_a_job_that_is_gone_needs_no_hand(run: Run) -> None:
     async def main(bench: AtWork) -> None:
         job = await bench.submit("classify", SOLIDS[:1], COLOURS)
-        await bench.platform.jobs.cancel(job.id)
-        await bench.platform.jobs.delete(job.id)
+        await bench.app_state.jobs.cancel(job.id)
+        await bench.app_state.jobs.delete(job.id)
         await bench.work.work(job.id)
         assert bench.blobs() == set()
 
@@ -797,7 +797,7 @@ def test_events_tell_what_happened(run: Run, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(executor, "REPORT_S", 0.1)
 
     async def main(bench: AtWork) -> None:
-        infer, calls, last = bench.platform.runner.infer, 0, asyncio.Event()
+        infer, calls, last = bench.app_state.runner.infer, 0, asyncio.Event()
 
         async def slow(*given: Any) -> Any:
             nonlocal calls
@@ -807,10 +807,10 @@ def test_events_tell_what_happened(run: Run, monkeypatch: pytest.MonkeyPatch) ->
             return await infer(*given)
 
         async def shares() -> list[dict[str, Any]]:
-            events, _ = await bench.platform.jobs.events(job.id, 0)
+            events, _ = await bench.app_state.jobs.events(job.id, 0)
             return [event.data for event in events if event.kind == "progress"]
 
-        monkeypatch.setattr(bench.platform.runner, "infer", slow)
+        monkeypatch.setattr(bench.app_state.runner, "infer", slow)
         job = await bench.submit("segment", [*IMAGES[:5], b"bad"], AREAS)
         begun = time.monotonic()
         working, watching = asyncio.create_task(bench.work.work(job.id)), asyncio.create_task(bench.work.watch())
@@ -827,7 +827,7 @@ def test_events_tell_what_happened(run: Run, monkeypatch: pytest.MonkeyPatch) ->
         watching.cancel()
 
         assert bench.job(job.id).state == "succeeded"
-        events, ended = await bench.platform.jobs.events(job.id, 0)
+        events, ended = await bench.app_state.jobs.events(job.id, 0)
         assert ended
         assert [event.number for event in events] == list(range(1, len(events) + 1))
         states = [event.data["state"] for event in events if event.kind == "state"]
@@ -835,7 +835,7 @@ def test_events_tell_what_happened(run: Run, monkeypatch: pytest.MonkeyPatch) ->
         assert events[-1].data == {"state": "succeeded", "total": 6, "done": 6, "failed": 1, "error": None}
         done = [share["done"] for share in await shares()]
         assert done == sorted(done)
-        later, ended = await bench.platform.jobs.events(job.id, events[-2].number)
+        later, ended = await bench.app_state.jobs.events(job.id, events[-2].number)
         assert ([event.number for event in later], ended) == ([events[-1].number], True)
 
     run(main)
@@ -844,7 +844,7 @@ def test_events_tell_what_happened(run: Run, monkeypatch: pytest.MonkeyPatch) ->
 def test_no_progress_is_told_but_by_the_watch(run: Run) -> None:
     async def main(bench: AtWork) -> None:
         job = await bench.finish((await bench.submit("segment", MORE, AREAS)).id)
-        events, _ = await bench.platform.jobs.events(job.id, 0)
+        events, _ = await bench.app_state.jobs.events(job.id, 0)
         assert [(event.kind, event.data["state"]) for event in events] == [
             ("state", "queued"),
             ("state", "running"),
@@ -863,8 +863,8 @@ class Unstored:
     def __init__(self, bench: AtWork, monkeypatch: pytest.MonkeyPatch) -> None:
         self.waiting: list[tuple[Any, Any, Future[None]]] = []
         self._open = False
-        self._save = bench.platform.records.save
-        monkeypatch.setattr(bench.platform.records, "save", self._wait)
+        self._save = bench.app_state.records.save
+        monkeypatch.setattr(bench.app_state.records, "save", self._wait)
 
     async def __aenter__(self) -> Unstored:
         return self
@@ -957,13 +957,13 @@ def test_threads_that_ask_the_database(run: Run, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(executor, "FIRST_RETRY_S", 0.0)
 
     async def main(bench: AtWork) -> None:
-        asked: set[tuple[str, bool]] = set()
+        requested: set[tuple[str, bool]] = set()
 
         def noted(name: str) -> Callable[..., Any]:
             method = getattr(bench.records, name)
 
             def call(*given: Any) -> Any:
-                asked.add((name, threading.current_thread().name.startswith("given")))
+                requested.add((name, threading.current_thread().name.startswith("given")))
                 return method(*given)
 
             return call
@@ -971,7 +971,7 @@ def test_threads_that_ask_the_database(run: Run, monkeypatch: pytest.MonkeyPatch
         names = ("claim", "give_back", "claimed_by", "running", "fail", "add_hand", "states", "report")
         for name in names:
             monkeypatch.setattr(bench.records, name, noted(name))
-        infer, calls = bench.platform.runner.infer, 0
+        infer, calls = bench.app_state.runner.infer, 0
 
         async def flaky(*given: Any) -> Any:
             nonlocal calls
@@ -982,12 +982,12 @@ def test_threads_that_ask_the_database(run: Run, monkeypatch: pytest.MonkeyPatch
                 raise Unavailable("not yet")
             return await infer(*given)
 
-        monkeypatch.setattr(bench.platform.runner, "infer", flaky)
+        monkeypatch.setattr(bench.app_state.runner, "infer", flaky)
         with ThreadPoolExecutor(2, thread_name_prefix="given") as threads:
             bench.work = JobExecutor(
-                bench.platform,
+                bench.app_state,
                 bench.records,
-                bench.platform.job_queue,
+                bench.app_state.job_queue,
                 "worker-1",
                 places=4,
                 heavy_places=1,
@@ -1000,6 +1000,6 @@ def test_threads_that_ask_the_database(run: Run, monkeypatch: pytest.MonkeyPatch
             assert (await bench.finish(late.id)).state == "failed"
             watching.cancel()
         assert job.state == "succeeded"
-        assert asked == {(name, True) for name in names}
+        assert requested == {(name, True) for name in names}
 
     run(main)

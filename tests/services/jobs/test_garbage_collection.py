@@ -60,39 +60,44 @@ def run(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 def cleaner(bench: AtWork, jobs: JobRecords | None = None, *, since: datetime = LONG_AGO) -> GarbageCollector:
     """Of a database that keeps records since then."""
-    platform = bench.platform
-    platform.records.installation()
-    with Session(platform.database) as session:
+    app_state = bench.app_state
+    app_state.records.installation()
+    with Session(app_state.database) as session:
         session.execute(sa.update(Installation).values(since=since))
         session.commit()
     return GarbageCollector(
-        platform.records, jobs or bench.records, Datasets(platform.database), platform.job_queue, platform.store, KEEP
+        app_state.records,
+        jobs or bench.records,
+        Datasets(app_state.database),
+        app_state.job_queue,
+        app_state.store,
+        KEEP,
     )
 
 
 async def clean(bench: AtWork, jobs: JobRecords | None = None, stop_after: int = 1000) -> dict[str, int]:
     """What all of clean-up removed."""
     cleaning = cleaner(bench, jobs)
-    asked = 0
+    requested = 0
 
     def stopping() -> bool:
-        nonlocal asked
-        asked += 1
-        return asked > stop_after
+        nonlocal requested
+        requested += 1
+        return requested > stop_after
 
     removed = await asyncio.to_thread(cleaning.run, stopping)
     return {**removed, "blobs": await asyncio.to_thread(cleaning.sweep, stopping)}
 
 
 def change_images(bench: AtWork, id: str, **values: Any) -> None:
-    with Session(bench.platform.database) as session:
+    with Session(bench.app_state.database) as session:
         session.execute(sa.update(Image).where(col(Image.id) == id).values(**values))
         session.commit()
 
 
 def left(bench: AtWork, job_id: str) -> tuple[int, int]:
     """Items and events of a job."""
-    with Session(bench.platform.database) as session:
+    with Session(bench.app_state.database) as session:
         items = session.exec(select(JobItem).where(JobItem.job_id == job_id)).all()
         return len(items), len(session.exec(select(JobEvent).where(JobEvent.job_id == job_id)).all())
 
@@ -118,7 +123,7 @@ def test_old_jobs_go_with_all_they_made(run: Run) -> None:
         old = await bench.finish((await bench.submit("segment", [*IMAGES[:2], b"no image"], AREAS)).id)
         unstored = await bench.finish((await bench.submit("segment", IMAGES[:2], AREAS, store=False)).id)
         ended = await bench.submit("segment", IMAGES[:2], AREAS)
-        await bench.platform.jobs.cancel(ended.id)
+        await bench.app_state.jobs.cancel(ended.id)
         before = bench.blobs()
         young = await bench.finish((await bench.submit("segment", IMAGES[2:], AREAS)).id)
         of_young = bench.blobs() - before
@@ -134,7 +139,7 @@ def test_old_jobs_go_with_all_they_made(run: Run) -> None:
             with pytest.raises(NotFound):
                 bench.job(job.id)
             assert left(bench, job.id) == (0, 0)
-            assert not bench.platform.job_queue.has_hands(job.id)
+            assert not bench.app_state.job_queue.has_entries(job.id)
         assert bench.rows() == rows
         [item] = bench.items(waiting.id)
         assert bench.blobs() == {*of_young, item.storage_key}
@@ -147,16 +152,16 @@ def test_old_jobs_go_with_all_they_made(run: Run) -> None:
 
 def test_images_that_others_need_stay_when_a_job_goes(run: Run) -> None:
     async def main(bench: AtWork) -> None:
-        kept = await bench.platform.vision.keep_image(ImageSource(IMAGES[0]))
+        kept = await bench.app_state.vision.keep_image(ImageSource(IMAGES[0]))
         first = await bench.finish((await bench.submit("segment", IMAGES[1:2], AREAS, image_ids=[kept.id])).id)
         shared = bench.items(first.id)[0].image_id
         assert shared is not None
-        again = await bench.platform.vision.segment(ImageSource(image_id=shared), model="areas")
+        again = await bench.app_state.vision.segment(ImageSource(image_id=shared), model="areas")
         bench.change_job(first.id, finished_at=now() - 2 * KEEP)
         assert await clean(bench) == {"jobs": 1, "images": 0, "blobs": 0}
         assert bench.rows() == {"images": 2, "predictions": 1, "artifacts": 3}
         for id in (kept.id, shared):
-            assert bench.platform.store.exists(bench.platform.records.image(LOCAL_OWNER, id).storage_key)
+            assert bench.app_state.store.exists(bench.app_state.records.image(LOCAL_OWNER, id).storage_key)
         assert len(bench.blobs()) == 5
         assert again.body["image"]["id"] == shared
 
@@ -169,7 +174,7 @@ def test_a_job_that_somebody_else_removes_does_not_stop_the_rest(run: Run) -> No
     async def main(bench: AtWork) -> None:
         jobs = [await bench.submit("segment", IMAGES[:1], AREAS) for _ in range(2)]
         for job in jobs:
-            await bench.platform.jobs.cancel(job.id)
+            await bench.app_state.jobs.cancel(job.id)
             bench.change_job(job.id, finished_at=now() - 2 * KEEP)
         look = bench.records.over_since
 
@@ -180,7 +185,7 @@ def test_a_job_that_somebody_else_removes_does_not_stop_the_rest(run: Run) -> No
                 self.retry(LOCAL_OWNER, jobs[0].id, lambda items: 0, lambda *given: None)
                 return [(LOCAL_OWNER, new_id()), (LOCAL_OWNER, jobs[0].id), (LOCAL_OWNER, jobs[1].id)]
 
-        await clean(bench, Late(bench.platform.database))
+        await clean(bench, Late(bench.app_state.database))
         assert bench.job(jobs[0].id).state == "queued"
         with pytest.raises(NotFound):
             bench.job(jobs[1].id)
@@ -192,7 +197,7 @@ def test_a_stop_ends_it(run: Run) -> None:
     async def main(bench: AtWork) -> None:
         for _ in range(3):
             job = await bench.submit("segment", IMAGES[:1], AREAS)
-            await bench.platform.jobs.cancel(job.id)
+            await bench.app_state.jobs.cancel(job.id)
             bench.change_job(job.id, finished_at=now() - 2 * KEEP)
         assert await clean(bench, stop_after=1) == {"jobs": 1, "images": 0, "blobs": 0}
         assert await clean(bench) == {"jobs": 2, "images": 0, "blobs": 0}
@@ -205,25 +210,25 @@ def test_a_stop_ends_it(run: Run) -> None:
 
 def test_images_that_nobody_needs(run: Run) -> None:
     async def main(bench: AtWork) -> None:
-        platform = bench.platform
-        kept = await platform.vision.keep_image(ImageSource(IMAGES[0]))
-        images = [await platform.vision.keep_image(ImageSource(IMAGES[1])) for _ in range(5)]
+        app_state = bench.app_state
+        kept = await app_state.vision.keep_image(ImageSource(IMAGES[0]))
+        images = [await app_state.vision.keep_image(ImageSource(IMAGES[1])) for _ in range(5)]
         old, young, used, needed, over = images
         for image in images:
             change_images(bench, image.id, kept=False, created_at=now() - KEEP - timedelta(minutes=1))
         change_images(bench, young.id, created_at=now() - KEEP + timedelta(minutes=1))
         change_images(bench, kept.id, created_at=now() - 2 * KEEP)
-        await platform.vision.segment(ImageSource(image_id=used.id), model="areas")
+        await app_state.vision.segment(ImageSource(image_id=used.id), model="areas")
         waiting = await bench.submit("segment", [], AREAS, image_ids=[needed.id])
         ended = await bench.submit("segment", [], AREAS, image_ids=[over.id])
-        await platform.jobs.cancel(ended.id)
+        await app_state.jobs.cancel(ended.id)
         assert await clean(bench) == {"jobs": 0, "images": 2, "blobs": 0}
         for gone in (old, over):
             with pytest.raises(NotFound):
-                platform.records.image(LOCAL_OWNER, gone.id)
-            assert not platform.store.exists(gone.storage_key)
+                app_state.records.image(LOCAL_OWNER, gone.id)
+            assert not app_state.store.exists(gone.storage_key)
         for there in (kept, young, used, needed):
-            assert platform.store.exists(platform.records.image(LOCAL_OWNER, there.id).storage_key)
+            assert app_state.store.exists(app_state.records.image(LOCAL_OWNER, there.id).storage_key)
         assert (await bench.finish(waiting.id)).state == "succeeded"
         assert await clean(bench) == NOTHING
 
@@ -235,10 +240,10 @@ def test_images_that_nobody_needs(run: Run) -> None:
 
 def test_blobs_without_rows(run: Run) -> None:
     async def main(bench: AtWork) -> None:
-        store = bench.platform.store
+        store = bench.app_state.store
         old, young = now() - timedelta(days=1, minutes=1), now() - timedelta(hours=23)
         job = await bench.submit("segment", IMAGES[:1], AREAS)
-        done = await bench.platform.vision.segment(ImageSource(IMAGES[1]), model="areas")
+        done = await bench.app_state.vision.segment(ImageSource(IMAGES[1]), model="areas")
         with_rows = bench.blobs()
         with_row = new_key("images", id_of(old), "png", old)  # of an old image whose row is there
         change_images(bench, done.body["image"]["id"], storage_key=with_row)
@@ -265,10 +270,10 @@ def test_files_of_datasets(run: Run) -> None:
     """A dataset's own files stay, whichever they are; those of one that never was go."""
 
     async def main(bench: AtWork) -> None:
-        store, old = bench.platform.store, now() - timedelta(days=2)
+        store, old = bench.app_state.store, now() - timedelta(days=2)
         dataset = Dataset(id=id_of(old), name="known", job_id=new_id(), created_at=old)
         unknown = Dataset(id=id_of(old), name="unknown", job_id=new_id(), created_at=old)
-        with Session(bench.platform.database, expire_on_commit=False) as session:
+        with Session(bench.app_state.database, expire_on_commit=False) as session:
             session.add(dataset)
             session.commit()
         for each in (dataset, unknown):
@@ -282,7 +287,7 @@ def test_files_of_datasets(run: Run) -> None:
 
 def test_what_was_in_the_store_before_stays(run: Run) -> None:
     async def main(bench: AtWork) -> None:
-        store, begun = bench.platform.store, now() - timedelta(days=10)
+        store, begun = bench.app_state.store, now() - timedelta(days=10)
         earlier = new_key("images", id_of(begun - timedelta(minutes=1)), "png", now())
         later = new_key("images", id_of(begun + timedelta(minutes=1)), "png", now())
         for key in (earlier, later):
@@ -295,11 +300,11 @@ def test_what_was_in_the_store_before_stays(run: Run) -> None:
 
 def test_a_new_database_judges_nothing_that_was_there(run: Run) -> None:
     async def main(bench: AtWork) -> None:
-        platform, old = bench.platform, now() - timedelta(days=3)
+        app_state, old = bench.app_state, now() - timedelta(days=3)
         key = new_key("images", id_of(old), "png", old)
-        platform.store.put(key, b"x", "image/png")
+        app_state.store.put(key, b"x", "image/png")
         cleaning = GarbageCollector(
-            platform.records, bench.records, Datasets(platform.database), platform.job_queue, platform.store, KEEP
+            app_state.records, bench.records, Datasets(app_state.database), app_state.job_queue, app_state.store, KEEP
         )
         assert await asyncio.to_thread(cleaning.sweep) == 0
         assert bench.blobs() == {key}
@@ -311,7 +316,7 @@ def test_a_store_of_two_databases(run: Run, tmp_path: Path) -> None:
     """Neither removes what it does not know: it may be the other's."""
 
     async def main(bench: AtWork) -> None:
-        store, old = bench.platform.store, now() - timedelta(days=3)
+        store, old = bench.app_state.store, now() - timedelta(days=3)
         url = f"sqlite:///{tmp_path / 'second.db'}"
         migrate(url)
         second = connect(url)
@@ -322,7 +327,7 @@ def test_a_store_of_two_databases(run: Run, tmp_path: Path) -> None:
         with Session(second) as session:
             session.execute(sa.update(Installation).values(since=LONG_AGO))
             session.commit()
-        other = GarbageCollector(records, JobRecords(second), Datasets(second), bench.platform.job_queue, store, KEEP)
+        other = GarbageCollector(records, JobRecords(second), Datasets(second), bench.app_state.job_queue, store, KEEP)
         own = cleaner(bench)
         store.put(MARKS + records.installation().name, b"", "text/plain")  # it was here once
         assert await asyncio.to_thread(own.sweep) == 0
@@ -340,7 +345,7 @@ def test_more_blobs_than_are_looked_up_at_once(run: Run) -> None:
     async def main(bench: AtWork) -> None:
         old = now() - timedelta(days=3)
         for _ in range(1100):
-            path = Path(bench.platform.settings.resolved_store_url) / new_key("artifacts", id_of(old), "png", old)
+            path = Path(bench.app_state.settings.resolved_store_url) / new_key("artifacts", id_of(old), "png", old)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
         assert (await clean(bench))["blobs"] == 1100
@@ -366,7 +371,7 @@ STRANGE = [
 
 def test_what_is_not_ours_stays(run: Run) -> None:
     async def main(bench: AtWork) -> None:
-        store, old = bench.platform.store, now() - timedelta(days=400)
+        store, old = bench.app_state.store, now() - timedelta(days=400)
         keys = {key.format(old=id_of(old)) for key in STRANGE}
         for key in keys:
             store.put(key, b"x", "text/plain")
@@ -380,7 +385,7 @@ def test_an_id_of_a_time_that_no_calendar_has(run: Run) -> None:
     """One odd file must not be the end of all clean-up."""
 
     async def main(bench: AtWork) -> None:
-        store, old = bench.platform.store, now() - timedelta(days=2)
+        store, old = bench.app_state.store, now() - timedelta(days=2)
         odd = {
             "artifacts/2020/01/01/ffffffff-ffff-7fff-bfff-ffffffffffff.png",
             "images/2020/01/01/f0000000-0000-7000-8000-000000000000.png",
@@ -403,7 +408,7 @@ def test_files_of_an_old_job_that_are_not_committed_yet(run: Run, monkeypatch: p
         old = now() - timedelta(days=2)
         ident = id_of(old)
         bench.change_item(item.id, id=ident, created_at=old)
-        save, cleaned = bench.platform.records.save, []
+        save, cleaned = bench.app_state.records.save, []
 
         cleaning = cleaner(bench)
 
@@ -411,12 +416,12 @@ def test_files_of_an_old_job_that_are_not_committed_yet(run: Run, monkeypatch: p
             cleaned.append(cleaning.sweep())
             return save(rows, then)
 
-        monkeypatch.setattr(bench.platform.records, "save", clean_up_first)
+        monkeypatch.setattr(bench.app_state.records, "save", clean_up_first)
         job = await bench.finish(job.id)
         assert job.state == "succeeded" and cleaned == [0]
         [files] = bench.records.artifacts(LOCAL_OWNER, bench.items(job.id)).values()
         assert len(files) == 3
-        assert [bench.platform.store.exists(file.storage_key) for file in files] == [True] * 3
+        assert [bench.app_state.store.exists(file.storage_key) for file in files] == [True] * 3
 
     run(main)
 
@@ -425,7 +430,7 @@ def test_jobs_are_removed_by_their_owner(run: Run) -> None:
     async def main(bench: AtWork) -> None:
         job = await bench.finish((await bench.submit("segment", IMAGES[:1], AREAS)).id)
         for table in (Job, JobItem):
-            with Session(bench.platform.database) as session:
+            with Session(bench.app_state.database) as session:
                 session.execute(sa.update(table).values(owner="somebody"))
                 session.commit()
         bench.change_job(job.id, finished_at=now() - 2 * KEEP)

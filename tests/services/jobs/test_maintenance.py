@@ -55,18 +55,18 @@ def run(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 def housekeeper(bench: AtWork, steady_s: float = DEAD_S + 1) -> Maintenance:
     """Of a worker whose every beat was heard for so long."""
-    platform = bench.platform
-    workers = Workers(platform.database)
+    app_state = bench.app_state
+    workers = Workers(app_state.database)
     heartbeat = Heartbeat(workers, "me", lambda: 0, lambda: None)
     heartbeat.steady_since = time.monotonic() - steady_s
     return Maintenance(
-        platform.settings,
-        platform.records,
+        app_state.settings,
+        app_state.records,
         bench.records,
-        Datasets(platform.database),
+        Datasets(app_state.database),
         workers,
-        platform.job_queue,
-        platform.store,
+        app_state.job_queue,
+        app_state.store,
         heartbeat,
     )
 
@@ -74,18 +74,18 @@ def housekeeper(bench: AtWork, steady_s: float = DEAD_S + 1) -> Maintenance:
 def worker(bench: AtWork, silent_s: float) -> str:
     """The id of a worker that was last heard of so long ago."""
     ident = new_id()
-    workers = Workers(bench.platform.database)
+    workers = Workers(bench.app_state.database)
     workers.enter(ident)
-    with Session(bench.platform.database) as session:
+    with Session(bench.app_state.database) as session:
         seen = now() - timedelta(seconds=silent_s)
         session.execute(sa.update(Worker).where(col(Worker.id) == ident).values(seen_at=seen))
         session.commit()
     return ident
 
 
-def take_hands(bench: AtWork, job_id: str, worker_id: str) -> None:
+def take_entries(bench: AtWork, job_id: str, worker_id: str) -> None:
     """As the queue's tables look while a worker has the job's hands."""
-    with bench.platform.database.begin() as connection:
+    with bench.app_state.database.begin() as connection:
         connection.exec_driver_sql(
             "UPDATE workflow_status SET status = 'PENDING', executor_id = ? WHERE workflow_uuid LIKE ?",
             (worker_id, f"{job_id}.%"),
@@ -94,7 +94,7 @@ def take_hands(bench: AtWork, job_id: str, worker_id: str) -> None:
 
 def entries(bench: AtWork, job_id: str) -> list[str]:
     """States of the job's hands in the queue."""
-    with bench.platform.database.connect() as connection:
+    with bench.app_state.database.connect() as connection:
         found = connection.exec_driver_sql(
             "SELECT status FROM workflow_status WHERE workflow_uuid LIKE ? ORDER BY workflow_uuid", (f"{job_id}.%",)
         )
@@ -115,8 +115,8 @@ def test_what_a_dead_worker_had_is_taken_over(run: Run) -> None:
         going_on = await bench.submit("segment", IMAGES, AREAS)
         claim(bench, lost.id, dead, 2)
         claim(bench, going_on.id, slow, 2)
-        take_hands(bench, lost.id, dead)
-        take_hands(bench, going_on.id, slow)
+        take_entries(bench, lost.id, dead)
+        take_entries(bench, going_on.id, slow)
         await asyncio.to_thread(housekeeper(bench).sweep)
         assert bench.states(lost.id) == ["queued"] * 3
         assert [item.deaths for item in bench.items(lost.id)] == [1, 1, 0]
@@ -124,10 +124,10 @@ def test_what_a_dead_worker_had_is_taken_over(run: Run) -> None:
         assert bench.job(lost.id).deaths == 1
         assert bench.states(going_on.id) == ["running", "running", "queued"]
         assert entries(bench, going_on.id) == ["PENDING"]
-        assert Workers(bench.platform.database).known() == {slow}
+        assert Workers(bench.app_state.database).known() == {slow}
         done = await bench.finish(lost.id)
         assert (done.state, done.succeeded, done.deaths) == ("succeeded", 3, 0)
-        kinds = [event.kind for event in (await bench.platform.jobs.events(lost.id, 0))[0]]
+        kinds = [event.kind for event in (await bench.app_state.jobs.events(lost.id, 0))[0]]
         assert "worker_lost" in kinds
 
     run(main)
@@ -138,12 +138,12 @@ def test_whoever_was_not_heard_itself_says_nobody_is_dead(run: Run) -> None:
         dead = worker(bench, 10 * DEAD_S)
         job = await bench.submit("segment", IMAGES, AREAS)
         claim(bench, job.id, dead, 3)
-        take_hands(bench, job.id, dead)
+        take_entries(bench, job.id, dead)
         for steady_s in (0.0, DEAD_S - 0.5):
             await asyncio.to_thread(housekeeper(bench, steady_s).sweep)
             assert bench.states(job.id) == ["running"] * 3
             assert entries(bench, job.id) == ["PENDING"]
-            assert Workers(bench.platform.database).known() == {dead}
+            assert Workers(bench.app_state.database).known() == {dead}
         await asyncio.to_thread(housekeeper(bench).sweep)
         assert bench.states(job.id) == ["queued"] * 3
 
@@ -153,10 +153,10 @@ def test_whoever_was_not_heard_itself_says_nobody_is_dead(run: Run) -> None:
 def test_hands_of_a_worker_that_left_go_back(run: Run) -> None:
     async def main(bench: AtWork) -> None:
         job = await bench.submit("segment", IMAGES, AREAS)
-        take_hands(bench, job.id, new_id())
+        take_entries(bench, job.id, new_id())
         await asyncio.to_thread(housekeeper(bench).sweep)
         assert entries(bench, job.id) == ["ENQUEUED"]
-        assert bench.job(job.id).hands == 1
+        assert bench.job(job.id).entries == 1
 
     run(main)
 
@@ -201,19 +201,19 @@ def test_a_job_that_nobody_works_on(run: Run) -> None:
     async def main(bench: AtWork) -> None:
         alive = worker(bench, 0)
         jobs = [await bench.submit("segment", IMAGES, AREAS) for _ in range(4)]
-        stalled, waiting, in_hand, fresh = (job.id for job in jobs)
-        for ident in (stalled, waiting, in_hand, fresh):
+        stalled, waiting, items_claimed, fresh = (job.id for job in jobs)
+        for ident in (stalled, waiting, items_claimed, fresh):
             claimed = claim(bench, ident, alive, 1)
-            if ident != in_hand:
+            if ident != items_claimed:
                 bench.records.give_back(alive, claimed)
             bench.change_job(ident, updated_at=now() - timedelta(seconds=STALLED_S + 1))
-        for ident in (stalled, in_hand, fresh):
-            bench.platform.job_queue.withdraw(bench.job(ident))
+        for ident in (stalled, items_claimed, fresh):
+            bench.app_state.job_queue.withdraw(bench.job(ident))
         bench.change_job(fresh, updated_at=now() - timedelta(seconds=STALLED_S - 5))
         await asyncio.to_thread(housekeeper(bench).sweep)
-        counts = {ident: bench.job(ident).hands for ident in (stalled, waiting, in_hand, fresh)}
-        assert counts == {stalled: 2, waiting: 1, in_hand: 1, fresh: 1}
-        assert bench.platform.job_queue.has_hands(stalled)
+        counts = {ident: bench.job(ident).entries for ident in (stalled, waiting, items_claimed, fresh)}
+        assert counts == {stalled: 2, waiting: 1, items_claimed: 1, fresh: 1}
+        assert bench.app_state.job_queue.has_entries(stalled)
         assert (await bench.finish(stalled)).state == "succeeded"
 
     run(main)
@@ -227,7 +227,7 @@ def test_beats(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert BEAT_S * 3 < DEAD_S  # one beat that is lost is no death
 
     async def main(bench: AtWork) -> None:
-        ident, workers = worker(bench, 60), Workers(bench.platform.database)
+        ident, workers = worker(bench, 60), Workers(bench.app_state.database)
         buried = threading.Event()
         heartbeat = Heartbeat(workers, ident, lambda: 7, buried.set)
         heartbeat.start()
@@ -248,7 +248,7 @@ def test_beats_that_are_not_heard(run: Run, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(maintenance, "BEAT_S", 0.02)
 
     async def main(bench: AtWork) -> None:
-        ident, workers = worker(bench, 0), Workers(bench.platform.database)
+        ident, workers = worker(bench, 0), Workers(bench.app_state.database)
         away = [True]
         beats = 0
 
@@ -261,7 +261,7 @@ def test_beats_that_are_not_heard(run: Run, monkeypatch: pytest.MonkeyPatch) -> 
                 return super().beat(worker_id, running)
 
         buried = threading.Event()
-        heartbeat = Heartbeat(Away(bench.platform.database), ident, lambda: 0, buried.set)
+        heartbeat = Heartbeat(Away(bench.app_state.database), ident, lambda: 0, buried.set)
         heartbeat.steady_since = time.monotonic() - 100
         heartbeat.start()
         while beats < 3:
@@ -291,7 +291,7 @@ def test_chores_are_done_in_turn(run: Run, monkeypatch: pytest.MonkeyPatch) -> N
         job = await bench.submit("segment", IMAGES[:1], AREAS)
         claim(bench, job.id, dead, 1)
         old = await bench.submit("segment", IMAGES[:1], AREAS)
-        await bench.platform.jobs.cancel(old.id)
+        await bench.app_state.jobs.cancel(old.id)
         bench.change_job(old.id, finished_at=now() - timedelta(days=8))
         keepers = [housekeeper(bench) for _ in range(2)]
         done: list[str] = []
@@ -315,7 +315,7 @@ def test_chores_are_done_in_turn(run: Run, monkeypatch: pytest.MonkeyPatch) -> N
         assert bench.states(job.id) == ["queued"]
         assert bench.records.jobs(LOCAL_OWNER).total == 1
         assert done.count("clean-up") == 1  # of the two the first did it, for the next ten minutes
-        with Session(bench.platform.database) as session:
+        with Session(bench.app_state.database) as session:
             due: datetime = session.execute(
                 sa.select(col(Chore.due_at)).where(col(Chore.name) == "clean-up")
             ).scalar_one()
@@ -360,7 +360,7 @@ def test_webhooks_that_are_due_are_tried(run: Run, monkeypatch: pytest.MonkeyPat
     async def main(bench: AtWork) -> None:
         job = await bench.submit("segment", IMAGES[:1], AREAS)
         bench.change_job(job.id, webhook_url="http://127.0.0.1:9/")
-        await bench.platform.jobs.cancel(job.id)
+        await bench.app_state.jobs.cancel(job.id)
         keeper = housekeeper(bench)
         keeper.start()
         end = time.monotonic() + 5
@@ -379,7 +379,7 @@ def test_entries_that_were_worked_off_are_forgotten(run: Run) -> None:
         old, young, waiting = (job.id for job in jobs)
         for ident, hours in ((old, 2), (young, 0.5)):
             moment = int((now() - timedelta(hours=hours)).timestamp() * 1000)
-            with bench.platform.database.begin() as connection:
+            with bench.app_state.database.begin() as connection:
                 connection.exec_driver_sql(
                     "UPDATE workflow_status SET status = 'SUCCESS', completed_at = ? WHERE workflow_uuid LIKE ?",
                     (moment, f"{ident}.%"),

@@ -51,7 +51,7 @@ def run(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 
 async def lines_of(bench: AtWork, job_id: str) -> list[dict[str, Any]]:
-    jobs, store = bench.platform.jobs, bench.platform.store
+    jobs, store = bench.app_state.jobs, bench.app_state.store
     body = b"".join(
         [piece async for piece in iterate_in_thread(json_lines(jobs, store, LOCAL_OWNER, bench.job(job_id)))]
     )
@@ -61,7 +61,7 @@ async def lines_of(bench: AtWork, job_id: str) -> list[dict[str, Any]]:
 
 async def archive_of(bench: AtWork, job_id: str) -> tuple[zipfile.ZipFile, int]:
     """The archive, and in how many pieces it came."""
-    jobs, store = bench.platform.jobs, bench.platform.store
+    jobs, store = bench.app_state.jobs, bench.app_state.store
     pieces = [piece async for piece in iterate_in_thread(zip_archive(jobs, store, LOCAL_OWNER, bench.job(job_id)))]
     assert all(pieces)
     return zipfile.ZipFile(io.BytesIO(b"".join(pieces))), len(pieces)
@@ -99,7 +99,7 @@ def test_lines_and_archive_of_a_job(run: Run, monkeypatch: pytest.MonkeyPatch) -
         for item in items[:3]:
             for file in files[item.id]:
                 data = archive.read(f"{item.position:05d}-{item.position}/{file.kind}.png")
-                assert data == bench.platform.store.get(file.storage_key)
+                assert data == bench.app_state.store.get(file.storage_key)
 
     run(main)
 
@@ -128,7 +128,7 @@ def test_files_of_one_kind_and_a_file_that_is_gone(run: Run) -> None:
         assert named == {"logits.npy", "logits-001.npy", "mask.png", "mask-001.png"}
         [files] = bench.records.artifacts(LOCAL_OWNER, bench.items(job.id)).values()
         gone = next(file for file in files if file.kind == "mask")
-        bench.platform.store.delete(gone.storage_key)
+        bench.app_state.store.delete(gone.storage_key)
         archive, _ = await archive_of(bench, job.id)
         assert archive.testzip() is None
         assert {name.rpartition("/")[2] for name in archive.namelist()} >= {"logits.npy", "logits-001.npy"}
@@ -227,7 +227,7 @@ def test_an_archive_that_is_broken_off_leaves_no_thread(run: Run) -> None:
     async def main(bench: AtWork) -> None:
         job = await bench.finish((await bench.submit("segment", IMAGES, AREAS)).id)
         before = set(threading.enumerate())
-        source = zip_archive(bench.platform.jobs, bench.platform.store, LOCAL_OWNER, job)
+        source = zip_archive(bench.app_state.jobs, bench.app_state.store, LOCAL_OWNER, job)
         pieces = iterate_in_thread(source)
         assert (await anext(pieces)).startswith(b"PK")
         await pieces.aclose()  # type: ignore[attr-defined]

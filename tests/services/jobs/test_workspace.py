@@ -78,43 +78,45 @@ class Bench:
     """A worker whose only undertaking, ``paint``, is whatever the test says."""
 
     def __init__(self, at: AtWork, threads: ThreadPoolExecutor, folder: Path) -> None:
-        self.at, self.platform, self.records, self.folder = at, at.platform, at.records, folder
+        self.at, self.app_state, self.records, self.folder = at, at.app_state, at.records, folder
         self._threads = threads
         self.does: Work = nothing
         self.attempts = 0
         self.wrong: list[AssertionError] = []
-        self.workshop, self.work = self.another_worker()
+        self.workspace, self.work = self.another_worker()
 
     def another_worker(self) -> tuple[JobWorkspace, JobExecutor]:
         at = self.at
         at.another_worker()
-        workshop = JobWorkspace(self.platform.settings, self.platform.store, self.records, at.worker_id, self._threads)
+        workshop = JobWorkspace(
+            self.app_state.settings, self.app_state.store, self.records, at.worker_id, self._threads
+        )
         work = JobExecutor(
-            self.platform,
+            self.app_state,
             self.records,
-            self.platform.job_queue,
+            self.app_state.job_queue,
             at.worker_id,
             places=1,
             heavy_places=1,
-            undertakings={"paint": self._undertaking(workshop)},
+            handlers={"paint": self._undertaking(workshop)},
         )
         return workshop, work
 
     def _undertaking(self, workshop: JobWorkspace) -> Any:
-        async def undertaking(job: Job, item: ClaimedItem) -> None:
+        async def handler(job: Job, item: ClaimedItem) -> None:
             self.attempts += 1
-            self.workshop = workshop
+            self.workspace = workshop
             try:
                 await self.does(self, job, item)
             except AssertionError as error:  # it would end the item with an internal error, and nobody would see it
                 self.wrong.append(error)
                 raise
 
-        return undertaking
+        return handler
 
     async def submit(self, timeout_s: float | None = None, **given: Any) -> Job:
-        asking = JobTerms(timeout_s=timeout_s)
-        job, created = await self.platform.jobs.undertake("training", "paint", {"wide": 3}, asking, given="x", **given)
+        terms = JobTerms(timeout_s=timeout_s)
+        job, created = await self.app_state.jobs.undertake("training", "paint", {"wide": 3}, terms, given="x", **given)
         assert created
         return job
 
@@ -136,13 +138,13 @@ class Bench:
         path.write_text(content)
         return path
 
-    def settling(self, item: ClaimedItem, **result: Any) -> ItemResult:
-        return ItemResult(item.job_id, item.id, self.workshop.worker_id, result=result)
+    def item_result(self, item: ClaimedItem, **result: Any) -> ItemResult:
+        return ItemResult(item.job_id, item.id, self.workspace.worker_id, result=result)
 
 
 async def nothing(bench: Bench, job: Job, item: ClaimedItem) -> None:
     """It ends well."""
-    await asyncio.wrap_future(bench.platform.records.save([], bench.settling(item, painted=True)))
+    await asyncio.wrap_future(bench.app_state.records.save([], bench.item_result(item, painted=True)))
 
 
 async def never(bench: Bench, job: Job, item: ClaimedItem) -> None:
@@ -162,8 +164,8 @@ def publishing(bench: Bench, item: ClaimedItem, also: Callable[[Session, ModelVe
         toy_models.classifier(folder)
     manifest = read_manifest(folder)
     return lambda: publish_folder(
-        bench.platform.registry,
-        bench.platform.store,
+        bench.app_state.registry,
+        bench.app_state.store,
         folder,
         name="painted",
         manifest=manifest.model_dump(mode="json"),
@@ -198,11 +200,11 @@ def test_result_and_version_are_one_transaction(run: Run) -> None:
 
         async def does(bench: Bench, job: Job, item: ClaimedItem) -> None:
             def end(session: Session, version: ModelVersion) -> None:
-                finish_items(session.connection(), [bench.settling(item, version=version.version)])
+                finish_items(session.connection(), [bench.item_result(item, version=version.version)])
                 # Nobody else sees either of them yet.
                 seen.append(bench.at.job(job.id).state)
                 with pytest.raises((NotFound, Unavailable)):
-                    bench.platform.registry.resolve("painted")
+                    bench.app_state.registry.resolve("painted")
 
             await asyncio.to_thread(publishing(bench, item, end))
 
@@ -211,7 +213,7 @@ def test_result_and_version_are_one_transaction(run: Run) -> None:
         assert seen == ["running"]
         assert job.state == "succeeded"
         assert bench.at.items(job.id)[0].result == {"version": 1}
-        assert bench.platform.registry.resolve("painted").version == 1
+        assert bench.app_state.registry.resolve("painted").version == 1
 
     run(main)
 
@@ -282,7 +284,7 @@ def test_cancelled_while_it_runs_it_ends_at_once(run: Run) -> None:
         watching = asyncio.create_task(bench.work.watch())
         working = asyncio.create_task(bench.work.work(job.id))
         await until(lambda: bench.attempts)
-        await bench.platform.jobs.cancel(job.id)
+        await bench.app_state.jobs.cancel(job.id)
         begun = time.monotonic()
         await asyncio.wait_for(ended.wait(), 3)
         await working
@@ -297,10 +299,10 @@ def test_cancelled_while_it_runs_it_ends_at_once(run: Run) -> None:
 def test_a_job_that_was_cancelled_can_be_tried_again(run: Run) -> None:
     async def main(bench: Bench) -> None:
         job = await bench.submit()
-        await bench.platform.jobs.cancel(job.id)
+        await bench.app_state.jobs.cancel(job.id)
         await bench.work.work(job.id)
         assert bench.attempts == 0
-        await bench.platform.jobs.retry(job.id)
+        await bench.app_state.jobs.retry(job.id)
         assert (await bench.finish(job.id)).state == "succeeded"
 
     run(main)
@@ -407,10 +409,10 @@ def test_a_batch_goes_on_meanwhile(run: Run) -> None:
 def test_what_it_tells(run: Run) -> None:
     async def main(bench: Bench) -> None:
         async def does(bench: Bench, job: Job, item: ClaimedItem) -> None:
-            await bench.workshop.note(item, "plan", {"parts": 2}, 0.0)
-            await bench.workshop.note(item, "step", {"loss": 0.5, "name": "große Zelle"}, 0.25)
+            await bench.workspace.emit_event(item, "plan", {"parts": 2}, 0.0)
+            await bench.workspace.emit_event(item, "step", {"loss": 0.5, "name": "große Zelle"}, 0.25)
             assert bench.at.job(job.id).progress == 0.25
-            await bench.workshop.note(item, "epoch", {"epoch": 1})
+            await bench.workspace.emit_event(item, "epoch", {"epoch": 1})
             assert bench.at.job(job.id).progress == 0.25  # it says nothing about that
             await nothing(bench, job, item)
 
@@ -433,14 +435,14 @@ def test_a_kept_file_is_replaced_and_clears_the_deaths(run: Run) -> None:
     async def main(bench: Bench) -> None:
         async def does(bench: Bench, job: Job, item: ClaimedItem) -> None:
             path = bench.file("checkpoint.pt", "one")
-            first = await bench.workshop.keep(item, "checkpoint", path)
+            first = await bench.workspace.store_file(item, "checkpoint", path)
             bench.at.change_item(item.id, deaths=2)
             bench.at.change_job(job.id, deaths=2)
             path.write_text("three")
-            second = await bench.workshop.keep(item, "checkpoint", path)
+            second = await bench.workspace.store_file(item, "checkpoint", path)
             assert (first.id, second.bytes) == (second.id, 5)
             assert (bench.at.items(job.id)[0].deaths, bench.at.job(job.id).deaths) == (0, 0)
-            other = await bench.workshop.keep(item, "preview", bench.file("0001.png", "image"))
+            other = await bench.workspace.store_file(item, "preview", bench.file("0001.png", "image"))
             assert (other.id != first.id, other.mime_type) == (True, "image/png")
             assert sorted(os.listdir(path.parent)) == ["0001.png", "checkpoint.pt"]
             await nothing(bench, job, item)
@@ -450,9 +452,9 @@ def test_a_kept_file_is_replaced_and_clears_the_deaths(run: Run) -> None:
         files = bench.records.files(LOCAL_OWNER, job.id)
         assert sorted(file.kind for file in files) == ["checkpoint", "preview"]
         for file, content in zip(sorted(files, key=lambda file: file.kind), (b"three", b"image"), strict=True):
-            assert bench.platform.store.get(file.storage_key) == content
+            assert bench.app_state.store.get(file.storage_key) == content
             assert (file.bytes, file.sha256) == (len(content), hashlib.sha256(content).hexdigest())
-            assert bench.platform.records.artifact(LOCAL_OWNER, file.id).storage_key == file.storage_key
+            assert bench.app_state.records.artifact(LOCAL_OWNER, file.id).storage_key == file.storage_key
         assert bench.at.blobs() == {file.storage_key for file in files}  # what was replaced is gone
         assert bench.records.files("someone", job.id) == []
         keys = bench.records.forget_files(LOCAL_OWNER, job.id, "checkpoint")
@@ -467,23 +469,23 @@ def test_the_next_attempt_goes_on_from_what_was_kept(run: Run) -> None:
         found = []
 
         async def does(bench: Bench, job: Job, item: ClaimedItem) -> None:
-            folder = bench.workshop.folder(job)
-            assert folder == bench.platform.settings.home.absolute() / "work" / bench.workshop.worker_id / job.id
+            folder = bench.workspace.folder(job)
+            assert folder == bench.app_state.settings.home.absolute() / "work" / bench.workspace.worker_id / job.id
             assert not os.listdir(folder)
             path = folder / "checkpoint.pt"
             if kept := bench.records.files(LOCAL_OWNER, job.id, "checkpoint"):
-                await bench.workshop.fetch(kept[-1].storage_key, path)
+                await bench.workspace.fetch(kept[-1].storage_key, path)
                 found.append(path.read_text())
             if bench.attempts == 1:
                 path.write_text("after one epoch")
-                await bench.workshop.keep(item, "checkpoint", path)
+                await bench.workspace.store_file(item, "checkpoint", path)
                 raise Unavailable("the store is away")
             # A fetched file may be the store's own: the child replaces it, and never writes into it.
             staging = folder / "new"
             staging.write_text("after two")
             os.replace(staging, path)
-            await bench.workshop.keep(item, "checkpoint", path)
-            bench.workshop.clear(job)
+            await bench.workspace.store_file(item, "checkpoint", path)
+            bench.workspace.clear(job)
             assert not folder.parent.exists()
             await nothing(bench, job, item)
 
@@ -491,27 +493,27 @@ def test_the_next_attempt_goes_on_from_what_was_kept(run: Run) -> None:
         job = await bench.finish((await bench.submit()).id)
         assert (job.state, found) == ("succeeded", ["after one epoch"])
         [file] = bench.records.files(LOCAL_OWNER, job.id)
-        assert bench.platform.store.get(file.storage_key) == b"after two"
+        assert bench.app_state.store.get(file.storage_key) == b"after two"
 
     run(main)
 
 
 def test_fetching_what_is_gone(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main(bench: Bench) -> None:
-        store, target = bench.platform.store, bench.folder / "target"
+        store, target = bench.app_state.store, bench.folder / "target"
         key = new_key("artifacts", derived_id("0190a0a0-0000-7000-8000-000000000000", "x"), ".bin", now())
         with pytest.raises(NotFound):
-            await bench.workshop.fetch(key, target)
+            await bench.workspace.fetch(key, target)
         assert not target.exists() and not list(bench.folder.glob(".target*"))
         # And from a store that is not on this disk.
         store.put(key, b"x" * 3_000_000, "text/plain")
         monkeypatch.setattr(type(store), "local_path", lambda self, key: None)
-        await bench.workshop.fetch(key, target)
+        await bench.workspace.fetch(key, target)
         assert target.read_bytes() == b"x" * 3_000_000
         store.delete(key)
         target.unlink()
         with pytest.raises(NotFound):
-            await bench.workshop.fetch(key, target)
+            await bench.workspace.fetch(key, target)
         assert not target.exists()
 
     run(main)
@@ -527,20 +529,20 @@ def test_whoever_lost_it_leaves_nothing(run: Run) -> None:
         refused: list[str | None] = []
 
         async def does(bench: Bench, job: Job, item: ClaimedItem) -> None:
-            first = bench.workshop
-            await first.keep(item, "checkpoint", bench.file("checkpoint.pt", "mine"))
+            first = bench.workspace
+            await first.store_file(item, "checkpoint", bench.file("checkpoint.pt", "mine"))
             bench.at.change_item(item.id, worker_id="another")
             another = JobWorkspace(first.settings, first.store, first.jobs, "another", first.threads)
-            await another.keep(item, "checkpoint", bench.file("checkpoint.pt", "later, of another"))
+            await another.store_file(item, "checkpoint", bench.file("checkpoint.pt", "later, of another"))
             blobs, told = bench.at.blobs(), len(bench.told(job.id))
 
             def settle_also(session: Session, version: ModelVersion) -> None:
                 finish_items(session.connection(), [ItemResult(item.job_id, item.id, first.worker_id, result={})])
 
             attempts: list[Callable[[], Awaitable[Any]]] = [
-                lambda: first.note(item, "epoch", {"epoch": 9}, 0.9),
-                lambda: first.keep(item, "checkpoint", bench.file("checkpoint.pt", "too late")),
-                lambda: first.keep(item, "preview", bench.file("0002.png", "too late")),
+                lambda: first.emit_event(item, "epoch", {"epoch": 9}, 0.9),
+                lambda: first.store_file(item, "checkpoint", bench.file("checkpoint.pt", "too late")),
+                lambda: first.store_file(item, "preview", bench.file("0002.png", "too late")),
                 lambda: asyncio.to_thread(publishing(bench, item, settle_also)),
             ]
             for attempt in attempts:
@@ -549,12 +551,12 @@ def test_whoever_lost_it_leaves_nothing(run: Run) -> None:
                 refused.append(lost.value.code)
             assert (len(bench.told(job.id)), bench.at.job(job.id).progress) == (told, 0.0)
             [file] = bench.records.files(LOCAL_OWNER, job.id)
-            content = bench.platform.store.get(file.storage_key)
+            content = bench.app_state.store.get(file.storage_key)
             assert (content, file.sha256) == (b"later, of another", hashlib.sha256(content).hexdigest())
             assert bench.at.blobs() == blobs
-            assert list(bench.platform.store.list("models/painted/")) == []
+            assert list(bench.app_state.store.list("models/painted/")) == []
             with pytest.raises((NotFound, Unavailable)):
-                bench.platform.registry.resolve("painted")
+                bench.app_state.registry.resolve("painted")
             raise Conflict("this item is not in this worker's hand any more", code=LOST)
 
         bench.does = does
@@ -574,15 +576,15 @@ def test_what_is_raised_beside_a_version_undoes_it(run: Run, error: Exception) -
             assert version.version == 1
             raise error
 
-        revision = bench.platform.registry.revision()
+        revision = bench.app_state.registry.revision()
         publish = publishing(bench, None, fail)  # type: ignore[arg-type]
         with pytest.raises(type(error)):
             await asyncio.to_thread(publish)
-        assert list(bench.platform.store.list("models/painted/")) == []
+        assert list(bench.app_state.store.list("models/painted/")) == []
         with pytest.raises((NotFound, Unavailable)):
-            bench.platform.registry.resolve("painted")
-        assert "painted" not in [row.model.name for row in bench.platform.registry.models()]
-        assert bench.platform.registry.revision() >= revision
+            bench.app_state.registry.resolve("painted")
+        assert "painted" not in [row.model.name for row in bench.app_state.registry.models()]
+        assert bench.app_state.registry.revision() >= revision
 
     run(main)
 
@@ -596,7 +598,7 @@ def test_a_version_whose_commit_is_unsure_keeps_its_files(run: Run, monkeypatch:
 
         with pytest.raises(Unavailable):
             await asyncio.to_thread(publishing(bench, None, away))  # type: ignore[arg-type]
-        stored = [key.removeprefix("models/painted/1/") for key in bench.platform.store.list("models/painted/")]
+        stored = [key.removeprefix("models/painted/1/") for key in bench.app_state.store.list("models/painted/")]
         assert sorted(stored) == ["manifest.json", "model.onnx"]
 
     run(main)
@@ -607,19 +609,19 @@ def test_a_version_whose_commit_is_unsure_keeps_its_files(run: Run, monkeypatch:
 
 async def begun_and_killed(bench: Bench, job_id: str) -> None:
     """A worker is at it and dies: its hand is dropped without a word to the database."""
-    workers = Workers(bench.platform.database)
-    workers.enter(bench.workshop.worker_id)
+    workers = Workers(bench.app_state.database)
+    workers.enter(bench.workspace.worker_id)
     before = bench.attempts
     working = asyncio.create_task(bench.work.work(job_id))
     await until(lambda: bench.attempts > before)
     await asyncio.sleep(0.02)
-    workers.bury(bench.workshop.worker_id)
+    workers.bury(bench.workspace.worker_id)
     bench.work._stopping = True  # the dead do not claim
-    for entry in bench.work._in_hand.values():
+    for entry in bench.work._active.values():
         for task in entry.tasks:
             task.cancel()
     await working
-    bench.workshop, bench.work = bench.another_worker()
+    bench.workspace, bench.work = bench.another_worker()
 
 
 def test_three_deaths_fail_it(run: Run) -> None:
@@ -642,7 +644,7 @@ def test_three_deaths_fail_it(run: Run) -> None:
 def test_deaths_between_which_it_got_on_do_not_fail_it(run: Run) -> None:
     async def main(bench: Bench) -> None:
         async def does(bench: Bench, job: Job, item: ClaimedItem) -> None:
-            await bench.workshop.keep(item, "checkpoint", bench.file("checkpoint.pt", f"epoch {bench.attempts}"))
+            await bench.workspace.store_file(item, "checkpoint", bench.file("checkpoint.pt", f"epoch {bench.attempts}"))
             if bench.attempts <= 5:
                 await asyncio.Event().wait()
             await nothing(bench, job, item)
@@ -669,11 +671,11 @@ def test_clean_up(run: Run, state: str) -> None:
 
     async def main(bench: Bench) -> None:
         async def does(bench: Bench, job: Job, item: ClaimedItem) -> None:
-            await bench.workshop.keep(item, "preview", bench.file("0001.png", "image"))
+            await bench.workspace.store_file(item, "preview", bench.file("0001.png", "image"))
             if state == "failed":
                 raise ChildFailed("diverged", "the loss is no longer a number")
             if state == "cancelled":
-                await bench.platform.jobs.cancel(job.id)
+                await bench.app_state.jobs.cancel(job.id)
                 raise asyncio.CancelledError
             await nothing(bench, job, item)
 
@@ -682,12 +684,12 @@ def test_clean_up(run: Run, state: str) -> None:
         assert job.state == state
         keys = bench.at.blobs()
         assert len(keys) == 1
-        platform = bench.platform
+        app_state = bench.app_state
 
         def clean_up(keep: timedelta) -> dict[str, int]:
-            store = platform.store
+            store = app_state.store
             return GarbageCollector(
-                platform.records, bench.records, Datasets(platform.database), platform.job_queue, store, keep
+                app_state.records, bench.records, Datasets(app_state.database), app_state.job_queue, store, keep
             ).run()
 
         assert await asyncio.to_thread(clean_up, timedelta(days=1)) == {"jobs": 0, "images": 0}
@@ -695,13 +697,13 @@ def test_clean_up(run: Run, state: str) -> None:
         if state == "succeeded":
             assert removed == {"jobs": 0, "images": 0}
             assert (bench.at.job(job.id).state, bench.at.blobs()) == ("succeeded", keys)
-            await platform.jobs.delete(job.id)  # its owner may, of course
+            await app_state.jobs.delete(job.id)  # its owner may, of course
         else:
             assert removed == {"jobs": 1, "images": 0}
         assert bench.at.blobs() == set()
         with pytest.raises(NotFound):
             bench.at.job(job.id)
-        with Session(platform.database) as session:
+        with Session(app_state.database) as session:
             assert session.exec(select(Artifact)).all() == []
 
     run(main)
@@ -807,7 +809,7 @@ def test_workers_do_not_write_into_each_others_folders(run: Run) -> None:
 
     async def main(bench: Bench) -> None:
         job, other_job = await bench.submit(), await bench.submit()
-        first, second = bench.workshop, bench.another_worker()[0]
+        first, second = bench.workspace, bench.another_worker()[0]
         folder, other = first.folder(job), second.folder(job)
         assert folder != other
         (folder / "left over").write_text("of an earlier attempt")
@@ -820,7 +822,7 @@ def test_workers_do_not_write_into_each_others_folders(run: Run) -> None:
         assert not folder.parent.exists() and other.exists()
         second.clear(job)
         second.tidy([])
-        assert os.listdir(bench.platform.settings.home / "work") == []
+        assert os.listdir(bench.app_state.settings.home / "work") == []
 
     run(main)
 
@@ -840,13 +842,13 @@ def test_what_came_is_kept_where_the_commit_is_unsure(
         def failing(*given: Any) -> Any:
             raise error
 
-        platform = bench.platform
-        monkeypatch.setattr(platform.jobs._records, "submit", failing)
+        app_state = bench.app_state
+        monkeypatch.setattr(app_state.jobs._records, "submit", failing)
         with tempfile.TemporaryFile() as upload:
             upload.write(b"PK")
             with pytest.raises(type(error)):
-                await platform.datasets.bring(DatasetOptions(name="cells"), upload, "a.zip", JobTerms())
-        keys = list(platform.store.list("datasets/"))
-        assert [platform.store.get(key) for key in keys] == [b"PK"] * kept
+                await app_state.datasets.bring(DatasetOptions(name="cells"), upload, "a.zip", JobTerms())
+        keys = list(app_state.store.list("datasets/"))
+        assert [app_state.store.get(key) for key in keys] == [b"PK"] * kept
 
     run(main)

@@ -94,13 +94,13 @@ def test_options_of_jobs_need_a_job(name: str) -> None:
 
 
 def test_options_of_a_job() -> None:
-    asked = request(ASYNC, ("Idempotency-Key", "k"), query="priority=9&timeout_s=0.5&webhook=https%3A%2F%2Fx%2F")
-    options, own = split(asked, MasksOptions, {"prompts": "[]"})
+    requested = request(ASYNC, ("Idempotency-Key", "k"), query="priority=9&timeout_s=0.5&webhook=https%3A%2F%2Fx%2F")
+    options, own = split(requested, MasksOptions, {"prompts": "[]"})
     assert options == MasksOptions(prompts="[]")
     assert own is not None
-    assert own.asking(asked) == JobTerms(priority=9, timeout_s=0.5, webhook="https://x/", idempotency_key="k")
+    assert own.terms(requested) == JobTerms(priority=9, timeout_s=0.5, webhook="https://x/", idempotency_key="k")
     _, own = split(request(ASYNC), ClassifyOptions, {})
-    assert own is not None and own.asking(request()) == JobTerms()
+    assert own is not None and own.terms(request()) == JobTerms()
     assert JobTerms().priority == 5 and JobTerms().timeout_s is None
 
 
@@ -149,13 +149,13 @@ def test_the_same_key_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         image: bytes = red,
         store: bool = True,
         filename: str = "a.png",
-        **asked: object,
+        **requested: object,
     ) -> tuple[Job, bool]:
-        jobs = bench.platform.jobs
+        jobs = bench.app_state.jobs
         items = [await jobs.new_item(image, filename)]
-        options = ClassifyOptions.model_validate({"model": "colours", **asked})
-        asking = JobTerms(idempotency_key=key, priority=3)
-        return await jobs.submit(bench.platform, "request", "classify", options, items, asking, store=store)
+        options = ClassifyOptions.model_validate({"model": "colours", **requested})
+        terms = JobTerms(idempotency_key=key, priority=3)
+        return await jobs.submit(bench.app_state, "request", "classify", options, items, terms, store=store)
 
     async def main() -> None:
         async with at_work(make_home(tmp_path / "template"), tmp_path) as bench:

@@ -55,14 +55,14 @@ def request(
     return Request({"type": "http", "method": "POST", "path": "/", "headers": headers, **scope}, receive)
 
 
-def read(asked: Request, limit: int = MANY) -> tuple[dict[str, Any], Taken]:
+def read(requested: Request, limit: int = MANY) -> tuple[dict[str, Any], Taken]:
     """The fields, and what was taken."""
     taken: Taken = []
 
     async def take(data: bytes | Refusal, filename: str | None) -> None:
         taken.append((data, filename))
 
-    form = asyncio.run(read_batch(asked, limit, take, FOLDER))
+    form = asyncio.run(read_batch(requested, limit, take, FOLDER))
     return form.fields, taken
 
 
@@ -261,10 +261,10 @@ def test_other_bodies() -> None:
 
 
 def test_json() -> None:
-    asked = {"operation": "classify", "image_ids": ["a", "b"], "parameters": {"top_k": 1}}
-    body = orjson.dumps(asked)
+    requested = {"operation": "classify", "image_ids": ["a", "b"], "parameters": {"top_k": 1}}
+    body = orjson.dumps(requested)
     for kind in ("application/json", "application/json; charset=utf-8"):
-        assert read(request(pieces(body, 5), kind)) == (asked, [])
+        assert read(request(pieces(body, 5), kind)) == (requested, [])
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[1]", b"1", b'"x"', b"null", b"\xff", b"[" * 5000])

@@ -132,7 +132,7 @@ def test_the_bodies_of_all_open_requests_are_bounded() -> None:
 
     front = RequestMiddleware(reads, reads, None, max_body_bytes=10)
 
-    async def ask(path: str, size: int) -> int:
+    async def query(path: str, size: int) -> int:
         sent: list[MutableMapping[str, Any]] = []
 
         async def send(message: MutableMapping[str, Any]) -> None:
@@ -146,13 +146,13 @@ def test_the_bodies_of_all_open_requests_are_bounded() -> None:
         return status
 
     async def main() -> None:
-        slow = asyncio.create_task(ask("/slow", 6))
+        slow = asyncio.create_task(query("/slow", 6))
         await asyncio.sleep(0.01)
-        assert await ask("/x", 6) == 503
-        assert await ask("/x", 4) == 200
+        assert await query("/x", 6) == 503
+        assert await query("/x", 4) == 200
         gate.set()
         assert await slow == 200
-        assert await ask("/x", 6) == 200
-        assert await ask("/x", 500) == 200
+        assert await query("/x", 6) == 200
+        assert await query("/x", 500) == 200
 
     asyncio.run(main())

@@ -87,7 +87,7 @@ def test_no_exception_is_stale() -> None:
 @pytest.mark.parametrize("request_type", REQUESTS, ids=lambda message: message.DESCRIPTOR.name)
 def test_requests_have_the_options_of_http(request_type: Any) -> None:
     fields = {field.name: field for field in request_type.DESCRIPTOR.fields if field.name not in APART}
-    known = {name: facts for name, facts in REQUESTS[request_type].model_fields.items() if name not in APART}
+    known = {name: info for name, info in REQUESTS[request_type].model_fields.items() if name not in APART}
     assert fields.keys() == known.keys()
     for name, field in fields.items():
         # What is not set is told from what is set to 0, "" or false; and then the default is the options' own.
@@ -149,18 +149,18 @@ def test_a_image_is_bytes_or_an_id() -> None:
 def test_jobs_are_asked_for_with_the_same_bounds() -> None:
     over_http, here = async_requests.AsyncRequestOptions.model_fields, rpc_jobs.SubmitJobOptions.model_fields
     assert here.keys() == {*over_http, "idempotency_key"}  # a header over HTTP
-    for name, facts in over_http.items():
-        assert (here[name].annotation, here[name].default) == (facts.annotation, facts.default), name
-        assert here[name].metadata == facts.metadata, name
+    for name, info in over_http.items():
+        assert (here[name].annotation, here[name].default) == (info.annotation, info.default), name
+        assert here[name].metadata == info.metadata, name
     fields = pb.SubmitJobRequest.DESCRIPTOR.fields_by_name
     assert set(fields) == {"classify", "segment", "masks", "auto_masks", "cutouts", *here}
     for name in here:
         assert fields[name].has_presence
         check_kind(here[name].annotation, fields[name], name)
     for name in ("ListJobsRequest", "ListJobItemsRequest"):
-        asked = pb.DESCRIPTOR.message_types_by_name[name].fields_by_name
-        assert set(asked) - {"id"} == set(rpc_jobs.ListJobsOptions.model_fields) - (
-            {"kind"} if "id" in asked else set()
+        requested = pb.DESCRIPTOR.message_types_by_name[name].fields_by_name
+        assert set(requested) - {"id"} == set(rpc_jobs.ListJobsOptions.model_fields) - (
+            {"kind"} if "id" in requested else set()
         )
 
 
@@ -180,8 +180,8 @@ def compare(body: type[BaseModel], message: Descriptor) -> None:
     beside = {name for name in here if f"{message.name}.{name}" in ONLY_IN_MESSAGES}
     assert there.keys() == here.keys() - beside, message.name
     assert not beside & there.keys()
-    for name, facts in there.items():
-        check_kind(facts.annotation, here[name], f"{message.name}.{name}")
+    for name, info in there.items():
+        check_kind(info.annotation, here[name], f"{message.name}.{name}")
 
 
 def check_kind(annotation: Any, field: FieldDescriptor, where: str) -> None:

@@ -35,16 +35,16 @@ class Bench:
     def __init__(self) -> None:
         self.leases = Leases()
         self.batcher = Batcher(1, 100)
-        self.lanes = AsyncBatcher(self.batcher, cast("Engine[LoadedModel]", self.leases))
+        self.async_batcher = AsyncBatcher(self.batcher, cast("Engine[LoadedModel]", self.leases))
         self.kitchen = Kitchen()
-        self.lane: ModelQueue[Order, Any] = self.batcher.open_lane("k", self.kitchen, max_batch=1)
+        self.queue: ModelQueue[Order, Any] = self.batcher.open_queue("k", self.kitchen, max_batch=1)
 
-    async def ask(self, number: int, *, timeout_s: float = 20, size: int = 1, trouble: str = "") -> tuple[Any, Any]:
+    async def request(self, number: int, *, timeout_s: float = 20, size: int = 1, trouble: str = "") -> tuple[Any, Any]:
         order = Order(number, trouble=trouble)
-        return await self.lanes.ask(self.lane, LOADED, order, size, time.monotonic() + timeout_s)
+        return await self.async_batcher.submit(self.queue, LOADED, order, size, time.monotonic() + timeout_s)
 
     def task(self, number: int, **more: Any) -> asyncio.Task[tuple[Any, Any]]:
-        return asyncio.create_task(self.ask(number, **more))
+        return asyncio.create_task(self.request(number, **more))
 
     async def occupied(self) -> asyncio.Task[tuple[Any, Any]]:
         """A first item is in the only slot."""
@@ -64,7 +64,7 @@ def bench() -> Iterator[Bench]:
 def test_an_answer_and_its_lease(bench: Bench) -> None:
     async def main() -> None:
         bench.kitchen.gate.set()
-        result, timing = await bench.ask(21)
+        result, timing = await bench.request(21)
         assert result == (42, "prepared 21") and timing.batch_size == 1
         assert bench.leases.released == [LOADED]
 
@@ -76,11 +76,11 @@ def test_an_error_and_its_lease(bench: Bench, trouble: str, error: type[Exceptio
     async def main() -> None:
         bench.kitchen.gate.set()
         with pytest.raises(error):
-            await bench.ask(1, trouble=trouble)
+            await bench.request(1, trouble=trouble)
         with pytest.raises(FloatingPointError):
-            await bench.ask(-1)
+            await bench.request(-1)
         assert len(bench.leases.released) == 2
-        assert (await bench.ask(2))[0][0] == 4
+        assert (await bench.request(2))[0][0] == 4
 
     asyncio.run(main())
 
@@ -90,7 +90,7 @@ def test_an_item_that_waits_too_long_is_not_computed(bench: Bench) -> None:
         first = await bench.occupied()
         started = time.monotonic()
         with pytest.raises(DeadlineExceeded):
-            await bench.ask(1, timeout_s=0.1)
+            await bench.request(1, timeout_s=0.1)
         assert 0.08 < time.monotonic() - started < 2
         assert bench.leases.released == []  # its turn has not come
         bench.kitchen.gate.set()
@@ -104,7 +104,7 @@ def test_an_item_that_waits_too_long_is_not_computed(bench: Bench) -> None:
 def test_a_run_that_takes_too_long_keeps_its_lease_to_its_end(bench: Bench) -> None:
     async def main() -> None:
         with pytest.raises(DeadlineExceeded):
-            await bench.ask(1, timeout_s=0.1)
+            await bench.request(1, timeout_s=0.1)
         await asyncio.sleep(0.05)
         assert bench.leases.released == [] and bench.kitchen.batches == [[1]]
         bench.kitchen.gate.set()
@@ -150,14 +150,14 @@ def test_what_is_refused_on_arrival_gives_its_lease_back_at_once(bench: Bench) -
         waiting = bench.task(1, size=80)
         await asyncio.sleep(0.02)
         with pytest.raises(Overloaded):
-            await bench.ask(2, size=30)
+            await bench.request(2, size=30)
         assert bench.leases.released == [LOADED]
         bench.kitchen.gate.set()
         await asyncio.gather(first, waiting)
         assert len(bench.leases.released) == 3
         bench.batcher.close(5)
         with pytest.raises(Unavailable):
-            await bench.ask(3)
+            await bench.request(3)
         assert len(bench.leases.released) == 4
 
     asyncio.run(main())
@@ -167,7 +167,7 @@ def test_a_deadline_that_has_passed_is_the_deadline_s_error(bench: Bench) -> Non
     async def main() -> None:
         bench.kitchen.gate.set()
         with pytest.raises(DeadlineExceeded):
-            await bench.ask(1, timeout_s=-0.01)
+            await bench.request(1, timeout_s=-0.01)
         assert bench.kitchen.prepared == []
         await asyncio.to_thread(wait_for, lambda: bench.leases.released == [LOADED])
 

@@ -33,8 +33,8 @@ KEY = ModelKey("local", "areas", 3)
 
 @given(image=st.binary(max_size=3000), top_k=st.integers(1, 1000))
 def test_asks(image: bytes, top_k: int) -> None:
-    ask = InferenceRequest(image, top_k, ("mask", "overlay"))
-    assert messages.decode_request(messages.encode_request(KEY, ask)) == (KEY, ask)
+    request = InferenceRequest(image, top_k, ("mask", "overlay"))
+    assert messages.decode_request(messages.encode_request(KEY, request)) == (KEY, request)
 
 
 @given(one=st.binary(max_size=3000), two=st.binary(max_size=3000), confidence=st.floats(0, 1))
@@ -50,7 +50,7 @@ def test_answers(one: bytes, two: bytes, confidence: float) -> None:
 
 
 SAM = ModelKey("ann", "sam_vit_b", 2)
-FACTS = ImageInfo(9, 7, "image/webp")
+INFO = ImageInfo(9, 7, "image/webp")
 SPENT = Timing(0.5, 7.25, 4)
 USE = EmbeddingUse(True, 4321.5)
 
@@ -80,19 +80,19 @@ def alike(one: NDArray[np.float32] | None, two: NDArray[np.float32] | None) -> b
 
 def random_rle(seed: int) -> Rle:
     random = np.random.default_rng(seed)
-    return encode(random.random((FACTS.height, FACTS.width)) < random.choice([0.0, 0.2, 0.8, 1.0]))
+    return encode(random.random((INFO.height, INFO.width)) < random.choice([0.0, 0.2, 0.8, 1.0]))
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.binary(max_size=500), st.lists(_prompts, max_size=5), st.booleans(), st.booleans())
 def test_mask_asks(image: bytes, prompts: list[Prompt], multimask: bool, keep_logits: bool) -> None:
-    ask = MaskRequest(image, tuple(with_mask(prompt) for prompt in prompts), multimask, keep_logits)
-    key, back = messages.decode_mask_request(messages.encode_mask_request(SAM, ask))
+    request = MaskRequest(image, tuple(with_mask(prompt) for prompt in prompts), multimask, keep_logits)
+    key, back = messages.decode_mask_request(messages.encode_mask_request(SAM, request))
     assert key == SAM and type(key) is ModelKey
     assert (back.image, back.multimask, back.keep_logits) == (image, multimask, keep_logits)
-    assert [(p.points, p.box) for p in back.prompts] == [(p.points, p.box) for p in ask.prompts]
-    assert len(back.prompts) == len(ask.prompts)
-    assert all(alike(a.mask_input, b.mask_input) for a, b in zip(back.prompts, ask.prompts, strict=True))
+    assert [(p.points, p.box) for p in back.prompts] == [(p.points, p.box) for p in request.prompts]
+    assert len(back.prompts) == len(request.prompts)
+    assert all(alike(a.mask_input, b.mask_input) for a, b in zip(back.prompts, request.prompts, strict=True))
     assert all(type(label) is int for prompt in back.prompts for _, _, label in prompt.points)
 
 
@@ -120,9 +120,9 @@ def test_mask_answers(rows: list[list[tuple[int, float, float | None, bool]]]) -
         for row in rows
     )
     answer, timing = messages.decode_mask_response(
-        messages.encode_mask_response(MaskResponse(FACTS, USE, results), SPENT)
+        messages.encode_mask_response(MaskResponse(INFO, USE, results), SPENT)
     )
-    assert (answer.image, answer.embedding, timing) == (FACTS, USE, SPENT)
+    assert (answer.image, answer.embedding, timing) == (INFO, USE, SPENT)
     assert [len(row) for row in answer.results] == [len(row) for row in results]
     for one, two in zip(sum(answer.results, ()), sum(results, ()), strict=True):
         assert one.rle == two.rle and one.rle.counts.dtype == np.uint32
@@ -134,7 +134,7 @@ def test_mask_answers(rows: list[list[tuple[int, float, float | None, bool]]]) -
 def test_logits_that_are_no_rows_of_their_own() -> None:
     cut = np.stack([logits(1), logits(2)], axis=-1)[..., 1]
     row = (PromptMask(random_rle(1), 0.5, None, cut), PromptMask(random_rle(2), 0.5, 1.0, None))
-    answer, _ = messages.decode_mask_response(messages.encode_mask_response(MaskResponse(FACTS, USE, (row,)), SPENT))
+    answer, _ = messages.decode_mask_response(messages.encode_mask_response(MaskResponse(INFO, USE, (row,)), SPENT))
     assert alike(answer.results[0][0].logits, logits(2)) and answer.results[0][1].logits is None
 
 
@@ -161,15 +161,15 @@ def test_auto_answers(rows: list[tuple[int, float, float | None]]) -> None:
         AutoMask(random_rle(seed), iou, stability, (seed / 7, iou), (0, 1, seed % 9, 7))
         for seed, iou, stability in rows
     )
-    given = AutoMaskResponse(FACTS, USE, masks)
+    given = AutoMaskResponse(INFO, USE, masks)
     assert messages.decode_auto_mask_response(messages.encode_auto_mask_response(given, SPENT)) == (given, SPENT)
 
 
 def test_a_large_answer_is_not_much_larger_than_its_runs() -> None:
     rle = encode(np.random.default_rng(0).random((400, 300)) < 0.5)
-    facts = ImageInfo(300, 400, "image/png")
+    info = ImageInfo(300, 400, "image/png")
     mask = AutoMask(rle, 0.9, 0.9, (1.0, 2.0), (0, 0, 300, 400))
-    data = messages.encode_auto_mask_response(AutoMaskResponse(facts, USE, (mask,) * 20), SPENT)
+    data = messages.encode_auto_mask_response(AutoMaskResponse(info, USE, (mask,) * 20), SPENT)
     assert 20 * rle.counts.nbytes < len(data) < 20 * rle.counts.nbytes + 2500
     answer, _ = messages.decode_auto_mask_response(data)
     assert answer.masks == (mask,) * 20

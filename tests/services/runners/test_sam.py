@@ -109,8 +109,8 @@ class Served:
         return answer
 
     async def auto(self, points: int = 8, image: bytes = IMAGE, timeout_s: float = 20, **options: Any) -> Any:
-        ask = AutoMaskRequest(image, AutoOptions(points_per_side=points, **options))
-        answer, _ = await self.runner.auto_masks(SAM, ask, time.monotonic() + timeout_s)
+        request = AutoMaskRequest(image, AutoOptions(points_per_side=points, **options))
+        answer, _ = await self.runner.auto_masks(SAM, request, time.monotonic() + timeout_s)
         return answer
 
     async def in_a_graph(self) -> None:

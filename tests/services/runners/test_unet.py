@@ -178,13 +178,13 @@ def test_windows_of_several_requests_share_runs(artifacts: Path) -> None:
     async def main(served: Served) -> None:
         await served.load()
         await served.segment(DATA)
-        served.runner.batcher._lanes[TILED].sizer.size = 8  # as on a device where that pays
+        served.runner.batcher._queues[TILED].sizer.size = 8  # as on a device where that pays
         served.batches.clear()
         served.gate.clear()
-        asked = [asyncio.create_task(served.segment(toy_models.encoded(p), renders=("mask",))) for p in images]
+        requested = [asyncio.create_task(served.segment(toy_models.encoded(p), renders=("mask",))) for p in images]
         await soon(lambda: served.runner.batcher.depth(TILED) > 30)
         served.gate.set()
-        answers = await asyncio.gather(*asked)
+        answers = await asyncio.gather(*requested)
         for image, (answer, _) in zip(images, answers, strict=True):
             assert np.array_equal(mask_of(answer), toy_models.cell_logits(pixels_of(image)) >= 0)
         pieces = sum(timing.batch_size for _, timing in answers)
@@ -198,12 +198,12 @@ def test_no_more_waits_than_keeps_the_slots_busy(artifacts: Path) -> None:
     async def main(served: Served) -> None:
         await served.load()
         served.gate.clear()
-        asked = asyncio.create_task(served.segment(DATA))
+        requested = asyncio.create_task(served.segment(DATA))
         await served.in_a_run(2)
         await asyncio.sleep(0.1)
         assert (len(served.batches), served.runner.batcher.depth(TILED)) == (2, 2)
         served.gate.set()
-        await asked
+        await requested
 
     run(artifacts, main)
 
@@ -212,11 +212,11 @@ def test_a_caller_who_left_is_not_computed(artifacts: Path) -> None:
     async def main(served: Served) -> None:
         await served.load()
         served.gate.clear()
-        asked = asyncio.create_task(served.segment(DATA))
+        requested = asyncio.create_task(served.segment(DATA))
         await served.in_a_run(2)
-        asked.cancel()
+        requested.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await asked
+            await requested
         served.gate.set()
         await soon(served.nothing_is_held)
         assert len(served.batches) == 2
@@ -315,7 +315,7 @@ def test_too_many_who_wait_are_refused_on_arrival(artifacts: Path) -> None:
     async def main(served: Served) -> None:
         await served.load()
         await served.segment(DATA)
-        sizer = served.runner.batcher._lanes[TILED].sizer = BatchSizer(1)
+        sizer = served.runner.batcher._queues[TILED].sizer = BatchSizer(1)
         sizer._seconds[1] = deque([10.0])
         served.gate.clear()
         first = asyncio.create_task(served.segment(DATA, timeout_s=30))
@@ -379,7 +379,7 @@ def work(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cal
 
 async def settle(bench: AtWork, **given: Any) -> dict[str, Any]:
     segment = operations.operation("segment")
-    return await settle_parameters(bench.platform, segment, read_parameters(segment, given), LOCAL_OWNER)
+    return await settle_parameters(bench.app_state, segment, read_parameters(segment, given), LOCAL_OWNER)
 
 
 def test_the_default_model_is_the_first_that_is_there(
@@ -388,7 +388,7 @@ def test_the_default_model_is_the_first_that_is_there(
     assert default_models.SEGMENT == ("deeplabv3_resnet50", "nuclei_unet")
 
     async def main(bench: AtWork) -> None:
-        outcome = await bench.platform.vision.segment(ImageSource(DATA), store=False)
+        outcome = await bench.app_state.vision.segment(ImageSource(DATA), store=False)
         assert outcome.body["model"] == {"name": "nuclei_unet", "version": 1}
         pinned = await settle(bench)
         assert pinned == {"model": "nuclei_unet", "version": 1}
@@ -396,8 +396,8 @@ def test_the_default_model_is_the_first_that_is_there(
             await settle(bench, version=2)
         # Another one comes that is preferred: what was settled stays.
         await asyncio.to_thread(publish, tmp_path / "var", "deeplabv3_resnet50", artifacts / "areas")
-        await asyncio.to_thread(bench.platform.index.refresh)
-        outcome = await bench.platform.vision.segment(ImageSource(DATA), store=False)
+        await asyncio.to_thread(bench.app_state.index.refresh)
+        outcome = await bench.app_state.vision.segment(ImageSource(DATA), store=False)
         assert outcome.body["model"] == {"name": "deeplabv3_resnet50", "version": 1}
         assert await settle(bench) == {"model": "deeplabv3_resnet50", "version": 1}
         job = await bench.submit("segment", [DATA], {**pinned, "probability": True})
@@ -414,7 +414,7 @@ def test_without_any_model_the_first_default_is_named(tmp_path: Path) -> None:
     async def main() -> None:
         async with at_work(tmp_path / "nothing", tmp_path) as bench:
             with pytest.raises(NotFound, match="deeplabv3_resnet50"):
-                await bench.platform.vision.segment(ImageSource(DATA), store=False)
+                await bench.app_state.vision.segment(ImageSource(DATA), store=False)
 
     (tmp_path / "nothing").mkdir()
     asyncio.run(main())
@@ -433,9 +433,9 @@ def test_without_any_model_the_first_default_is_named(tmp_path: Path) -> None:
 def test_what_a_model_cannot_be_asked(work: Callable[..., None], given: dict[str, Any], said: str) -> None:
     async def main(bench: AtWork) -> None:
         refusals: list[Refusal] = []
-        for ask in (bench.platform.vision.segment(ImageSource(DATA), **given), settle(bench, **given)):
+        for request in (bench.app_state.vision.segment(ImageSource(DATA), **given), settle(bench, **given)):
             with pytest.raises(BadInput, match=said) as refused:
-                await ask
+                await request
             refusals.append(refused.value)
         assert bench.rows() == {"images": 0, "predictions": 0, "artifacts": 0}
 
@@ -444,14 +444,14 @@ def test_what_a_model_cannot_be_asked(work: Callable[..., None], given: dict[str
 
 def test_what_was_asked_is_recorded(work: Callable[..., None]) -> None:
     async def main(bench: AtWork) -> None:
-        outcome = await bench.platform.vision.segment(ImageSource(DATA), flips=True, render="probability")
+        outcome = await bench.app_state.vision.segment(ImageSource(DATA), flips=True, render="probability")
         assert tuple(outcome.renders) == (*RENDERS, PROBABILITY)
-        row = await asyncio.to_thread(bench.platform.records.prediction, LOCAL_OWNER, outcome.body["id"])
+        row = await asyncio.to_thread(bench.app_state.records.prediction, LOCAL_OWNER, outcome.body["id"])
         assert row.parameters == {"flips": True, "probability": True}
-        plain = await bench.platform.vision.segment(ImageSource(DATA))
+        plain = await bench.app_state.vision.segment(ImageSource(DATA))
         assert plain.body["classes"] == outcome.body["classes"]
         assert sorted(plain.body["artifacts"]) == ["color", "mask", "overlay"]
-        unstored = await bench.platform.vision.segment(ImageSource(DATA), render="probability", store=False)
+        unstored = await bench.app_state.vision.segment(ImageSource(DATA), render="probability", store=False)
         assert tuple(unstored.renders) == (PROBABILITY,)
         assert unstored.renders[PROBABILITY] == outcome.renders[PROBABILITY]
 

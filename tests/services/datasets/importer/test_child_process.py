@@ -22,8 +22,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ekiben.child_protocol import Progress, Speaker
+from ekiben.child_protocol import MessageWriter
 from ekiben.dataset_archive import DatasetArchive
+from services.datasets.importer.progress import ImportProgress
 from tests.services.datasets.importer.uploads import dataset, png, upload, zipped
 from tests.serving import ROOT
 
@@ -179,7 +180,7 @@ def test_it_ends_at_once(how: str, long: Path) -> None:
 def test_progress_is_said_again_where_nothing_is_new() -> None:
     reading, writing = os.pipe()
     with os.fdopen(reading) as lines:
-        progress = Progress(Speaker(writing), {"read": (0.4, 0.8)})
+        progress = ImportProgress(MessageWriter(writing), {"read": (0.4, 0.8)})
         with progress.repeated():
             for done in range(1000):
                 progress("read", done, 2000)
@@ -198,7 +199,7 @@ def test_progress_is_said_again_where_nothing_is_new() -> None:
 
 def test_what_a_library_prints_does_not_reach_the_parent() -> None:
     program = (
-        "import os; from ekiben.child_protocol import Speaker; speaker = Speaker.take_stdout();"
+        "import os; from ekiben.child_protocol import MessageWriter; speaker = MessageWriter.take_stdout();"
         "print('noise'); os.write(1, b'more noise'); speaker.result({'a': 1})"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, timeout=60, check=True)

@@ -131,11 +131,11 @@ class Names:
     def __init__(self, port: int, **answers: list[str]) -> None:
         self.port = port
         self.answers = {name.replace("_", "."): addresses for name, addresses in answers.items()}
-        self.asked: list[str] = []
+        self.requested: list[str] = []
         self.connected: list[str] = []
 
     def resolve(self, host: str, port: int) -> list[str]:
-        self.asked.append(host)
+        self.requested.append(host)
         return self.answers.get(host, [PUBLIC])
 
     def connect(self, address: str, port: int, timeout_s: float) -> socket.socket:
@@ -166,7 +166,7 @@ def test_a_file_is_fetched(path: str, site: ThreadingHTTPServer, tmp_path: Path)
 def test_the_name_is_asked_once_and_sent_to_the_host(site: ThreadingHTTPServer, tmp_path: Path) -> None:
     names = Names(site.server_port)
     assert fetched("http://data.example:8080/file", tmp_path, names.network()) == DATA
-    assert (names.asked, names.connected) == (["data.example"], [PUBLIC])
+    assert (names.requested, names.connected) == (["data.example"], [PUBLIC])
     assert Site.seen[0]["host"] == "data.example:8080"
 
 

@@ -28,10 +28,10 @@ def classes_of(
     masks: Sequence[bytes | MaskPixels], background: list[int] | None = None, names: list[str] | None = None
 ) -> tuple[Decision, list[NDArray[np.uint8]]]:
     read = [mask if isinstance(mask, MaskPixels) else read_mask(mask) for mask in masks]
-    facts = [statistics_of(mask) for mask in read]
-    decision = decide(facts, by_color=colors_decide(facts), snapped=False, background=background, names=names)
+    info = [statistics_of(mask) for mask in read]
+    decision = decide(info, by_color=colors_decide(info), snapped=False, background=background, names=names)
     applied = [decision.map.apply(mask) for mask in read]
-    for seen, classes in zip(facts, applied, strict=True):
+    for seen, classes in zip(info, applied, strict=True):
         # What the first pass counts is what the second writes.
         expected = np.bincount(classes.ravel(), minlength=len(decision.map.names))
         np.testing.assert_array_equal(decision.map.pixels_of(seen), expected)
@@ -127,11 +127,11 @@ def test_labels_of_volumes_may_be_negative_and_large() -> None:
 def test_jpeg_noise_goes_to_the_nearer_value(quality: int) -> None:
     drawn = [blob(i, 255, 64, 64) for i in range(4)]
     read = [read_mask(encoded(Image.fromarray(mask), "JPEG", quality=quality)) for mask in drawn]
-    facts = [statistics_of(mask) for mask in read]
-    assert all(f.near_binary and f.lossy and f.distinct > 2 for f in facts)
-    decision = decide(facts, by_color=False, snapped=True, background=None, names=None)
+    info = [statistics_of(mask) for mask in read]
+    assert all(f.near_binary and f.lossy and f.distinct > 2 for f in info)
+    decision = decide(info, by_color=False, snapped=True, background=None, names=None)
     assert decision.map.kind == "binary_0_255"
-    for mask, seen, before in zip(read, facts, drawn, strict=True):
+    for mask, seen, before in zip(read, info, drawn, strict=True):
         np.testing.assert_array_equal(decision.map.apply(mask), before > 0)
         assert decision.map.pixels_of(seen) == [int((before == 0).sum()), int((before > 0).sum())]
         assert seen.exact == int(np.isin(mask.data, (0, 255)).sum())
@@ -155,7 +155,7 @@ def test_what_a_mask_with_too_many_values_looks_like() -> None:
     assert fault(np.repeat(np.repeat(np.arange(32, dtype=np.uint8).reshape(4, 8), 8, 0), 8, 1)) is None
 
 
-def facts(values: Sequence[int], counts: Sequence[int]) -> MaskStatistics:
+def info(values: Sequence[int], counts: Sequence[int]) -> MaskStatistics:
     return statistics_of(MaskPixels("values", np.repeat(np.array(values, np.uint8), counts)[None]))
 
 
@@ -172,7 +172,7 @@ def facts(values: Sequence[int], counts: Sequence[int]) -> MaskStatistics:
 def test_few_values_are_noise_only_where_they_are_rare_and_near(
     values: list[int], counts: list[int], kind: str
 ) -> None:
-    assert is_noisy_binary([facts(values, counts)]) == (kind == "binary_0_255")
+    assert is_noisy_binary([info(values, counts)]) == (kind == "binary_0_255")
 
 
 def test_a_mask_is_turned_by_its_own_exif() -> None:
