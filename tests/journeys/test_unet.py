@@ -121,7 +121,7 @@ def test_a_image_that_is_resized(client: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("requested", "said"),
     [
         ({"model": "areas", "flips": "true"}, "unet"),
         ({"model": "areas", "render": "probability"}, "unet"),

@@ -22,7 +22,7 @@ def archive_of(path: Path, side: int, count: int = 3, size: int | None = None) -
     return TrainingData(path, side=size, cache_bytes=1 << 24)
 
 
-@pytest.mark.parametrize(("side", "patches"), [(64, 1), (40, 1), (100, 3), (300, MAX_PATCHES)])
+@pytest.mark.parametrize(("side", "tiles"), [(64, 1), (40, 1), (100, 3), (300, MAX_PATCHES)])
 def test_windows_per_image(side: int, tiles: int, tmp_path: Path) -> None:
     archive = archive_of(tmp_path / "a.zip", side)
     epoch = PatchSampler(archive, [0, 2], 64, 4, (0, 0))
