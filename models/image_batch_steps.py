@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ekiben.errors import BadInput
+from models.engine.cancellation import RunCancellation
 from models.engine.loader import LoadedNetwork
 from models.images import DecodedImage, open_image
 from models.inference_requests import InferenceRequest, InferenceResponse, PreparedTensor
@@ -46,18 +47,18 @@ class ImageBatchSteps:
             tensor = self._loaded.family.preprocess(image)
         return (tensor.shape, tensor.dtype.str), (tensor, image)
 
-    def run(self, prepared: Sequence[PreparedInput]) -> NDArray[Any]:
+    def run(self, prepared: Sequence[PreparedInput], cancellation: RunCancellation | None = None) -> NDArray[Any]:
         if len(prepared) == 1:
             tensor, image = prepared[0]
             try:
-                return self._loaded.run(tensor[None])
+                return self._loaded.run(tensor[None], cancellation)
             except Exception as error:  # the runtimes' own exceptions share no base
                 graph = self._loaded.manifest.input
                 if image is not None or (graph.height is not None and graph.width is not None):
                     raise
                 log.debug("a prepared tensor was not taken", exc_info=error)
                 raise BadInput(f"the network does not take a tensor of {list(tensor.shape)}") from None
-        return self._loaded.run(np.stack([tensor for tensor, _ in prepared]))
+        return self._loaded.run(np.stack([tensor for tensor, _ in prepared]), cancellation)
 
     def finish(
         self, output: NDArray[Any], prepared: PreparedInput, payload: InferenceRequest | TileInput

@@ -1,4 +1,4 @@
-"""The platform: the parts of one serving process, made in order and taken down in reverse."""
+"""The state of one serving process: its parts, made in order and taken down in reverse."""
 
 from __future__ import annotations
 
@@ -21,10 +21,9 @@ from db.workers import Workers
 from ekiben.settings import Settings
 from services.bento.model_store import publish_bundled
 from services.datasets.service import DatasetService
-from services.inference.masks import Masks
+from services.inference.context import InferenceCore
 from services.inference.pipeline import InferencePipeline
 from services.inference.recording import Recorder
-from services.inference.vision import Vision
 from services.jobs.dbos_queue import JobQueue
 from services.jobs.service import JobService
 from services.model_registry.index import ModelIndex
@@ -45,7 +44,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class AppState:
-    """Everything a door may use."""
+    """Everything that the transports may use."""
 
     settings: Settings
     database: sa.Engine
@@ -55,11 +54,10 @@ class AppState:
     recorder: Recorder
     index: ModelIndex
     runner: Runner
-    vision: Vision
-    masks: Masks
+    inference: InferenceCore
     models: ModelRepository
-    inference: OpenInference
-    catalogue: ProtocolManagement
+    open_inference: OpenInference
+    protocol_management: ProtocolManagement
     job_queue: JobQueue
     jobs: JobService
     datasets: DatasetService
@@ -95,9 +93,9 @@ class AppState:
         runner: Runner = local if local is not None else RemoteRunner(settings.runner_url)
         watch = ModelReconciler(index, local, settings.preloaded, eager=not for_jobs)
         await watch.start()
-        requests = InferencePipeline(records, recorder)
-        vision = Vision(index, runner, requests, settings.timeout_s)
-        masks = Masks(index, runner, requests, settings.timeout_s, settings.auto_timeout_s)
+        inference = InferenceCore(
+            index, runner, InferencePipeline(records, recorder), settings.timeout_s, settings.auto_timeout_s
+        )
         job_records = JobRecords(database)
         jobs = JobService(settings, job_records, Workers(database), job_queue, recorder)
         datasets = DatasetService(settings, Datasets(database), records, store, jobs)
@@ -106,7 +104,7 @@ class AppState:
             {"database": lambda: ping(database), "store": store.check}, {"runner": runner.check, "pinned": watch.check}
         )
         models = ModelRepository(registry, index, runner, watch.process_id)
-        inference = OpenInference(index, vision, masks, settings.timeout_s)
+        open_inference = OpenInference(inference)
         return cls(
             settings=settings,
             database=database,
@@ -116,11 +114,10 @@ class AppState:
             recorder=recorder,
             index=index,
             runner=runner,
-            vision=vision,
-            masks=masks,
-            models=models,
             inference=inference,
-            catalogue=ProtocolManagement(models, inference, health),
+            models=models,
+            open_inference=open_inference,
+            protocol_management=ProtocolManagement(models, open_inference, health),
             job_queue=job_queue,
             jobs=jobs,
             datasets=datasets,

@@ -1,8 +1,8 @@
 """The gateway: the BentoML service that hosts Ekiben's HTTP application. ``bentoml serve services.gateway:Gateway``.
 
 BentoML imports this module in its supervising process too, which never answers a request; so what a worker needs is
-imported when a worker starts (in ``front``, ``open`` and the endpoints). Over HTTP the endpoints are answered by
-services/rest/routers/bento.py, for the reasons given there.
+imported when a worker starts (in ``front`` and ``open``), but for the table of operations. Over HTTP the endpoints are
+answered by services/rest/routers/bento.py, for the reasons given there.
 """
 
 from __future__ import annotations
@@ -10,22 +10,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING
 
 import bentoml
-from bentoml.validators import ContentType
-from pydantic import Field
 
 from ekiben import logs
 from ekiben.settings import Settings
 from services.bento.bundled_models import BundledModels
+from services.bento.endpoints import with_endpoints
 from services.bento.hosting import HOSTING, App, HostedService, access_line
-from services.schemas import default_models
+from services.inference.operations import OPERATIONS
 
 if TYPE_CHECKING:
     from services.app_state import AppState
-    from services.inference.pipeline import ImageSource
     from services.processes.worker_supervisor import WorkerSupervisor
     from services.rpc.server import GrpcServer
 
@@ -44,6 +41,7 @@ class GatewayService(HostedService):
 
 
 @bentoml.service(name="ekiben", service_class=GatewayService, workers=SETTINGS.gateways, **HOSTING)
+@with_endpoints(OPERATIONS.values())
 class Gateway:
     """Classify and segment images, mask what is pointed at. The HTTP API under /v1 is its own (see /docs)."""
 
@@ -89,104 +87,8 @@ class Gateway:
             await asyncio.to_thread(self.supervisor.stop)
         await self.app_state.stop()
 
-    @bentoml.api(route="/classify")
-    async def classify(
-        self,
-        image: Annotated[Path, ContentType("image/*")],
-        model: str = default_models.CLASSIFY,
-        version: Annotated[int, Field(ge=1)] | None = None,
-        top_k: Annotated[int, Field(ge=1)] | None = None,
-        store: bool = True,
-    ) -> dict[str, Any]:
-        """The best classes of an image; the same answer as POST /v1/classify."""
-        vision = self.app_state.vision
-        return (await vision.classify(_source(image), model=model, version=version, top_k=top_k, store=store)).body
-
-    @bentoml.api(route="/segment")
-    async def segment(
-        self,
-        image: Annotated[Path, ContentType("image/*")],
-        model: str | None = None,
-        version: Annotated[int, Field(ge=1)] | None = None,
-        flips: bool = False,
-        probability: bool = False,
-        store: bool = True,
-    ) -> dict[str, Any]:
-        """The class of every pixel; the same answer as POST /v1/segment."""
-        vision = self.app_state.vision
-        requested = vision.segment(
-            _source(image), model=model, version=version, flips=flips, probability=probability, store=store
-        )
-        return (await requested).body
-
-    @bentoml.api(route="/masks")
-    async def masks(
-        self,
-        image: Annotated[Path, ContentType("image/*")],
-        prompts: list[dict[str, Any]] | None = None,
-        model: str = default_models.MASKS,
-        version: Annotated[int, Field(ge=1)] | None = None,
-        multimask: bool = True,
-        format: Literal["rle", "coco", "polygons", "geojson", "png"] = "rle",
-        logits: bool = True,
-        store: bool = True,
-    ) -> dict[str, Any]:
-        """Masks of points and boxes; the same answer as POST /v1/masks."""
-        return await self.app_state.masks.prompted(
-            _source(image),
-            prompts,
-            model=model,
-            version=version,
-            multimask=multimask,
-            format=format,
-            logits=logits,
-            store=store,
-        )
-
-    @bentoml.api(route="/auto_masks")
-    async def auto_masks(
-        self,
-        image: Annotated[Path, ContentType("image/*")],
-        preset: Literal["fast", "full", "dense"] = "full",
-        model: str = default_models.MASKS,
-        version: Annotated[int, Field(ge=1)] | None = None,
-        format: Literal["rle", "coco", "polygons", "geojson", "png"] = "rle",
-        store: bool = True,
-    ) -> dict[str, Any]:
-        """Masks of everything; as POST /v1/masks/auto, which takes every option of the generator besides."""
-        from models.sam.auto_options import AutoOptions
-
-        options = AutoOptions(preset=preset)
-        return await self.app_state.masks.automatic(
-            _source(image), options, model=model, version=version, format=format, store=store
-        )
-
-    @bentoml.api(route="/cutouts")
-    async def cutouts(
-        self,
-        image: Annotated[Path, ContentType("image/*")],
-        prompts: list[dict[str, Any]] | None = None,
-        preset: Literal["fast", "full", "dense"] = "full",
-        model: str = default_models.MASKS,
-        version: Annotated[int, Field(ge=1)] | None = None,
-        store: bool = True,
-    ) -> dict[str, Any]:
-        """Objects with a transparent background; as POST /v1/cutouts, which takes more options."""
-        from models.sam.auto_options import AutoOptions
-
-        body, _ = await self.app_state.masks.cutouts(
-            _source(image), prompts, AutoOptions(preset=preset), model=model, version=version, store=store
-        )
-        return body
-
 
 def _worker_environ() -> dict[str, str]:
     """A worker's metrics go with the gateway's; not in the split topology, where the runner has the same families."""
     split = SETTINGS.topology == "split"
     return {name: value for name, value in os.environ.items() if not (split and name == "PROMETHEUS_MULTIPROC_DIR")}
-
-
-def _source(image: Path) -> ImageSource:
-    from services.inference.pipeline import ImageSource
-
-    return ImageSource(image.read_bytes(), image.name)

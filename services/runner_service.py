@@ -38,8 +38,8 @@ from services.rest.uploads.request_body import read_body
 from services.runners.local import LocalRunner
 from services.runners.messages import (
     ANSWER_PART,
-    NEWS_PART,
     REFUSAL_PART,
+    UPDATE_PART,
     decode_auto_mask_request,
     decode_key,
     decode_mask_request,
@@ -52,7 +52,7 @@ from services.runners.messages import (
     encode_states,
     pack_part,
 )
-from services.runners.progress import NEWS
+from services.runners.progress import ProgressSink
 from services.runners.remote import DEADLINE_HEADER
 
 log = logging.getLogger(__name__)
@@ -105,9 +105,9 @@ async def _auto_masks(request: Request, runner: LocalRunner) -> bytes:
     )
 
 
-async def _auto_masks_with_news(request: Request) -> Response:
-    """The same as parts: news as they come, then the answer or a refusal. A caller who leaves ends the computation."""
-    if request.query_params.get("news") != "1":
+async def _auto_masks_with_updates(request: Request) -> Response:
+    """Parts: mask updates as they come, then the answer or a refusal. A caller who leaves ends the computation."""
+    if request.query_params.get("updates") != "1":
         return await _refusing(_auto_masks)(request)
     logs.request_id.set(request.headers.get("x-request-id", ""))
     runner: LocalRunner = request.app.state.runner
@@ -119,12 +119,12 @@ async def _auto_masks_with_news(request: Request) -> Response:
 
     async def parts() -> AsyncIterator[bytes]:
         queue: asyncio.Queue[MaskUpdate | None] = asyncio.Queue()
-        NEWS.set(queue.put_nowait)
-        answering = asyncio.create_task(runner.auto_masks(key, inference_request, deadline))
+        progress = ProgressSink(on_masks=queue.put_nowait)
+        answering = asyncio.create_task(runner.auto_masks(key, inference_request, deadline, progress))
         answering.add_done_callback(lambda _: queue.put_nowait(None))
         try:
-            while (news := await queue.get()) is not None:
-                yield pack_part(NEWS_PART, encode_mask_update(news))
+            while (update := await queue.get()) is not None:
+                yield pack_part(UPDATE_PART, encode_mask_update(update))
             yield pack_part(ANSWER_PART, encode_auto_mask_response(*answering.result()))
         except Refusal as error:
             yield pack_part(REFUSAL_PART, encode_refusal(error))
@@ -171,7 +171,7 @@ APP = Starlette(
     routes=[
         Route("/infer", _refusing(_infer), methods=["POST"]),
         Route("/masks", _refusing(_masks), methods=["POST"]),
-        Route("/auto_masks", _auto_masks_with_news, methods=["POST"]),
+        Route("/auto_masks", _auto_masks_with_updates, methods=["POST"]),
         Route("/load", _refusing(_load), methods=["POST"]),
         Route("/unload", _refusing(_unload), methods=["POST"]),
         Route("/states", _refusing(_states), methods=["POST"]),

@@ -99,7 +99,7 @@ async def _work(settings: Settings, worker_id: str, *, with_parent: bool) -> int
     datasets = Datasets(app_state.database)
     places = settings.items_at_once or PLACES_PER_CORE * cores()
     work = JobExecutor(
-        app_state,
+        app_state.inference,
         records,
         queue,
         worker_id,

@@ -159,7 +159,7 @@ async def _tensors(server: Server, rpc: str, home: Path, requests: int) -> list[
         rows: dict[str, list[float]] = {"in process": [], "HTTP /v2": [], "gRPC ModelInfer": []}
         for number in range(requests + 20):
             began = time.perf_counter()
-            await platform.inference.infer(request)
+            await platform.open_inference.infer(request)
             took = {"in process": time.perf_counter() - began}
             for label, query in (("HTTP /v2", over_http), ("gRPC ModelInfer", over_grpc)):
                 took[label] = await loop.run_in_executor(None, _timed, query)

@@ -32,8 +32,8 @@ class BatchSteps(Protocol[P_contra, Q, R_co]):
         """What the run takes of one item; items with equal keys may share a run."""
         ...
 
-    def run(self, prepared: Sequence[Q]) -> Collection[Any]:
-        """The outputs of a batch, one per item."""
+    def run(self, prepared: Sequence[Q], cancellation: RunCancellation) -> Collection[Any]:
+        """The outputs of a batch, one per item. ``cancellation`` stops it when nobody waits for any of them."""
         ...
 
     def finish(self, output: Any, prepared: Q, payload: P_contra) -> R_co:
@@ -50,8 +50,8 @@ class Item(Generic[P, R]):
     deadline: float
     answer: Callable[[R | None, Timing | None, BaseException | None], None]
     left: bool = False
-    deserted: bool = False
-    halt: RunCancellation | None = None
+    abandoned: bool = False
+    cancellation: RunCancellation | None = None
     prepare_ms: float = 0.0
     submitted: float = field(default_factory=time.monotonic)
 
@@ -60,9 +60,9 @@ class Item(Generic[P, R]):
         if all who are in it left like that."""
         self.left = True
         if break_off:
-            self.deserted = True
-            if self.halt is not None:
-                self.halt.look()
+            self.abandoned = True
+            if self.cancellation is not None:
+                self.cancellation.cancel_if_abandoned()
 
 
 @dataclass(slots=True, eq=False)
@@ -219,15 +219,16 @@ def run_batch(work: BatchSteps[P, Q, R], items: Sequence[Item[P, R]], started: f
     Gives back how many could be prepared: only a batch of which all could says what its size costs. 0 for a batch that
     was broken off.
     """
-    halt = RunCancellation(lambda: all(item.deserted for item in items))
+    cancellation = RunCancellation(lambda: all(item.abandoned for item in items))
     for item in items:
-        item.halt = halt
-    with halt.present():
-        prepared = _run_all(work, items, started)
-    return 0 if halt.deserted else prepared
+        item.cancellation = cancellation
+    prepared = _run_all(work, items, started, cancellation)
+    return 0 if cancellation.abandoned else prepared
 
 
-def _run_all(work: BatchSteps[P, Q, R], items: Sequence[Item[P, R]], started: float) -> int:
+def _run_all(
+    work: BatchSteps[P, Q, R], items: Sequence[Item[P, R]], started: float, cancellation: RunCancellation
+) -> int:
     groups: dict[Hashable, list[tuple[Item[P, R], Q]]] = {}
     for item in items:
         if item.left:
@@ -242,25 +243,27 @@ def _run_all(work: BatchSteps[P, Q, R], items: Sequence[Item[P, R]], started: fl
             continue
         groups.setdefault(key, []).append((item, prepared))
     for group in groups.values():
-        _run_group(work, group, started)
+        _run_group(work, group, started, cancellation)
     return sum(len(group) for group in groups.values())
 
 
-def _run_group(work: BatchSteps[P, Q, R], group: list[tuple[Item[P, R], Q]], started: float) -> None:
+def _run_group(
+    work: BatchSteps[P, Q, R], group: list[tuple[Item[P, R], Q]], started: float, cancellation: RunCancellation
+) -> None:
     begin = time.perf_counter()
     try:
-        outputs = work.run([prepared for _, prepared in group])
+        outputs = work.run([prepared for _, prepared in group], cancellation)
         if len(outputs) != len(group):
             raise RuntimeError(f"the network gave {len(outputs)} rows for a batch of {len(group)}")
     except BaseException as error:
-        if all(item.deserted for item, _ in group):
+        if all(item.abandoned for item, _ in group):
             for item, _ in group:
                 _refuse_dead(item)
         elif len(group) == 1:
             _answer(group[0][0], None, None, error)
         else:  # find the item that does it: the others must not pay
             for member in group:
-                _run_group(work, [member], started)
+                _run_group(work, [member], started, cancellation)
         return
     inference_ms = (time.perf_counter() - begin) * 1e3
     for (item, prepared), output in zip(group, outputs, strict=True):

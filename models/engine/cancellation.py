@@ -1,4 +1,4 @@
-"""Halting: a run of a network is broken off once nobody waits for any of its answers."""
+"""Cancellation of a run: the network is stopped once nobody waits for any of its answers."""
 
 from __future__ import annotations
 
@@ -7,62 +7,55 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-_CURRENT = threading.local()
-
 
 class RunCancellation:
-    """The runs of one batch, all of them on one thread. ``deserted`` says whether nobody waits for it any more."""
+    """The cancellation token of one batch. Its runs follow each other on one thread; any thread may cancel.
 
-    def __init__(self, deserted: Callable[[], bool]) -> None:
-        self._deserted = deserted
+    ``is_abandoned``: whether every caller of the batch has left.
+    """
+
+    def __init__(self, is_abandoned: Callable[[], bool]) -> None:
+        self._is_abandoned = is_abandoned
         self._options: Any = None
         self._lock = threading.Lock()
 
     @property
-    def deserted(self) -> bool:
+    def abandoned(self) -> bool:
         """Nobody waits for the batch any more."""
-        return self._deserted()
+        return self._is_abandoned()
 
-    def look(self) -> None:
-        """Break off the present run if nobody waits for it. From any thread, after somebody left."""
+    def cancel_if_abandoned(self) -> None:
+        """Stop the run that is under way if nobody waits for it. From any thread, after a caller has left."""
         with self._lock:
-            if self._options is not None and self._deserted():
+            if self._options is not None and self._is_abandoned():
                 self._options.terminate = True
 
     @contextmanager
-    def present(self) -> Iterator[None]:
-        """Sessions that run on this thread meanwhile can be broken off."""
-        _CURRENT.halt = self
+    def applied_to(self, run_options: Any) -> Iterator[None]:
+        """The run inside, which was given these ``onnxruntime.RunOptions``, can be stopped."""
+        with self._lock:
+            self._options = run_options
+            if self._is_abandoned():
+                run_options.terminate = True
         try:
             yield
         finally:
-            _CURRENT.halt = None
-
-    def _begin(self, options: Any) -> None:
-        with self._lock:
-            self._options = options
-            if self._deserted():
-                options.terminate = True
-
-    def _end(self) -> None:
-        with self._lock:
-            self._options = None
+            with self._lock:
+                self._options = None
 
 
-def run_session(session: Any, outputs: list[str], feeds: dict[str, Any]) -> list[Any]:
+def run_session(
+    session: Any, outputs: list[str], feeds: dict[str, Any], cancellation: RunCancellation | None = None
+) -> list[Any]:
     """``session.run`` of ONNX Runtime, which looks between two nodes of the graph whether it is to stop.
 
-    A run that is broken off raises ONNX Runtime's own error, which nobody waits for.
+    A run that is cancelled raises ONNX Runtime's own error, which nobody waits for.
     """
-    halt: RunCancellation | None = getattr(_CURRENT, "halt", None)
-    if halt is None:
+    if cancellation is None:
         return list(session.run(outputs, feeds))
     import onnxruntime as ort
 
     options = ort.RunOptions()
-    options.log_severity_level = 4  # that it was broken off is no error
-    halt._begin(options)
-    try:
+    options.log_severity_level = 4  # that it was cancelled is no error
+    with cancellation.applied_to(options):
         return list(session.run(outputs, feeds, options))
-    finally:
-        halt._end()

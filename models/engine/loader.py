@@ -14,6 +14,7 @@ from PIL import Image
 from ekiben.errors import BadModelFile
 from models.artifact import ONNX, Manifest, read_manifest
 from models.catalog import FAMILIES
+from models.engine.cancellation import RunCancellation
 from models.engine.loaded_model import LoadedModel
 from models.engine.memory import believable_bytes, resident_bytes
 from models.engine.session import Session, open_session
@@ -35,8 +36,9 @@ class LoadedNetwork(LoadedModel):
     family: Family
     session: Session
 
-    def run(self, batch: NDArray[np.generic]) -> NDArray[np.floating[Any]]:
-        return self.session.run(batch)
+    def run(self, batch: NDArray[np.generic], cancellation: RunCancellation | None = None) -> NDArray[np.floating[Any]]:
+        """The graph's output for ``batch`` [N, ...], first axis N."""
+        return self.session.run(batch, cancellation)
 
     def close(self) -> None:
         self.session.close()

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ekiben.errors import BadModelFile, Unavailable
 from models.artifact import ONNX, Manifest
-from models.engine.cancellation import run_session
+from models.engine.cancellation import RunCancellation, run_session
 from models.engine.session_options import SessionOptions
 
 FloatArray = NDArray[np.floating[Any]]
@@ -23,8 +23,8 @@ class Session(Protocol):
     device: str
     max_batch: int | None
 
-    def run(self, batch: NDArray[np.generic]) -> FloatArray:
-        """The output for ``batch`` [N, ...]: the manifest's output, first axis N."""
+    def run(self, batch: NDArray[np.generic], cancellation: RunCancellation | None = None) -> FloatArray:
+        """The output for ``batch`` [N, ...]: the manifest's output, first axis N. ``cancellation`` may stop it."""
         ...
 
     def close(self) -> None: ...
@@ -40,17 +40,17 @@ class OnnxSession:
         self.max_batch = manifest.input.batch
         self._fixed = manifest.input.batch
 
-    def run(self, batch: NDArray[np.generic]) -> FloatArray:
+    def run(self, batch: NDArray[np.generic], cancellation: RunCancellation | None = None) -> FloatArray:
         count = len(batch)
         if self._fixed is None or count == self._fixed:
-            return self._run(batch)
+            return self._run(batch, cancellation)
         if count > self._fixed:
             raise ValueError(f"a batch of {count} for a graph that takes {self._fixed}")
         padding = np.zeros((self._fixed - count, *batch.shape[1:]), batch.dtype)
-        return self._run(np.concatenate([batch, padding]))[:count]
+        return self._run(np.concatenate([batch, padding]), cancellation)[:count]
 
-    def _run(self, batch: NDArray[np.generic]) -> FloatArray:
-        output: FloatArray = run_session(self._session, self._outputs, {self._input: batch})[0]
+    def _run(self, batch: NDArray[np.generic], cancellation: RunCancellation | None) -> FloatArray:
+        output: FloatArray = run_session(self._session, self._outputs, {self._input: batch}, cancellation)[0]
         return output
 
     def close(self) -> None:

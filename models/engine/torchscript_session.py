@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ekiben.errors import BadModelFile, Unavailable
 from models.artifact import TORCHSCRIPT, Manifest
+from models.engine.cancellation import RunCancellation
 from models.engine.session_options import SessionOptions
 
 
@@ -31,7 +32,8 @@ class TorchScriptSession:
         except RuntimeError as error:
             raise BadModelFile(f"torch cannot load {path}: {str(error).strip().splitlines()[0]}") from error
 
-    def run(self, batch: NDArray[np.generic]) -> NDArray[np.floating[Any]]:
+    def run(self, batch: NDArray[np.generic], cancellation: RunCancellation | None = None) -> NDArray[np.floating[Any]]:
+        """The output for ``batch`` [N, ...]. torch cannot stop a run: ``cancellation`` is ignored."""
         with torch.inference_mode():
             output: NDArray[np.floating[Any]] = self._module(torch.from_numpy(batch).to(self.device)).cpu().numpy()
         return output

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from models.engine.cancellation import RunCancellation
 from models.engine.memory import trim
 from models.images import DecodedImage, decode
 from models.masks.predicted_masks import PromptMask
@@ -69,12 +70,14 @@ class EncodeSteps:
         pixels = np.asarray(self._sam.preprocess(image.rgb), np.float32)
         return "new", PreparedImage(image.info, name, pixels, None)
 
-    def run(self, prepared: Sequence[PreparedImage]) -> Sequence[tuple[Features, float] | None]:
+    def run(
+        self, prepared: Sequence[PreparedImage], cancellation: RunCancellation | None = None
+    ) -> Sequence[tuple[Features, float] | None]:
         new = [seen.pixels for seen in prepared if seen.pixels is not None]
         if not new:
             return [None] * len(prepared)
         started = time.perf_counter()
-        features = self._sam.graphs.encode(np.stack(new))
+        features = self._sam.graphs.encode(np.stack(new), cancellation)
         spent = (time.perf_counter() - started) * 1e3
         self._ran()
         if self._sam.graphs.device == "cpu":
@@ -117,9 +120,11 @@ class DecodeSteps:
     def prepare(self, payload: DecodeInput) -> tuple[Hashable, DecodeInput]:
         return id(payload), payload
 
-    def run(self, prepared: Sequence[DecodeInput]) -> Sequence[Decoded]:
+    def run(self, prepared: Sequence[DecodeInput], cancellation: RunCancellation | None = None) -> Sequence[Decoded]:
         (call,) = prepared
-        decoded = decode_prompts(self._sam.graphs, call.embedding, call.prompts, wide=call.wide)
+        decoded = decode_prompts(
+            self._sam.graphs, call.embedding, call.prompts, wide=call.wide, cancellation=cancellation
+        )
         self._ran(len(call.prompts))
         return [decoded]
 
@@ -149,13 +154,18 @@ class GridSteps:
     def prepare(self, payload: GridInput) -> tuple[Hashable, GridInput]:
         return id(payload), payload
 
-    def run(self, prepared: Sequence[GridInput]) -> Sequence[Decoded]:
+    def run(self, prepared: Sequence[GridInput], cancellation: RunCancellation | None = None) -> Sequence[Decoded]:
         (call,) = prepared
         size = call.upsampler.height, call.upsampler.width
         coords, labels = grid_tokens(call.points, to_input_coordinates(call.points, size, longest_side_shape(*size)))
         threshold = call.options.pred_iou_thresh
         decoded = self._sam.graphs.decode(
-            call.features, coords, labels, min_iou=threshold if threshold > 0 else -np.inf, wide=True
+            call.features,
+            coords,
+            labels,
+            min_iou=threshold if threshold > 0 else -np.inf,
+            wide=True,
+            cancellation=cancellation,
         )
         self._ran(len(call.points))
         return [decoded]

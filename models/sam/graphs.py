@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ekiben.errors import BadModelFile
 from models.artifact import DECODER, ENCODER, MASK_PROMPT
-from models.engine.cancellation import run_session
+from models.engine.cancellation import RunCancellation, run_session
 from models.engine.session import open_graph
 from models.engine.session_options import SessionOptions
 
@@ -87,22 +87,31 @@ class SamGraphs:
         shapes = {i.name: i.shape for i in self.decoder.get_inputs()}
         return Features(tuple(np.zeros((1, *shapes[name][1:]), np.float32) for name in FEATURES))
 
-    def encode(self, pixels: Floats) -> list[Features]:
+    def encode(self, pixels: Floats, cancellation: RunCancellation | None = None) -> list[Features]:
         """One Features per image of ``pixels`` [N, 3, 1024, 1024], normalised and padded."""
-        outputs = run_session(self.encoder, list(FEATURES), {"pixels": pixels})
+        outputs = run_session(self.encoder, list(FEATURES), {"pixels": pixels}, cancellation)
         if len(pixels) == 1:
             return [Features(tuple(outputs))]
         # Copies: a row that is kept must not keep its whole batch.
         return [Features(tuple(array[row : row + 1].copy() for array in outputs)) for row in range(len(pixels))]
 
-    def mask_features(self, features: Features, mask_input: Floats) -> Features:
+    def mask_features(
+        self, features: Features, mask_input: Floats, cancellation: RunCancellation | None = None
+    ) -> Features:
         """The features under each mask prompt: ``mask_input`` [M, 256, 256] are logits of earlier answers."""
         names = [f"masked_{name}" for name in FEATURES]
         feeds = {"tokens": features.arrays[0], "mask_input": mask_input[:, None]}
-        return Features(tuple(run_session(self.mask_prompt, names, feeds)))
+        return Features(tuple(run_session(self.mask_prompt, names, feeds, cancellation)))
 
     def decode(
-        self, features: Features, coords: Floats, labels: Floats, *, min_iou: float = -np.inf, wide: bool = False
+        self,
+        features: Features,
+        coords: Floats,
+        labels: Floats,
+        *,
+        min_iou: float = -np.inf,
+        wide: bool = False,
+        cancellation: RunCancellation | None = None,
     ) -> Decoded:
         """Answers to B prompts: ``coords`` [B, P, 2] in the 1024 frame, ``labels`` [B, P] (see prompts.py).
 
@@ -112,7 +121,7 @@ class SamGraphs:
         feeds: dict[str, Any] = dict(zip(FEATURES, features.arrays, strict=True))
         feeds |= {"point_coords": coords, "point_labels": labels, "min_iou": np.array(min_iou, np.float32)}
         session = self.side_by_side if wide else self.decoder
-        iou, kept, logits = run_session(session, ["iou", "kept", "logits"], feeds)
+        iou, kept, logits = run_session(session, ["iou", "kept", "logits"], feeds, cancellation)
         return Decoded(iou, kept, logits)
 
     def close(self) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ekiben.errors import TooLarge
+from models.engine.cancellation import RunCancellation
 from models.masks.predicted_masks import PromptMask
 from models.masks.rle import encode_region
 from models.sam.embedding_cache import Embedding
@@ -25,20 +26,29 @@ def refuse_strip(width: int, height: int) -> None:
         raise TooLarge(f"the image is {width} x {height}; this model takes sides of 1 : {MAX_ASPECT} at most")
 
 
-def decode_prompts(graphs: SamGraphs, embedding: Embedding, prompts: Sequence[Prompt], *, wide: bool) -> Decoded:
+def decode_prompts(
+    graphs: SamGraphs,
+    embedding: Embedding,
+    prompts: Sequence[Prompt],
+    *,
+    wide: bool,
+    cancellation: RunCancellation | None = None,
+) -> Decoded:
     """The decoder's answer to a chunk of prompts on one image, all masks made."""
     size = embedding.info.height, embedding.info.width
     coords, labels = point_tokens(prompts, size, longest_side_shape(*size))
-    features = _with_masks(graphs, embedding.features, prompts)
-    return graphs.decode(features, coords, labels, wide=wide)
+    features = _with_masks(graphs, embedding.features, prompts, cancellation)
+    return graphs.decode(features, coords, labels, wide=wide, cancellation=cancellation)
 
 
-def _with_masks(graphs: SamGraphs, features: Features, prompts: Sequence[Prompt]) -> Features:
+def _with_masks(
+    graphs: SamGraphs, features: Features, prompts: Sequence[Prompt], cancellation: RunCancellation | None
+) -> Features:
     """The features of each prompt: shared by all where no prompt brings a mask."""
     index, masks = mask_inputs(prompts)
     if not index:
         return features
-    masked = graphs.mask_features(features, masks)
+    masked = graphs.mask_features(features, masks, cancellation)
     return masked if len(index) == len(prompts) else features.rows(len(prompts)).replaced(index, masked)
 
 

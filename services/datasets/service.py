@@ -95,7 +95,7 @@ class DatasetService:
         given = options.model_dump(mode="json") | {"sha256": digest}
         created = uncertain = False
         try:
-            job, created = await self._jobs.undertake(
+            job, created = await self._jobs.submit_single(
                 "import",
                 OPERATION,
                 parameters,

@@ -1,65 +1,67 @@
-"""Requests: what every operation does around its inference - the image's bytes, the bounds, the record."""
+"""What every operation does around its inference: the image's bytes, the bounds, the metrics, the record."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from db.job_states import ClaimedItem, ItemResult
 from db.records import Records
 from ekiben.errors import BadInput, DeadlineExceeded, NotFound, Overloaded
+from ekiben.ids import derived_id, new_id
 from models.images import sniff
 from models.results import ImageInfo, Timing
 from services import metrics
-from services.inference.recording import NewFile, Record, Recorder, RecordIds
+from services.inference.recording import NewFiles, Record, Recorder, RecordIds
 from services.model_registry.index import ServableModel
+from services.schemas.body import Body, to_dict
 
 A = TypeVar("A")
+BodyT = TypeVar("BodyT", bound=Body)
 
 
 @dataclass(frozen=True, slots=True)
 class ImageSource:
-    """The image of a request: its bytes, or the id of a stored image; or the item of a job.
-
-    ``timeout_s``: how long its caller waits, where that is said; the deadline of requests holds besides. ``told``: is
-    given the id of the prediction before it is committed, so that a caller of many can take it back.
-    """
+    """The image of a request: its bytes, or the id of a stored image; or the item of a job."""
 
     data: bytes | None = None
     filename: str | None = None
     image_id: str | None = None
     item: JobItemSource | None = None
-    timeout_s: float | None = None
-    told: Callable[[str], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class JobItemSource:
-    """An item that a worker has in hand: it is answered as a request, and ended in the same transaction.
+    """An item that a worker has claimed: it is answered as a request, and ended in the same transaction.
 
-    ``computed`` is called when its answer is there and only has to be stored. ``data``: its image, if it was read.
+    ``on_computed`` is called when its answer is there and only has to be stored. ``data``: its image, if it was read.
     """
 
     item: ClaimedItem
     worker_id: str
     timeout_s: float
-    computed: Callable[[], None] = lambda: None
+    on_computed: Callable[[], None] = lambda: None
     data: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class PendingAnswer:
-    """An answer's image and what is to become of it. ``record`` is None where nothing is stored."""
+    """An image that has been inferred, until its answer is recorded.
+
+    ``record`` is None where nothing is stored. ``files``: takes the files that the answer makes. ``deadline`` is in
+    ``time.monotonic()`` seconds.
+    """
 
     data: bytes
     record: Record | None
     deadline: float
+    files: NewFiles
     item: JobItemSource | None = None
-    told: Callable[[str], None] | None = None
 
 
 class InferencePipeline:
@@ -74,61 +76,63 @@ class InferencePipeline:
     async def infer(
         self,
         source: ImageSource,
-        served: ServableModel,
+        servable: ServableModel,
         infer: Callable[[bytes, float], Awaitable[tuple[A, Timing]]],
         *,
         store: bool,
         owner: str,
         timeout_s: float,
+        caller_timeout_s: float | None = None,
         sniff: Callable[[bytes], str] = sniff,
     ) -> tuple[A, Timing, PendingAnswer]:
         """The answer of ``infer(image bytes, deadline)``; storing the image overlaps it.
 
-        ``sniff`` gives the MIME type of what can be asked about, and refuses the rest. When it fails, or the caller
-        leaves, nothing stays stored.
+        ``sniff`` gives the MIME type of an image that can be answered, and refuses others. When it fails, or the
+        caller leaves, nothing stays stored.
         """
         limit_s = source.item.timeout_s if source.item is not None else timeout_s
-        deadline = time.monotonic() + min(limit_s, source.timeout_s if source.timeout_s is not None else limit_s)
+        deadline = time.monotonic() + min(limit_s, caller_timeout_s if caller_timeout_s is not None else limit_s)
         record: Record | None = None
         try:
-            with self._counted(served) as spent:
+            with self._counted(servable) as observe:
                 data, record = await self._begin(source, store, owner, deadline, sniff)
                 answer, timing = await infer(data, deadline)
-                spent(timing)
-            return answer, timing, PendingAnswer(data, record, deadline, source.item, source.told)
+                observe(timing)
+            return answer, timing, PendingAnswer(data, record, deadline, NewFiles(_file_ids(source.item)), source.item)
         except BaseException:
             if record is not None:
                 await self.recorder.abandon(record)
             raise
 
     async def compute(
-        self, served: ServableModel, infer: Callable[[float], Awaitable[tuple[A, Timing]]], timeout_s: float
+        self, servable: ServableModel, infer: Callable[[float], Awaitable[tuple[A, Timing]]], timeout_s: float
     ) -> tuple[A, Timing]:
         """The answer of ``infer(deadline)``, of which nothing is recorded."""
-        with self._counted(served) as spent:
+        with self._counted(servable) as observe:
             answer, timing = await infer(time.monotonic() + timeout_s)
-            spent(timing)
+            observe(timing)
         return answer, timing
 
     @contextlib.contextmanager
-    def _counted(self, served: ServableModel) -> Iterator[Callable[[Timing], None]]:
-        """One open request; it calls what it is given when it has its answer. Overloaded when too many are open."""
+    def _counted(self, servable: ServableModel) -> Iterator[Callable[[Timing], None]]:
+        """One open request; the function that it gives takes the timing of its answer. Overloaded when too many are
+        open."""
         if self._open >= self._max_open:
             raise Overloaded(f"{self._open} requests are open", retry_after_s=1)
         self._open += 1
         began = time.perf_counter()
 
-        def spent(timing: Timing) -> None:
-            metrics.queue_seconds.labels(served.key.name).observe(timing.queue_ms / 1e3)
-            metrics.inference_seconds.labels(served.key.name).observe(timing.inference_ms / 1e3)
+        def observe(timing: Timing) -> None:
+            metrics.queue_seconds.labels(servable.key.name).observe(timing.queue_ms / 1e3)
+            metrics.inference_seconds.labels(servable.key.name).observe(timing.inference_ms / 1e3)
             # Images of one size share a run; what is answered in several runs counts as one.
-            share = 1 / timing.batch_size if served.family in ("classifier", "segmenter") else 1.0
-            metrics.model_served(served.key.name, served.key.version, time.perf_counter() - began, timing, share)
+            share = 1 / timing.batch_size if servable.family in ("classifier", "segmenter") else 1.0
+            metrics.model_served(servable.key.name, servable.key.version, time.perf_counter() - began, timing, share)
 
         try:
-            yield spent
+            yield observe
         except Exception:
-            metrics.model_failed(served.key.name, served.key.version, time.perf_counter() - began)
+            metrics.model_failed(servable.key.name, servable.key.version, time.perf_counter() - began)
             raise
         finally:
             self._open -= 1
@@ -136,35 +140,38 @@ class InferencePipeline:
     async def record(
         self,
         pending: PendingAnswer,
-        served: ServableModel,
+        servable: ServableModel,
         image: ImageInfo,
         timing: Timing,
-        body: Callable[[RecordIds], dict[str, Any]],
+        body: Callable[[RecordIds], BodyT],
         *,
-        parameters: dict[str, Any],
-        result: dict[str, Any],
-        task: str | None = None,
-        files: Sequence[NewFile] = (),
+        task: str,
+        result_field: str,
+        parameters: Mapping[str, Any],
         top: tuple[str | None, float | None] = (None, None),
-    ) -> dict[str, Any]:
+        on_recorded: Callable[[str], None] | None = None,
+    ) -> BodyT:
         """The answer, ``body`` with the ids of what is stored, once that is committed.
 
-        Row and files are committed before the deadline, or nothing of them stays. ``result``: the part of the answer
-        that the row keeps.
+        Row and files are committed before the deadline, or nothing of them stays. ``result_field``: the part of the
+        answer that the row keeps.
         """
-        ids = self.recorder.ids(pending.record, files)
+        ids = self.recorder.ids(pending.record, pending.files.all)
         answer = body(ids)
-        if pending.told is not None and ids.prediction is not None:
-            pending.told(ids.prediction)
-        then = None
+        if on_recorded is not None and ids.prediction is not None:
+            on_recorded(ids.prediction)
+        result: dict[str, Any] = {}
+        if pending.record is not None:
+            result = {result_field: to_dict(getattr(answer, result_field))}
+        item_result = None
         if pending.item is not None:
-            pending.item.computed()
-            then = _item_result(pending.item, ids, answer, () if pending.record is None else result)
+            pending.item.on_computed()
+            item_result = _item_result(pending.item, ids, to_dict(answer), result)
         columns = {
-            "task": task or served.task,
-            "model_name": served.key.name,
-            "model_version": served.key.version,
-            "parameters": parameters,
+            "task": task,
+            "model_name": servable.key.name,
+            "model_version": servable.key.version,
+            "parameters": dict(parameters),
             "result": result,
             "top_class": top[0],
             "top_confidence": top[1],
@@ -175,19 +182,31 @@ class InferencePipeline:
         try:
             async with asyncio.timeout(max(pending.deadline - time.monotonic(), 0.05)):
                 if pending.record is not None:
-                    await self.recorder.finish(pending.record, image, files, columns, then=then)
-                elif then is not None:
-                    await asyncio.shield(asyncio.wrap_future(self.records.save([], then)))
+                    await self.recorder.finish(pending.record, image, pending.files.all, columns, then=item_result)
+                elif item_result is not None:
+                    await asyncio.shield(asyncio.wrap_future(self.records.save([], item_result)))
         except TimeoutError:
             raise DeadlineExceeded("the answer could not be stored before the deadline", retry_after_s=1) from None
         if pending.record is not None:
             metrics.stored.inc()
         return answer
 
-    async def abandon(self, pending: PendingAnswer) -> None:
-        """What follows the inference failed: nothing stays stored."""
-        if pending.record is not None:
-            await self.recorder.abandon(pending.record)
+    @contextlib.asynccontextmanager
+    async def abandoning(self, pending: PendingAnswer) -> Any:
+        """What fails inside leaves nothing stored of the answer."""
+        try:
+            yield
+        except BaseException:
+            if pending.record is not None:
+                await self.recorder.abandon(pending.record)
+            raise
+
+    async def forget(self, predictions: list[str], *, owner: str) -> None:
+        """Remove predictions that were recorded, for what they were part of has failed."""
+        for id in predictions:
+            with contextlib.suppress(NotFound):
+                keys = await asyncio.to_thread(self.records.delete_prediction, owner, id)
+                await self.recorder.delete(keys)
 
     async def _begin(
         self, source: ImageSource, store: bool, owner: str, deadline: float, sniff: Callable[[bytes], str]
@@ -224,9 +243,20 @@ class InferencePipeline:
         return data, self.recorder.begin_item(item, data, mime_type) if store else None
 
 
-def _item_result(source: JobItemSource, ids: RecordIds, answer: dict[str, Any], kept: Collection[str]) -> ItemResult:
-    """``kept``: what of the answer the prediction's row has."""
-    rest = {name: value for name, value in answer.items() if name not in kept}
+def _file_ids(item: JobItemSource | None) -> Callable[[], str]:
+    """Ids of the files that an answer makes. Of a job's item they are derived from it: when it is repeated it writes
+    over what it wrote before."""
+    if item is None:
+        return new_id
+    item_id, numbers = item.item.id, itertools.count()
+    return lambda: derived_id(item_id, "file", next(numbers))
+
+
+def _item_result(
+    source: JobItemSource, ids: RecordIds, answer: Mapping[str, Any], recorded: Mapping[str, Any]
+) -> ItemResult:
+    """The end of a job's item. ``recorded``: what of the answer the prediction's row has; the item has the rest."""
+    rest = {name: value for name, value in answer.items() if name not in recorded}
     item = source.item
     image_id = ids.image if item.image_id is None else None
     return ItemResult(item.job_id, item.id, source.worker_id, result=rest, image_id=image_id)

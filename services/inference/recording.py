@@ -10,7 +10,6 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -27,7 +26,7 @@ from models.results import ImageInfo
 
 log = logging.getLogger(__name__)
 
-_PNG = "image/png"
+PNG = "image/png"
 NPY = "application/x-npy"
 _EXTENSIONS = {**EXTENSIONS, NPY: "npy", "application/x-nifti": "nii", "application/gzip": "nii.gz"}
 UNDO_PATIENCE_S = 0.5
@@ -62,18 +61,28 @@ class Record:
     job_id: str | None = None
 
 
-FILE_IDS: ContextVar[Callable[[], str]] = ContextVar("FILE_IDS", default=new_id)
-"""Ids of the files that are made from here on. A job's item sets it: repeated, it writes over what it wrote before."""
-
-
 @dataclass(frozen=True, slots=True)
 class NewFile:
-    """A file that an answer made. Its ``id`` is chosen here, so that the answer's JSON can name it."""
+    """A file that an answer makes. Its ``id`` is chosen here, so that the answer's JSON can name it."""
 
+    id: str
     kind: str
     data: bytes
-    mime_type: str = _PNG
-    id: str = field(default_factory=lambda: FILE_IDS.get()())
+    mime_type: str
+
+
+class NewFiles:
+    """The files of one answer, in the order in which they are made. Filled by one thread."""
+
+    def __init__(self, next_id: Callable[[], str] = new_id) -> None:
+        self._next_id = next_id
+        self.all: list[NewFile] = []
+
+    def add(self, kind: str, data: bytes, mime_type: str = PNG) -> NewFile:
+        """A file with an id of its own, which is stored with the answer."""
+        file = NewFile(self._next_id(), kind, data, mime_type)
+        self.all.append(file)
+        return file
 
 
 @dataclass(frozen=True, slots=True)

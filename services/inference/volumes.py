@@ -20,7 +20,7 @@ from models.images import encode_png, sniff
 from models.inference_requests import InferenceRequest, InferenceResponse
 from models.medical.formats import Volume, is_dicom, is_nifti, open_volume, write_dicom_seg, write_nifti
 from models.results import ClassArea, ImageInfo, Timing
-from services.runners.progress import advance
+from services.runners.progress import ProgressSink
 
 NIFTI, DICOM_SEG = "nifti", "dicom_seg"
 """Renders besides those of images: a mask with the volume's own shape and affine; DICOM segments."""
@@ -78,7 +78,7 @@ def open_slices(data: bytes) -> Slices | None:
 
 
 async def segment_slices(
-    slices: Slices, data: bytes, request: InferenceRequest, infer: Infer, *, required: bool
+    slices: Slices, data: bytes, request: InferenceRequest, infer: Infer, *, required: bool, progress: ProgressSink
 ) -> tuple[InferenceResponse, Timing]:
     """One answer for all slices: classes over the whole volume, and the mask in its format as the only render.
 
@@ -100,7 +100,7 @@ async def segment_slices(
             class_map[number] = await asyncio.to_thread(_levels, answer.renders["mask"])
             names.update({area.class_index: area for area in answer.areas})
             spent.append(timing)
-            advance(len(spent) / volume.depth)
+            progress.advance(len(spent) / volume.depth)
 
     try:
         async with asyncio.TaskGroup() as group:

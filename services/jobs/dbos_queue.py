@@ -55,7 +55,7 @@ class JobQueue:
             DBOS.migrate(dbos_url(self._url))
 
     def enqueue(self, session: Session, job: Job, number: int, *, delay_s: float = 0) -> None:
-        """Put a hand for ``job`` in, in the session's transaction: it is there when that commits."""
+        """Put an entry for ``job`` in, in the session's transaction: it is there when that commits."""
         options: EnqueueOptions = {
             "workflow_name": _WORKFLOW,
             "workflow_id": f"{job.id}.{number}",

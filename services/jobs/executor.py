@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import random
 import time
@@ -18,18 +17,16 @@ from db.job_states import LOST, OVER, ClaimedItem, ItemResult
 from db.jobs import JobRecords
 from db.tables import Job, now
 from ekiben.errors import Conflict, Refusal, Temporary, Unavailable
-from ekiben.ids import derived_id
 from ekiben.logs import request_id
 from services import metrics
 from services.concurrency.limiter import ConcurrencyLimiter
 from services.concurrency.retry import retry_while_unavailable
 from services.inference import operations
-from services.inference.operations import Core
+from services.inference.context import InferenceCore, RequestContext
 from services.inference.pipeline import ImageSource, JobItemSource
-from services.inference.recording import FILE_IDS
 from services.jobs.dbos_queue import JobQueue
 from services.jobs.workspace import JobHandler
-from services.runners.progress import LISTENER
+from services.runners.progress import NO_PROGRESS, ProgressSink
 from services.schemas.inference import InferenceOptions
 
 log = logging.getLogger(__name__)
@@ -78,7 +75,7 @@ class JobExecutor:
 
     def __init__(
         self,
-        core: Core,
+        inference: InferenceCore,
         jobs: JobRecords,
         queue: JobQueue,
         worker_id: str,
@@ -89,7 +86,7 @@ class JobExecutor:
         handlers: Mapping[str, JobHandler] | None = None,
     ) -> None:
         self._threads = threads
-        self._core = core
+        self._inference = inference
         self._jobs = jobs
         self._queue = queue
         self._worker_id = worker_id
@@ -201,7 +198,7 @@ class JobExecutor:
             return
         try:
             chosen = operations.operation(job.operation)
-            options = operations.read_parameters(chosen, job.parameters)
+            options = operations.read_parameters(chosen, {**job.parameters, "store": job.store})
         except Refusal as error:  # they were right when the job was submitted, to another version of Ekiben
             for item in items:
                 await self._fail(job.operation, item, {"code": error.code, "message": error.message})
@@ -233,7 +230,7 @@ class JobExecutor:
     async def _images(self, items: list[ClaimedItem]) -> dict[str, bytes]:
         """Images of the items by their keys, read together: a hop for each costs more than to read a small one."""
         keys = [item.storage_key for item in items if item.storage_key and item.bytes <= READ_AHEAD_BYTES // len(items)]
-        return await self._core.recorder.read_some(keys) if len(keys) > 1 else {}
+        return await self._inference.pipeline.recorder.read_some(keys) if len(keys) > 1 else {}
 
     async def _item(
         self, progress: _JobProgress, job: Job, item: ClaimedItem, options: InferenceOptions, data: bytes | None
@@ -246,9 +243,8 @@ class JobExecutor:
             if alone:
                 await self._in_thread(self._jobs.begin_alone, self._worker_id, item.id)
             request_id.set(job.id)
-            numbers = itertools.count()
-            FILE_IDS.set(lambda: derived_id(item.id, "file", next(numbers)))
-            LISTENER.set(partial(self._advanced, progress) if job.total == 1 else None)
+            sink = ProgressSink(partial(self._advanced, progress)) if job.total == 1 else NO_PROGRESS
+            context = RequestContext(self._inference, owner=job.owner, progress=sink)
             source = ImageSource(
                 filename=item.filename,
                 item=JobItemSource(
@@ -256,12 +252,12 @@ class JobExecutor:
                     self._worker_id,
                     timeout_s=max(1.0, _seconds_left(job) + GRACE_S),
                     # While it is stored the next one may be computed. One that is alone stays so to its end.
-                    computed=_nothing if alone else place.leave,
+                    on_computed=_nothing if alone else place.leave,
                     data=data,
                 ),
             )
             try:
-                await chosen.run(self._core, source, options, job.store, job.owner)
+                await chosen.run(context, source, options)
                 metrics.job_items.labels(job.operation, "succeeded").inc()
             except Exception as error:
                 if not alone:
@@ -315,7 +311,7 @@ class JobExecutor:
         item_result = ItemResult(item.job_id, item.id, self._worker_id, error=error)
 
         async def save() -> None:
-            await asyncio.wrap_future(self._core.records.save([], item_result))
+            await asyncio.wrap_future(self._inference.pipeline.records.save([], item_result))
 
         try:
             await retry_while_unavailable(save)

@@ -20,7 +20,8 @@ from ekiben.ids import LOCAL_OWNER, new_id
 from ekiben.settings import Settings
 from models.images import sniff
 from services.inference import operations
-from services.inference.operations import Core
+from services.inference.context import RequestContext
+from services.inference.pipeline import ImageSource
 from services.inference.recording import Recorder
 from services.inference.volumes import sniff_any
 from services.jobs.dbos_queue import JobQueue
@@ -76,7 +77,7 @@ class JobService:
 
     def check_image(self, data: bytes, operation: str) -> None:
         """What can be said of an image, or a volume, at once. BadImage, UnsupportedImage."""
-        (sniff_any if operation == "segment" else sniff)(data)
+        (sniff_any if operations.operation(operation).volumes else sniff)(data)
 
     async def new_item(self, data: bytes, filename: str | None) -> NewItem:
         """Store an image that came with a job. What is no image is kept as well: its item will say so."""
@@ -110,7 +111,7 @@ class JobService:
 
     async def submit(
         self,
-        core: Core,
+        context: RequestContext,
         kind: str,
         operation: str,
         options: InferenceOptions,
@@ -118,7 +119,6 @@ class JobService:
         terms: JobTerms,
         *,
         store: bool = True,
-        owner: str = LOCAL_OWNER,
     ) -> tuple[Job, bool]:
         """Store and queue a job: (the job, True), or the first that came with this idempotency key: (it, False).
 
@@ -136,10 +136,12 @@ class JobService:
                 raise BadInput(f"no image can be tried; the first: {failed[0].columns['error']['message']}")
             if terms.webhook is not None:
                 check_url(terms.webhook, self._settings.webhook_secret)
-            parameters = await operations.settle_parameters(core, chosen, options, owner)
+            parameters = await operations.resolve_parameters(context, chosen, options)
             given = options.model_dump(mode="json", exclude_unset=True, exclude={"image_id", "store"})
+            if isinstance(given.get("prompts"), list):  # as the fingerprints of earlier versions have them
+                given["prompts"] = orjson.dumps(given["prompts"]).decode()
             job = Job(
-                owner=owner,
+                owner=context.owner,
                 kind=kind,
                 operation=operation,
                 priority=terms.priority,
@@ -169,7 +171,27 @@ class JobService:
             if not created and not uncertain:
                 await self.discard(items)
 
-    async def undertake(
+    async def submit_image(
+        self,
+        context: RequestContext,
+        operation: str,
+        options: InferenceOptions,
+        source: ImageSource,
+        terms: JobTerms,
+    ) -> tuple[Job, bool]:
+        """A request that becomes a job, as ``submit``. BadInput for what is no image."""
+        if source.data is not None and source.image_id is not None:
+            raise BadInput("send a file or image_id, not both")
+        if source.image_id is not None:
+            items = await self.stored_items([source.image_id], context.owner)
+        elif source.data is not None:
+            self.check_image(source.data, operation)
+            items = [await self.new_item(source.data, source.filename)]
+        else:
+            raise BadInput("send an image: a multipart field 'file', the raw bytes as body, or image_id")
+        return await self.submit(context, "request", operation, options, items, terms, store=options.store)
+
+    async def submit_single(
         self,
         kind: str,
         operation: str,

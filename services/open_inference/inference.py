@@ -1,4 +1,4 @@
-"""Inference by the Open Inference Protocol: named tensors in, named tensors out. Both its doors call this."""
+"""Inference by the Open Inference Protocol: named tensors in, named tensors out. HTTP and gRPC call this."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ from numpy.typing import NDArray
 
 from ekiben.errors import BadInput, DeadlineExceeded, Overloaded, TooLarge, Unsupported
 from ekiben.ids import LOCAL_OWNER
-from models.inference_requests import InferenceRequest, PreparedTensor
+from models.inference_requests import InferenceRequest, InferenceResponse, PreparedTensor
+from models.results import Timing
 from services.concurrency.bounded_gather import gather_bounded
-from services.inference.masks import Masks
+from services.inference import classify, segment
+from services.inference.context import InferenceCore, RequestContext
 from services.inference.pipeline import ImageSource
-from services.inference.vision import Outcome, Vision
-from services.model_registry.index import ModelIndex, ServableModel
+from services.model_registry.index import ServableModel
 from services.open_inference import image_inputs, sam_inputs
 from services.open_inference.metadata import output_info
 from services.open_inference.parameters import Parameters, RequestedOutput, read_parameters
 from services.open_inference.tensors import MAX_BYTES, Tensor, texts
+from services.schemas.inference import ClassifyOptions, SegmentOptions
 from services.schemas.validation import short
 
 _AT_ONCE = 64
@@ -53,11 +55,8 @@ class InferAnswer:
 class OpenInference:
     """Answers infer requests of every model. All methods take ``owner``."""
 
-    def __init__(self, index: ModelIndex, vision: Vision, masks: Masks, timeout_s: float) -> None:
-        self._index = index
-        self._vision = vision
-        self._masks = masks
-        self._timeout_s = timeout_s
+    def __init__(self, core: InferenceCore) -> None:
+        self._core = core
 
     async def infer(self, request: InferRequest, *, owner: str = LOCAL_OWNER) -> InferAnswer:
         """The outputs asked for. BadInput names the tensor or parameter that is wrong.
@@ -71,16 +70,17 @@ class OpenInference:
         wanted = _checked_outputs(served, request.outputs)
         parameters = read_parameters(served, request.parameters, request.timeout_s)
         stored: list[str] = []
+        context = RequestContext(self._core, owner=owner, on_recorded=stored.append)
         try:
             if served.family == "sam":
-                outputs = await sam_inputs.infer(self._masks, served, inputs, wanted, parameters, stored, owner)
+                outputs = await sam_inputs.infer(context, served, inputs, wanted, parameters)
             else:
-                outputs = await self._images(served, inputs, wanted, parameters, stored, owner)
+                outputs = await self._images(context, served, inputs, wanted, parameters, stored)
             if (size := sum(tensor.nbytes for tensor in outputs)) > MAX_BYTES:
                 raise TooLarge(f"the answer has {size} bytes; at most {MAX_BYTES} are sent: ask for less at once")
         except BaseException:
             if stored:
-                await asyncio.shield(self._vision.forget(stored, owner=owner))
+                await asyncio.shield(self._core.pipeline.forget(stored, owner=owner))
             raise
         name = "prediction_id" if len(stored) == 1 else "prediction_ids"
         info = {name: ",".join(stored)} if stored else {}
@@ -89,22 +89,22 @@ class OpenInference:
     async def forget(self, answer: InferAnswer, *, owner: str = LOCAL_OWNER) -> None:
         """Remove what was recorded of an answer that could not be sent."""
         for ids in answer.parameters.values():
-            await self._vision.forget(ids.split(","), owner=owner)
+            await self._core.pipeline.forget(ids.split(","), owner=owner)
 
     async def find(self, model: str, version: str, *, owner: str = LOCAL_OWNER) -> ServableModel:
         """The version meant by the protocol's text. NotFound, Unavailable, BadInput for what is no number."""
         if version and not (version.isascii() and version.isdigit() and 0 < len(version) < 10 and int(version) > 0):
             raise BadInput(f"the version of a model is a number from 1, not {short(version)!r}")
-        return await self._index.find(owner, model, int(version) if version else None)
+        return await self._core.index.find(owner, model, int(version) if version else None)
 
     async def _images(
         self,
+        context: RequestContext,
         served: ServableModel,
         inputs: Mapping[str, Tensor],
         wanted: Sequence[RequestedOutput],
         parameters: Parameters,
         stored: list[str],
-        owner: str,
     ) -> list[Tensor]:
         images, single = image_inputs.read(served, inputs)
         names = tuple(dict.fromkeys(one.name for one in wanted if not one.class_count))
@@ -112,7 +112,9 @@ class OpenInference:
         counts = {one.name: min(one.class_count, served.classes) for one in wanted}
         top_k = max(counts.values(), default=0)
 
-        limit_s = self._timeout_s if parameters.timeout_s is None else min(parameters.timeout_s, self._timeout_s)
+        limit_s = self._core.timeout_s
+        if parameters.timeout_s is not None:
+            limit_s = min(limit_s, parameters.timeout_s)
         end = time.monotonic() + limit_s  # of all of them: each gets what is left when its turn comes
         ids: dict[int, str] = {}
 
@@ -121,8 +123,8 @@ class OpenInference:
             if left_s <= 0:
                 raise DeadlineExceeded("the request took longer than its deadline", retry_after_s=1)
             try:
-                source = ImageSource(timeout_s=left_s, told=lambda id: ids.update({number: id}))
-                return await self._one(served, images[number], names, top_k, parameters, source, owner)
+                own = replace(context, timeout_s=left_s, arrays=names, on_recorded=lambda id: ids.update({number: id}))
+                return await self._one(own, served, images[number], top_k, parameters)
             except Overloaded:
                 if number == 0:
                     raise
@@ -150,47 +152,41 @@ class OpenInference:
 
     async def _one(
         self,
+        context: RequestContext,
         served: ServableModel,
         image: bytes | NDArray[np.uint8] | PreparedTensor,
-        names: tuple[str, ...],
         top_k: int,
         parameters: Parameters,
-        source: ImageSource,
-        owner: str,
     ) -> _Answered:
         if not isinstance(image, bytes):
             if parameters.given("store"):
                 raise BadInput("store is for encoded images: of pixels and prepared tensors nothing is kept")
-            request = InferenceRequest(image, top_k=top_k or 1, flips=parameters.flips, tensors=names)
-            answer, _ = await self._vision.unrecorded(served, request, timeout_s=source.timeout_s)
-            scores = [(row.confidence, row.class_index, row.class_name) for row in answer.scores]
-            return _Answered(answer.tensors, scores)
-        source = replace(source, data=image)
-        model, version = served.key.name, served.key.version
-        outcome: Outcome
+            request = InferenceRequest(image, top_k=top_k or 1, flips=parameters.flips, tensors=context.arrays)
+            answer = await self._unrecorded(context, served, request)
+            return _Answered(
+                answer.tensors, [(row.confidence, row.class_index, row.class_name) for row in answer.scores]
+            )
+        source = ImageSource(image)
+        version = {"model": served.key.name, "version": served.key.version, "store": parameters.store}
         if served.task == "classify":
-            outcome = await self._vision.classify(
-                source,
-                model=model,
-                version=version,
-                top_k=top_k or None,
-                tensors=names,
-                store=parameters.store,
-                owner=owner,
-            )
-        else:
-            outcome = await self._vision.segment(
-                source,
-                model=model,
-                version=version,
-                flips=parameters.flips,
-                tensors=names,
-                store=parameters.store,
-                owner=owner,
-            )
-        rows = outcome.body.get("predictions", ())
-        scores = [(row["confidence"], row["class_index"], row["class_name"]) for row in rows]
-        return _Answered(outcome.tensors, scores)
+            classified = await classify.run(context, source, ClassifyOptions(**version, top_k=top_k or None))
+            rows = classified.body.predictions
+            return _Answered(classified.arrays, [(row.confidence, row.class_index, row.class_name) for row in rows])
+        segmented = await segment.run(context, source, SegmentOptions(**version, flips=parameters.flips))
+        return _Answered(segmented.arrays, [])
+
+    async def _unrecorded(
+        self, context: RequestContext, served: ServableModel, request: InferenceRequest
+    ) -> InferenceResponse:
+        """The answer to pixels, or to what was prepared elsewhere: there is no file of it that could be kept."""
+        core = self._core
+
+        async def infer(deadline: float) -> tuple[InferenceResponse, Timing]:
+            return await core.runner.infer(served.key, request, deadline)
+
+        limit_s = core.timeout_s if context.timeout_s is None else min(context.timeout_s, core.timeout_s)
+        answer, _ = await core.pipeline.compute(served, infer, limit_s)
+        return answer
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,13 +18,15 @@ from models.inference_requests import AutoMaskResponse, MaskResponse
 from models.masks.predicted_masks import AutoMask, PromptMask
 from models.sam.graphs import SIDE
 from models.sam.prompts import MAX_POINTS, MAX_PROMPTS, Prompt, read_prompts
-from services.inference.masks import Masks
+from services.inference import auto_masks, prompt_masks
+from services.inference.context import RequestContext
 from services.inference.pipeline import ImageSource
 from services.model_registry.index import ServableModel
 from services.open_inference.image_inputs import encoded, pixels
 from services.open_inference.metadata import IMAGE
 from services.open_inference.parameters import Parameters, RequestedOutput
 from services.open_inference.tensors import BYTES, MAX_BYTES, Tensor
+from services.schemas.masks import AutoMasksOptions, MasksOptions
 from services.schemas.validation import read_json, short
 
 INPUTS = ("point_coords", "point_labels", "boxes", "mask_input")
@@ -32,18 +34,13 @@ _PADDING = -1
 
 
 async def infer(
-    masks: Masks,
+    context: RequestContext,
     served: ServableModel,
     inputs: Mapping[str, Tensor],
     wanted: Sequence[RequestedOutput],
     parameters: Parameters,
-    stored: list[str],
-    owner: str,
 ) -> list[Tensor]:
-    """Masks [prompts, masks of each, h, w]; automatic ones where an option of theirs is given: [1, masks, h, w].
-
-    ``stored``: takes the id of what was recorded.
-    """
+    """Masks [prompts, masks of each, h, w]; automatic ones where an option of theirs is given: [1, masks, h, w]."""
     for name in inputs:
         if name not in (IMAGE, *INPUTS):
             raise BadInput(
@@ -58,19 +55,24 @@ async def infer(
     left_s = None if parameters.timeout_s is None else max(0.0, parameters.timeout_s - (time.monotonic() - began))
     if not is_file and parameters.given("store"):
         raise BadInput("store is for encoded images: of pixels nothing is kept")
-    source = ImageSource(data, timeout_s=left_s, told=stored.append)
-    store = parameters.store and is_file
-    model, version = served.key.name, served.key.version
+    context = replace(context, timeout_s=left_s)
+    source = ImageSource(data)
+    version = {
+        "model": served.key.name,
+        "version": served.key.version,
+        "store": parameters.store and is_file,
+    }
     rows: Sequence[Sequence[PromptMask | AutoMask]]
-    answer: MaskResponse | AutoMaskResponse
+    answer: MaskResponse | AutoMaskResponse | None
     if parameters.auto is not None:
         if tensors or parameters.prompts is not None or parameters.given("multimask"):
             raise BadInput("options of automatic masks go without prompts")
         if "low_res_masks" in names:
             raise BadInput("low_res_masks are of prompts; automatic masks have none")
-        _, answer = await masks.all_masks(
-            source, parameters.auto, model=model, version=version, store=store, owner=owner
-        )
+        options = AutoMasksOptions(**version, **parameters.auto.model_dump(exclude_unset=True))
+        answer = (await auto_masks.run(context, source, options)).masks
+        if not isinstance(answer, AutoMaskResponse):
+            raise TypeError("auto_masks gave no masks")
         rows = [answer.masks]
     else:
         prompts: Any = read_tensors(tensors) if tensors else None
@@ -83,16 +85,12 @@ async def infer(
             raise TooLarge(
                 f"low_res_masks of {count} masks have {count * SIDE * SIDE * 4} bytes; at most {MAX_BYTES} are sent"
             )
-        _, answer = await masks.answered(
-            source,
-            prompts,
-            model=model,
-            version=version,
-            multimask=parameters.multimask,
-            give_logits="low_res_masks" in names,
-            store=store,
-            owner=owner,
-        )
+        if "low_res_masks" in names:
+            context = replace(context, arrays=(prompt_masks.LOW_RES_MASKS,))
+        requested = MasksOptions(**version, prompts=prompts, multimask=parameters.multimask)
+        answer = (await prompt_masks.run(context, source, requested)).masks
+        if not isinstance(answer, MaskResponse):
+            raise TypeError("masks gave no masks")
         rows = answer.results
     size = answer.image.height, answer.image.width
     return await asyncio.to_thread(lambda: [Tensor(name, _output(name, rows, size)) for name in names])

@@ -1,14 +1,16 @@
-"""The HTTP application: routes, error shape and OpenAPI. Its platform is set when the process starts."""
+"""The HTTP application: routes, error shape and OpenAPI."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from fastapi import FastAPI
 
 from ekiben import __version__
+from services.inference.operations import OPERATIONS, Operation
 from services.rest import error_handlers
-from services.rest.openapi import with_error_bodies
+from services.rest.openapi import with_error_bodies, with_operation_names
 from services.rest.routers import (
     artifacts,
     batches,
@@ -19,7 +21,6 @@ from services.rest.routers import (
     images,
     inference,
     jobs,
-    masks,
     models,
     open_inference,
     predictions,
@@ -33,8 +34,9 @@ query or the form. Every error has the shape `{"error": {"code", "message", "req
 /v2, the Open Inference Protocol, `{"error": "message"}`."""
 
 
-def create_app() -> FastAPI:
-    """The application without its platform (``app.state.platform``)."""
+def create_app(operations: Iterable[Operation] | None = None) -> FastAPI:
+    """The application, without its ``app.state.app_state``. ``operations``: by default those of the table."""
+    rows = tuple(OPERATIONS.values() if operations is None else operations)
     app = FastAPI(
         title="Ekiben",
         version=__version__,
@@ -44,29 +46,28 @@ def create_app() -> FastAPI:
         redirect_slashes=False,
     )
     error_handlers.install_error_handlers(app)
-    for part in (
-        inference,
-        masks,
-        batches,
-        jobs,
-        datasets,
-        trainings,
-        images,
-        predictions,
-        artifacts,
-        models,
-        open_inference,
-        health,
-        bento,
-        docs,
+    for router in (
+        inference.create_router(rows),
+        batches.router,
+        jobs.router,
+        datasets.router,
+        trainings.router,
+        images.router,
+        predictions.router,
+        artifacts.router,
+        models.router,
+        open_inference.router,
+        health.router,
+        bento.create_router(rows),
+        docs.router,
     ):
-        app.include_router(part.router)
+        app.include_router(router)
 
     made = app.openapi
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            app.openapi_schema = with_error_bodies(made())
+            app.openapi_schema = with_operation_names(with_error_bodies(made()), [row.name for row in rows])
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
@@ -74,4 +75,4 @@ def create_app() -> FastAPI:
 
 
 APP = create_app()
-"""The one application of a process; ``bentoml serve`` finds it behind the gateway's front."""
+"""The one application of a process; ``bentoml serve`` finds it behind the gateway's middleware."""

@@ -10,15 +10,15 @@ from starlette.responses import Response
 from db.tables import Job
 from ekiben.errors import BadInput
 from services.app_state import AppState
+from services.inference.context import RequestContext
 from services.inference.pipeline import ImageSource
 from services.jobs.service import JobTerms
-from services.jobs.submission import submit_request
 from services.rest.query_options import gather
 from services.rest.responses import json_response
 from services.rest.uploads.multipart import Upload
 from services.schemas.inference import InferenceOptions
 from services.schemas.jobs import IDEMPOTENCY_KEY, JobOptions
-from services.schemas.validation import OptionsT, check
+from services.schemas.validation import OptionsT, check, read_json_options
 
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
 _RESPOND_ASYNC = re.compile(r'respond-async(\s*=\s*"")?')  # with an empty value it means the same
@@ -47,11 +47,11 @@ def idempotency_key(request: Request) -> str | None:
     return key
 
 
-def split(
+async def split(
     request: Request, kind: type[OptionsT], fields: dict[str, str]
 ) -> tuple[OptionsT, AsyncRequestOptions | None]:
     """The options of an operation, and those of its job if it is to be one."""
-    given = gather(request.query_params, fields)
+    given = await read_json_options(kind, gather(request.query_params, fields))
     if not wants_job(request):
         if early := [name for name in AsyncRequestOptions.model_fields if name in given]:
             raise BadInput(f"{early[0]} is for jobs: send the header Prefer: respond-async")
@@ -67,7 +67,9 @@ async def submit(
     app_state: AppState = request.app.state.app_state
     terms = own.terms(request)
     source = ImageSource(upload.data, upload.filename, options.image_id)
-    job, created = await submit_request(app_state, operation, options, source, terms)
+    job, created = await app_state.jobs.submit_image(
+        RequestContext(app_state.inference), operation, options, source, terms
+    )
     return accepted(job, created, {"Preference-Applied": "respond-async"})
 
 

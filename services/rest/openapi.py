@@ -33,6 +33,17 @@ def with_error_bodies(schema: dict[str, Any]) -> dict[str, Any]:
     return schema
 
 
+def with_operation_names(schema: Any, names: list[str]) -> Any:
+    """``schema`` with the names of the operations where ``OperationName`` stands."""
+    if isinstance(schema, dict):
+        if schema.get("format") == "operation":
+            return {**{key: value for key, value in schema.items() if key != "format"}, "enum": names}
+        return {key: with_operation_names(value, names) for key, value in schema.items()}
+    if isinstance(schema, list):
+        return [with_operation_names(value, names) for value in schema]
+    return schema
+
+
 IMAGE_TYPES = ("image/jpeg", "image/png", "image/webp", "image/bmp", "image/tiff")
 
 

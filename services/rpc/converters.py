@@ -6,7 +6,7 @@ otherwise (nested lists, a choice of forms) is told here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import orjson
@@ -17,21 +17,28 @@ from models.masks.predicted_masks import MaskUpdate
 from models.masks.rle import to_uncompressed
 from models.sam.prompts import MAX_POINTS_IN_ALL, MAX_PROMPTS
 from services.inference import mask_encoding
+from services.inference.context import Outcome
 from services.inference.pipeline import ImageSource
+from services.schemas.body import Body, to_dict
+from services.schemas.inference import SegmentBody, SegmentOptions
+from services.schemas.masks import AutoMasksBody, AutoMasksOptions, CutoutsBody, MasksBody, MasksOptions
 
 _APART = frozenset({"image", "prompts"})
 
 
 def options(request: Message) -> dict[str, Any]:
-    """What the caller has set, by name; image and prompts are read apart."""
-    return {
+    """The options that the caller has set, by name; the image is read by ``source``. BadInput for too many prompts."""
+    given = {
         field.name: getattr(request, field.name)
         for field in request.DESCRIPTOR.fields
         if field.name not in _APART and field.has_presence and request.HasField(field.name)
     }
+    if "prompts" in request.DESCRIPTOR.fields_by_name and (read := prompts(request)) is not None:
+        given["prompts"] = read
+    return given
 
 
-def source(request: Any, timeout_s: float | None) -> ImageSource:
+def source(request: Any) -> ImageSource:
     """The image that is asked about."""
     image = request.image
     which = image.WhichOneof("source")
@@ -39,7 +46,6 @@ def source(request: Any, timeout_s: float | None) -> ImageSource:
         data=image.data or None,  # no bytes are no image, as an empty body is none
         filename=image.filename or None,
         image_id=image.image_id if which == "image_id" else None,
-        timeout_s=timeout_s,
     )
 
 
@@ -52,28 +58,53 @@ def prompts(request: Any) -> list[dict[str, Any]] | None:
     return [_prompt(one) for one in request.prompts]
 
 
+def response_fields(outcome: Outcome[Any], options: Any) -> dict[str, Any]:
+    """The fields of the response message: those of the JSON answer, but for what protobuf words otherwise."""
+    body = outcome.body
+    fields: dict[str, Any] = to_dict(body)
+    convert = _CONVERTERS.get(type(body))
+    return fields if convert is None else {**fields, **convert(fields, outcome, options)}
+
+
 def jsonable(body: Any) -> Any:
     """What the JSON answer would hold: times as text."""
     return orjson.loads(orjson.dumps(body, option=orjson.OPT_UTC_Z))
 
 
-def masks(body: Mapping[str, Any], format: str) -> dict[str, Any]:
-    """A MasksBody, its segmentations and points as messages have them."""
-    results = [
-        {**row, "masks": [{**one, "segmentation": _segmentation(one["segmentation"], format)} for one in row["masks"]]}
-        for row in body["results"]
-    ]
-    return {**body, "results": results}
+def _segment(fields: Mapping[str, Any], outcome: Outcome[Any], options: SegmentOptions) -> dict[str, Any]:
+    # What is not stored has no URL, and is in ``rendered``.
+    rendered = outcome.images[options.render] if options.render is not None else b""
+    return {"artifacts": fields["artifacts"] if fields["id"] else None, "rendered": rendered}
 
 
-def auto_masks(body: Mapping[str, Any], format: str) -> dict[str, Any]:
-    """An AutoMasksBody likewise."""
-    return {**body, "masks": [auto_mask(one, format) for one in body["masks"]]}
+def _prompt_masks(fields: Mapping[str, Any], _outcome: Outcome[Any], options: MasksOptions) -> dict[str, Any]:
+    def mask(one: Mapping[str, Any]) -> dict[str, Any]:
+        return {**one, "segmentation": _segmentation(one["segmentation"], options.format)}
+
+    return {"results": [{**row, "masks": [mask(one) for one in row["masks"]]} for row in fields["results"]]}
 
 
-def auto_mask(body: Mapping[str, Any], format: str) -> dict[str, Any]:
-    points = [{"x": x, "y": y} for x, y in body["point_coords"]]
-    return {**body, "segmentation": _segmentation(body["segmentation"], format), "point_coords": points}
+def _auto_masks(fields: Mapping[str, Any], _outcome: Outcome[Any], options: AutoMasksOptions) -> dict[str, Any]:
+    return {"masks": [_auto_mask(one, options.format) for one in fields["masks"]]}
+
+
+def _cutouts(fields: Mapping[str, Any], outcome: Outcome[Any], _options: Any) -> dict[str, Any]:
+    pngs = outcome.images.values()
+    return {"cutouts": [{**one, "png": png} for one, png in zip(fields["cutouts"], pngs, strict=True)]}
+
+
+_CONVERTERS: dict[type[Body], Callable[[Mapping[str, Any], Outcome[Any], Any], dict[str, Any]]] = {
+    SegmentBody: _segment,
+    MasksBody: _prompt_masks,
+    AutoMasksBody: _auto_masks,
+    CutoutsBody: _cutouts,
+}
+"""By the type of the answer, the fields that protobuf words otherwise: nested lists, a choice of forms, bytes."""
+
+
+def _auto_mask(fields: Mapping[str, Any], format: str) -> dict[str, Any]:
+    points = [{"x": x, "y": y} for x, y in fields["point_coords"]]
+    return {**fields, "segmentation": _segmentation(fields["segmentation"], format), "point_coords": points}
 
 
 def mask_update_events(mask_update_events: MaskUpdate) -> Iterator[dict[str, Any]]:
@@ -81,8 +112,8 @@ def mask_update_events(mask_update_events: MaskUpdate) -> Iterator[dict[str, Any
     for number in mask_update_events.dropped:
         yield {"dropped": {"number": number}}
     for number, mask in mask_update_events.found:
-        body = mask_encoding.auto_mask(mask, to_uncompressed(mask.rle))
-        yield {"found": {"number": number, "mask": auto_mask(body, "rle")}}
+        fields = to_dict(mask_encoding.auto_mask(mask, to_uncompressed(mask.rle)))
+        yield {"found": {"number": number, "mask": _auto_mask(fields, "rle")}}
     yield {"progress": mask_update_events.progress}
 
 

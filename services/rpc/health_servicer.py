@@ -51,5 +51,5 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
                 continue
 
     async def _status(self) -> Any:
-        serving = not self.stopping.is_set() and await self.state.app_state.catalogue.ready()
+        serving = not self.stopping.is_set() and await self.state.app_state.protocol_management.ready()
         return pb.HealthCheckResponse.SERVING if serving else pb.HealthCheckResponse.NOT_SERVING

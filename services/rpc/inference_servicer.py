@@ -1,117 +1,88 @@
-"""ekiben.v1.Vision: what is asked of one image and answered at once."""
+"""ekiben.v1.Vision: the operations on one image, answered at once. A method for each row of the table of operations."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
-from ekiben.v1 import ekiben_pb2 as pb
-from ekiben.v1 import ekiben_pb2_grpc
-from models.images import sniff
+import grpc
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.message_factory import GetMessageClass
+
+from ekiben.v1 import ekiben_pb2
 from models.masks.predicted_masks import MaskUpdate
-from services.inference.volumes import medical_type
+from services.inference.context import RequestContext
+from services.inference.operations import Operation
 from services.rpc import converters
 from services.rpc.method_wrappers import ServicerState, streaming, unary
-from services.runners.progress import NEWS
-from services.schemas.inference import ClassifyOptions, SegmentOptions
-from services.schemas.masks import AutoMasksOptions, CutoutsOptions, MasksOptions
+from services.runners.progress import ProgressSink
 from services.schemas.validation import check
 
+VISION: ServiceDescriptor = ekiben_pb2.DESCRIPTOR.services_by_name["Vision"]
 
-class InferenceServicer(ekiben_pb2_grpc.VisionServicer):
-    NAME = "ekiben.v1.Vision"
+
+class InferenceServicer:
+    """Answers the methods of ``service`` (a descriptor) that the operations name."""
+
+    NAME = VISION.full_name
 
     def __init__(self, state: ServicerState) -> None:
         self.state = state
-        self._vision = state.app_state.vision
-        self._masks = state.app_state.masks
 
-    @unary
-    async def Classify(self, request: Any, timeout_s: float | None) -> Any:
-        options = check(ClassifyOptions, converters.options(request))
-        outcome = await self._vision.classify(
-            converters.source(request, timeout_s),
-            model=options.model,
-            version=options.version,
-            top_k=options.top_k,
-            store=options.store,
+
+def add_inference_servicer(
+    state: ServicerState, server: grpc.aio.Server, operations: Iterable[Operation], service: ServiceDescriptor = VISION
+) -> None:
+    """Serve ``operations`` as methods of ``service`` (ekiben.v1.Vision)."""
+    servicer = InferenceServicer(state)
+    handlers = {}
+    for operation in operations:
+        method = service.methods_by_name[operation.rpc]
+        request, response = GetMessageClass(method.input_type), GetMessageClass(method.output_type)
+        make, wrap, handler = (
+            (_stream_method, streaming, grpc.unary_stream_rpc_method_handler)
+            if method.server_streaming
+            else (_unary_method, unary, grpc.unary_unary_rpc_method_handler)
         )
-        return pb.ClassifyResponse(**outcome.body)
-
-    @unary
-    async def Segment(self, request: Any, timeout_s: float | None) -> Any:
-        options = check(SegmentOptions, converters.options(request))
-        source = converters.source(request, timeout_s)
-        if source.data is not None and medical_type(source.data) is None:
-            sniff(source.data)
-        outcome = await self._vision.segment(
-            source,
-            model=options.model,
-            version=options.version,
-            render=options.render,
-            flips=options.flips,
-            probability=options.probability,
-            store=options.store,
+        answer: Callable[..., Any] = make(operation, method, response)
+        answer.__name__ = operation.rpc  # the name under which metrics and the access log have it
+        bound = wrap(answer).__get__(servicer)
+        handlers[operation.rpc] = handler(
+            bound, request_deserializer=request.FromString, response_serializer=response.SerializeToString
         )
-        rendered = outcome.renders[options.render] if options.render is not None else b""
-        # What is not stored has no URL, and is in ``rendered``.
-        artifacts = outcome.body["artifacts"] if outcome.body["id"] else None
-        return pb.SegmentResponse(**{**outcome.body, "artifacts": artifacts}, rendered=rendered)
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.full_name, handlers),))
 
-    @unary
-    async def PromptMasks(self, request: Any, timeout_s: float | None) -> Any:
-        options = check(MasksOptions, converters.options(request))
-        body = await self._masks.prompted(
-            converters.source(request, timeout_s),
-            converters.prompts(request),
-            model=options.model,
-            version=options.version,
-            multimask=options.multimask,
-            format=options.format,
-            logits=options.logits,
-            store=options.store,
-        )
-        return pb.PromptMasksResponse(**converters.masks(body, options.format))
 
-    @streaming
-    async def AutoMasks(self, request: Any, timeout_s: float | None) -> AsyncIterator[Any]:
-        options = check(AutoMasksOptions, converters.options(request))
+def _unary_method(operation: Operation, method: MethodDescriptor, response: type[Any]) -> Callable[..., Any]:
+    async def answer(self: InferenceServicer, request: Any, timeout_s: float | None) -> Any:
+        options = check(operation.request, converters.options(request))
+        context = RequestContext(self.state.app_state.inference, timeout_s=timeout_s)
+        outcome = await operation.run(context, converters.source(request), options)
+        return response(**converters.response_fields(outcome, options))
+
+    return answer
+
+
+def _stream_method(operation: Operation, method: MethodDescriptor, event: type[Any]) -> Callable[..., Any]:
+    """A method that streams mask updates while it computes; its last event, ``finished``, has the answer."""
+    finished = GetMessageClass(method.output_type.fields_by_name["finished"].message_type)
+
+    async def answer(self: InferenceServicer, request: Any, timeout_s: float | None) -> AsyncIterator[Any]:
+        options = check(operation.request, converters.options(request))
         queue: asyncio.Queue[MaskUpdate | None] = asyncio.Queue()
-        NEWS.set(queue.put_nowait)
-        requested = self._masks.automatic(
-            converters.source(request, timeout_s),
-            options.auto,
-            model=options.model,
-            version=options.version,
-            format=options.format,
-            store=options.store,
+        context = RequestContext(
+            self.state.app_state.inference, timeout_s=timeout_s, progress=ProgressSink(on_masks=queue.put_nowait)
         )
-        answering = asyncio.create_task(requested)
+        answering = asyncio.ensure_future(operation.run(context, converters.source(request), options))
         answering.add_done_callback(lambda _: queue.put_nowait(None))
         try:
-            while (news := await queue.get()) is not None:
-                for event in converters.mask_update_events(news):
-                    yield pb.AutoMasksEvent(**event)
-            body = answering.result()
+            while (update := await queue.get()) is not None:
+                for one in converters.mask_update_events(update):
+                    yield event(**one)
+            outcome = answering.result()
         finally:
             answering.cancel()
-        answer = await asyncio.to_thread(lambda: pb.AutoMasksResponse(**converters.auto_masks(body, options.format)))
-        yield pb.AutoMasksEvent(finished=answer)
+        yield event(finished=await asyncio.to_thread(lambda: finished(**converters.response_fields(outcome, options))))
 
-    @unary
-    async def Cutouts(self, request: Any, timeout_s: float | None) -> Any:
-        options = check(CutoutsOptions, converters.options(request))
-        body, cuts = await self._masks.cutouts(
-            converters.source(request, timeout_s),
-            converters.prompts(request),
-            options.auto,
-            style=options.style,
-            min_pixels=options.min_pixels,
-            limit=options.limit,
-            multimask=options.multimask,
-            model=options.model,
-            version=options.version,
-            store=options.store,
-        )
-        return pb.CutoutsResponse(**{**body, "cutouts": [{**one.body, "png": one.png} for one in cuts]})
+    return answer

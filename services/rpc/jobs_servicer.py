@@ -10,16 +10,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from ekiben.errors import BadInput
 from ekiben.v1 import ekiben_pb2 as pb
 from ekiben.v1 import ekiben_pb2_grpc
-from services.inference.operations import operation, read_parameters
+from services.inference.context import RequestContext
+from services.inference.operations import OPERATIONS, operation, read_parameters
 from services.jobs.event_stream import follow
 from services.jobs.service import JobTerms
-from services.jobs.submission import submit_request
 from services.rpc import converters
 from services.rpc.method_wrappers import ServicerState, required, streaming, unary
 from services.schemas.jobs import IDEMPOTENCY_KEY, JobOptions, Kind, State, item_body, job_body
 from services.schemas.validation import check
-
-_REQUESTS = ("classify", "segment", "masks", "auto_masks", "cutouts")
 
 
 class ListJobsOptions(BaseModel):
@@ -46,19 +44,18 @@ class JobsServicer(ekiben_pb2_grpc.JobsServicer):
     async def SubmitJob(self, request: Any, timeout_s: float | None) -> Any:
         name = request.WhichOneof("request")
         if name is None:
-            raise BadInput(f"what is asked is missing: one of {', '.join(_REQUESTS)}")
+            raise BadInput(f"what is asked is missing: one of {', '.join(OPERATIONS)}")
         requested = getattr(request, name)
         given = converters.options(requested)
-        if hasattr(requested, "prompts") and requested.prompts:
-            given["prompts"] = converters.prompts(requested)
-        source = converters.source(requested, None)
+        source = converters.source(requested)
         if source.image_id is not None:
             given["image_id"] = source.image_id
         options = read_parameters(operation(name), given)
-        own = {key: value for key, value in converters.options(request).items() if key not in _REQUESTS}
+        context = RequestContext(self.state.app_state.inference)
+        own = {key: value for key, value in converters.options(request).items() if key not in OPERATIONS}
         job = check(SubmitJobOptions, own)
         terms = JobTerms(job.priority, job.timeout_s, webhook=job.webhook, idempotency_key=job.idempotency_key)
-        row, created = await submit_request(self.state.app_state, name, options, source, terms)
+        row, created = await self._jobs.submit_image(context, name, options, source, terms)
         return pb.SubmitJobResponse(job_id=row.id, replayed=not created)
 
     @unary

@@ -79,7 +79,7 @@ class ServicerState:
     """What the methods of one process share."""
 
     app_state: AppState
-    entry: ByteBudget
+    budget: ByteBudget
     access_log: bool = False
     calls: ActiveCalls = field(default_factory=ActiveCalls)
 
@@ -100,7 +100,7 @@ def unary(
         with _Call(self.state, context, type(self), method.__name__) as call:
             try:
                 call.admit()
-                with self.state.entry.hold(request.ByteSize()):
+                with self.state.budget.hold(request.ByteSize()):
                     result = await method(self, request, call.timeout_s)
             except Exception as error:
                 await call.refuse(error)
@@ -121,7 +121,7 @@ def streaming(
         with _Call(self.state, context, type(self), method.__name__) as call:
             try:
                 call.admit()
-                with self.state.entry.hold(request.ByteSize()):
+                with self.state.budget.hold(request.ByteSize()):
                     async for one in method(self, request, call.timeout_s):
                         yield one
             except Exception as error:

@@ -28,8 +28,8 @@ class OpenInferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # t
 
     def __init__(self, state: ServicerState) -> None:
         self.state = state
-        self._catalogue = state.app_state.catalogue
-        self._inference = state.app_state.inference
+        self._management = state.app_state.protocol_management
+        self._open_inference = state.app_state.open_inference
 
     @unary
     async def ServerLive(self, request: Any, timeout_s: float | None) -> Any:
@@ -37,52 +37,52 @@ class OpenInferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # t
 
     @unary
     async def ServerReady(self, request: Any, timeout_s: float | None) -> Any:
-        return pb.ServerReadyResponse(ready=await self._catalogue.ready())
+        return pb.ServerReadyResponse(ready=await self._management.ready())
 
     @unary
     async def ModelReady(self, request: Any, timeout_s: float | None) -> Any:
         try:
-            ready = await self._catalogue.model_ready(request.name, request.version)
+            ready = await self._management.model_ready(request.name, request.version)
         except NotFound:  # clients ask before a model is there, and wait for true
             ready = False
         return pb.ModelReadyResponse(ready=ready)
 
     @unary
     async def ServerMetadata(self, request: Any, timeout_s: float | None) -> Any:
-        return pb.ServerMetadataResponse(**self._catalogue.server())
+        return pb.ServerMetadataResponse(**self._management.server())
 
     @unary
     async def ModelMetadata(self, request: Any, timeout_s: float | None) -> Any:
-        return pb.ModelMetadataResponse(**await self._catalogue.metadata(request.name, request.version))
+        return pb.ModelMetadataResponse(**await self._management.metadata(request.name, request.version))
 
     @unary
     async def ModelConfig(self, request: Any, timeout_s: float | None) -> Any:
-        return pb.ModelConfigResponse(config=await self._catalogue.config(request.name, request.version))
+        return pb.ModelConfigResponse(config=await self._management.config(request.name, request.version))
 
     @unary
     async def ModelStatistics(self, request: Any, timeout_s: float | None) -> Any:
-        return pb.ModelStatisticsResponse(**await self._catalogue.statistics(request.name, request.version))
+        return pb.ModelStatisticsResponse(**await self._management.statistics(request.name, request.version))
 
     @unary
     async def RepositoryIndex(self, request: Any, timeout_s: float | None) -> Any:
-        rows = await self._catalogue.repository(request.repository_name, ready=request.ready)
+        rows = await self._management.repository(request.repository_name, ready=request.ready)
         return pb.RepositoryIndexResponse(models=rows)
 
     @unary
     async def RepositoryModelLoad(self, request: Any, timeout_s: float | None) -> Any:
         _one_repository(request.repository_name)
-        await self._catalogue.load(request.model_name, parameters_of(request.parameters))
+        await self._management.load(request.model_name, parameters_of(request.parameters))
         return pb.RepositoryModelLoadResponse()
 
     @unary
     async def RepositoryModelUnload(self, request: Any, timeout_s: float | None) -> Any:
         _one_repository(request.repository_name)
-        await self._catalogue.unload(request.model_name, parameters_of(request.parameters))
+        await self._management.unload(request.model_name, parameters_of(request.parameters))
         return pb.RepositoryModelUnloadResponse()
 
     @unary
     async def ModelInfer(self, request: Any, timeout_s: float | None) -> Any:
-        answer = await self._inference.infer(await read_request_in_thread(request, timeout_s))
+        answer = await self._open_inference.infer(await read_request_in_thread(request, timeout_s))
         return write_answer(answer, request.id)
 
     SystemSharedMemoryStatus = _unoffered("SystemSharedMemoryStatus")
@@ -103,8 +103,8 @@ class OpenInferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # t
     async def _stream(self, requests: Any, timeout_s: float | None) -> AsyncIterator[Any]:
         async for request in _until(self.state.calls.stopped, requests.requests):
             try:
-                with self.state.entry.hold(request.ByteSize()):
-                    answer = await self._inference.infer(await read_request_in_thread(request, timeout_s))
+                with self.state.budget.hold(request.ByteSize()):
+                    answer = await self._open_inference.infer(await read_request_in_thread(request, timeout_s))
                 yield pb.ModelStreamInferResponse(infer_response=write_answer(answer, request.id))
             except Refusal as error:
                 _, message = code_and_message(error)

@@ -23,10 +23,11 @@ from ekiben.settings import Settings
 from ekiben.v1 import ekiben_pb2_grpc
 from services.app_state import AppState
 from services.concurrency.byte_budget import ByteBudget
+from services.inference.operations import OPERATIONS
 from services.open_inference.tensors import MAX_BYTES
 from services.rpc.artifacts_servicer import ArtifactsServicer
 from services.rpc.health_servicer import HealthServicer
-from services.rpc.inference_servicer import InferenceServicer
+from services.rpc.inference_servicer import InferenceServicer, add_inference_servicer
 from services.rpc.jobs_servicer import JobsServicer
 from services.rpc.method_wrappers import ServicerState
 from services.rpc.models_servicer import ModelsServicer
@@ -55,11 +56,11 @@ class GrpcServer:
 
     def __init__(self, app_state: AppState, settings: Settings) -> None:
         self._settings = settings
-        entry = ByteBudget(4 * settings.queue_mb * 1_000_000)
-        self._state = state = ServicerState(app_state, entry, settings.access_log)
+        budget = ByteBudget(4 * settings.queue_mb * 1_000_000)
+        self._state = state = ServicerState(app_state, budget, settings.access_log)
         shared = 1 if settings.gateways > 1 else 0  # alone, a port that somebody has is an error and not a share
         self._server = grpc.aio.server(options=[*_OPTIONS, ("grpc.so_reuseport", shared)], maximum_concurrent_rpcs=4096)
-        ekiben_pb2_grpc.add_VisionServicer_to_server(InferenceServicer(state), self._server)
+        add_inference_servicer(state, self._server, OPERATIONS.values())
         ekiben_pb2_grpc.add_JobsServicer_to_server(JobsServicer(state), self._server)
         ekiben_pb2_grpc.add_ModelsServicer_to_server(ModelsServicer(state), self._server)
         ekiben_pb2_grpc.add_ArtifactsServicer_to_server(ArtifactsServicer(state), self._server)

@@ -1,4 +1,4 @@
-"""The runner seam: images in, answers out, wherever the models are."""
+"""The interface of a runner: images in, answers out, wherever the models are."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from models.inference_requests import (
     MaskResponse,
 )
 from models.results import Timing
+from services.runners.progress import NO_PROGRESS, ProgressSink
 
 
 class TimedAnswer(NamedTuple):
@@ -22,9 +23,11 @@ class TimedAnswer(NamedTuple):
 
 
 class Runner(Protocol):
-    """Where inference happens: in this process (local_runner.py), or in a runner process (remote_runner.py)."""
+    """Where inference happens: in this process (local.py), or in a runner process (remote.py)."""
 
-    async def infer(self, key: ModelKey, request: InferenceRequest, deadline: float) -> TimedAnswer:
+    async def infer(
+        self, key: ModelKey, request: InferenceRequest, deadline: float, progress: ProgressSink = NO_PROGRESS
+    ) -> TimedAnswer:
         """The answer; ``deadline`` is in ``time.monotonic()`` seconds. Cancelling the call cancels the computation."""
         ...
 
@@ -33,7 +36,7 @@ class Runner(Protocol):
         ...
 
     async def auto_masks(
-        self, key: ModelKey, request: AutoMaskRequest, deadline: float
+        self, key: ModelKey, request: AutoMaskRequest, deadline: float, progress: ProgressSink = NO_PROGRESS
     ) -> tuple[AutoMaskResponse, Timing]:
         """Masks of everything."""
         ...

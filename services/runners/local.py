@@ -35,12 +35,13 @@ from models.unet import Unet
 from services.runners import metrics as gauges
 from services.runners.async_batcher import AsyncBatcher
 from services.runners.interface import TimedAnswer
+from services.runners.progress import NO_PROGRESS, ProgressSink
 from services.runners.sam import SamRunner
 from services.runners.unet import UnetRunner
 
 
 class LocalRunner:
-    """An engine and a batcher in this process. ``break_off`` as in Lanes."""
+    """An engine and a batcher in this process. ``break_off`` as in AsyncBatcher."""
 
     def __init__(self, settings: Settings, locate: Callable[[ModelKey], Path], *, break_off: bool = False) -> None:
         self._locate = locate
@@ -60,7 +61,9 @@ class LocalRunner:
         self._loads = ThreadPoolExecutor(4, thread_name_prefix="load")
         self._counts: Counter[tuple[ModelKey, str]] = Counter()
 
-    async def infer(self, key: ModelKey, request: InferenceRequest, deadline: float) -> TimedAnswer:
+    async def infer(
+        self, key: ModelKey, request: InferenceRequest, deadline: float, progress: ProgressSink = NO_PROGRESS
+    ) -> TimedAnswer:
         loaded = await self._lease(key, deadline)
         if not isinstance(loaded, LoadedNetwork):
             self.engine.release(loaded)
@@ -69,7 +72,7 @@ class LocalRunner:
         whole_at_once = isinstance(request.image, PreparedTensor) and not request.flips
         if isinstance(family, Unet) and (family.tiled or request.flips) and not whole_at_once:
             try:
-                answer, timing = await self.unet.segment(loaded, family, queue, request, deadline)
+                answer, timing = await self.unet.segment(loaded, family, queue, request, deadline, progress)
             finally:
                 self._release(loaded)
         else:
@@ -83,10 +86,10 @@ class LocalRunner:
             return await self.sam.masks(sam, request, deadline)
 
     async def auto_masks(
-        self, key: ModelKey, request: AutoMaskRequest, deadline: float
+        self, key: ModelKey, request: AutoMaskRequest, deadline: float, progress: ProgressSink = NO_PROGRESS
     ) -> tuple[AutoMaskResponse, Timing]:
         async with self._sam(key, deadline) as sam:
-            return await self.sam.auto_masks(sam, request, deadline)
+            return await self.sam.auto_masks(sam, request, deadline, progress)
 
     async def load(self, key: ModelKey, *, pin: bool = False) -> None:
         await asyncio.get_running_loop().run_in_executor(self._loads, lambda: self.engine.load(key, pin=pin))

@@ -56,7 +56,7 @@ def unpack_message(data: bytes) -> tuple[dict[str, Any], list[bytes]]:
     return header, parts
 
 
-NEWS_PART, ANSWER_PART, REFUSAL_PART = b"n", b"a", b"r"
+UPDATE_PART, ANSWER_PART, REFUSAL_PART = b"n", b"a", b"r"
 """Of an answer that comes in parts: news first, then the answer or a refusal."""
 
 

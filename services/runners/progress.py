@@ -1,22 +1,32 @@
-"""Progress: how whoever computes says how far it is, and what it found, without knowing who wants to know."""
+"""How a computation reports how far it is, and which masks it has found so far."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextvars import ContextVar
+from dataclasses import dataclass
 
 from models.masks.predicted_masks import MaskUpdate
 
-LISTENER: ContextVar[Callable[[float], None] | None] = ContextVar("LISTENER", default=None)
-"""Set around a computation by whoever wants to know; it is called on the event loop."""
+
+def _ignore(_share: float) -> None:
+    return
 
 
-NEWS: ContextVar[Callable[[MaskUpdate], None] | None] = ContextVar("NEWS", default=None)
-"""Likewise, for the masks of one image."""
+@dataclass(frozen=True, slots=True)
+class ProgressSink:
+    """Who is told. Both functions are called on the event loop.
+
+    ``on_share``: takes the part of the computation that is done, 0-1. ``on_masks``: takes the automatic masks as they
+    are found; None where nobody wants them early, which saves computing them early.
+    """
+
+    on_share: Callable[[float], None] = _ignore
+    on_masks: Callable[[MaskUpdate], None] | None = None
+
+    def advance(self, share: float) -> None:
+        """``share`` of the computation is done, 0-1."""
+        self.on_share(min(1.0, max(0.0, share)))
 
 
-def advance(share: float) -> None:
-    """So much of the present computation is done, 0-1."""
-    listener = LISTENER.get()
-    if listener is not None:
-        listener(min(1.0, max(0.0, share)))
+NO_PROGRESS = ProgressSink()
+"""For callers who only want the answer."""

@@ -1,4 +1,4 @@
-"""The runner behind a URL: what the gateway of the split topology asks. Frames of JSON and bytes, never pickle."""
+"""A runner behind a URL, as the gateway of the split topology calls it: JSON and bytes, never pickle."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from models.inference_requests import AutoMaskRequest, AutoMaskResponse, Inferen
 from models.results import Timing
 from services.runners.interface import TimedAnswer
 from services.runners.messages import (
-    NEWS_PART,
     REFUSAL_PART,
+    UPDATE_PART,
     PartReader,
     decode_auto_mask_response,
     decode_mask_response,
@@ -30,7 +30,7 @@ from services.runners.messages import (
     encode_mask_request,
     encode_request,
 )
-from services.runners.progress import NEWS
+from services.runners.progress import NO_PROGRESS, ProgressSink
 
 DEADLINE_HEADER = "x-ekiben-deadline-s"
 
@@ -46,7 +46,9 @@ class RemoteRunner:
         self._url = url.rstrip("/")
         self._session: aiohttp.ClientSession | None = None
 
-    async def infer(self, key: ModelKey, request: InferenceRequest, deadline: float) -> TimedAnswer:
+    async def infer(
+        self, key: ModelKey, request: InferenceRequest, deadline: float, progress: ProgressSink = NO_PROGRESS
+    ) -> TimedAnswer:
         left = deadline - time.monotonic()
         body = await self._post("/infer", encode_request(key, request), max(left, 0.001))
         return decode_response(body)
@@ -56,26 +58,26 @@ class RemoteRunner:
         return decode_mask_response(await self._post("/masks", encode_mask_request(key, request), max(left, 0.001)))
 
     async def auto_masks(
-        self, key: ModelKey, request: AutoMaskRequest, deadline: float
+        self, key: ModelKey, request: AutoMaskRequest, deadline: float, progress: ProgressSink = NO_PROGRESS
     ) -> tuple[AutoMaskResponse, Timing]:
-        left, listener = deadline - time.monotonic(), NEWS.get()
-        if listener is None:
+        left, on_masks = deadline - time.monotonic(), progress.on_masks
+        if on_masks is None:
             return decode_auto_mask_response(
                 await self._post("/auto_masks", encode_auto_mask_request(key, request), max(left, 0.001))
             )
         parts, answer = PartReader(), b""
 
-        def hear(data: bytes) -> None:
+        def receive(data: bytes) -> None:
             nonlocal answer
             for kind, body in parts.feed(data):
-                if kind == NEWS_PART:
-                    listener(decode_mask_update(body))
+                if kind == UPDATE_PART:
+                    on_masks(decode_mask_update(body))
                 elif kind == REFUSAL_PART:
                     raise decode_refusal(body)
                 else:
                     answer = body
 
-        await self._post("/auto_masks?news=1", encode_auto_mask_request(key, request), max(left, 0.001), hear)
+        await self._post("/auto_masks?updates=1", encode_auto_mask_request(key, request), max(left, 0.001), receive)
         if not answer:
             raise Unavailable("the runner broke its answer off", retry_after_s=2)
         return decode_auto_mask_response(answer)
@@ -107,9 +109,9 @@ class RemoteRunner:
             await self._session.close()
 
     async def _post(
-        self, path: str, body: bytes, timeout_s: float, hear: Callable[[bytes], None] | None = None
+        self, path: str, body: bytes, timeout_s: float, on_piece: Callable[[bytes], None] | None = None
     ) -> bytes:
-        """The answer. ``hear`` is called with its pieces as they come instead."""
+        """The answer. ``on_piece`` is called with its pieces as they come instead."""
         if self._session is None or self._session.closed:
             # A kept connection is dropped here before the runner (5 s) would drop it: a request must never meet a
             # connection that is being closed on the other side.
@@ -123,9 +125,9 @@ class RemoteRunner:
         try:
             async with asyncio.timeout(timeout_s):
                 async with self._session.post(self._url + path, data=body, headers=headers) as response:
-                    if hear is not None and response.status == 200:
+                    if on_piece is not None and response.status == 200:
                         async for piece in response.content.iter_any():
-                            hear(piece)
+                            on_piece(piece)
                         return b""
                     answer = await response.read()
         except TimeoutError:

@@ -32,7 +32,7 @@ from services.concurrency.cpu_executor import run_cpu_bound
 from services.concurrency.single_flight import SingleFlight
 from services.runners import metrics as gauges
 from services.runners.async_batcher import AsyncBatcher
-from services.runners.progress import NEWS, advance
+from services.runners.progress import NO_PROGRESS, ProgressSink
 
 P = TypeVar("P")
 T = TypeVar("T")
@@ -65,8 +65,8 @@ class SamRunner:
 
     async def masks(self, sam: LoadedSam, request: MaskRequest, deadline: float) -> tuple[MaskResponse, Timing]:
         """The masks of every prompt. The caller holds a lease on ``sam`` meanwhile."""
-        async_batcher = self._queues_of(sam)
-        embedding, cached, spent = await self._embedding(async_batcher, request.image, deadline)
+        queues = self._queues_of(sam)
+        embedding, cached, spent = await self._embedding(queues, request.image, deadline)
         info = embedding.info
         check_prompts(request.prompts, info.width, info.height)
         prompts = request.prompts or (whole_image(info.width, info.height),)
@@ -80,7 +80,7 @@ class SamRunner:
         async def answer(part: Sequence[Prompt]) -> tuple[list[tuple[PromptMask, ...]], Timing]:
             call = DecodeInput(embedding, part, upsampler, request.multimask, request.keep_logits, wide=len(parts) > 1)
             answered: tuple[list[tuple[PromptMask, ...]], Timing] = await self._submit(
-                async_batcher.decode, sam, call, 0, deadline
+                queues.decode, sam, call, 0, deadline
             )
             runs.add(mask.rle for row in answered[0] for mask in row)
             return answered
@@ -91,12 +91,12 @@ class SamRunner:
         return MaskResponse(info, EmbeddingUse(cached, embedding.encode_ms), results), timing
 
     async def auto_masks(
-        self, sam: LoadedSam, request: AutoMaskRequest, deadline: float
+        self, sam: LoadedSam, request: AutoMaskRequest, deadline: float, progress: ProgressSink = NO_PROGRESS
     ) -> tuple[AutoMaskResponse, Timing]:
         """The masks of everything. Nothing more is computed once the call is cancelled or late."""
         started = time.perf_counter()
-        async_batcher = self._queues_of(sam)
-        embedding, cached, spent = await self._embedding(async_batcher, request.image, deadline)
+        queues = self._queues_of(sam)
+        embedding, cached, spent = await self._embedding(queues, request.image, deadline)
         info = embedding.info
         size = info.height, info.width
         crops = plan(*size, request.options)
@@ -104,24 +104,24 @@ class SamRunner:
         kept: list[list[AutoMask]] = []
         points_asked = sum(len(points) for _, points in crops)
         points_done = 0
-        advance(_ENCODED)
-        listener, sighting, one_at_a_time = NEWS.get(), IncrementalNms(size, request.options), asyncio.Lock()
+        progress.advance(_ENCODED)
+        nms, one_at_a_time = IncrementalNms(size, request.options), asyncio.Lock()
 
         async def done(crop: Crop, points: int, found: list[Candidate]) -> None:
             nonlocal points_done
             points_done += points
             share = _ENCODED + (1 - _ENCODED) * points_done / points_asked
-            advance(share)
-            if listener is not None:
+            progress.advance(share)
+            if progress.on_masks is not None:
                 async with one_at_a_time:
-                    new, dropped = await asyncio.to_thread(sighting.add, crop, found)
-                listener(MaskUpdate(tuple(new), tuple(dropped), share))
+                    new, dropped = await asyncio.to_thread(nms.add, crop, found)
+                progress.on_masks(MaskUpdate(tuple(new), tuple(dropped), share))
 
         for number, (crop, points) in enumerate(crops):
             features = embedding.features
             if number and rgb is not None:
-                features = await self._crop_features(async_batcher, rgb, crop, deadline)
-            found = await self._grid(async_batcher, features, crop, points, size, request.options, deadline, done)
+                features = await self._crop_features(queues, rgb, crop, deadline)
+            found = await self._grid(queues, features, crop, points, size, request.options, deadline, done)
             kept.append(await asyncio.to_thread(best_of_crop, found, crop, size, request.options))
         masks = await run_cpu_bound(deadline, lambda check: merge(kept, request.options, check))
         timing = Timing(spent.queue_ms, (time.perf_counter() - started) * 1e3 - spent.queue_ms, points_asked)
@@ -143,7 +143,7 @@ class SamRunner:
 
     async def _grid(
         self,
-        async_batcher: _SamQueues,
+        queues: _SamQueues,
         features: Features,
         crop: Crop,
         points: Points,
@@ -154,7 +154,7 @@ class SamRunner:
     ) -> list[Candidate]:
         """The candidates of one crop, in the order of its points. As many chunks are queued as can run, and one."""
         upsampler = Upsampler(crop[3] - crop[1], crop[2] - crop[0])
-        step = min(options.points_per_batch, async_batcher.sam.points_per_run)
+        step = min(options.points_per_batch, queues.sam.points_per_run)
         calls = [
             GridInput(features, points[first : first + step], crop, size, upsampler, options)
             for first in range(0, len(points), step)
@@ -165,7 +165,7 @@ class SamRunner:
         async def answer(call: GridInput) -> tuple[list[Candidate], Timing]:
             try:
                 answered: tuple[list[Candidate], Timing] = await self._submit(
-                    async_batcher.grid, async_batcher.sam, call, 0, deadline
+                    queues.grid, queues.sam, call, 0, deadline
                 )
                 runs.add(one.rle for one in answered[0])
                 await done(crop, len(call.points), answered[0])
@@ -173,36 +173,28 @@ class SamRunner:
             except Overloaded:  # what waits before this chunk would take it past the deadline: the grid is late
                 raise DeadlineExceeded("the automatic masks took longer than their deadline", retry_after_s=1) from None
 
-        answers = await gather_bounded(answer, calls, async_batcher.sam.threads + 1)
+        answers = await gather_bounded(answer, calls, queues.sam.threads + 1)
         return [one for found, _ in answers for one in found]
 
-    async def _crop_features(
-        self, async_batcher: _SamQueues, rgb: Image.Image, crop: Crop, deadline: float
-    ) -> Features:
+    async def _crop_features(self, queues: _SamQueues, rgb: Image.Image, crop: Crop, deadline: float) -> Features:
         pixels = await asyncio.to_thread(rgb.crop, crop)
-        (embedding, _), _ = await self._submit(
-            async_batcher.encode, async_batcher.sam, EncodeInput(crop=pixels), 0, deadline
-        )
+        (embedding, _), _ = await self._submit(queues.encode, queues.sam, EncodeInput(crop=pixels), 0, deadline)
         return embedding.features
 
-    async def _embedding(
-        self, async_batcher: _SamQueues, image: bytes, deadline: float
-    ) -> tuple[Embedding, bool, Timing]:
+    async def _embedding(self, queues: _SamQueues, image: bytes, deadline: float) -> tuple[Embedding, bool, Timing]:
         """The embedding of a file, whether it was there, and what this request waited for it."""
         if len(image) < _HASH_IN_THREAD:
             sha256 = file_hash(image)
         else:
             sha256 = await asyncio.to_thread(file_hash, image)
-        key = FileKey(async_batcher.sam.key.owner, async_batcher.sam.key, sha256)
+        key = FileKey(queues.sam.key.owner, queues.sam.key, sha256)
         found = self.cache.by_file(key)
         if found is not None:
             return found, True, Timing(0.0, 0.0, 1)
 
         async def encode() -> tuple[Embedding, bool, Timing]:
             call = EncodeInput(image, key)
-            (embedding, held), timing = await self._submit(
-                async_batcher.encode, async_batcher.sam, call, len(image), deadline
-            )
+            (embedding, held), timing = await self._submit(queues.encode, queues.sam, call, len(image), deadline)
             return embedding, held, timing
 
         while True:
@@ -238,14 +230,14 @@ class SamRunner:
             gauges.decoder_prompts.labels(name).inc(prompts)
 
         encode = EncodeSteps(sam, self.cache, gauges.decoded_images.labels(name).inc, encoded)
-        async_batcher = _SamQueues(
+        queues = _SamQueues(
             sam,
             batcher.open_queue((sam.key, "encode"), encode, slots=sam.slots, max_batch=sam.encode_batch),
             batcher.open_queue((sam.key, "decode"), DecodeSteps(sam, decoded), slots=sam.decode_slots, max_batch=1),
             batcher.open_queue((sam.key, "grid"), GridSteps(sam, decoded), slots=sam.decode_slots, max_batch=1),
         )
-        self._open[sam.key] = async_batcher
-        return async_batcher
+        self._open[sam.key] = queues
+        return queues
 
 
 class RunBound:

@@ -20,7 +20,7 @@ from models.results import ImageInfo, Timing
 from models.unet import PredictionMap, TiledImage, Unet
 from services.concurrency.cpu_executor import CheckCancelled, run_cpu_bound
 from services.runners.async_batcher import AsyncBatcher
-from services.runners.progress import advance
+from services.runners.progress import NO_PROGRESS, ProgressSink
 
 UnetQueue = ModelQueue[InferenceRequest | TileInput, InferenceResponse | int]
 
@@ -54,7 +54,13 @@ class UnetRunner:
         self._room = Room(_ROOM_PIXELS)
 
     async def segment(
-        self, loaded: LoadedNetwork, unet: Unet, queue: UnetQueue, request: InferenceRequest, deadline: float
+        self,
+        loaded: LoadedNetwork,
+        unet: Unet,
+        queue: UnetQueue,
+        request: InferenceRequest,
+        deadline: float,
+        progress: ProgressSink = NO_PROGRESS,
     ) -> tuple[InferenceResponse, Timing]:
         """The answer, and its time from the first piece to the last. The caller holds a lease on ``loaded`` meanwhile.
 
@@ -65,7 +71,7 @@ class UnetRunner:
         opened, taken = await self._open(unet, request, deadline)
         try:
             began = time.perf_counter()
-            waited = await self._read(loaded, queue, opened.tiled_image, deadline)
+            waited = await self._read(loaded, queue, opened.tiled_image, deadline, progress)
             took = time.perf_counter() - began - waited
             answer = await run_cpu_bound(deadline, lambda check: _answer(unet, opened, request, check))
         finally:
@@ -84,7 +90,9 @@ class UnetRunner:
             raise DeadlineExceeded("the request took longer than its deadline", retry_after_s=1) from None
         return opened, pixels
 
-    async def _read(self, loaded: LoadedNetwork, queue: UnetQueue, tiled_image: TiledImage, deadline: float) -> float:
+    async def _read(
+        self, loaded: LoadedNetwork, queue: UnetQueue, tiled_image: TiledImage, deadline: float, progress: ProgressSink
+    ) -> float:
         """Run all pieces; the seconds that the first one waited. An error, or a cancellation, ends the others."""
         numbers = iter(range(tiled_image.pieces))
         under_way: set[asyncio.Task[tuple[InferenceResponse | int, Timing]]] = set()
@@ -107,7 +115,7 @@ class UnetRunner:
                     if answered == 0:
                         waited = timing.queue_ms / 1e3
                 done += len(ended)
-                advance(done / tiled_image.pieces)
+                progress.advance(done / tiled_image.pieces)
                 _judge(done, tiled_image.pieces, began, deadline)
         finally:
             for task in under_way:

@@ -1,10 +1,12 @@
-"""Bodies: what JSON answers look like, for the doors and for OpenAPI."""
+"""Bodies of requests and responses, as JSON and OpenAPI have them; what all of them share."""
 
 from __future__ import annotations
 
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from models.results import Timing
 
 T = TypeVar("T")
 
@@ -13,7 +15,25 @@ EXAMPLE_ID = "01984f6e-5b7a-7c3e-9d1f-2a64c0f3b8aa"
 
 
 class Body(BaseModel):
+    """A request or a response, or a part of one."""
+
     model_config = ConfigDict(extra="forbid")
+
+    def json_fields(self) -> dict[str, Any]:
+        """What JSON has of this body, by name."""
+        return self.__dict__
+
+
+def to_dict(value: Any) -> Any:
+    """A body as dicts and lists that orjson takes. Values that are no bodies are passed on as they are, not copied:
+    run lengths may have megabytes."""
+    if isinstance(value, Body):
+        return {name: to_dict(each) for name, each in value.json_fields().items()}
+    if isinstance(value, (list, tuple)) and value and isinstance(value[0], Body):
+        return [to_dict(each) for each in value]
+    if isinstance(value, dict) and any(isinstance(each, Body) for each in value.values()):
+        return {name: to_dict(each) for name, each in value.items()}
+    return value
 
 
 class ErrorFacts(Body):
@@ -52,6 +72,12 @@ class TimingBody(Body):
         description="Images in that batch; of masks, the prompts or grid points; of a U-Net that reads an image in "
         "windows, those.",
         examples=[1],
+    )
+
+
+def timing_body(timing: Timing) -> TimingBody:
+    return TimingBody(
+        queue_ms=round(timing.queue_ms, 3), inference_ms=round(timing.inference_ms, 3), batch_size=timing.batch_size
     )
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
-from models.results import ClassArea, ClassScore, Timing
+from models.results import ClassArea, ClassScore
 from services.schemas import default_models
 from services.schemas.body import EXAMPLE_ID, Body, ImageRef, ModelRef, TimingBody
 from services.schemas.validation import NAME
@@ -53,7 +53,8 @@ class SegmentOptions(InferenceOptions):
         return self.probability or self.render == "probability"
 
 
-Operation = Literal["classify", "segment", "masks", "auto_masks", "cutouts"]
+OperationName = Annotated[str, WithJsonSchema({"type": "string", "format": "operation"})]
+"""The OpenAPI document lists the names (services/rest/openapi.py)."""
 
 
 class Score(Body):
@@ -91,6 +92,10 @@ class SegmentArtifacts(Body):
     nifti: str | None = Field(default=None, description="Of a NIfTI volume: level = class index, the same affine.")
     dicom_seg: str | None = Field(default=None, description="Of a DICOM file, where it has what a SEG refers to.")
 
+    def json_fields(self) -> dict[str, Any]:
+        """Those that there are."""
+        return {name: url for name, url in self.__dict__.items() if url is not None}
+
 
 class SegmentBody(Body):
     """The classes that occur, most pixels first."""
@@ -105,23 +110,11 @@ class SegmentBody(Body):
     timing: TimingBody
 
 
-def score(row: ClassScore) -> dict[str, Any]:
-    return {"class_index": row.class_index, "class_name": row.class_name, "confidence": row.confidence}
+def score_body(row: ClassScore) -> Score:
+    return Score(class_index=row.class_index, class_name=row.class_name, confidence=row.confidence)
 
 
-def area(row: ClassArea) -> dict[str, Any]:
-    return {
-        "class_index": row.class_index,
-        "class_name": row.class_name,
-        "color": row.color,
-        "pixels": row.pixels,
-        "share": row.share,
-    }
-
-
-def timing(value: Timing) -> dict[str, Any]:
-    return {
-        "queue_ms": round(value.queue_ms, 3),
-        "inference_ms": round(value.inference_ms, 3),
-        "batch_size": value.batch_size,
-    }
+def area_body(row: ClassArea) -> Area:
+    return Area(
+        class_index=row.class_index, class_name=row.class_name, color=row.color, pixels=row.pixels, share=row.share
+    )

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from db.job_states import OVER
 from db.tables import Job, JobEvent, JobItem, now
 from services.schemas.body import EXAMPLE_ID, Body
-from services.schemas.inference import Operation
+from services.schemas.inference import OperationName
 
 State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 Kind = Literal["request", "batch", "import", "training"]
@@ -44,7 +44,7 @@ class WebhookBody(Body):
 class JobBody(Body):
     id: str = Field(examples=[EXAMPLE_ID])
     kind: Kind
-    operation: Operation | Literal["import_dataset", "train"]
+    operation: OperationName | Literal["import_dataset", "train"]
     state: State
     progress: float = Field(description="0-1", examples=[0.4])
     counts: Counts

@@ -11,7 +11,7 @@ from models.sam.auto_options import AutoOptions
 from services.schemas import default_models
 from services.schemas.body import EXAMPLE_ID, Body, ImageRef, ModelRef, TimingBody
 from services.schemas.inference import InferenceOptions
-from services.schemas.validation import NAME
+from services.schemas.validation import NAME, JsonText
 
 
 class EmbeddingBody(Body):
@@ -125,9 +125,14 @@ PROMPTS = (
 )
 
 
-class MasksOptions(InferenceOptions):
+class SamOptions(InferenceOptions):
+    """What the operations of Segment Anything share."""
+
     model: str = Field(default=default_models.MASKS, pattern=NAME, description="A Segment Anything model.")
-    prompts: str | None = Field(default=None, description=PROMPTS + " Without any: the whole image's box.")
+
+
+class MasksOptions(SamOptions):
+    prompts: JsonText = Field(default=None, description=PROMPTS + " Without any: the whole image's box.")
     multimask: bool = Field(
         default=True, description="Three masks per prompt (whole, part, part of a part); false: one."
     )
@@ -137,8 +142,7 @@ class MasksOptions(InferenceOptions):
     )
 
 
-class AutoMasksOptions(InferenceOptions, AutoOptions):
-    model: str = Field(default=default_models.MASKS, pattern=NAME, description="A Segment Anything model.")
+class AutoMasksOptions(SamOptions, AutoOptions):
     format: MaskFormat = Field(default="rle", description="What segmentation holds.")
 
     @property
@@ -146,9 +150,8 @@ class AutoMasksOptions(InferenceOptions, AutoOptions):
         return AutoOptions(**{name: getattr(self, name) for name in AutoOptions.model_fields})
 
 
-class CutoutsOptions(InferenceOptions, AutoOptions):
-    model: str = Field(default=default_models.MASKS, pattern=NAME, description="A Segment Anything model.")
-    prompts: str | None = Field(default=None, description=PROMPTS + " Without any: the automatic masks.")
+class CutoutsOptions(SamOptions, AutoOptions):
+    prompts: JsonText = Field(default=None, description=PROMPTS + " Without any: the automatic masks.")
     multimask: bool = Field(default=False, description="true: of three masks per prompt cut the best.")
     min_pixels: int = Field(default=0, ge=0, le=64_000_000, description="Smaller objects are left out.")
     padding_px: int = Field(default=0, ge=0, le=10_000, description="Transparent pixels around the object's box.")

@@ -41,7 +41,7 @@ class TensorMetadata(Body):
 class ModelMetadata(Body):
     name: str = Field(examples=["efficientnet_b0"])
     versions: list[str]
-    app_state: str = Field(examples=["onnxruntime_onnx"])
+    platform: str = Field(examples=["onnxruntime_onnx"])
     inputs: list[TensorMetadata]
     outputs: list[TensorMetadata]
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from services.schemas.body import EXAMPLE_ID, Body, ImageRef, ModelRef, TimingBody
-from services.schemas.inference import Operation
+from services.schemas.inference import OperationName
 
 
 class ImageBody(Body):
@@ -35,7 +35,7 @@ class ArtifactBody(Body):
 
 class PredictionBody(Body):
     id: str = Field(examples=[EXAMPLE_ID])
-    task: Operation
+    task: OperationName
     status: Literal["succeeded", "failed"]
     model: ModelRef
     image: ImageRef

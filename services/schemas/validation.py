@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import orjson
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, BeforeValidator, ValidationError, ValidationInfo, WithJsonSchema
 
 from ekiben.errors import BadInput, TooLarge
 
 MAX_JSON = 4_000_000
 """Characters of an option that is JSON."""
+
+_PARSE_IN_THREAD = 64_000
+"""Characters: more takes over a millisecond."""
 
 NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 
@@ -43,16 +46,55 @@ def short(text: str) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
+class JsonOption:
+    """Marks an option that may come as JSON text."""
+
+
+def _parse_option(value: Any, info: ValidationInfo) -> Any:
+    return parse_json(info.field_name or "", value) if isinstance(value, str) else value
+
+
+JsonText = Annotated[
+    Any,
+    BeforeValidator(_parse_option),
+    JsonOption(),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "null"}]}),
+]
+"""The type of an option that is JSON text in a query or a form, and its value in JSON and Python."""
+
+
+def json_options(kind: type[BaseModel]) -> tuple[str, ...]:
+    """The options of ``kind`` that may come as JSON text."""
+    return tuple(
+        name
+        for name, field in kind.model_fields.items()
+        if any(isinstance(mark, JsonOption) for mark in field.metadata)
+    )
+
+
+async def read_json_options(kind: type[BaseModel], given: Mapping[str, Any]) -> dict[str, Any]:
+    """``given``, with long JSON texts parsed on a thread: the event loop would stand still meanwhile.
+
+    BadInput for what is no JSON, TooLarge.
+    """
+    read = dict(given)
+    for name in json_options(kind):
+        if isinstance(text := read.get(name), str) and len(text) > _PARSE_IN_THREAD:
+            read[name] = await asyncio.to_thread(parse_json, name, text)
+    return read
+
+
 async def read_json(name: str, text: str | None) -> Any:
     """The value of an option that is JSON; None where it was not given. BadInput for what is no JSON, TooLarge."""
     if text is None:
         return None
+    return await asyncio.to_thread(parse_json, name, text) if len(text) > _PARSE_IN_THREAD else parse_json(name, text)
+
+
+def parse_json(name: str, text: str | bytes) -> Any:
+    """The value of JSON. BadInput for what is no JSON says that of ``name``; TooLarge."""
     if len(text) > MAX_JSON:
         raise TooLarge(f"{name} has {len(text)} characters; at most {MAX_JSON} are read")
-    return await asyncio.to_thread(_loads, name, text) if len(text) > 64_000 else _loads(name, text)
-
-
-def _loads(name: str, text: str) -> Any:
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError as error:

@@ -71,7 +71,7 @@ class TrainingService:
             start = {"name": served.key.name, "version": served.key.version}
         parameters: dict[str, Any] = {"dataset_id": dataset.id, "dataset": dataset.name, "name": requested.name}
         parameters |= {"options": requested.options, "start_from": start}
-        return await self._jobs.undertake(
+        return await self._jobs.submit_single(
             "training",
             OPERATION,
             parameters,

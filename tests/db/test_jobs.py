@@ -394,7 +394,7 @@ def test_remove_leaves_images_that_others_need(engine: sa.Engine, jobs: JobRecor
     assert [prediction.id for prediction in records.predictions("local").items] == [mine.id]
 
 
-def test_remove_leaves_a_image_that_a_job_waits_with(engine: sa.Engine, jobs: JobRecords, records: Records) -> None:
+def test_remove_leaves_an_image_that_a_job_waits_with(engine: sa.Engine, jobs: JobRecords, records: Records) -> None:
     """Two jobs were asked about one image; the first is removed before the second began."""
     image = rows.image()
     records.save([image]).result(10)

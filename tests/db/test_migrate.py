@@ -21,14 +21,14 @@ from ekiben.errors import Conflict, Unavailable
 from tests.db import rows
 from tests.servers import free_port
 
-HEAD = "0003"
-FOURTH = '''
+HEAD = "0004"
+FIFTH = '''
 """A change that SQLite makes by writing tables anew."""
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0004"
-down_revision = "0003"
+revision = "0005"
+down_revision = "0004"
 
 def upgrade():
     with op.batch_alter_table("images") as batch:
@@ -49,8 +49,8 @@ FAILING = '''
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0004"
-down_revision = "0003"
+revision = "0005"
+down_revision = "0004"
 
 def upgrade():
     op.add_column("images", sa.Column("camera", sa.String()))
@@ -65,7 +65,7 @@ def scripts(tmp_path: Path, third: str) -> Path:
     """The real migrations and one more."""
     folder = tmp_path / "scripts"
     shutil.copytree(SCRIPTS, folder, ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / "versions" / "0004_fourth.py").write_text(third)
+    (folder / "versions" / "0005_fourth.py").write_text(third)
     return folder
 
 
@@ -166,7 +166,7 @@ def test_up_twice_down_up(empty_url: str) -> None:
 
 def test_rows_survive_a_table_written_anew(empty_url: str, tmp_path: Path) -> None:
     """On SQLite with foreign keys on, this deletes predictions and artifacts through ON DELETE, without an error."""
-    folder = scripts(tmp_path, FOURTH)
+    folder = scripts(tmp_path, FIFTH)
     migrate(empty_url)
     seed(empty_url)
     migrate(empty_url, scripts=folder)
@@ -270,8 +270,8 @@ def test_a_draft_of_no_change_is_empty(tmp_path: Path) -> None:
     shutil.copytree(SCRIPTS, folder, ignore=shutil.ignore_patterns("__pycache__"))
     migrate(url)
     migrations.draft(url, "nothing", scripts=folder)
-    text = (folder / "versions" / "0004_nothing.py").read_text()
-    compile(text, "0004_nothing.py", "exec")
+    text = (folder / "versions" / "0005_nothing.py").read_text()
+    compile(text, "0005_nothing.py", "exec")
     assert "op." not in text and f'down_revision = "{HEAD}"' in text.replace("'", '"')
 
 

@@ -107,7 +107,7 @@ def refuse(code: Any, reason: str, retry_s: float | None = None) -> Callable[...
 CLASSIFIED = ekiben_pb2.ClassifyResponse(**classification("red"))
 
 
-def test_a_image(client: Any, places: Places, tmp_path: Path) -> None:
+def test_an_image(client: Any, places: Places, tmp_path: Path) -> None:
     path = tmp_path / "red.png"
     path.write_bytes(PNG)
     places.next = [said(CLASSIFIED)] * 3

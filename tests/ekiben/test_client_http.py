@@ -50,7 +50,7 @@ def test_what_is_sent(kind: str) -> None:
     assert httpx.QueryParams(second.read().decode()) == httpx.QueryParams({"image_id": MASK})
 
 
-def test_every_form_of_a_image_is_sent_alike(kind: str, tmp_path: Path) -> None:
+def test_every_form_of_an_image_is_sent_alike(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "red.png"
     path.write_bytes(PNG)
     pixels = np.asarray(Image.open(path))

@@ -112,7 +112,7 @@ def test_as_a_job(client: httpx.Client) -> None:
     assert probable(fetched(client, body, "probability"))
 
 
-def test_a_image_that_is_resized(client: httpx.Client) -> None:
+def test_an_image_that_is_resized(client: httpx.Client) -> None:
     red = toy_models.encoded(toy_models.solid((255, 0, 0), 70, 50))
     for flips in ("false", "true"):
         body = ok(client.post("/v1/segment", params={"model": "areas_unet", "flips": flips}, content=red))

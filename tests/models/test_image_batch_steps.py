@@ -102,7 +102,7 @@ def test_each_of_a_batch_is_answered_for_itself(loaded: LoadedNetwork) -> None:
             assert np.array_equal(answer.tensors["class_map"], areas(one))
 
 
-def test_of_a_image_that_ekiben_prepared_itself_the_error_is_a_fault(loaded: LoadedNetwork) -> None:
+def test_of_an_image_that_ekiben_prepared_itself_the_error_is_a_fault(loaded: LoadedNetwork) -> None:
     with pytest.raises(Exception, match="Concat") as caught:
         ImageBatchSteps(loaded).run([(tensor(33, 47), DecodedImage(toy_models.noise(47, 33), "image/png"))])
     assert not isinstance(caught.value, Refusal)

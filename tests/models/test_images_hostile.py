@@ -174,7 +174,7 @@ def test_random_bytes_after_a_magic_end_in_a_refusal(magic: str, rest: bytes) ->
     ),
     head=st.booleans(),
 )
-def test_a_damaged_image_is_a_image_or_a_refusal(name: str, damages: list[tuple[float, bytes]], head: bool) -> None:
+def test_a_damaged_image_is_an_image_or_a_refusal(name: str, damages: list[tuple[float, bytes]], head: bool) -> None:
     data = bytearray(FILES[name])
     for where, what in damages:
         at = int(where * (min(len(data), 120) if head else len(data)))

@@ -146,7 +146,7 @@ def test_crop_share_sees_its_square_and_nothing_else(size: tuple[int, int], shar
     assert np.array_equal(np.asarray(ours.resize(Image.fromarray(framed))), np.asarray(expected))
 
 
-def test_a_image_of_the_right_size_keeps_its_pixels() -> None:
+def test_an_image_of_the_right_size_keeps_its_pixels() -> None:
     image = noise(224, 224)
     for steps in (Preprocess(), Preprocess(shorter_side=224, center_crop=224, interpolation="bicubic")):
         assert np.array_equal(np.asarray(preprocessor(steps).resize(image)), np.asarray(image))

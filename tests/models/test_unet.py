@@ -53,7 +53,7 @@ def position(batch: NDArray[Any]) -> NDArray[np.float32]:
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize(("flips", "batch"), [(False, 1), (False, 5), (True, 3)])
-def test_the_logits_of_a_image_at_its_own_size(
+def test_the_logits_of_an_image_at_its_own_size(
     cells: tuple[Unet, LoadedNetwork], size: tuple[int, int], flips: bool, batch: int
 ) -> None:
     unet, loaded = cells

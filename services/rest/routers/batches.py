@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import orjson
 from fastapi import APIRouter, Request
 from pydantic import ConfigDict, Field
 from starlette.responses import Response
@@ -13,14 +12,15 @@ from starlette.responses import Response
 from ekiben.errors import BadInput, Refusal
 from services.app_state import AppState
 from services.inference import operations
+from services.inference.context import RequestContext
 from services.jobs.service import MAX_ITEMS, JobTerms, NewItem
 from services.rest.async_requests import AsyncRequestOptions, accepted, idempotency_key
 from services.rest.openapi import IDEMPOTENCY
 from services.rest.query_options import gather
 from services.rest.uploads.batch_upload import read_batch
-from services.schemas.inference import Operation
+from services.schemas.inference import OperationName
 from services.schemas.jobs import AcceptedBody
-from services.schemas.validation import check
+from services.schemas.validation import check, parse_json
 
 router = APIRouter(tags=["jobs"])
 
@@ -28,7 +28,7 @@ router = APIRouter(tags=["jobs"])
 class BatchOptions(AsyncRequestOptions):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    operation: Operation = Field(description="What is asked of every image.")
+    operation: OperationName = Field(description="What is asked of every image.")
     parameters: dict[str, Any] = Field(
         default_factory=dict,
         description="JSON: the options of the operation, as its own route takes them; prompts as a list.",
@@ -115,7 +115,13 @@ async def submit(request: Request) -> Response:
         await jobs.discard(items)
         raise
     job, created = await jobs.submit(
-        app_state, "batch", options.operation, requested, items, options.terms(request), store=options.store
+        RequestContext(app_state.inference),
+        "batch",
+        options.operation,
+        requested,
+        items,
+        options.terms(request),
+        store=options.store,
     )
     return accepted(job, created)
 
@@ -128,8 +134,5 @@ def _given(query: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
     given = {**query, **fields}
     for name in ("parameters", "image_ids"):
         if isinstance(given.get(name), str):
-            try:
-                given[name] = orjson.loads(given[name])
-            except orjson.JSONDecodeError as error:
-                raise BadInput(f"{name} is not JSON: {error.msg} at character {error.pos}") from None
+            given[name] = parse_json(name, given[name])
     return given

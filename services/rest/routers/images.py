@@ -11,7 +11,9 @@ from starlette.responses import Response
 from db.tables import Image
 from ekiben.ids import LOCAL_OWNER
 from services.app_state import AppState
+from services.inference.context import RequestContext
 from services.inference.pipeline import ImageSource
+from services.inference.stored_images import store_image
 from services.rest.file_response import file_response
 from services.rest.openapi import openapi
 from services.rest.pagination import Limit, Page
@@ -38,7 +40,7 @@ class _NoOptions(BaseModel):
 async def store(request: Request) -> Response:
     app_state: AppState = request.app.state.app_state
     upload = await read_upload(request)
-    image = await app_state.vision.keep_image(ImageSource(upload.data, upload.filename))
+    image = await store_image(RequestContext(app_state.inference), ImageSource(upload.data, upload.filename))
     return json_response(body(image), 201, {"Location": f"/v1/images/{image.id}"})
 
 

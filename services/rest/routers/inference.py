@@ -1,90 +1,84 @@
-"""POST /v1/classify and /v1/segment."""
+"""POST /v1/classify, /v1/segment, /v1/masks, /v1/masks/auto and /v1/cutouts: a route for each row of the table of
+operations."""
 
 from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from models.images import sniff
+from models.limits import MAX_IMAGE_BYTES
 from services.app_state import AppState
+from services.inference.context import RequestContext
+from services.inference.operations import Operation
 from services.inference.pipeline import ImageSource
-from services.inference.volumes import DICOM_SEG, MIME_TYPES, NIFTI, medical_type
 from services.rest.async_requests import split, submit
 from services.rest.content_negotiation import prefers
 from services.rest.disconnect import cancel_on_disconnect
 from services.rest.openapi import IMAGE_TYPES, openapi, openapi_job
 from services.rest.responses import json_response
 from services.rest.uploads.image_upload import read_upload
-from services.schemas.inference import ClassifyBody, ClassifyOptions, SegmentBody, SegmentOptions
+from services.rest.uploads.multipart import Upload
+from services.schemas.body import to_dict
 from services.schemas.jobs import AcceptedBody
 
-router = APIRouter(tags=["vision"])
-
 _BINARY = {"type": "string", "format": "binary"}
-_DRAWN = {"image/png": "mask", "application/gzip": NIFTI, "application/dicom": DICOM_SEG}
-"""What Accept asks for, and what is answered then unless ``render`` says which image."""
 
 
-@router.post(
-    "/v1/classify",
-    summary="The best classes of an image",
-    response_model=None,
-    responses={200: {"model": ClassifyBody}, 202: {"model": AcceptedBody}},
-    openapi_extra=openapi_job(openapi(ClassifyOptions)),
-)
-async def classify(request: Request) -> Response:
+def create_router(operations: Iterable[Operation]) -> APIRouter:
+    """A router with the routes of ``operations``."""
+    router = APIRouter()
+    for operation in operations:
+        raw = (*IMAGE_TYPES, "application/dicom", *(("application/x-nifti",) if operation.volumes else ()))
+        forms = {form.media_type: {"schema": _BINARY} for form in operation.representations}
+        answer: dict[str, Any] = {"model": operation.response, **({"content": forms} if forms else {})}
+        router.add_api_route(
+            operation.path,
+            _endpoint(operation),
+            methods=["POST"],
+            name=operation.name,
+            tags=[operation.tag],
+            summary=operation.summary,
+            response_model=None,
+            responses={200: answer, 202: {"model": AcceptedBody}},
+            openapi_extra=openapi_job(openapi(operation.request, raw=raw)),
+        )
+    return router
+
+
+def _endpoint(operation: Operation) -> Callable[[Request], Awaitable[Response]]:
+    async def endpoint(request: Request) -> Response:
+        app_state: AppState = request.app.state.app_state
+        limit = app_state.settings.volume_mb * 1_000_000 if operation.volumes else MAX_IMAGE_BYTES
+        return await answer(request, operation, await read_upload(request, limit=limit))
+
+    return endpoint
+
+
+async def answer(request: Request, operation: Operation, upload: Upload) -> Response:
+    """The answer to an operation on ``upload``, in the form that Accept prefers; or 202 with a job, if Prefer says so.
+
+    Raises the operation's refusals, and CallerLeft for a caller who disconnects.
+    """
     app_state: AppState = request.app.state.app_state
-    upload = await read_upload(request)
-    options, job = split(request, ClassifyOptions, upload.fields)
+    options, job = await split(request, operation.request, upload.fields)
     if job is not None:
-        return await submit(request, "classify", options, job, upload)
-    outcome = await cancel_on_disconnect(
-        request.receive,
-        app_state.vision.classify(
-            ImageSource(upload.data, upload.filename, options.image_id),
-            model=options.model,
-            version=options.version,
-            top_k=options.top_k,
-            store=options.store,
-        ),
-    )
-    return json_response(outcome.body)
-
-
-@router.post(
-    "/v1/segment",
-    summary="The class of every pixel",
-    response_model=None,
-    responses={
-        200: {"model": SegmentBody, "content": {kind: {"schema": _BINARY} for kind in _DRAWN}},
-        202: {"model": AcceptedBody},
-    },
-    openapi_extra=openapi_job(openapi(SegmentOptions, raw=(*IMAGE_TYPES, "application/dicom", "application/x-nifti"))),
-)
-async def segment(request: Request) -> Response:
-    app_state: AppState = request.app.state.app_state
-    upload = await read_upload(request, limit=app_state.settings.volume_mb * 1_000_000)
-    if upload.data is not None and medical_type(upload.data) is None:
-        sniff(upload.data)  # the larger limit is that of volumes
-    options, job = split(request, SegmentOptions, upload.fields)
-    if job is not None:
-        return await submit(request, "segment", options, job, upload)
+        return await submit(request, operation.name, options, job, upload)
     accept = request.headers.get("accept", "")
-    wanted = next((mime_type for mime_type in _DRAWN if prefers(accept, mime_type)), None)
-    render = options.render or (_DRAWN[wanted] if wanted is not None else None)
+    form = next((each for each in operation.representations if prefers(accept, each.media_type)), None)
+    if form is not None:
+        options = form.prepare(options)
+    source = ImageSource(upload.data, upload.filename, options.image_id)
     outcome = await cancel_on_disconnect(
-        request.receive,
-        app_state.vision.segment(
-            ImageSource(upload.data, upload.filename, options.image_id),
-            model=options.model,
-            version=options.version,
-            render=render,
-            flips=options.flips,
-            probability=options.probability,
-            store=options.store,
-        ),
+        request.receive, operation.run(RequestContext(app_state.inference), source, options)
     )
-    if wanted is not None and render is not None:
-        headers = {"X-Prediction-ID": outcome.body["id"]} if outcome.body["id"] else None
-        return Response(outcome.renders[render], headers=headers, media_type=MIME_TYPES.get(render, "image/png"))
-    return json_response(outcome.body)
+    if form is None:
+        return json_response(to_dict(outcome.body))
+    content, media_type = await asyncio.to_thread(form.encode, outcome, options)
+    headers = {"X-Prediction-ID": outcome.body.id} if outcome.body.id else {}
+    if form.filename is not None:
+        headers["Content-Disposition"] = f'attachment; filename="{form.filename}"'
+    return Response(content, headers=headers, media_type=media_type)

@@ -50,18 +50,18 @@ async def live() -> Response:
     responses={200: {"model": open_inference.ServerReady}, 503: {"model": open_inference.ServerReady}},
 )
 async def ready(request: Request) -> Response:
-    ok = await _platform(request).catalogue.ready()
+    ok = await _app_state(request).protocol_management.ready()
     return json_response({"ready": ok}, 200 if ok else 503)
 
 
 @router.get("/v2", summary="The server, and what it offers", responses={200: {"model": open_inference.ServerMetadata}})
 async def server(request: Request) -> Response:
-    return json_response(_platform(request).catalogue.server())
+    return json_response(_app_state(request).protocol_management.server())
 
 
 @router.get("/v2/models/stats", summary="Statistics of all models", responses=_STATISTICS)
 async def all_statistics(request: Request) -> Response:
-    return json_response(await _platform(request).catalogue.statistics("", ""))
+    return json_response(await _app_state(request).protocol_management.statistics("", ""))
 
 
 @router.get(MODEL + "/ready", summary="The model can be asked", responses={200: {"model": open_inference.ModelReady}})
@@ -69,7 +69,7 @@ async def all_statistics(request: Request) -> Response:
     VERSION + "/ready", summary="The version can be asked", responses={200: {"model": open_inference.ModelReady}}
 )
 async def model_ready(request: Request, model: str, version: str = "") -> Response:
-    ok = await _platform(request).catalogue.model_ready(model, version)
+    ok = await _app_state(request).protocol_management.model_ready(model, version)
     return json_response({"name": model, "ready": ok}, 200 if ok else 503)
 
 
@@ -78,19 +78,19 @@ async def model_ready(request: Request, model: str, version: str = "") -> Respon
     VERSION, summary="Inputs and outputs of a version", responses={200: {"model": open_inference.ModelMetadata}}
 )
 async def metadata(request: Request, model: str, version: str = "") -> Response:
-    return json_response(await _platform(request).catalogue.metadata(model, version))
+    return json_response(await _app_state(request).protocol_management.metadata(model, version))
 
 
 @router.get(MODEL + "/config", summary="Configuration of a model", responses=_CONFIG)
 @router.get(VERSION + "/config", summary="Configuration of a version", responses=_CONFIG)
 async def config(request: Request, model: str, version: str = "") -> Response:
-    return json_response(await _platform(request).catalogue.config(model, version))
+    return json_response(await _app_state(request).protocol_management.config(model, version))
 
 
 @router.get(MODEL + "/stats", summary="Statistics of a model", responses=_STATISTICS)
 @router.get(VERSION + "/stats", summary="Statistics of a version", responses=_STATISTICS)
 async def statistics(request: Request, model: str, version: str = "") -> Response:
-    return json_response(await _platform(request).catalogue.statistics(model, version))
+    return json_response(await _app_state(request).protocol_management.statistics(model, version))
 
 
 _INFER: dict[str, Any] = {
@@ -125,7 +125,7 @@ _INFER: dict[str, Any] = {
 @router.post(MODEL + "/infer", summary="Ask a model", **_INFER)
 @router.post(VERSION + "/infer", summary="Ask a version", **_INFER)
 async def infer(request: Request, model: str, version: str = "") -> Response:
-    app_state = _platform(request)
+    app_state = _app_state(request)
     body = await read_body(request, MAX_BYTES)
     encoding = request.headers.get("content-encoding", "")
     length = request.headers.get(HEADER_LENGTH)
@@ -135,7 +135,7 @@ async def infer(request: Request, model: str, version: str = "") -> Response:
         int(length) if length is not None and length.isascii() and length.isdigit() and len(length) < 12 else len(data)
     )
     requested, answering = await _run(lambda: read_request(model, version, data, length), head)
-    answer = await cancel_on_disconnect(request.receive, app_state.inference.infer(requested))
+    answer = await cancel_on_disconnect(request.receive, app_state.open_inference.infer(requested))
     release(request.scope, len(data))
     packed = chosen_encoding(request.headers.get("accept-encoding", ""))
 
@@ -148,7 +148,7 @@ async def infer(request: Request, model: str, version: str = "") -> Response:
     try:
         text, length_of_json, packed_as = await _run(write, size)
     except TooLarge:
-        await app_state.inference.forget(answer)
+        await app_state.open_inference.forget(answer)
         raise
     headers = {} if length_of_json is None else {"Inference-Header-Content-Length": str(length_of_json)}
     if packed_as is not None:
@@ -173,7 +173,7 @@ async def repository_index(request: Request, repository: str = "") -> Response:
     wanted = given.get("ready", False)
     if not isinstance(wanted, bool):
         raise BadInput("ready is true or false")
-    return json_response(await _platform(request).catalogue.repository(repository, ready=wanted))
+    return json_response(await _app_state(request).protocol_management.repository(repository, ready=wanted))
 
 
 _LOADING: dict[str, Any] = {
@@ -187,13 +187,13 @@ _LOADING: dict[str, Any] = {
 @router.post("/v2/repository/models/{model}/load", summary="Load a model and keep it loaded", **_LOADING)
 @router.post("/v2/repository/{repository}/models/{model}/load", summary="Load a model and keep it loaded", **_LOADING)
 async def load(request: Request, model: str, repository: str = "") -> Response:
-    return await _change(request, repository, model, _platform(request).catalogue.load)
+    return await _change(request, repository, model, _app_state(request).protocol_management.load)
 
 
 @router.post("/v2/repository/models/{model}/unload", summary="Take a model out of memory", **_LOADING)
 @router.post("/v2/repository/{repository}/models/{model}/unload", summary="Take a model out of memory", **_LOADING)
 async def unload(request: Request, model: str, repository: str = "") -> Response:
-    return await _change(request, repository, model, _platform(request).catalogue.unload)
+    return await _change(request, repository, model, _app_state(request).protocol_management.unload)
 
 
 @router.api_route("/v2/{rest:path}", methods=["GET", "POST"], include_in_schema=False)
@@ -234,6 +234,6 @@ async def _run(work: Callable[[], Any], size: int) -> Any:
     return await asyncio.to_thread(work) if size > _IN_THREAD else work()
 
 
-def _platform(request: Request) -> AppState:
+def _app_state(request: Request) -> AppState:
     app_state: AppState = request.app.state.app_state
     return app_state

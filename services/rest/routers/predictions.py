@@ -13,10 +13,11 @@ from db.tables import Artifact, Image, Prediction
 from ekiben.errors import NotFound
 from ekiben.ids import LOCAL_OWNER
 from services.app_state import AppState
+from services.inference.operations import operation
 from services.rest.pagination import Limit, Page
 from services.rest.responses import json_response
 from services.schemas.body import PageBody
-from services.schemas.inference import Operation
+from services.schemas.inference import OperationName
 from services.schemas.records import PredictionBody
 
 router = APIRouter(tags=["predictions"])
@@ -30,13 +31,15 @@ router = APIRouter(tags=["predictions"])
 )
 async def find(
     request: Request,
-    task: Annotated[Operation | None, Query(description="Only of this task.")] = None,
+    task: Annotated[OperationName | None, Query(description="Only of this task.")] = None,
     model: Annotated[str | None, Query(description="Only of this model.")] = None,
     job_id: Annotated[str | None, Query(description="Only of this job.", max_length=36)] = None,
     page: Page = 1,
     limit: Limit = 50,
 ) -> Response:
     app_state: AppState = request.app.state.app_state
+    if task is not None:
+        operation(task)  # refuses a name that is none
 
     def read() -> tuple[list[dict[str, object]], int]:
         found = app_state.records.predictions(LOCAL_OWNER, task, model, page, limit, job_id=job_id)

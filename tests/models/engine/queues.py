@@ -45,7 +45,7 @@ class Kitchen:
             raise BadImage(f"image {payload.number} is broken")
         return payload.shape, (payload.number, f"prepared {payload.number}")
 
-    def run(self, batch: Sequence[tuple[int, str]]) -> list[int]:
+    def run(self, batch: Sequence[tuple[int, str]], cancellation: object = None) -> list[int]:
         numbers = [number for number, _ in batch]
         with self.lock:
             self.batches.append(numbers)

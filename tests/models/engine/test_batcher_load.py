@@ -134,7 +134,7 @@ def test_two_flooded_lanes_take_turns() -> None:
     order: list[int] = []
 
     class Recording(Kitchen):
-        def run(self, batch: Sequence[tuple[int, str]]) -> list[int]:
+        def run(self, batch: Sequence[tuple[int, str]], cancellation: object = None) -> list[int]:
             order.append(batch[0][0])
             return super().run(batch)
 

@@ -212,7 +212,7 @@ def test_frames_of_compressed_files_are_found(tmp_path: Path) -> None:
             assert np.array_equal(volume.values(index), pixel_array(file(name), index=index))
 
 
-def test_a_image_is_sniffed_and_a_volume_is_sent_elsewhere() -> None:
+def test_an_image_is_sniffed_and_a_volume_is_sent_elsewhere() -> None:
     data = file("CT_small.dcm").read_bytes()
     assert (sniff(data), is_dicom(data), is_dicom(encoded(noise(9, 9)))) == ("application/dicom", True, False)
     image = decode(data)

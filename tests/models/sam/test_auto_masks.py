@@ -156,7 +156,7 @@ def test_what_a_crop_seems_to_cut_is_dropped(box: BOX, kept: bool) -> None:
     assert found(decoded, WHOLE)  # the whole image cuts nothing
 
 
-def test_a_image_s_own_edge_cuts_nothing() -> None:
+def test_an_image_s_own_edge_cuts_nothing() -> None:
     corner = answer([[(0.9, boxed((0, 0, 100, 100))), (-1, EMPTY), (-1, EMPTY)]])
     assert found(corner, (0, 0, 256, 256), (500, 500))
     assert found(corner, (20, 20, 276, 276), (500, 500)) == found(corner, (0, 0, 256, 256), (500, 500))
@@ -298,7 +298,7 @@ def test_a_plan_without_crops() -> None:
 
 
 @pytest.mark.parametrize("size", [(20, 20), (5, 5), (9, 3), (16, 1024)], ids=str)
-def test_a_image_too_small_for_its_crops_is_refused(size: tuple[int, int]) -> None:
+def test_an_image_too_small_for_its_crops_is_refused(size: tuple[int, int]) -> None:
     """Or every crop of it has pixels: there is no third way."""
     for layers in range(5):
         try:

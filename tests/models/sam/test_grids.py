@@ -54,7 +54,7 @@ def test_a_layer_without_points_is_refused() -> None:
         layer_grids(4, 3, 3)
 
 
-def test_crops_of_a_image() -> None:
+def test_crops_of_an_image() -> None:
     assert crop_boxes(480, 640, 1, RATIO) == [
         ((0, 0, 640, 480), 0),
         ((0, 0, 402, 322), 1),

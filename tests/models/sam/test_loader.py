@@ -110,7 +110,7 @@ def test_graphs_that_swapped_places(copy: Path) -> None:
         load_sam(KEY, copy, CPU)
 
 
-def test_a_image_of_several_is_a_image_alone(toy: Path) -> None:
+def test_an_image_of_several_is_an_image_alone(toy: Path) -> None:
     graphs = SamGraphs(toy, CPU, 2)
     pixels = np.random.default_rng(0).normal(0, 1, (3, 3, 1024, 1024)).astype(np.float32)
     together = graphs.encode(pixels)

@@ -156,7 +156,7 @@ def test_masks_at_the_borders(border: tuple[int, int, int, int], size: tuple[int
     assert region.mask.any()
 
 
-def test_the_last_row_and_column_of_a_image_that_is_not_square() -> None:
+def test_the_last_row_and_column_of_an_image_that_is_not_square() -> None:
     for height, width in ((534, 800), (800, 534)):
         rows, columns = longest_side_shape(height, width)
         low = -(-rows // 4), -(-columns // 4)
@@ -205,7 +205,7 @@ def test_large_images_are_made_in_bands_that_agree() -> None:
     assert np.abs(full - reference(blob(6, 60), height, width)).max() < 1e-4
 
 
-def test_a_image_wider_than_a_band_is_high() -> None:
+def test_an_image_wider_than_a_band_is_high() -> None:
     agree(noise(7), 40, 2560)
 
 

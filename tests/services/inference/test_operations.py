@@ -13,10 +13,12 @@ from ekiben.errors import BadInput, NotFound, Refusal
 from ekiben.ids import LOCAL_OWNER
 from models.engine import engine
 from services.inference import operations
-from services.inference.operations import operation, read_parameters, settle_parameters
+from services.inference.context import RequestContext
+from services.inference.operations import operation, read_parameters, resolve_parameters
 from services.inference.pipeline import ImageSource
 from tests import toy_models
 from tests.conftest import publish
+from tests.operations import ask
 from tests.services.jobs.job_homes import AtWork, at_work, make_home
 
 POINT = {"points": [[1.5, 2, 1]]}
@@ -46,7 +48,7 @@ def run(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 async def settle(bench: AtWork, name: str, **given: Any) -> dict[str, Any]:
     chosen = operation(name)
-    return await settle_parameters(bench.app_state, chosen, read_parameters(chosen, given), LOCAL_OWNER)
+    return await resolve_parameters(RequestContext(bench.app_state.inference), chosen, read_parameters(chosen, given))
 
 
 def test_the_operations() -> None:
@@ -134,7 +136,7 @@ REFUSED: list[tuple[str, dict[str, Any], type[Refusal], str]] = [
 ]
 
 
-def test_what_can_be_refused_without_a_image_is(run: Run) -> None:
+def test_what_can_be_refused_without_an_image_is(run: Run) -> None:
     async def main(bench: AtWork) -> None:
         for name, given, kind, said in REFUSED:
             with pytest.raises(kind, match=said):
@@ -161,7 +163,7 @@ def test_a_job_keeps_to_its_version(run: Run, tmp_path: Path) -> None:
         await asyncio.to_thread(publish, bench.app_state.settings.home, "colours", tmp_path / "other")
         await asyncio.to_thread(bench.app_state.registry.activate, "colours", 2)
         bench.app_state.index.refresh()
-        answer = await bench.app_state.vision.classify(ImageSource(RED), model="colours", store=False)
+        answer = await ask(bench.app_state, "classify", ImageSource(RED), model="colours", store=False)
         assert answer.body["model"] == {"name": "colours", "version": 2}
         await bench.finish(job.id)
         [result] = await bench.results(job.id)
@@ -185,13 +187,13 @@ def test_a_refused_job_leaves_nothing(run: Run) -> None:
     run(main)
 
 
-def test_run_answers_as_the_door(run: Run) -> None:
+def test_run_answers_with_the_response_model(run: Run) -> None:
     async def main(bench: AtWork) -> None:
         given = {"model": "colours", "top_k": 1}
         chosen = operations.operation("classify")
         options = operations.read_parameters(chosen, given)
-        requested = await chosen.run(bench.app_state, ImageSource(RED), options, False, LOCAL_OWNER)
-        assert requested["predictions"][0]["class_name"] == "red" and len(requested["predictions"]) == 1
+        requested = await chosen.run(RequestContext(bench.app_state.inference), ImageSource(RED), options)
+        assert [one.class_name for one in requested.body.predictions] == ["red"]
         with pytest.raises(BadInput, match="no operation"):
             operations.operation("paint")
 

@@ -24,9 +24,12 @@ from models.masks.rle import encode, from_coco, from_uncompressed
 from models.sam.auto_options import AutoOptions
 from services.app_state import AppState
 from services.inference import mask_encoding as masks_module
+from services.inference.context import RequestContext
 from services.inference.pipeline import ImageSource
+from services.inference.sam_model import earlier_logits
 from tests import toy_sam
 from tests.conftest import publish
+from tests.operations import automatic, cut_out, prompt
 
 SIZE = (320, 240)
 BOXES = toy_sam.boxes_of(*SIZE)
@@ -93,7 +96,7 @@ def kept(app_state: AppState) -> tuple[int, int, int]:
 def test_masks_and_their_record(run: Callable[..., None]) -> None:
     async def main(app_state: AppState) -> None:
         prompts = [{"points": [POINTS[0]]}, {"box": list(BOXES[1])}]
-        body = await app_state.masks.prompted(SOURCE, prompts, model="sam_toy")
+        body = await prompt(app_state, SOURCE, prompts, model="sam_toy")
         for number, (result, expected) in enumerate(
             zip(body["results"], [twin([POINTS[0]]), twin(box=BOXES[1])], strict=True)
         ):
@@ -125,10 +128,10 @@ def test_masks_and_their_record(run: Callable[..., None]) -> None:
 
 def test_a_mask_is_refined(run: Callable[..., None]) -> None:
     async def main(app_state: AppState) -> None:
-        first = await app_state.masks.prompted(SOURCE, [{"points": [POINTS[0]]}], model="sam_toy")
+        first = await prompt(app_state, SOURCE, [{"points": [POINTS[0]]}], model="sam_toy")
         chosen = first["results"][0]["masks"][2]["id"]
         prompts = [{"points": [POINTS[1]]}, {"points": [POINTS[0]], "mask_input": chosen}, {"mask_input": chosen}]
-        second = await app_state.masks.prompted(SOURCE, prompts, model="sam_toy")
+        second = await prompt(app_state, SOURCE, prompts, model="sam_toy")
         cells, tokens = toy_sam.cells_of(PHOTO), toy_sam.tokens_of(SIZE, [POINTS[0]])
         earlier = toy_sam.logits_of(cells, tokens)[3]
         wanted = [twin([POINTS[1]]), twin([POINTS[0]], mask_input=earlier), twin(mask_input=earlier)]
@@ -143,29 +146,25 @@ def test_a_mask_is_refined(run: Callable[..., None]) -> None:
 
 def test_mask_inputs_that_are_none(run: Callable[..., None]) -> None:
     async def main(app_state: AppState) -> None:
-        body = await app_state.masks.prompted(SOURCE, [{"points": [POINTS[0]]}], format="png", model="sam_toy")
+        body = await prompt(app_state, SOURCE, [{"points": [POINTS[0]]}], format="png", model="sam_toy")
         mask = body["results"][0]["masks"][0]
         image = mask["segmentation"].rsplit("/", 1)[-1]
         assert image != mask["id"]
-        other = await app_state.masks.prompted(OTHER, [{"points": [[60, 60, 1]]}], model="sam_toy")
+        other = await prompt(app_state, OTHER, [{"points": [[60, 60, 1]]}], model="sam_toy")
         before = kept(app_state)
         wrong = [image, body["id"], body["image"]["id"], "", "../../x", "0"]
         for ident in wrong:
             with pytest.raises(NotFound, match=r"^prompt 1: there is no mask") as refused:
-                await app_state.masks.prompted(
-                    SOURCE, [{"points": [POINTS[0]]}, {"mask_input": ident}], model="sam_toy"
-                )
+                await prompt(app_state, SOURCE, [{"points": [POINTS[0]]}, {"mask_input": ident}], model="sam_toy")
             assert len(refused.value.message) < 200
         for ident in ("x" * 5000, "\0", "\u00e9"):
             with pytest.raises(BadInput, match=r"^prompt 0: mask_input is the id"):
-                await app_state.masks.prompted(SOURCE, [{"mask_input": ident}], model="sam_toy")
+                await prompt(app_state, SOURCE, [{"mask_input": ident}], model="sam_toy")
         with pytest.raises(BadInput, match=r"^prompt 0: mask_input is of an image of 121 x 160, not 320 x 240$"):
-            await app_state.masks.prompted(
-                SOURCE, [{"mask_input": other["results"][0]["masks"][0]["id"]}], model="sam_toy"
-            )
+            await prompt(app_state, SOURCE, [{"mask_input": other["results"][0]["masks"][0]["id"]}], model="sam_toy")
         with pytest.raises(NotFound, match="prompt 3"):
-            await app_state.masks._earlier(3, mask["id"], "somebody-else")
-        logits, size = await app_state.masks._earlier(3, mask["id"], "local")
+            await earlier_logits(RequestContext(app_state.inference, owner="somebody-else"), 3, mask["id"])
+        logits, size = await earlier_logits(RequestContext(app_state.inference), 3, mask["id"])
         assert logits.shape == (256, 256) and size == SIZE
         assert kept(app_state) == before
 
@@ -174,12 +173,10 @@ def test_mask_inputs_that_are_none(run: Callable[..., None]) -> None:
 
 def test_a_deleted_answer_s_masks_are_gone(run: Callable[..., None]) -> None:
     async def main(app_state: AppState) -> None:
-        body = await app_state.masks.prompted(SOURCE, [{"points": [POINTS[0]]}], model="sam_toy")
+        body = await prompt(app_state, SOURCE, [{"points": [POINTS[0]]}], model="sam_toy")
         app_state.records.delete_prediction("local", body["id"])
         with pytest.raises(NotFound, match="prompt 0"):
-            await app_state.masks.prompted(
-                SOURCE, [{"mask_input": body["results"][0]["masks"][0]["id"]}], model="sam_toy"
-            )
+            await prompt(app_state, SOURCE, [{"mask_input": body["results"][0]["masks"][0]["id"]}], model="sam_toy")
 
     run(main)
 
@@ -187,18 +184,16 @@ def test_a_deleted_answer_s_masks_are_gone(run: Callable[..., None]) -> None:
 def test_nothing_is_kept_where_nothing_is_to_be_stored(run: Callable[..., None]) -> None:
     async def main(app_state: AppState) -> None:
         before = kept(app_state)
-        body = await app_state.masks.prompted(
-            SOURCE, [{"points": [POINTS[2]]}], format="png", store=False, model="sam_toy"
-        )
+        body = await prompt(app_state, SOURCE, [{"points": [POINTS[2]]}], format="png", store=False, model="sam_toy")
         assert (body["id"], body["image"]["id"]) == (None, None)
         for one, want in zip(body["results"][0]["masks"], twin([POINTS[2]]), strict=True):
             head, data = one["segmentation"].split(",")
             assert (one["id"], head) == (None, "data:image/png;base64")
             image = Image.open(io.BytesIO(base64.b64decode(data)))
             assert np.array_equal(np.asarray(image.convert("L")), want.mask * 255)
-        auto = await app_state.masks.automatic(SOURCE, AutoOptions(points_per_side=4), store=False, model="sam_toy")
+        auto = await automatic(app_state, SOURCE, AutoOptions(points_per_side=4), store=False, model="sam_toy")
         assert auto["id"] is None and auto["artifacts"] is None and auto["masks"]
-        cutouts, files = await app_state.masks.cutouts(SOURCE, [{"points": [POINTS[0]]}], store=False, model="sam_toy")
+        cutouts, files = await cut_out(app_state, SOURCE, [{"points": [POINTS[0]]}], store=False, model="sam_toy")
         assert [(c["id"], c["url"]) for c in cutouts["cutouts"]] == [(None, None)] and len(files) == 1
         assert kept(app_state) == before
 
@@ -207,7 +202,7 @@ def test_nothing_is_kept_where_nothing_is_to_be_stored(run: Callable[..., None])
 
 def test_no_logits_no_ids(run: Callable[..., None]) -> None:
     async def main(app_state: AppState) -> None:
-        body = await app_state.masks.prompted(SOURCE, [{"points": [POINTS[2]]}], logits=False, model="sam_toy")
+        body = await prompt(app_state, SOURCE, [{"points": [POINTS[2]]}], logits=False, model="sam_toy")
         assert [mask["id"] for mask in body["results"][0]["masks"]] == [None] * 3
         assert app_state.records.artifacts_of("local", body["id"]) == [] and body["id"]
 
@@ -220,9 +215,7 @@ def test_formats_say_the_same(run: Callable[..., None]) -> None:
         want = twin(prompts[0]["points"])[0].mask
         drawn: dict[str, Any] = {}
         for format in ("rle", "coco", "polygons", "geojson", "png"):
-            body = await app_state.masks.prompted(
-                SOURCE, prompts, format=format, store=format == "png", model="sam_toy"
-            )
+            body = await prompt(app_state, SOURCE, prompts, format=format, store=format == "png", model="sam_toy")
             drawn[format] = body["results"][0]["masks"][0]["segmentation"]
         assert np.array_equal(from_uncompressed(drawn["rle"]).decode(), want)
         assert np.array_equal(from_coco(drawn["coco"]).decode(), want)
@@ -243,9 +236,9 @@ def test_a_refusal_leaves_nothing(run: Callable[..., None], wrong: Any) -> None:
     async def main(app_state: AppState) -> None:
         before = kept(app_state)
         with pytest.raises(BadInput, match=r"^prompt 1"):
-            await app_state.masks.prompted(SOURCE, [{"points": [POINTS[0]]}, wrong], model="sam_toy")
+            await prompt(app_state, SOURCE, [{"points": [POINTS[0]]}, wrong], model="sam_toy")
         with pytest.raises(BadInput, match=r"^prompt 0"):
-            await app_state.masks.cutouts(SOURCE, [wrong], model="sam_toy")
+            await cut_out(app_state, SOURCE, [wrong], model="sam_toy")
         assert kept(app_state) == before
 
     run(main)
@@ -263,11 +256,11 @@ def test_a_failure_after_the_inference_leaves_nothing(
         monkeypatch.setattr(masks_module, "cut", broken)
         for format in ("rle", "png"):
             with pytest.raises(RuntimeError, match="out of ink"):
-                await app_state.masks.prompted(SOURCE, [{"points": [POINTS[0]]}], format=format, model="sam_toy")
+                await prompt(app_state, SOURCE, [{"points": [POINTS[0]]}], format=format, model="sam_toy")
         with pytest.raises(RuntimeError, match="out of ink"):
-            await app_state.masks.automatic(SOURCE, AutoOptions(points_per_side=4), model="sam_toy")
+            await automatic(app_state, SOURCE, AutoOptions(points_per_side=4), model="sam_toy")
         with pytest.raises(RuntimeError, match="out of ink"):
-            await app_state.masks.cutouts(SOURCE, [{"points": [POINTS[0]]}], model="sam_toy")
+            await cut_out(app_state, SOURCE, [{"points": [POINTS[0]]}], model="sam_toy")
         assert kept(app_state) == before
 
     run(main)
@@ -279,7 +272,7 @@ def test_a_failure_after_the_inference_leaves_nothing(
 def test_automatic_masks_and_their_images(run: Callable[..., None]) -> None:
     async def main(app_state: AppState) -> None:
         options = AutoOptions(preset="fast", points_per_side=8)
-        body = await app_state.masks.automatic(SOURCE, options, model="sam_toy")
+        body = await automatic(app_state, SOURCE, options, model="sam_toy")
         assert body["parameters"] == options.parameters and body["parameters"]["points_per_side"] == 8
         areas = [mask["area"] for mask in body["masks"]]
         assert areas == sorted(areas, reverse=True)
@@ -307,11 +300,11 @@ def test_automatic_masks_and_their_images(run: Callable[..., None]) -> None:
 def test_automatic_masks_have_a_deadline_of_their_own(run: Callable[..., None]) -> None:
     async def main(app_state: AppState) -> None:
         before = kept(app_state)
-        await app_state.masks.prompted(SOURCE, store=False, model="sam_toy")
+        await prompt(app_state, SOURCE, store=False, model="sam_toy")
         with pytest.raises(DeadlineExceeded):
-            await app_state.masks.automatic(SOURCE, AutoOptions(points_per_side=128), model="sam_toy")
+            await automatic(app_state, SOURCE, AutoOptions(points_per_side=128), model="sam_toy")
         with pytest.raises(DeadlineExceeded):
-            await app_state.masks.cutouts(SOURCE, None, AutoOptions(points_per_side=128), model="sam_toy")
+            await cut_out(app_state, SOURCE, None, AutoOptions(points_per_side=128), model="sam_toy")
         assert kept(app_state) == before
 
     run(main, auto_timeout_s=0.15)
@@ -325,21 +318,19 @@ def test_the_best_mask_of_each_prompt_is_cut(run: Callable[..., None]) -> None:
         prompts = [{"points": [POINTS[n]]} for n in (3, 0, 2)]
         style = CutStyle("box", 3)
         for multimask in (True, False):
-            body, files = await app_state.masks.cutouts(
-                SOURCE, prompts, style=style, multimask=multimask, model="sam_toy"
-            )
+            body, files = await cut_out(app_state, SOURCE, prompts, style=style, multimask=multimask, model="sam_toy")
             assert [one["prompt"] for one in body["cutouts"]] == [0, 1, 2]
             for one, file, number in zip(body["cutouts"], files, (3, 0, 2), strict=True):
                 best = max(twin([POINTS[number]], multimask=multimask), key=lambda mask: mask.predicted_iou)
                 made = cut(PHOTO, encode(best.mask), style)
-                read = Image.open(io.BytesIO(file.png))
+                read = Image.open(io.BytesIO(file))
                 assert (read.size, read.tobytes()) == (made.size, made.tobytes())
                 assert (one["width"], one["height"]) == made.size and one["area"] == best.mask.sum()
                 ys, xs = np.nonzero(best.mask)
                 assert one["bbox"][:2] == [max(0, xs.min() - 3), max(0, ys.min() - 3)]
-                assert file.body is one and one["url"] == f"/v1/artifacts/{one['id']}"
+                assert one["url"] == f"/v1/artifacts/{one['id']}"
                 stored = app_state.records.artifact("local", one["id"])
-                assert (stored.kind, await app_state.recorder.read(stored.storage_key)) == ("cutout", file.png)
+                assert (stored.kind, await app_state.recorder.read(stored.storage_key)) == ("cutout", file)
         row = app_state.records.prediction("local", body["id"])
         assert row.task == "cutouts" and row.parameters["prompts"] == prompts and row.parameters["padding_px"] == 3
 
@@ -349,16 +340,16 @@ def test_the_best_mask_of_each_prompt_is_cut(run: Callable[..., None]) -> None:
 def test_cutouts_of_everything(run: Callable[..., None]) -> None:
     async def main(app_state: AppState) -> None:
         options = AutoOptions(points_per_side=8)
-        auto = await app_state.masks.automatic(SOURCE, options, store=False, model="sam_toy")
-        body, files = await app_state.masks.cutouts(SOURCE, None, options, model="sam_toy")
+        auto = await automatic(app_state, SOURCE, options, store=False, model="sam_toy")
+        body, files = await cut_out(app_state, SOURCE, None, options, model="sam_toy")
         assert [one["area"] for one in body["cutouts"]] == [mask["area"] for mask in auto["masks"]]
         assert {one["prompt"] for one in body["cutouts"]} == {None} and len(files) == len(auto["masks"]) > 3
         third = body["cutouts"][2]["area"]
-        some, _ = await app_state.masks.cutouts(SOURCE, None, options, min_pixels=third, model="sam_toy")
+        some, _ = await cut_out(app_state, SOURCE, None, options, min_pixels=third, model="sam_toy")
         assert [one["area"] for one in some["cutouts"]] == [a for a in (m["area"] for m in auto["masks"]) if a >= third]
-        two, _ = await app_state.masks.cutouts(SOURCE, None, options, limit=2, model="sam_toy")
+        two, _ = await cut_out(app_state, SOURCE, None, options, limit=2, model="sam_toy")
         assert [one["area"] for one in two["cutouts"]] == [mask["area"] for mask in auto["masks"][:2]]
-        none, files = await app_state.masks.cutouts(SOURCE, None, options, min_pixels=10**9, model="sam_toy")
+        none, files = await cut_out(app_state, SOURCE, None, options, min_pixels=10**9, model="sam_toy")
         assert none["cutouts"] == files == [] and none["id"] is not None
 
     run(main)
@@ -372,10 +363,10 @@ def test_cutouts_are_bounded_together(run: Callable[..., None], monkeypatch: pyt
         full = CutStyle("full")
         before = kept(app_state)
         with pytest.raises(TooLarge, match="3 cut-outs of this size"):
-            await app_state.masks.cutouts(SOURCE, prompts, style=full, model="sam_toy")
+            await cut_out(app_state, SOURCE, prompts, style=full, model="sam_toy")
         assert kept(app_state) == before
-        _, files = await app_state.masks.cutouts(SOURCE, prompts[:2], style=full, model="sam_toy")
-        assert [Image.open(io.BytesIO(file.png)).size for file in files] == [SIZE] * 2
+        _, files = await cut_out(app_state, SOURCE, prompts[:2], style=full, model="sam_toy")
+        assert [Image.open(io.BytesIO(file)).size for file in files] == [SIZE] * 2
 
     run(main)
 
@@ -383,8 +374,8 @@ def test_cutouts_are_bounded_together(run: Callable[..., None], monkeypatch: pyt
 def test_the_model_that_is_meant_says_how_it_is_made(run: Callable[..., None]) -> None:
     async def main(app_state: AppState) -> None:
         with pytest.raises(NotFound, match=r"there is no model sam_vit_b; .*`python -m export sam_vit_b` makes it$"):
-            await app_state.masks.prompted(SOURCE)
+            await prompt(app_state, SOURCE)
         with pytest.raises(NotFound, match=r"^there is no model other; there is: sam_toy$"):
-            await app_state.masks.prompted(SOURCE, model="other")
+            await prompt(app_state, SOURCE, model="other")
 
     run(main)

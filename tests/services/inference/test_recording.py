@@ -14,8 +14,9 @@ from db.folder_store import FolderStore
 from db.migrate import migrate
 from db.records import Records
 from db.session import connect
+from ekiben.ids import new_id
 from models.results import ImageInfo
-from services.inference.recording import NewFile, Recorder
+from services.inference.recording import PNG, NewFile, Recorder
 
 INFO = ImageInfo(4, 3, "image/png")
 COLUMNS = {
@@ -74,7 +75,7 @@ def test_a_caller_who_leaves_leaves_all_or_nothing(records: Records, tmp_path: P
 
         async def request() -> None:
             record = recorder.begin(b"image", "image/png", None, "local")
-            await recorder.finish(record, INFO, [NewFile("mask", b"mask")], COLUMNS)
+            await recorder.finish(record, INFO, [NewFile(new_id(), "mask", b"mask", PNG)], COLUMNS)
 
         task = asyncio.create_task(request())
         await asyncio.sleep(after_s)

@@ -23,11 +23,13 @@ from ekiben.errors import Conflict, NotFound, Unavailable
 from ekiben.ids import LOCAL_OWNER
 from models.engine import engine
 from services.inference import operations
+from services.inference.context import RequestContext
 from services.inference.pipeline import ImageSource
+from services.inference.stored_images import store_image
 from services.jobs import executor
 from services.jobs.executor import JobExecutor
-from services.schemas.masks import AutoMasksOptions, CutoutsOptions
 from tests import toy_models, toy_sam
+from tests.operations import ask
 from tests.services.jobs.job_homes import AtWork, at_work, comparable, make_home
 
 COLORS = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (0, 0, 0))
@@ -123,7 +125,7 @@ def test_a_batch_is_answered_as_requests_are(run: Run) -> None:
         items, results = bench.items(job.id), await bench.results(job.id)
         assert [item.filename for item in items] == [f"{n}.png" for n in range(6)]
         for item, result, photo in zip(items, results, IMAGES, strict=True):
-            wanted = await bench.app_state.vision.classify(ImageSource(photo), model="colours", top_k=3, store=False)
+            wanted = await ask(bench.app_state, "classify", ImageSource(photo), model="colours", top_k=3, store=False)
             assert result is not None and comparable(result) == comparable(wanted.body)
             row = bench.app_state.records.prediction(LOCAL_OWNER, item.id)  # an item becomes the prediction of its id
             assert (result["id"], row.job_id, row.image_id) == (item.id, job.id, item.image_id)
@@ -148,31 +150,12 @@ REQUESTED: dict[str, tuple[dict[str, Any], bytes]] = {
 }
 
 
-def synchronous(bench: AtWork, operation: str, *, store: bool) -> Awaitable[Any]:
-    """The same of a request, asked for as its own route does."""
-    app_state, (_, photo) = bench.app_state, REQUESTED[operation]
-    source = ImageSource(photo)
-    if operation == "classify":
-        return app_state.vision.classify(source, model="colours", top_k=2, store=store)
-    if operation == "segment":
-        return app_state.vision.segment(source, model="areas", store=store)
-    if operation == "masks":
-        return app_state.masks.prompted(source, CLICKS, model="sam_toy", store=store)
-    if operation == "auto_masks":
-        auto = operations.read_parameters(operations.OPERATIONS["auto_masks"], REQUESTED["auto_masks"][0])
-        assert isinstance(auto, AutoMasksOptions)
-        return app_state.masks.automatic(source, auto.auto, model="sam_toy", store=store)
-    style = CutoutsOptions(padding_px=2).style
-    return app_state.masks.cutouts(source, CLICKS, style=style, model="sam_toy", store=store)
-
-
 @pytest.mark.parametrize("store", [True, False])
 @pytest.mark.parametrize("operation", list(REQUESTED))
 def test_every_operation_answers_as_its_own_route(run: Run, operation: str, store: bool) -> None:
     async def main(bench: AtWork) -> None:
         parameters, photo = REQUESTED[operation]
-        given = await synchronous(bench, operation, store=store)
-        wanted = given.body if hasattr(given, "body") else given[0] if isinstance(given, tuple) else given
+        wanted = (await ask(bench.app_state, operation, ImageSource(photo), store=store, **parameters)).body
         before = bench.rows()
         job = await bench.finish((await bench.submit(operation, [photo], parameters, kind="request", store=store)).id)
         assert (job.state, job.error) == ("succeeded", None)
@@ -212,7 +195,9 @@ def test_not_stored_means_that_removing_the_job_removes_all(run: Run) -> None:
 
 def test_a_job_about_stored_images(run: Run) -> None:
     async def main(bench: AtWork) -> None:
-        stored = [await bench.app_state.vision.keep_image(ImageSource(photo)) for photo in SOLIDS[:2]]
+        stored = [
+            await store_image(RequestContext(bench.app_state.inference), ImageSource(photo)) for photo in SOLIDS[:2]
+        ]
         blobs = bench.blobs()
         with pytest.raises(NotFound, match="no image nowhere"):
             await bench.app_state.jobs.stored_items([stored[0].id, "nowhere"])
@@ -260,7 +245,7 @@ def test_a_job_in_which_nothing_is_good_has_failed(run: Run) -> None:
 
 def test_an_image_that_was_deleted_meanwhile(run: Run) -> None:
     async def main(bench: AtWork) -> None:
-        image = await bench.app_state.vision.keep_image(ImageSource(SOLIDS[0]))
+        image = await store_image(RequestContext(bench.app_state.inference), ImageSource(SOLIDS[0]))
         job = await bench.submit("classify", SOLIDS[1:2], COLOURS, image_ids=[image.id])
         bench.app_state.records.delete_image(LOCAL_OWNER, image.id)
         job = await bench.finish(job.id)
@@ -277,7 +262,7 @@ def test_an_image_that_is_deleted_while_it_is_computed(run: Run, monkeypatch: py
     monkeypatch.setattr(executor, "FIRST_RETRY_S", 0.005)
 
     async def main(bench: AtWork) -> None:
-        image = await bench.app_state.vision.keep_image(ImageSource(SOLIDS[0]))
+        image = await store_image(RequestContext(bench.app_state.inference), ImageSource(SOLIDS[0]))
         job = await bench.submit("classify", SOLIDS[1:2], COLOURS, image_ids=[image.id])
         held = Held(bench, monkeypatch)
         working = asyncio.create_task(bench.work.work(job.id))
@@ -605,7 +590,7 @@ def test_an_item_that_was_lost_is_not_counted(run: Run, monkeypatch: pytest.Monk
             assert bench.rows() == {"images": 2, "predictions": 2, "artifacts": 6}
             assert check_files(bench, job.id) == 6
         for result, photo in zip(await bench.results(job.id), IMAGES[4:6], strict=True):
-            wanted = await bench.app_state.vision.segment(ImageSource(photo), model="areas", store=False)
+            wanted = await ask(bench.app_state, "segment", ImageSource(photo), model="areas", store=False)
             assert result is not None and comparable(result["classes"]) == comparable(wanted.body["classes"])
 
     run(main)
@@ -701,7 +686,7 @@ def test_workers_that_are_thought_dead_at_any_moment(run: Run, monkeypatch: pyte
         assert bench.rows() == {"images": 16, "predictions": 16, "artifacts": 48}
         assert check_files(bench, job.id) == 48
         for result, photo in zip((await bench.results(job.id))[:6], IMAGES, strict=True):
-            wanted = await bench.app_state.vision.segment(ImageSource(photo), model="areas", store=False)
+            wanted = await ask(bench.app_state, "segment", ImageSource(photo), model="areas", store=False)
             assert result is not None and comparable(result["classes"]) == comparable(wanted.body["classes"])
         events, ended = await bench.app_state.jobs.events(job.id, 0)
         assert ended and [event.number for event in events] == list(range(1, len(events) + 1))

@@ -24,9 +24,12 @@ from db.tables import Dataset, Image, Installation, Job, JobEvent, JobItem, now
 from ekiben.errors import NotFound
 from ekiben.ids import LOCAL_OWNER, derived_id, new_id
 from models.engine import engine
+from services.inference.context import RequestContext
 from services.inference.pipeline import ImageSource
+from services.inference.stored_images import store_image
 from services.jobs.garbage_collection import MARKS, GarbageCollector
 from tests import toy_models
+from tests.operations import ask
 from tests.services.jobs.job_homes import AtWork, at_work, make_home
 
 KEEP = timedelta(days=7)
@@ -152,11 +155,11 @@ def test_old_jobs_go_with_all_they_made(run: Run) -> None:
 
 def test_images_that_others_need_stay_when_a_job_goes(run: Run) -> None:
     async def main(bench: AtWork) -> None:
-        kept = await bench.app_state.vision.keep_image(ImageSource(IMAGES[0]))
+        kept = await store_image(RequestContext(bench.app_state.inference), ImageSource(IMAGES[0]))
         first = await bench.finish((await bench.submit("segment", IMAGES[1:2], AREAS, image_ids=[kept.id])).id)
         shared = bench.items(first.id)[0].image_id
         assert shared is not None
-        again = await bench.app_state.vision.segment(ImageSource(image_id=shared), model="areas")
+        again = await ask(bench.app_state, "segment", ImageSource(image_id=shared), model="areas")
         bench.change_job(first.id, finished_at=now() - 2 * KEEP)
         assert await clean(bench) == {"jobs": 1, "images": 0, "blobs": 0}
         assert bench.rows() == {"images": 2, "predictions": 1, "artifacts": 3}
@@ -211,14 +214,14 @@ def test_a_stop_ends_it(run: Run) -> None:
 def test_images_that_nobody_needs(run: Run) -> None:
     async def main(bench: AtWork) -> None:
         app_state = bench.app_state
-        kept = await app_state.vision.keep_image(ImageSource(IMAGES[0]))
-        images = [await app_state.vision.keep_image(ImageSource(IMAGES[1])) for _ in range(5)]
+        kept = await store_image(RequestContext(app_state.inference), ImageSource(IMAGES[0]))
+        images = [await store_image(RequestContext(app_state.inference), ImageSource(IMAGES[1])) for _ in range(5)]
         old, young, used, needed, over = images
         for image in images:
             change_images(bench, image.id, kept=False, created_at=now() - KEEP - timedelta(minutes=1))
         change_images(bench, young.id, created_at=now() - KEEP + timedelta(minutes=1))
         change_images(bench, kept.id, created_at=now() - 2 * KEEP)
-        await app_state.vision.segment(ImageSource(image_id=used.id), model="areas")
+        await ask(app_state, "segment", ImageSource(image_id=used.id), model="areas")
         waiting = await bench.submit("segment", [], AREAS, image_ids=[needed.id])
         ended = await bench.submit("segment", [], AREAS, image_ids=[over.id])
         await app_state.jobs.cancel(ended.id)
@@ -243,7 +246,7 @@ def test_blobs_without_rows(run: Run) -> None:
         store = bench.app_state.store
         old, young = now() - timedelta(days=1, minutes=1), now() - timedelta(hours=23)
         job = await bench.submit("segment", IMAGES[:1], AREAS)
-        done = await bench.app_state.vision.segment(ImageSource(IMAGES[1]), model="areas")
+        done = await ask(bench.app_state, "segment", ImageSource(IMAGES[1]), model="areas")
         with_rows = bench.blobs()
         with_row = new_key("images", id_of(old), "png", old)  # of an old image whose row is there
         change_images(bench, done.body["image"]["id"], storage_key=with_row)

@@ -116,7 +116,9 @@ class Bench:
 
     async def submit(self, timeout_s: float | None = None, **given: Any) -> Job:
         terms = JobTerms(timeout_s=timeout_s)
-        job, created = await self.app_state.jobs.undertake("training", "paint", {"wide": 3}, terms, given="x", **given)
+        job, created = await self.app_state.jobs.submit_single(
+            "training", "paint", {"wide": 3}, terms, given="x", **given
+        )
         assert created
         return job
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from starlette.requests import Request
@@ -16,6 +17,7 @@ from services.jobs.service import JobTerms
 from services.rest.async_requests import AsyncRequestOptions, accepted, idempotency_key, split, wants_job
 from services.schemas.inference import ClassifyOptions
 from services.schemas.masks import MasksOptions
+from services.schemas.validation import OptionsT
 from tests import toy_models
 from tests.db import job_rows
 from tests.services.jobs.job_homes import AtWork, at_work, make_home
@@ -74,8 +76,12 @@ def test_without_an_idempotency_key() -> None:
     assert idempotency_key(request()) is None
 
 
+def split_now(given: Request, kind: type[OptionsT], fields: dict[str, str]) -> Any:
+    return asyncio.run(split(given, kind, fields))
+
+
 def test_options_of_a_request_alone() -> None:
-    options, own = split(request(query="top_k=2"), ClassifyOptions, {"model": "colours"})
+    options, own = split_now(request(query="top_k=2"), ClassifyOptions, {"model": "colours"})
     assert options == ClassifyOptions(model="colours", top_k=2)
     assert own is None
 
@@ -86,8 +92,8 @@ def test_options_of_jobs_need_a_job(name: str) -> None:
     for given in ({"query": f"{name}={values[name]}"}, {}):
         fields = {} if given else {name: values[name]}
         with pytest.raises(BadInput, match=f"{name}.*Prefer: respond-async"):
-            split(request(**given), ClassifyOptions, fields)
-        options, own = split(request(ASYNC, **given), ClassifyOptions, {**fields, "top_k": "1"})
+            split_now(request(**given), ClassifyOptions, fields)
+        options, own = split_now(request(ASYNC, **given), ClassifyOptions, {**fields, "top_k": "1"})
         assert options == ClassifyOptions(top_k=1)
         assert own is not None and own.model_fields_set == {name}
         assert str(getattr(own, name)).removesuffix(".0") == values[name]
@@ -95,11 +101,11 @@ def test_options_of_jobs_need_a_job(name: str) -> None:
 
 def test_options_of_a_job() -> None:
     requested = request(ASYNC, ("Idempotency-Key", "k"), query="priority=9&timeout_s=0.5&webhook=https%3A%2F%2Fx%2F")
-    options, own = split(requested, MasksOptions, {"prompts": "[]"})
+    options, own = split_now(requested, MasksOptions, {"prompts": "[]"})
     assert options == MasksOptions(prompts="[]")
     assert own is not None
     assert own.terms(requested) == JobTerms(priority=9, timeout_s=0.5, webhook="https://x/", idempotency_key="k")
-    _, own = split(request(ASYNC), ClassifyOptions, {})
+    _, own = split_now(request(ASYNC), ClassifyOptions, {})
     assert own is not None and own.terms(request()) == JobTerms()
     assert JobTerms().priority == 5 and JobTerms().timeout_s is None
 
@@ -122,7 +128,7 @@ def test_options_of_a_job() -> None:
 )
 def test_options_that_are_wrong(query: str) -> None:
     with pytest.raises(BadInput, match=query.partition("=")[0]):
-        split(request(ASYNC, query=query), ClassifyOptions, {})
+        split_now(request(ASYNC, query=query), ClassifyOptions, {})
 
 
 def test_the_answer() -> None:

@@ -149,7 +149,7 @@ def test_images_are_taken_while_the_rest_is_on_its_way() -> None:
     assert seen[0] == 0 and {1, 2, 3, 4} <= set(seen)
 
 
-def test_a_image_that_is_too_large_is_refused_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_that_is_too_large_is_refused_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     limit_images(monkeypatch, 100)
     parts = [("files", ("a", b"x" * 100)), ("files", ("big", b"y" * 101)), ("files", ("c", b"z"))]
     body, kind = form(*parts)

@@ -136,13 +136,13 @@ def test_prompts_are_counted_before_they_are_read() -> None:
         converters.prompts(pb.PromptMasksRequest(prompts=[half, half, pb.Prompt(points=[pb.Point()])]))
 
 
-def test_a_image_is_bytes_or_an_id() -> None:
-    source = converters.source(pb.ClassifyRequest(image=pb.Picture(data=b"x", filename="a.png")), 2.5)
-    assert (source.data, source.image_id, source.filename, source.timeout_s) == (b"x", None, "a.png", 2.5)
-    source = converters.source(pb.ClassifyRequest(image=pb.Picture(image_id="an id")), None)
-    assert (source.data, source.image_id, source.filename, source.timeout_s) == (None, "an id", None, None)
+def test_an_image_is_bytes_or_an_id() -> None:
+    source = converters.source(pb.ClassifyRequest(image=pb.Picture(data=b"x", filename="a.png")))
+    assert (source.data, source.image_id, source.filename) == (b"x", None, "a.png")
+    source = converters.source(pb.ClassifyRequest(image=pb.Picture(image_id="an id")))
+    assert (source.data, source.image_id, source.filename) == (None, "an id", None)
     for nothing in (None, pb.Picture(), pb.Picture(data=b"")):
-        source = converters.source(pb.ClassifyRequest(image=nothing), None)
+        source = converters.source(pb.ClassifyRequest(image=nothing))
         assert (source.data, source.image_id) == (None, None)
 
 

@@ -215,7 +215,7 @@ def test_tiny_images(run: Run) -> None:
 
 
 @pytest.mark.parametrize("size", [(20, 20), (5, 5), (9, 3)], ids=str)
-def test_more_layers_of_crops_than_a_image_has_pixels_for(run: Run, size: tuple[int, int]) -> None:
+def test_more_layers_of_crops_than_an_image_has_pixels_for(run: Run, size: tuple[int, int]) -> None:
     async def main(served: Served) -> None:
         image = encoded(toy_sam.shapes(*size))
         try:
@@ -301,7 +301,7 @@ def test_without_a_cache_every_ask_encodes(run: Run) -> None:
     run(main, cache_mb=0)
 
 
-def test_a_image_that_cannot_be_read_is_everybody_s_error(run: Run) -> None:
+def test_an_image_that_cannot_be_read_is_everybody_s_error(run: Run) -> None:
     async def main(served: Served) -> None:
         broken = IMAGE[:200]
         errors = await asyncio.gather(*(served.masks(CLICK, image=broken) for _ in range(4)), return_exceptions=True)

@@ -27,15 +27,17 @@ from models.limits import MAX_PIXELS
 from models.model_key import ModelKey
 from models.results import Timing
 from services.inference import operations
-from services.inference.operations import read_parameters, settle_parameters
+from services.inference.context import RequestContext
+from services.inference.operations import read_parameters, resolve_parameters
 from services.inference.pipeline import ImageSource
 from services.runners import unet
 from services.runners.local import LocalRunner
-from services.runners.progress import LISTENER
+from services.runners.progress import NO_PROGRESS, ProgressSink
 from services.runners.unet import Room
 from services.schemas import default_models
 from tests import toy_models
 from tests.conftest import publish
+from tests.operations import ask
 from tests.services.jobs.job_homes import AtWork, at_work
 
 TILED, WHOLE, MANY = (ModelKey("local", name, 1) for name in ("cells_tiled", "cells_whole", "areas_tiled"))
@@ -80,9 +82,15 @@ class Served:
         return loaded
 
     async def segment(
-        self, image: bytes, *, key: ModelKey = TILED, timeout_s: float = 20, **more: Any
+        self,
+        image: bytes,
+        *,
+        key: ModelKey = TILED,
+        timeout_s: float = 20,
+        progress: ProgressSink = NO_PROGRESS,
+        **more: Any,
     ) -> tuple[InferenceResponse, Timing]:
-        return await self.runner.infer(key, InferenceRequest(image, **more), time.monotonic() + timeout_s)
+        return await self.runner.infer(key, InferenceRequest(image, **more), time.monotonic() + timeout_s, progress)
 
     async def in_a_run(self, times: int = 1) -> None:
         for _ in range(times):
@@ -122,7 +130,7 @@ def pixels_of(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def mask_of(answer: InferenceResponse) -> NDArray[np.uint8]:
-    return np.asarray(Image.open(io.BytesIO(answer.renders["mask"])))
+    return np.asarray(Image.open(io.BytesIO(answer.images["mask"])))
 
 
 IMAGE = toy_models.noise(150, 90)
@@ -132,7 +140,7 @@ TRUTH = toy_models.cell_logits(pixels_of(IMAGE)) >= 0
 
 
 @pytest.mark.parametrize("flips", [False, True])
-def test_a_image_at_its_own_size(artifacts: Path, flips: bool) -> None:
+def test_an_image_at_its_own_size(artifacts: Path, flips: bool) -> None:
     async def main(served: Served) -> None:
         await served.load()
         answer, timing = await served.segment(DATA, renders=(*RENDERS, PROBABILITY), flips=flips)
@@ -142,8 +150,8 @@ def test_a_image_at_its_own_size(artifacts: Path, flips: bool) -> None:
             "background": int((~TRUTH).sum()),
         }
         assert (answer.image.width, answer.image.height, answer.image.mime_type) == (150, 90, "image/png")
-        assert tuple(answer.renders) == (*RENDERS, PROBABILITY)
-        overlay = pixels_of(Image.open(io.BytesIO(answer.renders["overlay"])))
+        assert tuple(answer.images) == (*RENDERS, PROBABILITY)
+        overlay = pixels_of(Image.open(io.BytesIO(answer.images["overlay"])))
         assert np.array_equal(overlay[~TRUTH], pixels_of(IMAGE)[~TRUTH])
         assert sum(served.batches) == timing.batch_size == PIECES * (4 if flips else 1)
         counts = await served.runner.counters(TILED)
@@ -153,14 +161,14 @@ def test_a_image_at_its_own_size(artifacts: Path, flips: bool) -> None:
     run(artifacts, main)
 
 
-def test_mirror_images_of_a_image_that_is_resized(artifacts: Path) -> None:
+def test_mirror_images_of_an_image_that_is_resized(artifacts: Path) -> None:
     async def main(served: Served) -> None:
         await served.load(WHOLE)
         plain, timing = await served.segment(DATA, key=WHOLE, renders=("mask", PROBABILITY))
         assert (served.batches, timing.batch_size) == ([1], 1)
         flipped, timing = await served.segment(DATA, key=WHOLE, renders=("mask", PROBABILITY), flips=True)
         assert (sum(served.batches), timing.batch_size) == (5, 4)
-        levels = [np.asarray(Image.open(io.BytesIO(a.renders[PROBABILITY]))).astype(int) for a in (plain, flipped)]
+        levels = [np.asarray(Image.open(io.BytesIO(a.images[PROBABILITY]))).astype(int) for a in (plain, flipped)]
         assert np.abs(levels[0] - levels[1]).max() <= 1
         small = np.asarray(IMAGE.resize((32, 32), Image.Resampling.BILINEAR))
         scores = Image.fromarray(toy_models.cell_logits(small).astype(np.float32))
@@ -238,7 +246,7 @@ def test_a_deadline_ends_it(artifacts: Path) -> None:
     run(artifacts, main)
 
 
-def test_a_image_that_cannot_be_done_in_time_is_not_tried_to_the_end(
+def test_an_image_that_cannot_be_done_in_time_is_not_tried_to_the_end(
     artifacts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(unet, "_JUDGED_AFTER_S", 0.1)
@@ -276,8 +284,7 @@ def test_progress(artifacts: Path) -> None:
     async def main(served: Served) -> None:
         await served.load()
         shares: list[float] = []
-        LISTENER.set(shares.append)
-        await served.segment(DATA)
+        await served.segment(DATA, progress=ProgressSink(shares.append))
         assert shares == sorted(shares)
         assert shares[-1] == 1.0
         assert 1 / PIECES <= shares[0] < 0.2
@@ -379,7 +386,7 @@ def work(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cal
 
 async def settle(bench: AtWork, **given: Any) -> dict[str, Any]:
     segment = operations.operation("segment")
-    return await settle_parameters(bench.app_state, segment, read_parameters(segment, given), LOCAL_OWNER)
+    return await resolve_parameters(RequestContext(bench.app_state.inference), segment, read_parameters(segment, given))
 
 
 def test_the_default_model_is_the_first_that_is_there(
@@ -388,7 +395,7 @@ def test_the_default_model_is_the_first_that_is_there(
     assert default_models.SEGMENT == ("deeplabv3_resnet50", "nuclei_unet")
 
     async def main(bench: AtWork) -> None:
-        outcome = await bench.app_state.vision.segment(ImageSource(DATA), store=False)
+        outcome = await ask(bench.app_state, "segment", ImageSource(DATA), store=False)
         assert outcome.body["model"] == {"name": "nuclei_unet", "version": 1}
         pinned = await settle(bench)
         assert pinned == {"model": "nuclei_unet", "version": 1}
@@ -397,7 +404,7 @@ def test_the_default_model_is_the_first_that_is_there(
         # Another one comes that is preferred: what was settled stays.
         await asyncio.to_thread(publish, tmp_path / "var", "deeplabv3_resnet50", artifacts / "areas")
         await asyncio.to_thread(bench.app_state.index.refresh)
-        outcome = await bench.app_state.vision.segment(ImageSource(DATA), store=False)
+        outcome = await ask(bench.app_state, "segment", ImageSource(DATA), store=False)
         assert outcome.body["model"] == {"name": "deeplabv3_resnet50", "version": 1}
         assert await settle(bench) == {"model": "deeplabv3_resnet50", "version": 1}
         job = await bench.submit("segment", [DATA], {**pinned, "probability": True})
@@ -414,7 +421,7 @@ def test_without_any_model_the_first_default_is_named(tmp_path: Path) -> None:
     async def main() -> None:
         async with at_work(tmp_path / "nothing", tmp_path) as bench:
             with pytest.raises(NotFound, match="deeplabv3_resnet50"):
-                await bench.app_state.vision.segment(ImageSource(DATA), store=False)
+                await ask(bench.app_state, "segment", ImageSource(DATA), store=False)
 
     (tmp_path / "nothing").mkdir()
     asyncio.run(main())
@@ -433,7 +440,7 @@ def test_without_any_model_the_first_default_is_named(tmp_path: Path) -> None:
 def test_what_a_model_cannot_be_asked(work: Callable[..., None], given: dict[str, Any], said: str) -> None:
     async def main(bench: AtWork) -> None:
         refusals: list[Refusal] = []
-        for request in (bench.app_state.vision.segment(ImageSource(DATA), **given), settle(bench, **given)):
+        for request in (ask(bench.app_state, "segment", ImageSource(DATA), **given), settle(bench, **given)):
             with pytest.raises(BadInput, match=said) as refused:
                 await request
             refusals.append(refused.value)
@@ -444,15 +451,15 @@ def test_what_a_model_cannot_be_asked(work: Callable[..., None], given: dict[str
 
 def test_what_was_asked_is_recorded(work: Callable[..., None]) -> None:
     async def main(bench: AtWork) -> None:
-        outcome = await bench.app_state.vision.segment(ImageSource(DATA), flips=True, render="probability")
-        assert tuple(outcome.renders) == (*RENDERS, PROBABILITY)
+        outcome = await ask(bench.app_state, "segment", ImageSource(DATA), flips=True, render="probability")
+        assert tuple(outcome.images) == (*RENDERS, PROBABILITY)
         row = await asyncio.to_thread(bench.app_state.records.prediction, LOCAL_OWNER, outcome.body["id"])
         assert row.parameters == {"flips": True, "probability": True}
-        plain = await bench.app_state.vision.segment(ImageSource(DATA))
+        plain = await ask(bench.app_state, "segment", ImageSource(DATA))
         assert plain.body["classes"] == outcome.body["classes"]
         assert sorted(plain.body["artifacts"]) == ["color", "mask", "overlay"]
-        unstored = await bench.app_state.vision.segment(ImageSource(DATA), render="probability", store=False)
-        assert tuple(unstored.renders) == (PROBABILITY,)
-        assert unstored.renders[PROBABILITY] == outcome.renders[PROBABILITY]
+        unstored = await ask(bench.app_state, "segment", ImageSource(DATA), render="probability", store=False)
+        assert tuple(unstored.images) == (PROBABILITY,)
+        assert unstored.images[PROBABILITY] == outcome.images[PROBABILITY]
 
     work(main)
