@@ -201,7 +201,7 @@ def test_the_end_of_an_item_comes_after_the_rows_in_their_transaction(
         if any(one.item_id == broken.id for one in settlings):
             raise fault
 
-    monkeypatch.setattr(writers, "settle", settle)
+    monkeypatch.setattr(writers, "finish_items", settle)
     fault = ValueError("a fault of ours")
     records.save(unit(), ends(good)).result(10)
     records.save([], ends(alone, error={"code": "bad_image", "message": "none"})).result(10)
@@ -222,7 +222,7 @@ def test_lost_ones_of_a_group_fail_alone(engine: sa.Engine, records: Records, mo
         sizes.append(len(settlings))
         job_states.finish_items(db, settlings)
 
-    monkeypatch.setattr(writers, "settle", settle)
+    monkeypatch.setattr(writers, "finish_items", settle)
     for n in (3, 11):
         change(engine, JobItem, items[n].id, worker_id="worker-2")
     with locked(engine):

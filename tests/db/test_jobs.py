@@ -434,7 +434,7 @@ def test_removed_while_a_worker_settles(
         go.wait(10)
         job_states.finish_items(db, settlings)
 
-    monkeypatch.setattr(group_commit, "settle", late)
+    monkeypatch.setattr(group_commit, "finish_items", late)
     item_result = records.save(
         [rows.prediction(image.id, id="item-1", job_id=stored.id)], ItemResult(stored.id, "item-1", "worker-1")
     )

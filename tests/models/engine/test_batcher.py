@@ -69,7 +69,7 @@ def test_shapes_that_differ_run_apart(batcher: Batcher) -> None:
 
 def test_a_network_that_loses_rows_fails_nobody_silently(batcher: Batcher) -> None:
     class Short(Kitchen):
-        def run(self, batch: Any) -> Any:
+        def run(self, batch: Any, cancellation: Any = None) -> Any:
             return np.zeros(len(batch) - 1, np.int64)
 
     caller = request(batcher, batcher.open_queue("short", Short()), 1)

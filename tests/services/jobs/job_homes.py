@@ -63,7 +63,7 @@ class AtWork:
         self.worker_id = new_id()
         places, heavy_places = self._places
         return JobExecutor(
-            self.app_state,
+            self.app_state.inference,
             self.records,
             self.app_state.job_queue,
             self.worker_id,

@@ -953,7 +953,7 @@ def test_threads_that_ask_the_database(run: Run, monkeypatch: pytest.MonkeyPatch
 
             return call
 
-        names = ("claim", "give_back", "claimed_by", "running", "fail", "add_hand", "states", "report")
+        names = ("claim", "give_back", "claimed_by", "running", "fail", "enqueue_entry", "states", "report")
         for name in names:
             monkeypatch.setattr(bench.records, name, noted(name))
         infer, calls = bench.app_state.runner.infer, 0
@@ -970,7 +970,7 @@ def test_threads_that_ask_the_database(run: Run, monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(bench.app_state.runner, "infer", flaky)
         with ThreadPoolExecutor(2, thread_name_prefix="given") as threads:
             bench.work = JobExecutor(
-                bench.app_state,
+                bench.app_state.inference,
                 bench.records,
                 bench.app_state.job_queue,
                 "worker-1",

@@ -22,6 +22,7 @@ from ekiben.errors import Unavailable
 from ekiben.ids import LOCAL_OWNER, new_id
 from models.engine import engine
 from services.jobs import executor, maintenance
+from services.jobs import heartbeat as heartbeats
 from services.jobs.heartbeat import BEAT_S, Heartbeat
 from services.jobs.maintenance import DEAD_S, STALLED_S, Maintenance
 from tests import toy_models
@@ -223,7 +224,7 @@ def test_a_job_that_nobody_works_on(run: Run) -> None:
 
 
 def test_beats(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(maintenance, "BEAT_S", 0.02)
+    monkeypatch.setattr(heartbeats, "BEAT_S", 0.02)
     assert BEAT_S * 3 < DEAD_S  # one beat that is lost is no death
 
     async def main(bench: AtWork) -> None:
@@ -245,7 +246,7 @@ def test_beats(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_beats_that_are_not_heard(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(maintenance, "BEAT_S", 0.02)
+    monkeypatch.setattr(heartbeats, "BEAT_S", 0.02)
 
     async def main(bench: AtWork) -> None:
         ident, workers = worker(bench, 0), Workers(bench.app_state.database)

@@ -92,7 +92,7 @@ class Bench:
             self.app_state.settings, self.app_state.store, self.records, at.worker_id, self._threads
         )
         work = JobExecutor(
-            self.app_state,
+            self.app_state.inference,
             self.records,
             self.app_state.job_queue,
             at.worker_id,

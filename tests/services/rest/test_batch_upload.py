@@ -24,7 +24,7 @@ from starlette.requests import Request
 from ekiben.errors import BadInput, CallerLeft, Refusal, TooLarge, TooSlow
 from services.archives import zip_reader
 from services.rest.middleware import RequestMiddleware
-from services.rest.uploads import archive_upload, batch_upload
+from services.rest.uploads import batch_upload, multipart, request_body
 from services.rest.uploads.batch_upload import read_batch
 
 Taken = list[tuple[bytes | Refusal, str | None]]
@@ -33,8 +33,8 @@ FOLDER = Path(tempfile.gettempdir())
 
 
 def limit_images(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
-    for module in (archive_upload, batch_upload, zip_reader):
-        monkeypatch.setattr(module, "MAX_BYTES", limit)
+    for module in (multipart, batch_upload, zip_reader):
+        monkeypatch.setattr(module, "MAX_IMAGE_BYTES", limit)
 
 
 def request(
@@ -217,7 +217,7 @@ def test_forms_that_are_refused() -> None:
 
 
 def test_a_long_field_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archive_upload, "MAX_FIELD", 1000)
+    monkeypatch.setattr(multipart, "MAX_FIELD", 1000)
     assert read_form(("parameters", text("x" * 1000)))[0] == {"parameters": "x" * 1000}
     with pytest.raises(TooLarge, match="'parameters'"):
         read_form(("parameters", text("x" * 1001)))
@@ -225,7 +225,7 @@ def test_a_long_field_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_fields_are_bounded_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """They stay in memory: many of them must not add up to the limit of a batch, which is gigabytes."""
-    monkeypatch.setattr(archive_upload, "MAX_FIELD", 1000)
+    monkeypatch.setattr(multipart, "MAX_FIELD", 1000)
     body, kind = form(*((f"field{number}", text("x" * 1000)) for number in range(1000)))
     with pytest.raises(BadInput):
         read(request([body], kind))
@@ -289,8 +289,8 @@ def test_the_limit_of_all_bytes() -> None:
 
 
 def test_a_body_that_stalls(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archive_upload, "PATIENCE_S", 0.1)
-    monkeypatch.setattr(archive_upload, "SLOWEST_BYTES_PER_S", 1_000_000)
+    monkeypatch.setattr(request_body, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(request_body, "SLOWEST_BYTES_PER_S", 1_000_000)
     body, kind = form(*PARTS)
 
     async def main(work_s: float, pause_s: float) -> int:

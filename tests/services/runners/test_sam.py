@@ -76,11 +76,11 @@ class Served:
         graphs = sam.graphs
         encode_, decode_, close = graphs.encode, graphs.decode, graphs.close
 
-        def spied_encode(pixels: Any) -> list[Features]:
+        def spied_encode(pixels: Any, cancellation: Any = None) -> list[Features]:
             self.encoded += 1
             self.entered.release()
             assert self.encode_gate.wait(20)
-            return encode_(pixels)
+            return encode_(pixels, cancellation)
 
         def spied_decode(features: Features, coords: Any, labels: Any, **more: Any) -> Decoded:
             self.decoded += 1
@@ -230,7 +230,7 @@ def test_more_layers_of_crops_than_an_image_has_pixels_for(run: Run, size: tuple
 def test_each_family_answers_its_own_asks(run: Run) -> None:
     async def main(served: Served) -> None:
         late = time.monotonic() + 20
-        with pytest.raises(BadInput, match="sam_toy version 1 answers prompts, not Ask"):
+        with pytest.raises(BadInput, match="sam_toy version 1 answers prompts, not InferenceRequest"):
             await served.runner.infer(SAM, InferenceRequest(IMAGE), late)
         with pytest.raises(BadInput, match="areas version 1 does not answer prompts"):
             await served.runner.masks(AREAS, MaskRequest(IMAGE), late)

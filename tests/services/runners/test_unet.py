@@ -71,12 +71,12 @@ class Served:
         assert isinstance(loaded, LoadedNetwork)
         run = loaded.session.run
 
-        def spied(batch: NDArray[np.generic]) -> NDArray[np.floating[Any]]:
+        def spied(batch: NDArray[np.generic], cancellation: Any = None) -> NDArray[np.floating[Any]]:
             self.batches.append(len(batch))
             self.entered.release()
             assert self.gate.wait(20)
             time.sleep(self.pause_s)
-            return run(batch)
+            return run(batch, cancellation)
 
         loaded.session.run = spied  # type: ignore[method-assign]
         return loaded
@@ -130,7 +130,7 @@ def pixels_of(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def mask_of(answer: InferenceResponse) -> NDArray[np.uint8]:
-    return np.asarray(Image.open(io.BytesIO(answer.images["mask"])))
+    return np.asarray(Image.open(io.BytesIO(answer.renders["mask"])))
 
 
 IMAGE = toy_models.noise(150, 90)
@@ -150,8 +150,8 @@ def test_an_image_at_its_own_size(artifacts: Path, flips: bool) -> None:
             "background": int((~TRUTH).sum()),
         }
         assert (answer.image.width, answer.image.height, answer.image.mime_type) == (150, 90, "image/png")
-        assert tuple(answer.images) == (*RENDERS, PROBABILITY)
-        overlay = pixels_of(Image.open(io.BytesIO(answer.images["overlay"])))
+        assert tuple(answer.renders) == (*RENDERS, PROBABILITY)
+        overlay = pixels_of(Image.open(io.BytesIO(answer.renders["overlay"])))
         assert np.array_equal(overlay[~TRUTH], pixels_of(IMAGE)[~TRUTH])
         assert sum(served.batches) == timing.batch_size == PIECES * (4 if flips else 1)
         counts = await served.runner.counters(TILED)
