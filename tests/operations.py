@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
+
 from ekiben.ids import LOCAL_OWNER
 from models.masks.cutouts import CutStyle
 from models.sam.auto_options import AutoOptions
@@ -34,7 +36,7 @@ async def outcome(
 
 async def ask(app_state: AppState, name: str, source: ImageSource, **options: Any) -> Answered:
     found = await outcome(app_state, name, source, **options)
-    return Answered(to_dict(found.body), dict(found.images))
+    return Answered(orjson.loads(orjson.dumps(to_dict(found.body))), dict(found.images))
 
 
 async def prompt(app_state: AppState, source: ImageSource, prompts: Any = None, **options: Any) -> dict[str, Any]:

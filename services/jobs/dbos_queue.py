@@ -35,7 +35,7 @@ POLL_S = {"request": 0.25, "batch": 0.25, "import": 1.0, "training": 1.0}
 
 _NAME = "ekiben"
 _VERSION = "1"  # of what a hand is: workers of another version leave the entries of this one alone
-_WORKFLOW = "hand"
+_WORKFLOW = "hand"  # in the databases of every version so far
 _WAITING = ["ENQUEUED", "PENDING", "DELAYED"]
 _AT_ONCE = 500
 

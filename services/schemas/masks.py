@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from models.masks.cutouts import CutStyle
 from models.sam.auto_options import AutoOptions
@@ -125,6 +125,16 @@ PROMPTS = (
 )
 
 
+def _is_list(value: Any) -> Any:
+    if value is not None and not isinstance(value, (list, tuple)):
+        raise ValueError("it is a list of prompts")
+    return value
+
+
+PromptsOption = Annotated[JsonText, AfterValidator(_is_list)]
+"""JSON text or a list as JSON has it; in this process a tuple of models.sam.prompts.Prompt, too."""
+
+
 class SamOptions(InferenceOptions):
     """What the operations of Segment Anything share."""
 
@@ -132,7 +142,7 @@ class SamOptions(InferenceOptions):
 
 
 class MasksOptions(SamOptions):
-    prompts: JsonText = Field(default=None, description=PROMPTS + " Without any: the whole image's box.")
+    prompts: PromptsOption = Field(default=None, description=PROMPTS + " Without any: the whole image's box.")
     multimask: bool = Field(
         default=True, description="Three masks per prompt (whole, part, part of a part); false: one."
     )
@@ -151,7 +161,7 @@ class AutoMasksOptions(SamOptions, AutoOptions):
 
 
 class CutoutsOptions(SamOptions, AutoOptions):
-    prompts: JsonText = Field(default=None, description=PROMPTS + " Without any: the automatic masks.")
+    prompts: PromptsOption = Field(default=None, description=PROMPTS + " Without any: the automatic masks.")
     multimask: bool = Field(default=False, description="true: of three masks per prompt cut the best.")
     min_pixels: int = Field(default=0, ge=0, le=64_000_000, description="Smaller objects are left out.")
     padding_px: int = Field(default=0, ge=0, le=10_000, description="Transparent pixels around the object's box.")

@@ -349,7 +349,7 @@ def test_cutouts_of_everything(run: Callable[..., None]) -> None:
         assert [one["area"] for one in some["cutouts"]] == [a for a in (m["area"] for m in auto["masks"]) if a >= third]
         two, _ = await cut_out(app_state, SOURCE, None, options, limit=2, model="sam_toy")
         assert [one["area"] for one in two["cutouts"]] == [mask["area"] for mask in auto["masks"][:2]]
-        none, files = await cut_out(app_state, SOURCE, None, options, min_pixels=10**9, model="sam_toy")
+        none, files = await cut_out(app_state, SOURCE, None, options, min_pixels=64_000_000, model="sam_toy")
         assert none["cutouts"] == files == [] and none["id"] is not None
 
     run(main)

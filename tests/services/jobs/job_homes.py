@@ -18,6 +18,7 @@ from ekiben.ids import LOCAL_OWNER, new_id
 from ekiben.settings import Settings
 from services.app_state import AppState
 from services.inference import operations
+from services.inference.context import RequestContext
 from services.jobs.executor import JobExecutor
 from services.jobs.service import JobTerms
 from tests import toy_models, toy_sam
@@ -87,7 +88,13 @@ class AtWork:
         items += await jobs.stored_items(image_ids)
         options = operations.read_parameters(operations.operation(operation), parameters)
         job, created = await jobs.submit(
-            self.app_state, kind, operation, options, items, JobTerms(timeout_s=timeout_s), store=store
+            RequestContext(self.app_state.inference),
+            kind,
+            operation,
+            options,
+            items,
+            JobTerms(timeout_s=timeout_s),
+            store=store,
         )
         assert created
         return self.job(job.id)

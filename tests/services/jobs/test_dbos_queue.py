@@ -93,7 +93,7 @@ def test_our_check_leaves_the_tables_of_the_queue_alone(database_url: str, engin
 
 
 def test_submit_queues_in_its_transaction(engine: sa.Engine, queue: JobQueue) -> None:
-    stored = submitted(engine, queue, entries=2, total=3, priority=7)
+    stored = submitted(engine, queue, queue_entries=2, total=3, priority=7)
     assert entries(engine) == [
         (f"{stored.id}.0", "ENQUEUED", "ekiben-batches"),
         (f"{stored.id}.1", "ENQUEUED", "ekiben-batches"),
@@ -162,7 +162,7 @@ def test_a_delayed_hand(engine: sa.Engine, queue: JobQueue) -> None:
 def test_withdraw(engine: sa.Engine, queue: JobQueue) -> None:
     """Of a job that is over, the hands that wait; after a retry the new ones are other entries."""
     jobs = JobRecords(engine)
-    stored, other = submitted(engine, queue, entries=3), submitted(engine, queue)
+    stored, other = submitted(engine, queue, queue_entries=3), submitted(engine, queue)
     with writing(engine) as session:
         queue.enqueue(session, stored, 3, delay_s=60)
         queue.enqueue(session, stored, 4)
@@ -186,7 +186,7 @@ def test_withdraw(engine: sa.Engine, queue: JobQueue) -> None:
 def test_a_late_withdrawal_leaves_the_hands_of_a_retry(engine: sa.Engine, queue: JobQueue) -> None:
     """Cancelled by one and tried again by another, who was faster than the second half of the cancel."""
     jobs = JobRecords(engine)
-    stored = submitted(engine, queue, entries=2)
+    stored = submitted(engine, queue, queue_entries=2)
     cancelled = jobs.cancel("local", stored.id)
     jobs.retry("local", stored.id, lambda items: items, queue.enqueue)
     queue.withdraw(cancelled)
@@ -198,7 +198,7 @@ def test_a_late_withdrawal_leaves_the_hands_of_a_retry(engine: sa.Engine, queue:
 
 
 def test_forget(engine: sa.Engine, queue: JobQueue) -> None:
-    stored, other = submitted(engine, queue, entries=501), submitted(engine, queue)
+    stored, other = submitted(engine, queue, queue_entries=501), submitted(engine, queue)
     JobRecords(engine).cancel("local", stored.id)
     queue.forget(stored)
     assert entries(engine, "workflow_uuid") == [(f"{other.id}.0",)]
@@ -206,7 +206,7 @@ def test_forget(engine: sa.Engine, queue: JobQueue) -> None:
 
 
 def test_forget_done(engine: sa.Engine, queue: JobQueue, monkeypatch: pytest.MonkeyPatch) -> None:
-    stored = submitted(engine, queue, entries=6)
+    stored = submitted(engine, queue, queue_entries=6)
     ids = [f"{stored.id}.{n}" for n in range(6)]
     ended = now() - timedelta(hours=1)
     for n, (status, later_s) in enumerate([("SUCCESS", 0), ("ERROR", 0), ("CANCELLED", 1), ("SUCCESS", 1800)]):
@@ -241,7 +241,7 @@ def test_has_hands(engine: sa.Engine, queue: JobQueue) -> None:
 
 def test_hands_of_dead_workers_come_back(engine: sa.Engine, queue: JobQueue) -> None:
     one, two, three = (
-        submitted(engine, queue, entries=2),
+        submitted(engine, queue, queue_entries=2),
         submitted(engine, queue, kind="request"),
         submitted(engine, queue),
     )
@@ -261,12 +261,12 @@ def test_hands_of_dead_workers_come_back(engine: sa.Engine, queue: JobQueue) -> 
 
 TAKER = """
 import os, sys, time
-from services.jobs.dbos_queue import Hands
+from services.jobs.dbos_queue import QueueConsumer
 seen = []
 def work(job_id):
     seen.append(job_id)
     print(job_id, flush=True)
-Hands(sys.argv[1], "worker-1", work, {"request": 1, "batch": 1}).start()
+QueueConsumer(sys.argv[1], "worker-1", work, {"request": 1, "batch": 1}).start()
 deadline = time.monotonic() + 30
 while len(seen) < int(sys.argv[2]) and time.monotonic() < deadline:
     time.sleep(0.02)

@@ -622,12 +622,12 @@ def test_an_item_that_killed_a_worker_runs_alone(run: Run, monkeypatch: pytest.M
         inside: list[bytes] = []
         order: list[bytes] = []
 
-        async def watched(key: Any, request: Any, deadline: float) -> Any:
+        async def watched(key: Any, request: Any, deadline: float, *more: Any) -> Any:
             inside.append(request.image)
             order.append(request.image)
             assert IMAGES[5] not in inside or len(inside) == 1
             await asyncio.sleep(0.01)
-            answer = await infer(key, request, deadline)
+            answer = await infer(key, request, deadline, *more)
             assert IMAGES[5] not in inside or len(inside) == 1
             inside.remove(request.image)
             return answer

@@ -196,13 +196,14 @@ def test_workers_end_when_their_supervisor_is_killed(tmp_path: Path) -> None:
 import subprocess, sys, time
 from pathlib import Path
 from types import SimpleNamespace
-from services import supervisor
+from services.processes import worker_supervisor
 def start(command, **given):
     process = subprocess.Popen([sys.executable, "-S", "-c", {SLEEPS!r}], **given)
     print(process.pid, flush=True)
     return process
-supervisor.subprocess = SimpleNamespace(Popen=start, PIPE=subprocess.PIPE, TimeoutExpired=subprocess.TimeoutExpired)
-supervisor.Supervisor(Path({str(tmp_path)!r}), 2, print).start()
+given = dict(PIPE=subprocess.PIPE, TimeoutExpired=subprocess.TimeoutExpired)
+worker_supervisor.subprocess = SimpleNamespace(Popen=start, **given)
+worker_supervisor.WorkerSupervisor(Path({str(tmp_path)!r}), 2, print).start()
 time.sleep(60)
 """
     parent = subprocess.Popen(

@@ -13,6 +13,7 @@ from starlette.requests import Request
 from db.tables import Job
 from ekiben.errors import BadInput, Conflict
 from ekiben.ids import LOCAL_OWNER
+from services.inference.context import RequestContext
 from services.jobs.service import JobTerms
 from services.rest.async_requests import AsyncRequestOptions, accepted, idempotency_key, split, wants_job
 from services.schemas.inference import ClassifyOptions
@@ -161,7 +162,9 @@ def test_the_same_key_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         items = [await jobs.new_item(image, filename)]
         options = ClassifyOptions.model_validate({"model": "colours", **requested})
         terms = JobTerms(idempotency_key=key, priority=3)
-        return await jobs.submit(bench.app_state, "request", "classify", options, items, terms, store=store)
+        return await jobs.submit(
+            RequestContext(bench.app_state.inference), "request", "classify", options, items, terms, store=store
+        )
 
     async def main() -> None:
         async with at_work(make_home(tmp_path / "template"), tmp_path) as bench:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from typing import Any, Final, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
 import pytest
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
@@ -238,4 +238,6 @@ def kind_of(annotation: Any) -> Any:
     if get_origin(annotation) is Literal:
         assert all(isinstance(one, str) for one in get_args(annotation))
         return str
+    if get_origin(annotation) is Annotated:  # a text whose values are listed elsewhere
+        return get_args(annotation)[0]
     return annotation

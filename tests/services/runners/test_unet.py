@@ -168,7 +168,7 @@ def test_mirror_images_of_an_image_that_is_resized(artifacts: Path) -> None:
         assert (served.batches, timing.batch_size) == ([1], 1)
         flipped, timing = await served.segment(DATA, key=WHOLE, renders=("mask", PROBABILITY), flips=True)
         assert (sum(served.batches), timing.batch_size) == (5, 4)
-        levels = [np.asarray(Image.open(io.BytesIO(a.images[PROBABILITY]))).astype(int) for a in (plain, flipped)]
+        levels = [np.asarray(Image.open(io.BytesIO(a.renders[PROBABILITY]))).astype(int) for a in (plain, flipped)]
         assert np.abs(levels[0] - levels[1]).max() <= 1
         small = np.asarray(IMAGE.resize((32, 32), Image.Resampling.BILINEAR))
         scores = Image.fromarray(toy_models.cell_logits(small).astype(np.float32))
@@ -307,7 +307,7 @@ def test_a_run_that_fails_ends_the_image(artifacts: Path) -> None:
     async def main(served: Served) -> None:
         loaded = await served.load()
 
-        def broken(_: Any) -> Any:
+        def broken(_: Any, cancellation: Any = None) -> Any:
             raise RuntimeError("out of memory")
 
         loaded.session.run = broken  # type: ignore[assignment, method-assign]

@@ -180,13 +180,14 @@ def test_it_ends_at_once(how: str, long: Path) -> None:
 def test_progress_is_said_again_where_nothing_is_new() -> None:
     reading, writing = os.pipe()
     with os.fdopen(reading) as lines:
-        progress = ImportProgress(MessageWriter(writing), {"read": (0.4, 0.8)})
+        stream = os.fdopen(writing, "w", encoding="utf-8")
+        progress = ImportProgress(MessageWriter(stream), {"read": (0.4, 0.8)})
         with progress.repeated():
             for done in range(1000):
                 progress("read", done, 2000)
             time.sleep(1)
         progress("read", 2000, 2000)
-        os.close(writing)
+        stream.close()
         said = [json.loads(line) for line in lines]
     first, *again, last = said
     assert first == {"event": "import", "data": {"phase": "read", "done": 0, "total": 2000}, "progress": 0.4}
