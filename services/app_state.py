@@ -19,13 +19,13 @@ from db.registry import Registry
 from db.session import connect, ping
 from db.workers import Workers
 from ekiben.settings import Settings
-from services.bento.model_store import publish_bundled
 from services.datasets.service import DatasetService
 from services.inference.context import InferenceCore
 from services.inference.pipeline import InferencePipeline
 from services.inference.recording import Recorder
 from services.jobs.dbos_queue import JobQueue
 from services.jobs.service import JobService
+from services.model_registry.bundled import publish_bundled
 from services.model_registry.index import ModelIndex
 from services.model_registry.reconciler import ModelReconciler
 from services.model_registry.repository import ModelRepository

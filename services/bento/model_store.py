@@ -9,13 +9,12 @@ from typing import Any
 
 import bentoml
 
-from db.blobs import BlobStore, open_store
+from db.blobs import open_store
 from db.migrate import migrate
-from db.publishing import publish_folder
 from db.registry import Registry
 from db.session import connect
 from ekiben.settings import Settings
-from models.artifact import MANIFEST, ONNX, read_manifest, verify
+from models.artifact import MANIFEST, read_manifest
 from models.engine.engine import ModelKey
 from services.bento.hosting import MODEL_STORE_TAG
 from services.model_registry.index import ModelIndex
@@ -59,25 +58,3 @@ def bundled_folder(bento: Any) -> Path | None:
         if info.tag.name == MODEL_STORE_TAG:
             return Path(bentoml.models.get(info.tag).path)
     return None
-
-
-def publish_bundled(folder: Path, registry: Registry, store: BlobStore) -> None:
-    """Publish each artifact folder, once: a restart must not put it in place of a version that came later."""
-    known = {each.model.name: {row.digest for row in each.versions} for each in registry.models()}
-    for artifact in sorted(path for path in folder.iterdir() if (path / ONNX).is_file()):
-        manifest = read_manifest(artifact)
-        if manifest.digest in known.get(artifact.name, set()):
-            continue
-        present = {name: info for name, info in manifest.files.items() if (artifact / name).is_file()}
-        verify(artifact, manifest.model_copy(update={"files": present}))
-        row = publish_folder(
-            registry,
-            store,
-            artifact,
-            name=artifact.name,
-            manifest=manifest.model_dump(mode="json"),
-            digest=manifest.digest,
-            lineage={"source": "bento"},
-            reuse=True,
-        )
-        log.info("model carried by the Bento", extra={"model": row.name, "version": row.version})

@@ -16,7 +16,7 @@ from db.blobs import BlobStore, open_store
 from db.registry import Registry
 from db.session import connect
 from ekiben.settings import Settings
-from services.bento.model_store import publish_bundled
+from services.model_registry.bundled import publish_bundled
 from tests import toy_models
 from tests.serving import ROOT, Server, environ, free_port, serving, wait_ready
 
