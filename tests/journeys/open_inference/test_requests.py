@@ -50,7 +50,7 @@ def test_what_is_refused(oip: Client) -> None:
     wrong: list[tuple[str, list[dict[str, Any]], dict[str, Any]]] = [
         ("no output 'logits'", [image], {"outputs": [{"name": "logits"}]}),
         ("asked for twice", [image], {"outputs": [{"name": "probs"}, {"name": "probs"}]}),
-        ("no input 'image'", [tensor("image", "INT32", numbers)], {}),
+        ("no input 'photo'", [tensor("photo", "INT32", numbers)], {}),
         ("given twice", [image, image], {}),
         ("INT32", [tensor("image", "INT32", numbers)], {}),
         ("FP32 [1, 3, 8, 8]", [tensor("image", "FP32", np.zeros((1, 3, 8, 8), np.float32))], {}),

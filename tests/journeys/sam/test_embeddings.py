@@ -10,7 +10,8 @@ import httpx
 from PIL import Image
 
 from tests import toy_models
-from tests.journeys.sam.mask_answers import check_results, counted, request, since
+from tests.journeys.sam.mask_answers import check_results, counted, since
+from tests.journeys.sam.mask_answers import request as post_masks
 from tests.serving import Server
 from tests.toy_sam import boxes_of, middle, shapes
 
@@ -23,7 +24,7 @@ def test_an_embedding_is_made_once(client: httpx.Client) -> None:
     options: dict[str, Any] = {"params": {"store": False}}
 
     before = counted(client)
-    first = request(client, "/v1/masks", prompts, content=jpeg, **options)
+    first = post_masks(client, "/v1/masks", prompts, content=jpeg, **options)
     check_results(first["results"], prompts, image=seen)
     assert first["embedding"]["cached"] is False
     assert first["embedding"]["encode_ms"] > 0
@@ -32,7 +33,7 @@ def test_an_embedding_is_made_once(client: httpx.Client) -> None:
 
     # The same file again: nothing is decoded, nothing encoded.
     before = counted(client)
-    second = request(client, "/v1/masks", prompts, content=jpeg, **options)
+    second = post_masks(client, "/v1/masks", prompts, content=jpeg, **options)
     assert second["results"] == first["results"]
     assert second["embedding"] == {"cached": True, "encode_ms": first["embedding"]["encode_ms"]}
     assert since(before, client) == {"hit": 1, "miss": 0, "encoder": 0, "decoded": 0, "prompts": 1}
@@ -41,7 +42,7 @@ def test_an_embedding_is_made_once(client: httpx.Client) -> None:
     png = toy_models.encoded(seen)
     for decoded in (1, 0):
         before = counted(client)
-        again = request(client, "/v1/masks", prompts, content=png, **options)
+        again = post_masks(client, "/v1/masks", prompts, content=png, **options)
         assert again["results"] == first["results"]
         assert again["embedding"]["cached"] is True
         assert since(before, client) == {"hit": 1, "miss": 0, "encoder": 0, "decoded": decoded, "prompts": 1}
@@ -49,7 +50,7 @@ def test_an_embedding_is_made_once(client: httpx.Client) -> None:
     # Other pixels of the same size are another image.
     before = counted(client)
     seen.putpixel((0, 0), (255, 255, 255))
-    other = request(client, "/v1/masks", prompts, content=toy_models.encoded(seen), **options)
+    other = post_masks(client, "/v1/masks", prompts, content=toy_models.encoded(seen), **options)
     assert other["embedding"]["cached"] is False
     assert since(before, client)["encoder"] == 1
 
@@ -62,7 +63,7 @@ def test_ten_prompts_at_once_encode_once(sam_server: Server, client: httpx.Clien
 
     def one(prompt: dict[str, Any]) -> dict[str, Any]:
         with sam_server.client() as own:
-            return request(own, "/v1/masks", [prompt], content=data, params={"store": False})
+            return post_masks(own, "/v1/masks", [prompt], content=data, params={"store": False})
 
     with ThreadPoolExecutor(10) as pool:
         answers = list(pool.map(one, prompts))
