@@ -78,7 +78,7 @@ def test_a_segmentation() -> None:
     assert (answer._repr_png_() or b"")[:4] == b"\x89PNG"
     without = read(Segmentation, body)
     assert without._repr_png_() is None
-    for request in (without.image, lambda: without.of("bird")):
+    for request in (without.to_image, lambda: without.of("bird")):
         with pytest.raises(ValueError, match="no class map"):
             request()
 
