@@ -1,4 +1,4 @@
-"""A form that is read while it comes: nothing of a large upload is held in memory."""
+"""Reading an archive: a form with one large file, a ZIP or JSON; nothing of a large file is held in memory."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import IO, Any
 from fastapi import Request
 from python_multipart.multipart import parse_options_header
 
-from ekiben.errors import BadInput, TooLarge
+from ekiben.errors import BadInput
 from services.rest.middleware import release
-from services.rest.uploads.multipart import MAX_FIELD, StreamedForm
+from services.rest.uploads.multipart import MAX_FIELD, DiskSink, FormReader
 from services.rest.uploads.request_body import chunks, read_json_body
 
 ZIP_TYPES = (b"application/zip", b"application/x-zip-compressed")
@@ -21,7 +21,7 @@ ZIP_TYPES = (b"application/zip", b"application/x-zip-compressed")
 
 @dataclass(slots=True)
 class ArchiveForm:
-    """An upload of one archive. ``archive``: on disk, without a name; whoever read the form closes it."""
+    """An upload of one archive. ``archive``: on disk, without a name; the reader of the form closes it."""
 
     archive: IO[bytes] | None = None
     filename: str | None = None
@@ -33,9 +33,6 @@ async def read_archive(request: Request, limit: int, folder: Path, setting: str)
 
     BadInput, TooLarge past ``limit`` bytes (``setting`` is what sets it), TooSlow, CallerLeft.
     """
-    declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > limit + MAX_FIELD:
-        raise TooLarge(f"the request has {declared} bytes; at most {limit} are accepted ({setting})")
     kind, options = parse_options_header(request.headers.get("content-type", ""))
     if kind == b"application/json":
         return ArchiveForm(fields=await read_json_body(request))
@@ -51,15 +48,15 @@ async def read_archive(request: Request, limit: int, folder: Path, setting: str)
         return ArchiveForm(archive)
     if kind != b"multipart/form-data" or not options.get(b"boundary"):
         raise BadInput("send a multipart form with file and name, a ZIP, or JSON")
-    form = StreamedForm(options[b"boundary"], folder, files="", archive="file")
+    archive_sink = DiskSink("file", folder)
+    form = FormReader(options[b"boundary"], {"file": archive_sink}, bound_fields=True)
     try:
-        async for chunk in chunks(request, limit, setting):
+        async for chunk in chunks(request, limit, setting, MAX_FIELD):
             before = form.held
             await asyncio.to_thread(form.feed, chunk)
             release(request.scope, len(chunk) - (form.held - before))
         form.end()
     except BaseException:
-        if form.archive is not None:
-            form.archive.close()
+        archive_sink.close()
         raise
-    return ArchiveForm(form.archive, form.archive_name, dict(form.fields))
+    return ArchiveForm(archive_sink.file, archive_sink.filename, dict(form.fields))

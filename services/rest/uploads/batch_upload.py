@@ -17,8 +17,8 @@ from models.limits import MAX_IMAGE_BYTES
 from services.archives.zip_reader import open_archive
 from services.rest.middleware import release
 from services.rest.uploads.archive_upload import ZIP_TYPES
-from services.rest.uploads.multipart import StreamedForm
-from services.rest.uploads.request_body import MAX_JSON, chunks, read_json
+from services.rest.uploads.multipart import DiskSink, FormReader, ImagesSink
+from services.rest.uploads.request_body import MAX_JSON, chunks, read_body, read_json_object
 
 FILES, ARCHIVE = "files", "archive"
 SETTING = "EKIBEN_BATCH_MB"
@@ -40,12 +40,9 @@ async def read_batch(request: Request, limit: int, take: Take, folder: Path) -> 
     An archive lies in ``folder`` meanwhile, without a name.
     BadInput, TooLarge past ``limit`` bytes (of a ZIP's contents too), TooSlow, CallerLeft.
     """
-    declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > limit:
-        raise TooLarge(f"the request has {declared} bytes; at most {limit} are accepted (EKIBEN_BATCH_MB)")
     kind, options = parse_options_header(request.headers.get("content-type", ""))
     if kind == b"application/json":
-        return BatchForm(read_json(b"".join([chunk async for chunk in chunks(request, min(limit, MAX_JSON), SETTING)])))
+        return BatchForm(read_json_object(await read_body(request, min(limit, MAX_JSON), setting=SETTING)))
     if kind in ZIP_TYPES:
         with tempfile.TemporaryFile(dir=folder) as archive:
             async for chunk in chunks(request, limit, SETTING):
@@ -55,22 +52,22 @@ async def read_batch(request: Request, limit: int, take: Take, folder: Path) -> 
         return BatchForm()
     if kind != b"multipart/form-data" or not options.get(b"boundary"):
         raise BadInput("send a multipart form with files, a ZIP, or JSON with image_ids")
-    form = StreamedForm(options[b"boundary"], folder, files=FILES, archive=ARCHIVE)
+    images, archive_sink = ImagesSink(), DiskSink(ARCHIVE, folder)
+    form = FormReader(options[b"boundary"], {FILES: images, ARCHIVE: archive_sink}, bound_fields=True)
     try:
         async for chunk in chunks(request, limit, SETTING):
             before = form.held
             await asyncio.to_thread(form.feed, chunk)
-            for data, filename in form.taken():
+            for data, filename in images.taken():
                 await take(data, filename)
             # What of it is neither stored nor on disk is still in memory.
             release(request.scope, len(chunk) - (form.held - before))
         form.end()
-        if form.archive is not None:
-            await _take_archive(form.archive, limit, take)
+        if archive_sink.file is not None:
+            await _take_archive(archive_sink.file, limit, take)
         return BatchForm(dict(form.fields))
     finally:
-        if form.archive is not None:
-            form.archive.close()
+        archive_sink.close()
 
 
 async def _take_archive(file: IO[bytes], limit: int, take: Take) -> None:
@@ -81,5 +78,5 @@ async def _take_archive(file: IO[bytes], limit: int, take: Take) -> None:
         # One that is too large was unpacked as far as that.
         left -= MAX_IMAGE_BYTES if isinstance(data, TooLarge) else len(data) if isinstance(data, bytes) else 0
         if left < 0:
-            raise TooLarge(f"the archive holds more than {limit} bytes (EKIBEN_BATCH_MB)")
+            raise TooLarge(f"the archive holds more than {limit} bytes ({SETTING})")
         await take(data, filename)

@@ -12,18 +12,32 @@ from starlette.requests import ClientDisconnect, Request
 from ekiben.errors import BadInput, CallerLeft, TooLarge, TooSlow
 
 MAX_JSON = 16_000_000
+"""Bytes of a body that is JSON."""
+
+PATIENCE_S = 30.0
+SLOWEST_BYTES_PER_S = 65_536
+"""A body has PATIENCE_S, and a second more for each so many bytes that came: memory is not held for those who stall."""
 
 
-async def chunks(request: Request, limit: int, setting: str) -> AsyncIterator[bytes]:
-    """The body, as it comes. Whoever takes it over tells the front what is in memory no more (``release``)."""
+async def chunks(request: Request, limit: int, setting: str = "", overhead: int = 0) -> AsyncIterator[bytes]:
+    """The pieces of the body, in order: at most ``limit`` bytes and ``overhead`` around them.
+
+    ``setting``: what sets the limit, for the message. TooLarge as soon as it is known to be passed, TooSlow for a body
+    that stalls or drips, CallerLeft for a caller who disconnects. The time that the reader of the pieces spends is not
+    the caller's. A reader that keeps no piece in memory says so (``services.rest.middleware.release``).
+    """
+    source = f" ({setting})" if setting else ""
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > limit + overhead:
+        raise TooLarge(f"the request has {declared} bytes; at most {limit} are accepted{source}")
     total = 0
     loop = asyncio.get_running_loop()
     begun = loop.time()
     stream = request.stream().__aiter__()
-    worked = 0.0  # the time in which it was not the caller who was waited for
+    reader_s = 0.0
     while True:
         try:
-            async with asyncio.timeout_at(begun + worked + PATIENCE_S + total / SLOWEST_BYTES_PER_S):
+            async with asyncio.timeout_at(begun + reader_s + PATIENCE_S + total / SLOWEST_BYTES_PER_S):
                 chunk = await anext(stream)
         except StopAsyncIteration:
             return
@@ -32,21 +46,27 @@ async def chunks(request: Request, limit: int, setting: str) -> AsyncIterator[by
         except ClientDisconnect:
             raise CallerLeft("the caller left while sending") from None
         total += len(chunk)
-        if total > limit:
-            raise TooLarge(f"the request has more than {limit} bytes ({setting})")
+        if total > limit + overhead:
+            raise TooLarge(f"the request has more than {limit} bytes{source}")
         given = loop.time()
         if chunk:
             yield chunk
-        worked += loop.time() - given
+        reader_s += loop.time() - given
+
+
+async def read_body(request: Request, limit: int, overhead: int = 0, setting: str = "") -> bytes:
+    """The whole body, of at most ``limit`` bytes and ``overhead`` around them. Errors as ``chunks``."""
+    read = [chunk async for chunk in chunks(request, limit, setting, overhead)]
+    return read[0] if len(read) == 1 else b"".join(read)
 
 
 async def read_json_body(request: Request, limit: int = MAX_JSON) -> dict[str, Any]:
-    """The object that the body is. BadInput, TooLarge."""
-    return read_json(b"".join([chunk async for chunk in chunks(request, limit, "a body of JSON")]))
+    """The object that the body is. BadInput, TooLarge, TooSlow, CallerLeft."""
+    return read_json_object(await read_body(request, limit, setting="a body of JSON"))
 
 
-def read_json(body: bytes) -> dict[str, Any]:
-    """The object in a body. BadInput."""
+def read_json_object(body: bytes) -> dict[str, Any]:
+    """The object in a body. BadInput for what is no JSON object, or holds a NUL character."""
     try:
         given = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -64,38 +84,3 @@ def _holds_nul(value: Any) -> bool:
     if isinstance(value, list):
         return any(_holds_nul(each) for each in value)
     return isinstance(value, str) and "\0" in value
-
-
-PATIENCE_S = 30.0
-
-
-SLOWEST_BYTES_PER_S = 65_536
-"""A body has PATIENCE_S, and a second more for each so many bytes that came: memory is not held for those who stall."""
-
-
-async def read_body(request: Request, limit: int, overhead: int = 0) -> bytes:
-    """The whole body, of at most ``limit`` bytes and ``overhead`` around them.
-
-    TooLarge as soon as it is known to pass them, TooSlow for a body that stalls or drips, CallerLeft for a caller who
-    goes.
-    """
-    declared = request.headers.get("content-length")
-    if declared is not None and declared.isdigit() and int(declared) > limit + overhead:
-        raise TooLarge(f"the request has {declared} bytes; at most {limit} are accepted")
-    chunks: list[bytes] = []
-    total = 0
-    loop = asyncio.get_running_loop()
-    begun = loop.time()
-    try:
-        async with asyncio.timeout_at(begun + PATIENCE_S) as patience:
-            async for chunk in request.stream():
-                total += len(chunk)
-                if total > limit + overhead:
-                    raise TooLarge(f"the request has more than {limit} bytes")
-                chunks.append(chunk)
-                patience.reschedule(begun + PATIENCE_S + total / SLOWEST_BYTES_PER_S)
-    except TimeoutError:
-        raise TooSlow(f"the body came too slowly: {total} bytes in {loop.time() - begun:.0f} s") from None
-    except ClientDisconnect:
-        raise CallerLeft("the caller left while sending") from None
-    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
