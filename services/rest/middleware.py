@@ -8,19 +8,19 @@ import time
 from collections.abc import Callable, MutableMapping
 from typing import Any
 
-from ekiben.errors import BadInput, Overloaded
+from ekiben.errors import BadInput
 from ekiben.ids import new_id
 from ekiben.logs import request_id
 from services import metrics
 from services.bento.hosting import App, Receive, Scope, Send
+from services.concurrency.byte_budget import ByteBudget, ByteLease
 from services.rest.error_handlers import response_for
 
 _GIVEN_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 
 SCHEMA = "/schema.json"
-_RELEASE = "ekiben.release"
-_TAKE = "ekiben.take"
+_LEASE = "ekiben.body_bytes"
 
 
 class _Schema:
@@ -49,8 +49,7 @@ class RequestMiddleware:
         self._bento = bento
         self._app = app
         self._access = access
-        self._max_body_bytes = max_body_bytes
-        self._body_bytes = 0
+        self._budget = ByteBudget(max_body_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -76,32 +75,15 @@ class RequestMiddleware:
                     message = {**message, "body": b""}
             await send(message)
 
-        held = 0
+        lease = ByteLease(self._budget)
 
         async def receive_counted() -> MutableMapping[str, Any]:
-            nonlocal held
             message = await receive()
             if size := len(message.get("body", b"")):
-                # One request alone may always be as large as its route allows.
-                if self._body_bytes > held and self._body_bytes + size > self._max_body_bytes:
-                    raise Overloaded("too many bytes are on their way in", retry_after_s=1)
-                held += size
-                self._body_bytes += size
+                lease.take(size)
             return message
 
-        def let_go(size: int) -> None:
-            nonlocal held
-            held -= size
-            self._body_bytes -= size
-
-        def take_up(size: int) -> None:
-            nonlocal held
-            if self._body_bytes + size > self._max_body_bytes:
-                raise Overloaded("too many bytes are on their way in", retry_after_s=1)
-            held += size
-            self._body_bytes += size
-
-        scope[_RELEASE], scope[_TAKE] = let_go, take_up
+        scope[_LEASE] = lease
         metrics.in_progress.inc()
         try:
             if "\0" in scope["path"]:
@@ -120,7 +102,7 @@ class RequestMiddleware:
             elif not complete:  # the answer is under way: only the connection can still be broken off
                 raise
         finally:
-            self._body_bytes -= held
+            lease.give_back(lease.held)
             metrics.in_progress.dec()
             seconds = time.perf_counter() - started
             route = _route(scope)
@@ -133,16 +115,16 @@ class RequestMiddleware:
 
 def release(scope: Scope, size: int) -> None:
     """So many bytes of a request's body are in memory no more, while the request goes on."""
-    let_go = scope.get(_RELEASE)
-    if let_go is not None:
-        let_go(size)
+    lease: ByteLease | None = scope.get(_LEASE)
+    if lease is not None:
+        lease.give_back(size)
 
 
 def take(scope: Scope, size: int) -> None:
     """A request's body became so many bytes larger when it was unpacked. Overloaded where they may not be held."""
-    take_up = scope.get(_TAKE)
-    if take_up is not None and size > 0:
-        take_up(size)
+    lease: ByteLease | None = scope.get(_LEASE)
+    if lease is not None and size > 0:
+        lease.take(size, always_alone=False)
 
 
 def _request_id(scope: Scope) -> str:

@@ -100,7 +100,7 @@ def unary(
         with _Call(self.state, context, type(self), method.__name__) as call:
             try:
                 call.admit()
-                with self.state.budget.hold(request.ByteSize()):
+                with self.state.budget.lease(request.ByteSize()):
                     result = await method(self, request, call.timeout_s)
             except Exception as error:
                 await call.refuse(error)
@@ -121,7 +121,7 @@ def streaming(
         with _Call(self.state, context, type(self), method.__name__) as call:
             try:
                 call.admit()
-                with self.state.budget.hold(request.ByteSize()):
+                with self.state.budget.lease(request.ByteSize()):
                     async for one in method(self, request, call.timeout_s):
                         yield one
             except Exception as error:

@@ -103,7 +103,7 @@ class OpenInferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # t
     async def _stream(self, requests: Any, timeout_s: float | None) -> AsyncIterator[Any]:
         async for request in _until(self.state.calls.stopped, requests.requests):
             try:
-                with self.state.budget.hold(request.ByteSize()):
+                with self.state.budget.lease(request.ByteSize()):
                     answer = await self._open_inference.infer(await read_request_in_thread(request, timeout_s))
                 yield pb.ModelStreamInferResponse(infer_response=write_answer(answer, request.id))
             except Refusal as error:

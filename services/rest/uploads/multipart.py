@@ -51,7 +51,8 @@ class FormReader:
     """Reads a form: files go to the sink of their field, text fields to ``fields``.
 
     ``text_files``: fields that may come as files and are read as text. ``max_parts``: None for no bound of its own.
-    ``bound_fields``: refuse text fields of more than MAX_FIELD bytes together. ``strict_filenames``: refuse file names that are not UTF-8, instead of repairing them.
+    ``bound_fields``: refuse text fields of more than MAX_FIELD bytes together. ``strict_filenames``: refuse file names
+    that are not UTF-8, instead of repairing them.
     """
 
     def __init__(
