@@ -30,7 +30,7 @@ test: $(TORCH)
 	@.venv-torch/bin/python -m pytest tests -m "not acceptance" -n 2
 
 coverage: $(TORCH)
-	@.venv-torch/bin/python -m pytest tests -m "not acceptance" --cov --cov-report=term:skip-covered
+	@.venv-torch/bin/python -m pytest tests -m "not acceptance" -n 2 --cov --cov-report=term:skip-covered
 
 acceptance: $(TORCH)
 	@.venv-torch/bin/python -m pytest tests -m acceptance
