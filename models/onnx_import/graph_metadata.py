@@ -97,7 +97,7 @@ def read_graph(
 def _run_child(name: str, arguments: list[str], limits: Limits) -> dict[str, Any]:
     # The child gets no settings and no keys: a file that takes it over finds none.
     environment = {key: os.environ[key] for key in ("PATH", "LD_LIBRARY_PATH", "LANG") if key in os.environ}
-    root = str(Path(__file__).resolve().parents[1])
+    root = str(Path(__file__).resolve().parents[2])
     environment["PYTHONPATH"] = os.pathsep.join([root, *(entry for entry in sys.path if entry)])
     environment["OMP_NUM_THREADS"] = environment["OPENBLAS_NUM_THREADS"] = "1"  # each thread's stack is address space
     with tempfile.TemporaryDirectory(prefix="ekiben-intake-") as folder, tempfile.TemporaryFile() as output:

@@ -10,13 +10,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel
 from starlette.responses import Response
 
 from ekiben.errors import BadInput
 from services.inference.operations import Operation
 from services.rest.openapi import openapi, openapi_job
-from services.rest.routers.inference import answer
+from services.rest.routers.inference import answer, upload_limit
 from services.rest.uploads.image_upload import read_upload
 from services.rest.uploads.multipart import Upload
 from services.schemas.jobs import AcceptedBody
@@ -44,22 +43,22 @@ def create_router(operations: Iterable[Operation]) -> APIRouter:
 
 def _endpoint(operation: Operation) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
-        return await answer(request, operation, await _read_form(request, operation.request))
+        return await answer(request, operation, await _read_form(request, operation))
 
     return endpoint
 
 
-async def _read_form(request: Request, options: type[BaseModel]) -> Upload:
+async def _read_form(request: Request, operation: Operation) -> Upload:
     """The form of one of BentoML's clients. BadInput where it has no file."""
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
         raise BadInput(f"send a multipart form with the image as file '{_FIELD}'")
-    upload = await read_upload(request, file_field=_FIELD)
+    upload = await read_upload(request, file_field=_FIELD, limit=upload_limit(request, operation))
     if upload.data is None:
         raise BadInput(f"the form has no '{_FIELD}'")
     if not upload.is_file:
         raise BadInput(f"'{_FIELD}' must be a file, not text or an address")
     # BentoML's client sends every parameter as JSON, and null for one that was not given.
-    as_json = json_options(options)
+    as_json = json_options(operation.request)
     upload.fields = {
         name: text if name in as_json else text.strip('"') for name, text in upload.fields.items() if text != "null"
     }

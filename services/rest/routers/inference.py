@@ -51,11 +51,15 @@ def create_router(operations: Iterable[Operation]) -> APIRouter:
 
 def _endpoint(operation: Operation) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
-        app_state: AppState = request.app.state.app_state
-        limit = app_state.settings.volume_mb * 1_000_000 if operation.volumes else MAX_IMAGE_BYTES
-        return await answer(request, operation, await read_upload(request, limit=limit))
+        return await answer(request, operation, await read_upload(request, limit=upload_limit(request, operation)))
 
     return endpoint
+
+
+def upload_limit(request: Request, operation: Operation) -> int:
+    """Bytes of the file that ``operation`` takes: a volume may be larger than an image."""
+    app_state: AppState = request.app.state.app_state
+    return app_state.settings.volume_mb * 1_000_000 if operation.volumes else MAX_IMAGE_BYTES
 
 
 async def answer(request: Request, operation: Operation, upload: Upload) -> Response:
