@@ -16,36 +16,41 @@ __all__ = ["BlobStore", "new_key", "open_store"]
 
 
 class BlobStore(Protocol):
-    """Safe to use from several threads. Every method blocks.
+    """A store of bytes under keys. Every method blocks and may be called from several threads.
 
-    Every method with a key raises BadInput for one that is none, and Unavailable when the store cannot do its work now.
+    Methods with a key raise BadInput for what is not a key, and Unavailable when the store cannot work now.
     """
 
     parallel: int
-    """Calls at once that pay: few where a disk is written, many where a server is waited for."""
+    """How many calls at once are faster than one: few for a disk, many for a server across a network."""
 
     def put(self, key: str, data: bytes, mime_type: str) -> None:
-        """Write a blob: afterwards it is safe, and nobody ever sees a part of it. Writing it again does no harm."""
+        """Write a blob. It is durable when this returns and never visible in part; writing it again is harmless."""
 
     def put_file(self, key: str, path: Path, mime_type: str) -> None:
-        """Write the file's bytes as ``put`` does, without holding them in memory at once."""
+        """Write the bytes of a file as ``put`` does, without holding all of them in memory."""
 
     def get(self, key: str) -> bytes:
-        """All bytes. NotFound."""
+        """All bytes of a blob. NotFound."""
         ...
 
     def stream(self, key: str) -> Iterator[bytes]:
-        """The bytes in pieces. NotFound is raised here, not by the first piece. Close it when not read to its end."""
+        """The bytes in pieces of at most 256 KiB. NotFound is raised here, not by the first piece.
+
+        Close the iterator when it is not read to its end.
+        """
         ...
 
     def size(self, key: str) -> int:
-        """In bytes. NotFound."""
+        """The size of a blob in bytes. NotFound."""
         ...
 
-    def exists(self, key: str) -> bool: ...
+    def exists(self, key: str) -> bool:
+        """Whether there is a blob under the key."""
+        ...
 
     def delete(self, key: str) -> None:
-        """Remove the blob; one that is missing is no error."""
+        """Remove a blob; a missing one is no error."""
 
     def list(self, prefix: str) -> Iterator[str]:
         """The keys that start with ``prefix``, in any order."""
@@ -54,27 +59,27 @@ class BlobStore(Protocol):
     def presigned_url(
         self, key: str, expires_s: int, filename: str | None = None, mime_type: str | None = None
     ) -> str | None:
-        """An address that needs no credentials and serves the blob for 1 s to 7 days, under that name and type.
+        """A URL that serves the blob without credentials for ``expires_s`` (1 s to 7 days), under that name and type.
 
-        None when the store has no address of its own. The blob is not looked for.
+        None when the store has no URL of its own. Whether the blob exists is not checked.
         """
         ...
 
     def local_path(self, key: str) -> Path | None:
-        """The file that holds the blob, never to be changed. NotFound. None when the store is not on this machine."""
+        """The file of the blob, which must not be changed; None when the store is not on this machine. NotFound."""
         ...
 
     def check(self) -> None:
-        """Write a small blob, read it and remove it. Unavailable when that does not work."""
+        """Write, read and remove a small blob. Unavailable when that does not work."""
 
     def close(self) -> None:
-        """Let go of connections."""
+        """Close connections."""
 
 
 def open_store(url: str, access_key: str = "", secret_key: str = "") -> BlobStore:
-    """The store at a folder's path or ``s3://bucket?endpoint=http://host:port&region=us-east-1``.
+    """The store at the path of a folder or ``s3://bucket?endpoint=http://host:port&region=us-east-1``.
 
-    Nothing is connected yet: a store that is down does not keep a process from starting. BadInput for other addresses.
+    Nothing is connected yet, so that a process starts while its store is down. BadInput for other addresses.
     """
     if "://" not in url:
         if not url:

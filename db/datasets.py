@@ -1,4 +1,4 @@
-"""Datasets: what they are called, what was found in them, and where their files lie."""
+"""Datasets: their rows, the outcome of their imports, and the keys of their files."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlmodel import Session, col, func, select
 
-from db.job_states import OVER, ItemResult, finish_items
+from db.job_states import ItemResult, finish_items
 from db.keys import new_key
-from db.records import MAX_PAGE, Page
+from db.pages import Page, page_bounds
 from db.session import reading, writing
-from db.tables import Dataset, Job, JobItem, now
+from db.tables import OVER, Dataset, Job, JobItem, JobState, now
 from ekiben.errors import Conflict, NotFound
 from ekiben.ids import derived_id
 
@@ -23,14 +23,18 @@ _FILES = {"archive": "zip", "preview": "png", "upload": "zip"}
 
 
 def file_key(dataset: Dataset, which: Literal["archive", "preview", "upload"]) -> str:
-    """Where a file of the dataset lies: ``archive`` the prepared samples, ``upload`` what came, until it is read."""
+    """The blob key of a file of the dataset.
+
+    ``archive``: the prepared samples; ``preview``: an image of some of them; ``upload``: the uploaded archive, which is
+    deleted once it is imported.
+    """
     ident = dataset.id if which == "archive" else derived_id(dataset.id, which)
     return new_key("datasets", ident, _FILES[which], dataset.created_at)
 
 
 @dataclass(frozen=True)
 class DatasetView:
-    """A dataset and what has become of it. ``error``: of the import that failed."""
+    """A dataset and its state. ``error`` (code and message) of an import that was refused or failed, else None."""
 
     dataset: Dataset
     state: State
@@ -40,20 +44,21 @@ class DatasetView:
 class Datasets:
     """The datasets of every owner. Every method blocks on the database: call it in a thread.
 
-    They raise NotFound for an id that this owner does not have, and Unavailable.
+    They raise Unavailable, and NotFound for an id that this owner does not have.
     """
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
 
     def dataset(self, owner: str, id: str) -> DatasetView:
+        """One dataset with its state. NotFound."""
         with reading(self._engine) as session:
             dataset = _one(session, owner, id)
             return _shown(dataset, session.get(Job, dataset.job_id))
 
     def datasets(self, owner: str, page: int = 1, limit: int = 50) -> Page[Dataset]:
-        """Newest first."""
-        page, limit = max(page, 1), min(max(limit, 1), MAX_PAGE)
+        """The datasets of an owner, newest first; pages count from 1."""
+        page, limit = page_bounds(page, limit)
         newest = (col(Dataset.created_at).desc(), col(Dataset.id).desc())
         with reading(self._engine) as session:
             total = session.exec(select(func.count()).select_from(Dataset).where(Dataset.owner == owner)).one()
@@ -61,14 +66,14 @@ class Datasets:
             return Page(session.exec(chosen.offset((page - 1) * limit).limit(limit)).all(), total, page, limit)
 
     def shown(self, datasets: Sequence[Dataset]) -> list[DatasetView]:
-        """What has become of each of them."""
+        """Each dataset with its state, in order; one query for all of them."""
         with reading(self._engine) as session:
             ids = [each.job_id for each in datasets]
             jobs = {job.id: job for job in session.exec(select(Job).where(col(Job.id).in_(ids)))}
         return [_shown(each, jobs.get(each.job_id)) for each in datasets]
 
     def ready(self, owner: str, id: str) -> Dataset:
-        """One that can be trained on. Conflict for another, with the reason."""
+        """A dataset that can be trained on. NotFound; Conflict, with the reason, for one that is not ready."""
         shown = self.dataset(owner, id)
         if shown.state == "importing":
             raise Conflict(f"the dataset is being imported by job {shown.dataset.job_id}", code="dataset_not_ready")
@@ -78,7 +83,10 @@ class Datasets:
         return shown.dataset
 
     def imported(self, id: str, result: ItemResult, found: dict[str, Any]) -> None:
-        """The end of an import, with what was ``found`` (columns). Conflict (LOST): another worker has the job now."""
+        """Finish the item of an import and store what was ``found`` (columns of Dataset by name), in one transaction.
+
+        Conflict (LOST) when its worker has not claimed the item any more; NotFound when the dataset was deleted.
+        """
         with writing(self._engine) as session:
             finish_items(session.connection(), [result])
             dataset = session.get(Dataset, id)
@@ -88,12 +96,12 @@ class Datasets:
                 setattr(dataset, name, value)
             dataset.updated_at = now()
             session.add(dataset)
-            if result.error is None:  # what came is not needed any more; a retry of a refused one needs it
+            if result.error is None:  # the upload is not needed any more; the retry of a refused import needs it
                 own = sa.update(JobItem).where(col(JobItem.id) == result.item_id).values(storage_key=None)
                 session.execute(own)
 
     def known_keys(self, keys: Iterable[str]) -> set[str]:
-        """Those of the blob keys that are files of a dataset, whoever's."""
+        """Those of the blob keys that are files of a dataset of any owner."""
         wanted = set(keys)
         with reading(self._engine) as session:
             found = session.exec(select(Dataset)).all()
@@ -101,7 +109,10 @@ class Datasets:
         return wanted & whole
 
     def delete(self, owner: str, id: str) -> list[str]:
-        """Forget a dataset; gives the keys of its blobs. Conflict while it is imported, or a training needs it."""
+        """Remove a dataset; gives the keys of its blobs, to be deleted.
+
+        NotFound. Conflict while it is being imported or a training that is not over needs it.
+        """
         with writing(self._engine) as session:
             dataset = session.exec(
                 select(Dataset).where(Dataset.id == id, Dataset.owner == owner).with_for_update()
@@ -130,12 +141,12 @@ def _shown(dataset: Dataset, job: Job | None) -> DatasetView:
     if dataset.state == "ready":
         return DatasetView(dataset, "ready", None)
     if job is not None and job.state not in OVER:
-        return DatasetView(dataset, "importing", None)  # perhaps once more, after it was refused
+        return DatasetView(dataset, "importing", None)  # also when a refused import is retried
     error = job.error if job is not None else None
     if dataset.state == "refused":
         first = (dataset.report or {}).get("errors") or [{"code": "bad_dataset", "message": "it was refused"}]
         return DatasetView(dataset, "refused", {"code": first[0]["code"], "message": first[0]["message"]})
     gone = {"code": "import_failed", "message": "its import ended early, and is not remembered any more"}
-    if job is not None and job.state == "cancelled":
+    if job is not None and job.state == JobState.CANCELLED:
         gone = {"code": "cancelled", "message": "its import was cancelled"}
     return DatasetView(dataset, "failed", error or gone)

@@ -1,4 +1,4 @@
-"""Blobs in a folder: a file each, complete or not there at all."""
+"""Blobs in a folder: one file each, complete or absent."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PIECE = 256 * 1024
 
 
 class FolderStore:
-    """The blob store of one machine; several processes may use the same folder."""
+    """The blob store of one machine; several processes may use the same folder. Methods: see ``BlobStore``."""
 
     parallel = 2
 
@@ -29,45 +29,55 @@ class FolderStore:
         self.root = root.absolute()
 
     def put(self, key: str, data: bytes, mime_type: str) -> None:
+        """Write a blob. The MIME type is not stored: the row of the blob holds it."""
         self._write(self._path(key), BytesIO(data))
 
     def put_file(self, key: str, path: Path, mime_type: str) -> None:
+        """Copy a file to a blob."""
         with path.open("rb") as source:
             self._write(self._path(key), source)
 
     def get(self, key: str) -> bytes:
+        """All bytes of a blob. NotFound."""
         with _reading(key):
             return self._path(key).read_bytes()
 
     def stream(self, key: str) -> Iterator[bytes]:
+        """The bytes in pieces of 256 KiB. NotFound."""
         with _reading(key):
             file = self._path(key).open("rb")
         return _pieces(file, key)
 
     def size(self, key: str) -> int:
+        """The size of a blob in bytes. NotFound."""
         with _reading(key):
             return self.local_path(key).stat().st_size
 
     def exists(self, key: str) -> bool:
+        """Whether the file of the blob exists."""
         with _reading(key):
             return self._path(key).is_file()
 
     def delete(self, key: str) -> None:
+        """Remove a blob; a missing one is no error."""
         with _writing():
             if (path := self._path(key)).is_file():
                 path.unlink(missing_ok=True)
 
     def list(self, prefix: str) -> Iterator[str]:
+        """The keys that start with ``prefix``, in any order."""
         check_prefix(prefix)
         return self._walk(prefix)
 
     def presigned_url(
         self, key: str, expires_s: int, filename: str | None = None, mime_type: str | None = None
     ) -> str | None:
+        """None: a folder has no URL."""
         check_key(key)
         return None
 
     def local_path(self, key: str) -> Path:
+        """The file of a blob, which must not be changed. NotFound."""
         path = self._path(key)
         with _reading(key):
             if not path.is_file():
@@ -75,6 +85,7 @@ class FolderStore:
         return path
 
     def check(self) -> None:
+        """Write, read and remove a small file. Unavailable when that does not work."""
         path = self.root / f"{TEMPORARY}check-{uuid.uuid4().hex}"
         self._write(path, BytesIO(b"check"))
         with _writing():
@@ -83,7 +94,7 @@ class FolderStore:
             path.unlink()
 
     def close(self) -> None:
-        pass
+        """Do nothing: no file stays open."""
 
     def _path(self, key: str) -> Path:
         check_key(key)
@@ -105,7 +116,7 @@ class FolderStore:
             _sync(path.parent)
 
     def _walk(self, prefix: str) -> Iterator[str]:
-        # Only the folder that the prefix names can hold such keys; the rest of it is the start of a name.
+        # Only the folder that the prefix names can hold such keys; the rest of the prefix is the start of a file name.
         start = self.root / prefix.rpartition("/")[0]
         with _reading(prefix):
             for folder, _, names in os.walk(start, onerror=_unless_missing):
@@ -117,7 +128,7 @@ class FolderStore:
 
 
 def _unless_missing(error: OSError) -> None:
-    # What cannot be listed must not look empty.
+    # A folder that cannot be listed must not look empty.
     if not isinstance(error, FileNotFoundError):
         raise error
 
@@ -129,7 +140,7 @@ def _pieces(file: IO[bytes], key: str) -> Iterator[bytes]:
 
 
 def _make_folder(folder: Path) -> None:
-    """A new folder is safe only when the folder that lists it is."""
+    """Make a folder durable: its entry is safe only once its parent folder was synced."""
     if folder.is_dir():
         return
     _make_folder(folder.parent)
@@ -166,6 +177,6 @@ def _writing() -> Iterator[None]:
 
 
 def _unavailable(error: OSError) -> Unavailable:
-    """Full, read-only, forbidden or broken."""
+    """The refusal for a disk that is full, read-only, forbidden or broken; the cause goes to the log."""
     log.warning("the blob store cannot be used", extra={"cause": str(error)})
     return Unavailable("the blob store is not available")

@@ -1,4 +1,4 @@
-"""Group commit: one thread stores all that waits in one transaction, because a commit costs more than its rows."""
+"""Group commit: one thread stores all waiting rows in one transaction, as a commit costs more than rows."""
 
 from __future__ import annotations
 
@@ -21,27 +21,26 @@ from ekiben.errors import Overloaded, Unavailable
 
 log = logging.getLogger(__name__)
 
-MAX_BACKLOG = 10_000
-MAX_GROUP = 256  # units of one transaction: bounds how long others wait for SQLite's one writer
-_LOOK_S = 0.02  # how often a lingering unit looks whether more is to come
-GROUP_AT = 64  # units for which nobody lingers any longer
+MAX_BACKLOG = 10_000  # units that may wait
+MAX_GROUP = 256  # units of one transaction: bounds how long other processes wait for SQLite's one writer
+_LOOK_S = 0.02  # how often a delayed group checks whether more is to come
+GROUP_AT = 64  # units that are stored without any delay
 PATIENCE_S = 2.0  # a group that failed after this long is not tried again in parts
 
 Values = tuple[type[SQLModel], dict[str, Any]]
-"""A row as its table and its columns by name, all of them: building a SQLModel object costs ten times as much."""
-
+"""A row as its table and all its columns by name: building a SQLModel object costs ten times as much."""
 
 _Unit = tuple[Sequence[SQLModel | Values], "Future[None]", ItemResult | None]
 
 
 class GroupCommit:
-    """Stores units of rows, each all or none. Its thread starts with the first unit."""
+    """Stores units of rows, each as a whole or not at all. Its thread starts with the first unit."""
 
     def __init__(self, engine: sa.Engine) -> None:
         self._delay_s = 0.0
         self._more_to_come: Callable[[], bool] = bool
         self._engine = engine.execution_options(immediate=True)
-        # Whoever is referred to comes first.
+        # Tables in the order of their foreign keys: rows that others refer to come first.
         self._inserts = {table: sa.insert(table) for table in Row.metadata.sorted_tables}
         self._columns = {table: tuple(table.columns.keys()) for table in self._inserts}
         self._waiting: deque[_Unit] = deque()
@@ -50,10 +49,11 @@ class GroupCommit:
         self._closed = False
 
     def save(self, rows: Sequence[SQLModel | Values], then: ItemResult | None = None) -> Future[None]:
-        """Done when the rows of this unit are safe on disk; does not block, so it may be called on an event loop.
+        """A future that is done once the rows of this unit are on disk; ``then`` ends an item in their transaction.
 
-        The rows must not be changed any more. A future that is cancelled before its turn is not stored. It fails with
-        Unavailable, or Conflict when a row exists already or refers to one that is gone. Raises Overloaded when
+        Does not block, so it may be called on an event loop. The rows must not be changed afterwards. A future that is
+        cancelled before its turn is not stored. The future fails with Unavailable, or with Conflict when a row exists
+        already, refers to one that is gone, or the item is not claimed by its worker any more. Raises Overloaded when
         10,000 units wait, Unavailable after ``close``.
         """
         future: Future[None] = Future()
@@ -68,14 +68,14 @@ class GroupCommit:
         return future
 
     def delay(self, seconds: float, more_to_come: Callable[[], bool]) -> None:
-        """From now on a unit waits for the company of others, where nobody waits for each of them.
+        """From now on let a unit wait up to ``seconds`` for others, where no request waits for its rows.
 
-        At most so long, and only while ``more_to_come()``, which is asked from the writer's thread.
+        It waits only while ``more_to_come()`` is true, which is called on the writer's thread.
         """
         self._delay_s, self._more_to_come = seconds, more_to_come
 
     def start(self) -> None:
-        """Start its thread now, with the priority of the thread that calls."""
+        """Start the thread now: it gets the priority of the calling thread."""
         with self._change:
             self._start()
 
@@ -85,7 +85,7 @@ class GroupCommit:
             self._thread.start()
 
     def close(self, timeout_s: float = 10.0) -> None:
-        """Store what waits, then end. What is not stored after ``timeout_s`` fails with Unavailable."""
+        """Store the waiting units and end the thread. Units not stored after ``timeout_s`` fail with Unavailable."""
         with self._change:
             self._closed = True
             self._change.notify()
@@ -108,7 +108,7 @@ class GroupCommit:
             units = self._take(MAX_GROUP)
             try:
                 self._store(units, time.monotonic())
-            except Exception as error:  # whatever it is: nobody may wait for ever
+            except Exception as error:  # of any kind: no future may stay pending for ever
                 log.exception("records could not be stored")
                 _resolve(units, error)
 
@@ -118,7 +118,7 @@ class GroupCommit:
         return [unit for unit in taken if unit[1].set_running_or_notify_cancel()]
 
     def _store(self, units: list[_Unit], began_s: float) -> None:
-        """One transaction for all; if that fails, for each half: so one bad unit fails alone after log2(n) rounds."""
+        """One transaction for all; if it fails, one for each half: a bad unit fails alone after log2(n) rounds."""
         if not units:
             return
         try:
@@ -126,7 +126,7 @@ class GroupCommit:
         except Exception as error:
             refusal = as_refusal(error) if isinstance(error, sa.exc.SQLAlchemyError) else None
             if isinstance(refusal, Unavailable) and self._is_down(began_s):
-                # All who wait are told now: one after the other they would each wait for the same timeout.
+                # All waiting units fail now: one after the other each would wait for a timeout of its own.
                 _resolve([*units, *self._take(MAX_BACKLOG)], refusal)
             elif len(units) == 1:
                 _resolve(units, refusal or error)
@@ -138,7 +138,7 @@ class GroupCommit:
             _resolve(units, None)
 
     def _insert(self, units: list[_Unit]) -> None:
-        # Core's executemany with plain dicts: the unit of work of an ORM session costs several times as much.
+        # Core's executemany with plain dicts: an ORM session costs several times as much.
         values: dict[sa.Table, list[dict[str, Any]]] = {}
         for rows, _, _ in units:
             for row in rows:
@@ -146,14 +146,14 @@ class GroupCommit:
                 table = cast(sa.Table, kind.__table__)  # type: ignore[attr-defined]
                 values.setdefault(table, []).append({name: given.get(name) for name in self._columns[table]})
         with self._engine.begin() as connection:
-            # Jobs before anything else: whoever removes a job locks it first, and then its images.
-            settlings = [then for _, _, then in units if then is not None]
-            lock_all(connection, [then.job_id for then in settlings])
+            # Jobs before anything else: the removal of a job locks it first, and then its images.
+            results = [then for _, _, then in units if then is not None]
+            lock_all(connection, [result.job_id for result in results])
             for table, statement in self._inserts.items():
                 if table in values:
                     connection.execute(statement, values[table])
-            if settlings:
-                finish_items(connection, settlings)
+            if results:
+                finish_items(connection, results)
 
     def _is_down(self, began_s: float) -> bool:
         if time.monotonic() - began_s > PATIENCE_S:
@@ -167,7 +167,7 @@ class GroupCommit:
 
 def _resolve(units: Sequence[_Unit], error: Exception | None) -> None:
     for _, future, _ in units:
-        # Somebody whom close() gave up on may be settled already.
+        # A unit that close() gave up may have been resolved already.
         with contextlib.suppress(InvalidStateError):
             if error is None:
                 future.set_result(None)

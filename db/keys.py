@@ -1,4 +1,4 @@
-"""Blob keys: made here, and checked before a store uses them."""
+"""Blob keys: how they are made, and how a store checks them."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Literal
 from ekiben.errors import BadInput
 
 TEMPORARY = ".tmp-"
-"""How names start that a folder store uses while it writes; no part of a key starts so."""
+"""Prefix of the names that a folder store uses while it writes; no part of a key starts with it."""
 
 
 def new_key(area: Literal["images", "artifacts", "datasets"], id: str, ext: str, now: datetime) -> str:
-    """``images/2026/11/20/<id>.jpg``: the day is that of ``now`` in UTC; ``ext`` with or without its dot."""
+    """A key such as ``images/2026/11/20/<id>.jpg``: the day of ``now`` in UTC; ``ext`` with or without its dot."""
     return f"{area}/{now.astimezone(UTC):%Y/%m/%d}/{id}.{ext.lstrip('.')}"
 
 
 def check_key(key: str) -> None:
-    """BadInput for a key that is not a relative path of plain names: it could leave the store's folder."""
+    """BadInput for a key that is not a relative path of plain names, which could leave the store's folder."""
     parts = key.split("/")
     if (
         any(part in ("", ".", "..") or part.startswith(TEMPORARY) or len(part.encode()) > 255 for part in parts)
@@ -29,6 +29,6 @@ def check_key(key: str) -> None:
 
 
 def check_prefix(prefix: str) -> None:
-    """BadInput for what no key can start with; the empty prefix is that of all."""
+    """BadInput for a prefix that no key can have; the empty prefix is that of every key."""
     if prefix:
         check_key(prefix.removesuffix("/"))

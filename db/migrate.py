@@ -26,46 +26,46 @@ from ekiben.errors import Refusal
 from ekiben.settings import Settings
 
 SCRIPTS = Path(__file__).parent / "migrations"
-VERSION_TABLE = "ekiben_version"  # not Alembic's default name: others that share the database may use that
+VERSION_TABLE = "ekiben_version"  # not Alembic's default: another application in the database may use that
 _LOCK = 0x656B6962656E  # "ekiben"; the key of PostgreSQL's advisory lock
-_WAIT_MS = 6 * BUSY_MS  # another process's migration may take a while
+_WAIT_MS = 6 * BUSY_MS  # as long as the migration of another process may take
 
 # Alembic keeps its context in module globals.
 _one_at_a_time = threading.Lock()
 
 
 class NewerDatabase(Exception):
-    """The database was migrated by a later Ekiben; the text says what to do."""
+    """The database was migrated by a later version of Ekiben; the message says what to do."""
 
 
 def ours(name: str | None, kind: str, parents: Any) -> bool:
-    """Alembic's ``include_name``: tables of the job engine and of strangers are left alone."""
+    """Alembic's ``include_name``: False for the tables of DBOS and of other applications."""
     return kind != "table" or name in Row.metadata.tables
 
 
 def migrate(url: str, revision: str = "head", scripts: Path = SCRIPTS) -> None:
-    """Upgrade to ``revision``; nothing happens when it is there. Any number of processes may call it at once.
+    """Upgrade the schema to ``revision``; nothing happens when it is there. Several processes may call it at once.
 
-    All or nothing: a migration that fails or is killed leaves the schema as it was. Raises NewerDatabase, Unavailable.
+    A migration that fails or is killed leaves the schema as it was. Raises NewerDatabase, Unavailable.
     """
     with _ready(url, scripts) as config:
         command.upgrade(config, revision)
 
 
 def downgrade(url: str, revision: str, scripts: Path = SCRIPTS) -> None:
-    """Go back to ``revision``; ``base`` removes every table of Ekiben with its rows. Raises as ``migrate``."""
+    """Go back to ``revision``; ``base`` removes every table of Ekiben. Raises NewerDatabase, Unavailable."""
     with _ready(url, scripts) as config:
         command.downgrade(config, revision)
 
 
 def current(url: str) -> str | None:
-    """The revision that the database is at; None when it was never migrated."""
+    """The revision of the database; None when it was never migrated."""
     with _connection(url) as connection:
         return _context(connection).get_current_revision()
 
 
 def check(url: str) -> list[str]:
-    """How the database differs from what this code expects, one sentence each; empty: ready."""
+    """How the schema differs from what this code expects, one sentence per difference; empty when it fits."""
     with _connection(url) as connection:
         at, head = _context(connection).get_current_revision(), ScriptDirectory(str(SCRIPTS)).get_current_head()
         if at != head:
@@ -76,7 +76,7 @@ def check(url: str) -> list[str]:
 
 
 def draft(url: str, message: str, scripts: Path = SCRIPTS) -> None:
-    """Write a new revision from the difference between tables.py and the database, to be checked by hand."""
+    """Write a new revision from the difference between db/tables and the database, to be checked by a person."""
     with _ready(url, scripts) as config:
         command.revision(
             config, message, autogenerate=True, rev_id=f"{len(list((scripts / 'versions').glob('*.py'))) + 1:04}"
@@ -95,7 +95,7 @@ def _context(connection: sa.Connection) -> MigrationContext:
 
 @contextmanager
 def _ready(url: str, scripts: Path) -> Iterator[Config]:
-    """Alembic's configuration with a connection in a transaction that shuts other migrations out."""
+    """Alembic's configuration, with a connection whose transaction excludes other migrations."""
     config = Config(output_buffer=io.StringIO())
     config.set_main_option("script_location", str(scripts).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
@@ -134,8 +134,8 @@ def _open_sqlite(connection: sqlite3.Connection, record: object) -> None:
     connection.execute(f"PRAGMA busy_timeout={_WAIT_MS}")
     set_wal(connection)
     connection.execute("PRAGMA synchronous=FULL")
-    # A table that is written anew is dropped in between: with foreign keys on, that would cascade and delete what
-    # refers to it, without an error. They are checked at the end instead.
+    # Alembic rewrites a table by dropping it: with foreign keys on, that would cascade and silently delete the rows
+    # that refer to it. They are checked at the end instead.
     connection.execute("PRAGMA foreign_keys=OFF")
 
 
@@ -147,14 +147,14 @@ def _check_references(connection: sa.Connection) -> None:
 
 
 def main() -> None:
-    """The command line; the database is that of the settings."""
+    """Run the command line on the database of the settings."""
     parser = argparse.ArgumentParser(prog="python -m db.migrate", description="Migrate Ekiben's database.")
     commands = parser.add_subparsers(dest="command")
     commands.add_parser("upgrade", help="to the schema of this code (the default)")
     commands.add_parser("downgrade", help="back to a revision").add_argument("revision")
     commands.add_parser("current", help="print the revision of the database")
     commands.add_parser("check", help="say whether the database fits this code; exit status 1 when not")
-    commands.add_parser("draft", help="write a new revision from tables.py").add_argument("message")
+    commands.add_parser("draft", help="write a new revision from db/tables").add_argument("message")
     given = parser.parse_args()
     url = Settings.from_environ().resolved_database_url
     try:

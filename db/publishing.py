@@ -28,12 +28,11 @@ def publish_folder(
     reuse: bool = False,
     also: Callable[[Session, ModelVersion], None] | None = None,
 ) -> ModelVersion:
-    """The new version of ``name`` that holds every file of ``folder``.
+    """Publish the files of ``folder`` as a new version of ``name``; gives the version.
 
-    ``manifest`` is that of the folder as JSON-ready values; ``digest`` identifies it. A failure leaves neither row nor
-    blob; only where the database is lost during the commit the blobs stay, because the row may be there. With
-    ``reuse`` an active version of the same digest is given back instead. ``also``: see ``Registry.publish``; what it
-    raises leaves neither.
+    ``manifest``: that of the folder as JSON-ready values; ``digest`` identifies it. With ``reuse`` an active version
+    of this digest is given back instead. ``also``: see ``Registry.publish``. A failure leaves neither row nor blob,
+    except that the blobs stay when the database is lost during the commit: the row may have been stored then.
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file())
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.orm import defer
@@ -17,35 +16,26 @@ from sqlmodel import Session, SQLModel, col, func, select
 
 from db.group_commit import GroupCommit, Values
 from db.job_states import ItemResult
+from db.pages import Page, page_bounds
+from db.references import KEYS_PER_QUERY, is_needed, known_keys, predictions_of, remove_predictions, unreferenced
 from db.session import reading, writing
-from db.tables import Artifact, Image, Installation, JobItem, ModelVersion, Owned, Prediction, now
+from db.tables import ACTIVE, Artifact, Image, Installation, JobItem, Owned, Prediction, now
 from ekiben.errors import Conflict, NotFound
 from ekiben.ids import new_id
 
-MAX_PAGE = 1000
 BULKY = ("masks", "auto_masks", "cutouts")
-"""Tasks whose results are not in lists."""
-_WAITING = ("queued", "running")
-_KEYS_PER_QUERY = 500  # SQLite takes 32,766 parameters; plans get slow long before
+"""Tasks whose results may have megabytes each: lists are read without them."""
+
 
 T = TypeVar("T", bound=Owned)
-P = TypeVar("P")
 
-
-@dataclass(frozen=True)
-class Page(Generic[P]):
-    """``items`` of page ``page`` (from 1) with at most ``limit`` a page; ``total`` over all pages."""
-
-    items: Sequence[P]
-    total: int
-    page: int
-    limit: int
+_NOUNS: dict[type[Owned], str] = {Image: "image", Prediction: "prediction", Artifact: "artifact"}
 
 
 class Records:
     """The records of every owner. Every method but ``save`` blocks on the database: call it in a thread.
 
-    They raise NotFound for an id that this owner does not have, and Unavailable.
+    They raise Unavailable, and NotFound for an id that this owner does not have.
     """
 
     def __init__(self, engine: sa.Engine) -> None:
@@ -53,15 +43,15 @@ class Records:
         self._writer = GroupCommit(engine)
 
     def save(self, rows: Sequence[SQLModel | Values], then: ItemResult | None = None) -> Future[None]:
-        """Store the rows of one unit, all or none, together with whatever else waits: see ``Writer.save``."""
+        """Store the rows of one unit, all or none, in one commit with other units: see ``GroupCommit.save``."""
         return self._writer.save(rows, then)
 
     def delay(self, seconds: float, more_to_come: Callable[[], bool]) -> None:
-        """Store what belongs together in fewer transactions; see ``Writer.linger``."""
+        """Let units wait for others, so that there are fewer commits: see ``GroupCommit.delay``."""
         self._writer.delay(seconds, more_to_come)
 
     def start(self) -> None:
-        """Start the thread that writes; see ``Writer.start``."""
+        """Start the thread that writes: see ``GroupCommit.start``."""
         self._writer.start()
 
     def close(self) -> None:
@@ -69,6 +59,7 @@ class Records:
         self._writer.close()
 
     def image(self, owner: str, id: str) -> Image:
+        """One image. NotFound."""
         with reading(self._engine) as session:
             return _one(session, Image, owner, id)
 
@@ -76,16 +67,17 @@ class Records:
         """Those of the ids that are images of this owner."""
         found: set[str] = set()
         with reading(self._engine) as session:
-            for start in range(0, len(ids), _KEYS_PER_QUERY):
-                some = ids[start : start + _KEYS_PER_QUERY]
+            for start in range(0, len(ids), KEYS_PER_QUERY):
+                some = ids[start : start + KEYS_PER_QUERY]
                 found.update(session.exec(select(Image.id).where(col(Image.id).in_(some), Image.owner == owner)))
         return found
 
     def images(self, owner: str, page: int = 1, limit: int = 50) -> Page[Image]:
-        """Newest first."""
+        """The images of an owner, newest first; pages count from 1."""
         return self._page(Image, [col(Image.owner) == owner], page, limit)
 
     def prediction(self, owner: str, id: str) -> Prediction:
+        """One prediction. NotFound."""
         with reading(self._engine) as session:
             return _one(session, Prediction, owner, id)
 
@@ -99,7 +91,7 @@ class Records:
         *,
         job_id: str | None = None,
     ) -> Page[Prediction]:
-        """Newest first. ``result`` is None for tasks of which one alone may have megabytes (BULKY)."""
+        """The predictions of an owner, newest first; pages count from 1. ``result`` is None for BULKY tasks."""
         conditions = [col(Prediction.owner) == owner]
         if task is not None:
             conditions.append(col(Prediction.task) == task)
@@ -117,11 +109,12 @@ class Records:
         return found
 
     def artifact(self, owner: str, id: str) -> Artifact:
+        """One artifact. NotFound."""
         with reading(self._engine) as session:
             return _one(session, Artifact, owner, id)
 
     def image_of(self, owner: str, prediction_id: str) -> Image:
-        """The image that a prediction is about."""
+        """The image that a prediction is about. NotFound when there is no such prediction."""
         chosen = (
             select(Image)
             .join(Prediction, col(Prediction.image_id) == col(Image.id))
@@ -133,13 +126,13 @@ class Records:
             return image
 
     def artifacts_of(self, owner: str, prediction_id: str) -> list[Artifact]:
-        """In the order in which they were made; empty too when there is no such prediction."""
+        """The artifacts of a prediction, oldest first; empty too when there is no such prediction."""
         chosen = select(Artifact).where(Artifact.owner == owner, Artifact.prediction_id == prediction_id)
         with reading(self._engine) as session:
             return list(session.exec(chosen.order_by(col(Artifact.created_at), col(Artifact.id))))
 
     def parts_of(self, predictions: Sequence[Prediction]) -> dict[str, tuple[Image, list[Artifact]]]:
-        """By prediction id: its image, and its artifacts in the order in which they were made. Two queries in all."""
+        """By prediction id: its image, and its artifacts, oldest first. Two queries for all of them."""
         parts: dict[str, tuple[Image, list[Artifact]]] = {}
         if not predictions:
             return parts
@@ -156,14 +149,14 @@ class Records:
         return parts
 
     def delete_prediction(self, owner: str, id: str) -> list[str]:
-        """Remove a prediction, its artifacts, and its image if that was not kept and no other prediction needs it.
+        """Remove a prediction, its artifacts, and its image if that was not kept and nothing else needs it. NotFound.
 
-        Gives the blob keys that nothing refers to any more: delete those blobs now, after the commit.
+        Gives the blob keys that no row refers to any more: the caller deletes those blobs.
         """
         with writing(self._engine) as session:
             image = _locked_image(session, _one(session, Prediction, owner, id).image_id)
             keys = remove_predictions(session, [col(Prediction.id) == id, col(Prediction.owner) == owner])
-            if keys is None:  # somebody was faster, between the look and the lock
+            if keys is None:  # it was removed between the look-up and the lock
                 raise NotFound(f"there is no prediction {id}")
             if not image.kept and not is_needed(session, image.id):
                 session.delete(image)
@@ -174,12 +167,12 @@ class Records:
     def delete_image(self, owner: str, id: str, cascade: bool = False) -> list[str]:
         """Remove an image; with ``cascade`` its predictions and their artifacts too. Gives the blob keys to delete.
 
-        Raises Conflict when predictions refer to it and ``cascade`` is off.
+        NotFound. Conflict when predictions refer to it and ``cascade`` is off.
         """
         with writing(self._engine) as session:
             image = _locked_image(session, _one(session, Image, owner, id).id)
             keys = []
-            if count := _predictions_of(session, id):
+            if count := predictions_of(session, id):
                 if not cascade:
                     plural = "prediction refers" if count == 1 else "predictions refer"
                     raise Conflict(f"{count} {plural} to this image: delete with cascade, or delete them first")
@@ -189,41 +182,43 @@ class Records:
             return unreferenced(session, [*keys, image.storage_key])
 
     def remove_unused_images(self, before: datetime, limit: int = 200) -> list[str]:
-        """Remove images stored before then that are not kept for themselves, and that neither a prediction nor a job
-        that is not over needs. Gives the blob keys to delete; call it again until there are none.
+        """Remove at most ``limit`` images stored before then that are not kept and that nothing needs.
+
+        An image is needed by its predictions and by items that have not ended. Gives the blob keys to delete; call it
+        again until there are none.
         """
         predictions = select(Prediction.id).where(Prediction.image_id == Image.id)
-        waiting = select(JobItem.id).where(JobItem.image_id == Image.id, col(JobItem.state).in_(_WAITING))
+        waiting = select(JobItem.id).where(JobItem.image_id == Image.id, col(JobItem.state).in_(ACTIVE))
         with writing(self._engine) as session:
             unused = (col(Image.created_at) < before, ~col(Image.kept), ~sa.exists(predictions), ~sa.exists(waiting))
             chosen = select(Image).where(*unused).order_by(col(Image.id)).limit(limit).with_for_update()
             images = list(session.exec(chosen))
             for image in images:
-                # Somebody may have asked about it while its lock was waited for.
+                # Another transaction may have referred to it while this one waited for the lock.
                 if not is_needed(session, image.id):
                     session.delete(image)
             session.flush()
             return unreferenced(session, [image.storage_key for image in images])
 
     def installation(self) -> Installation:
-        """This database's name, and since when it keeps records."""
+        """The row with the name of this database and since when it keeps records; made by the first call."""
         with reading(self._engine) as session:
             if (found := session.get(Installation, 1)) is not None:
                 return found
             first = session.exec(select(func.min(Image.created_at))).one()
-        with contextlib.suppress(Conflict), writing(self._engine) as session:  # another process may be faster
+        with contextlib.suppress(Conflict), writing(self._engine) as session:  # another process may make it first
             session.add(Installation(name=new_id(), since=first or now()))
             session.flush()
         with reading(self._engine) as session:
             return session.get_one(Installation, 1)
 
     def known_keys(self, keys: Iterable[str]) -> set[str]:
-        """Those of the blob keys that a row refers to; for files of a model the row is that of its version.
+        """Those of the blob keys that a row refers to; for the files of a model, the row of its version.
 
-        A blob is written before its row: whoever sweeps spares young blobs.
+        A blob is written before its row, so an unknown young blob may still get one: do not delete it.
         """
         with reading(self._engine) as session:
-            return _known(session, list(keys))
+            return known_keys(session, list(keys))
 
     def _page(
         self,
@@ -233,7 +228,7 @@ class Records:
         limit: int,
         *options: ExecutableOption,
     ) -> Page[T]:
-        page, limit = max(page, 1), min(max(limit, 1), MAX_PAGE)
+        page, limit = page_bounds(page, limit)
         newest = (col(table.created_at).desc(), col(table.id).desc())
         chosen = select(table).where(*conditions).order_by(*newest).offset((page - 1) * limit).limit(limit)
         chosen = chosen.options(*options)
@@ -245,12 +240,12 @@ class Records:
 def _one(session: Session, table: type[T], owner: str, id: str) -> T:
     found = session.exec(select(table).where(table.id == id, table.owner == owner)).first()
     if found is None:
-        raise NotFound(f"there is no {table.__name__.lower()} {id}")
+        raise NotFound(f"there is no {_NOUNS[table]} {id}")
     return found
 
 
 def _locked_image(session: Session, id: str) -> Image:
-    """The image, which until the commit gains no prediction and loses none: whoever inserts one shares this lock.
+    """The image, locked: until the commit it gains no prediction and loses none, as inserting one needs this lock too.
 
     Every removal locks the image first and nothing before it, so two of them cannot wait for each other.
     """
@@ -258,55 +253,3 @@ def _locked_image(session: Session, id: str) -> Image:
     if found is None:
         raise NotFound(f"there is no image {id}")
     return found
-
-
-def _predictions_of(session: Session, image_id: str) -> int:
-    return session.exec(select(func.count()).where(col(Prediction.image_id) == image_id)).one()
-
-
-def is_needed(session: Session, image_id: str) -> bool:
-    """Whether a prediction is about the image, or a job waits with it."""
-    waiting = select(JobItem.id).where(JobItem.image_id == image_id, col(JobItem.state).in_(_WAITING)).limit(1)
-    return _predictions_of(session, image_id) > 0 or session.exec(waiting).first() is not None
-
-
-def remove_predictions(session: Session, conditions: list[sa.ColumnElement[bool]]) -> list[str] | None:
-    """Remove predictions with their artifacts and give the artifacts' blob keys; None when there was no prediction."""
-    chosen = sa.select(col(Prediction.id)).where(*conditions)
-    keys = list(session.exec(select(Artifact.storage_key).where(col(Artifact.prediction_id).in_(chosen))))
-    unsynced = {"synchronize_session": False}
-    session.execute(sa.delete(Artifact).where(col(Artifact.prediction_id).in_(chosen)), execution_options=unsynced)
-    removed = session.execute(
-        sa.delete(Prediction).where(*conditions).returning(col(Prediction.id)), execution_options=unsynced
-    ).all()
-    return keys if removed else None
-
-
-def unreferenced(session: Session, keys: list[str]) -> list[str]:
-    known = _known(session, keys)
-    return [key for key in dict.fromkeys(keys) if key not in known]
-
-
-def _known(session: Session, keys: list[str]) -> set[str]:
-    known: set[str] = set()
-    for start in range(0, len(keys), _KEYS_PER_QUERY):
-        some = keys[start : start + _KEYS_PER_QUERY]
-        for table in (Image, Artifact, JobItem):
-            known.update(
-                key for key in session.exec(select(table.storage_key).where(col(table.storage_key).in_(some))) if key
-            )
-        owners = {place: key for key in some for place in _model_places(key)}
-        if owners:
-            places = set(
-                session.exec(select(ModelVersion.location).where(col(ModelVersion.location).in_(list(owners))))
-            )
-            known.update(key for key in some if places.intersection(_model_places(key)))
-    return known
-
-
-def _model_places(key: str) -> list[str]:
-    """Where the version would lie whose file this is: models/NAME/VERSION/ or models/OWNER/NAME/VERSION/."""
-    parts = key.split("/")
-    if parts[0] != "models":
-        return []
-    return ["/".join(parts[:depth]) + "/" for depth in (3, 4) if len(parts) > depth]

@@ -1,4 +1,4 @@
-"""The registry: which models there are, in which versions, and which process holds what."""
+"""The registry: models, their versions, and which process holds which of them."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ Desired = Literal["auto", "loaded", "unloaded"]
 class Registry:
     """Models by owner and name. Every method blocks on the database and may raise Unavailable.
 
-    Every change increments ``revision`` in its own transaction, before anything else: so changes queue behind that
-    row's lock and none of them works on what another is about to change.
+    Every change first increments ``revision`` in its transaction: so changes wait for each other on the lock of that
+    row, and none of them reads what another is about to change.
     """
 
     def __init__(self, engine: sa.Engine) -> None:
@@ -60,14 +60,12 @@ class Registry:
         reuse: bool = False,
         also: Callable[[Session, ModelVersion], None] | None = None,
     ) -> ModelVersion:
-        """The new version of ``name``, after ``store_files(prefix)`` has written its blobs under that prefix.
+        """A new version of ``name``, after ``store_files(prefix)`` has written its blobs under that prefix.
 
         It becomes the active one unless ``activate`` is off or a later version is active already. With ``reuse`` an
-        active version of the same digest is given back instead. What ``store_files`` raises is passed on, and nothing
-        of this version stays in the database; the blobs that it wrote are its own to remove.
-        BadInput for a name that is none.
-
-        ``also`` is called in the transaction that makes the version visible; what it raises undoes that.
+        active version of this digest is given back instead. An error of ``store_files`` is passed on, and nothing
+        of the version stays in the database; the blobs are removed by the caller. ``also`` is called in the transaction
+        that makes the version visible; an error of it undoes that. BadInput for a name that a model cannot have.
         """
         check_name(name)
         if reuse:
@@ -97,11 +95,11 @@ class Registry:
             metrics=metrics,
             lineage=lineage,
         )
-        # From here on a number is never given back: a commit whose answer got lost may have happened.
+        # From here on the number is never given back: a commit may have happened although its response got lost.
         return self._commit(row, reuse, also)
 
     def _take_number(self, owner: str, name: str, task: str) -> int:
-        # A transaction of its own: writing the files takes long, and nobody should wait for it.
+        # A transaction of its own: no other change should wait while the files are written.
         with self._changing() as session:
             model = model_of(session, owner, name) or Model(owner=owner, name=name, task=task)
             model.last_version += 1
@@ -124,7 +122,7 @@ class Registry:
         with self._changing() as session:
             active = active_of(session, row.owner, row.name)
             if reuse and active is not None and active.digest == row.digest:
-                return active  # somebody published the same bytes meanwhile; ours lie there for the sweeper
+                return active  # another process published these bytes meanwhile; garbage collection removes our blobs
             if active is not None and row.active:
                 if active.version > row.version:
                     row.active = False
@@ -140,7 +138,10 @@ class Registry:
             return row
 
     def mark_unavailable(self, name: str, task: str | None, reason: str, owner: str = "local") -> None:
-        """List ``name`` with the reason why it has no version; nothing changes when it has one. BadInput as above."""
+        """List ``name`` with the reason why it has no version; nothing changes when it has one.
+
+        BadInput for a name that a model cannot have.
+        """
         check_name(name)
         with self._changing() as session:
             if versions_of(session, owner, name):
@@ -150,7 +151,10 @@ class Registry:
             session.add(model)
 
     def set_desired(self, name: str, desired: Desired, owner: str = "local") -> Model:
-        """The model, of which every process now wants what ``desired`` says. NotFound for a name that is not listed."""
+        """Set whether processes hold a model in memory; gives the model.
+
+        NotFound or Unavailable for a name without versions. BadInput for another value of ``desired``.
+        """
         if desired not in ("auto", "loaded", "unloaded"):
             raise BadInput("a model can be wanted auto, loaded or unloaded")
         with self._changing() as session:
@@ -159,7 +163,7 @@ class Registry:
             return model
 
     def activate(self, name: str, version: int, owner: str = "local") -> ModelVersion:
-        """The version, which from now on is what ``name`` means. NotFound."""
+        """Make a version the active one of its name; gives the version. NotFound."""
         with self._changing() as session:
             chosen = version_of(session, owner, name, version)
             active = active_of(session, owner, name)
@@ -170,7 +174,7 @@ class Registry:
             return chosen
 
     def delete_version(self, name: str, version: int, owner: str = "local") -> str:
-        """Forget a version; gives the blob prefix to delete after that. Its number is not used again.
+        """Remove a version; gives the key prefix of its blobs, to be deleted. Its number is not used again.
 
         NotFound. Conflict while it is active and others exist: activate one of them first.
         """
@@ -183,9 +187,9 @@ class Registry:
             return chosen.location
 
     def resolve(self, name: str, version: int | None = None, owner: str = "local") -> ModelVersion:
-        """The version meant; None means the active one.
+        """One version of a name; ``version`` None means the active one.
 
-        NotFound says what there is. Unavailable: the model is listed, but has no version; the reason is in the text.
+        NotFound names what exists. Unavailable, with the reason, for a model that is listed but has no version.
         """
         with reading(self._engine) as session:
             if version is not None:
@@ -203,27 +207,27 @@ class Registry:
             return listed(session, owner)
 
     def versions(self, name: str, owner: str = "local") -> list[ModelVersion]:
-        """Newest first; NotFound or Unavailable as ``resolve`` when there is none."""
+        """The versions of a name, newest first. NotFound or Unavailable, as for ``resolve``, when there is none."""
         with reading(self._engine) as session:
             if versions := versions_of(session, owner, name):
                 return versions
             raise absent(session, owner, name)
 
     def revision(self) -> int:
-        """Grows with every change of models and versions; cheap enough to poll."""
+        """A number that grows with every change of models and versions; cheap enough to poll."""
         with reading(self._engine) as session:
             return session.exec(select(RegistryRevision.revision)).one()
 
     def report(self, process_id: str, host: str, pid: int, states: Sequence[ReplicaReport]) -> None:
-        """Replace all that this process has reported before; report at least every few seconds."""
+        """Replace what a process has reported before. Call it every few seconds: older reports count as dead."""
         replicas.report(self._engine, process_id, host, pid, states)
 
     def replicas(self, name: str | None = None, max_age_s: float = 15, owner: str | None = None) -> list[ModelReplica]:
-        """What processes reported within ``max_age_s``; an older word is that of a dead process."""
+        """What processes reported within ``max_age_s``; an older report is that of a dead process."""
         return replicas.replicas(self._engine, name, owner, max_age_s)
 
     def forget(self, process_id: str) -> None:
-        """Remove what this process reported: it ends."""
+        """Remove what a process reported, when it ends."""
         replicas.forget(self._engine, process_id)
 
     @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Replicas: which process holds which model version, in its own words."""
+"""Replicas: which process holds which model version, as it reported last."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from db.session import reading, writing
 from db.tables import ModelReplica, now
 
 ReplicaState = Literal["ready", "loading", "unloaded", "failed"]
-_FORGOTTEN = timedelta(hours=1)  # rows of a process that died without a word
+_FORGOTTEN = timedelta(hours=1)  # rows of a process that died without removing them
 
 
 @dataclass(frozen=True)
 class ReplicaReport:
-    """What a process reports of one model version."""
+    """What a process reports of one model version. ``reason``: why it failed."""
 
     name: str
     version: int
@@ -30,7 +30,7 @@ class ReplicaReport:
 
 
 def report(engine: sa.Engine, process_id: str, host: str, pid: int, states: Sequence[ReplicaReport]) -> None:
-    """Replace all that this process has reported before."""
+    """Replace what a process has reported before, and remove the reports of processes that died an hour ago."""
     moment = now()
     rows = [
         {
@@ -55,7 +55,7 @@ def report(engine: sa.Engine, process_id: str, host: str, pid: int, states: Sequ
 
 
 def replicas(engine: sa.Engine, name: str | None, owner: str | None, max_age_s: float) -> list[ModelReplica]:
-    """What was reported within ``max_age_s``, by name, version and process."""
+    """What was reported within ``max_age_s``, sorted by name, version and process; perhaps of one name or owner."""
     chosen = select(ModelReplica).where(col(ModelReplica.updated_at) >= now() - timedelta(seconds=max_age_s))
     if name is not None:
         chosen = chosen.where(ModelReplica.name == name)
@@ -72,6 +72,6 @@ def replicas(engine: sa.Engine, name: str | None, owner: str | None, max_age_s: 
 
 
 def forget(engine: sa.Engine, process_id: str) -> None:
-    """Remove what this process reported: it ends."""
+    """Remove what a process reported, when it ends."""
     with writing(engine) as session:
         session.execute(sa.delete(ModelReplica).where(col(ModelReplica.process_id) == process_id))

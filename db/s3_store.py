@@ -1,4 +1,4 @@
-"""Blobs in a bucket of any store that speaks S3."""
+"""Blobs in a bucket of a store with an S3 API."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PIECE = 256 * 1024
 PART = 16 * 1024 * 1024  # of an upload in parts; three are in memory at a time
 MAX_EXPIRES_S = 7 * 24 * 3600  # Signature Version 4 allows no more
 
-# At most two attempts, and none after the request was read: a store that is down is known within 7 s.
+# At most two attempts, and none once a request was sent: a store that is down fails a call within 7 s.
 _RETRIES = urllib3.Retry(
     total=1, connect=1, read=0, redirect=0, backoff_factor=0.2, status_forcelist=(502, 503), raise_on_status=False
 )
@@ -36,17 +36,17 @@ _TIMEOUT = urllib3.Timeout(connect=3, read=8)
 
 
 class S3Store:
-    """One bucket, made with the first blob if it is missing and that is permitted."""
+    """One bucket, which the first write makes if it is missing and the keys permit it. Methods: see ``BlobStore``."""
 
     parallel = 16
 
     def __init__(self, bucket: str, endpoint: str, secure: bool, region: str, access_key: str, secret_key: str) -> None:
         self.bucket = bucket
-        # Not minio's own pool: it waits five minutes for an answer and tries five times.
+        # Not minio's own pool: it waits five minutes for a response and tries five times.
         self._http = urllib3.PoolManager(num_pools=2, maxsize=CONNECTIONS, retries=_RETRIES, timeout=_TIMEOUT)
         try:
             check_bucket_name(bucket, strict=True)
-            # With a region minio does not ask for it before the first request.
+            # With a region given, minio sends no request of its own to look it up.
             self._client = Minio(
                 endpoint,
                 access_key=access_key or None,
@@ -59,27 +59,33 @@ class S3Store:
             raise BadInput(f"the address of the blob store is wrong: {error}") from None
 
     def put(self, key: str, data: bytes, mime_type: str) -> None:
+        """Write a blob."""
         self._put(key, BytesIO(data), len(data), mime_type)
 
     def put_file(self, key: str, path: Path, mime_type: str) -> None:
+        """Upload a file, in parts of 16 MiB."""
         with path.open("rb") as file:
             self._put(key, file, path.stat().st_size, mime_type)
 
     def get(self, key: str) -> bytes:
+        """All bytes of a blob. NotFound."""
         return b"".join(self.stream(key))
 
     def stream(self, key: str) -> Iterator[bytes]:
+        """The bytes in pieces of 256 KiB; the connection is held until the iterator ends or is closed. NotFound."""
         check_key(key)
         with _refusing(key):
             response = self._client.get_object(self.bucket, key)
         return _pieces(response, key)
 
     def size(self, key: str) -> int:
+        """The size of a blob in bytes. NotFound."""
         check_key(key)
         with _refusing(key):
             return self._client.stat_object(self.bucket, key).size or 0
 
     def exists(self, key: str) -> bool:
+        """Whether there is a blob under the key."""
         try:
             self.size(key)
         except NotFound:
@@ -87,6 +93,7 @@ class S3Store:
         return True
 
     def delete(self, key: str) -> None:
+        """Remove a blob; a missing one is no error."""
         check_key(key)
         try:
             with _refusing(key):
@@ -95,12 +102,14 @@ class S3Store:
             pass
 
     def list(self, prefix: str) -> Iterator[str]:
+        """The keys that start with ``prefix``; none where the bucket does not exist yet."""
         check_prefix(prefix)
         return self._walk(prefix)
 
     def presigned_url(
         self, key: str, expires_s: int, filename: str | None = None, mime_type: str | None = None
     ) -> str | None:
+        """A URL signed for ``expires_s`` seconds (1 s to 7 days). Whether the blob exists is not checked."""
         check_key(key)
         if not 1 <= expires_s <= MAX_EXPIRES_S:
             raise BadInput(f"an address is valid for 1 to {MAX_EXPIRES_S} seconds")
@@ -118,10 +127,12 @@ class S3Store:
             )
 
     def local_path(self, key: str) -> Path | None:
+        """None: the blobs are not files of this machine."""
         check_key(key)
         return None
 
     def check(self) -> None:
+        """Write, read and remove a small blob. Unavailable when that does not work."""
         key = f"checks/{uuid.uuid4().hex}"
         self.put(key, b"check", "text/plain")
         try:
@@ -134,6 +145,7 @@ class S3Store:
         self.delete(key)
 
     def close(self) -> None:
+        """Close the connections."""
         self._http.clear()
 
     def _put(self, key: str, source: BinaryIO, size: int, mime_type: str) -> None:
@@ -142,7 +154,7 @@ class S3Store:
             try:
                 self._client.put_object(self.bucket, key, source, size, content_type=mime_type, part_size=PART)
             except MinioException as error:
-                if not _is_missing(error):  # for a key that is written, that is the bucket
+                if not _is_missing(error):  # of a write, only the bucket can be missing
                     raise
                 self._make_bucket()
                 source.seek(0)
@@ -152,7 +164,7 @@ class S3Store:
         try:
             self._client.make_bucket(self.bucket)
         except S3Error as error:
-            # Another process made it in the same moment.
+            # Another process may have made it meanwhile.
             if error.code not in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):
                 raise
         log.info("made bucket %s", self.bucket)
@@ -193,6 +205,6 @@ def _refusal(error: Exception, key: str) -> Refusal:
 
 
 def _is_missing(error: Exception) -> bool:
-    if isinstance(error, InvalidResponseError):  # some stores answer errors as text/xml, which minio does not read
+    if isinstance(error, InvalidResponseError):  # some stores send errors as text/xml, which minio does not parse
         return bool(error._code == 404)
     return isinstance(error, S3Error) and error.code in ("NoSuchKey", "NoSuchObject", "NoSuchBucket")

@@ -1,4 +1,4 @@
-"""The way to the database: one engine per process, transactions, and what the driver's errors become."""
+"""Access to the database: the engine of a process, transactions, and errors of the driver as refusals."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _UNIQUE = {"23505", "SQLITE_CONSTRAINT_UNIQUE", "SQLITE_CONSTRAINT_PRIMARYKEY"}
 
 
 def parse_url(url: str) -> sa.URL:
-    """The URL with Ekiben's driver in it. BadInput for anything but a SQLite file or PostgreSQL."""
+    """The URL with the driver that Ekiben uses. BadInput for anything but a SQLite file or PostgreSQL."""
     try:
         parsed = sa.make_url(url)
     except exc.ArgumentError:
@@ -38,19 +38,22 @@ def parse_url(url: str) -> sa.URL:
                 raise BadInput("the SQLite database must be a file: every process has to see the same rows")
             return parsed.set(drivername="sqlite")
         case "postgresql" | "postgres":
-            # SQLAlchemy 2.1 takes psycopg 3 when no driver is named.
+            # SQLAlchemy 2.1 would use psycopg 3 when no driver is named.
             return parsed.set(drivername="postgresql+psycopg2")
         case other:
             raise BadInput(f"the database must be SQLite or PostgreSQL, not {other}")
 
 
 def connect(url: str) -> sa.Engine:
-    """The engine of this process; nothing is connected yet. Call it once per process, never before a fork."""
+    """The engine of this process; nothing is connected yet. Call it once per process, and never before a fork.
+
+    BadInput for a URL that cannot be used; Unavailable when the folder of a SQLite file cannot be made.
+    """
     parsed = parse_url(url)
     common: dict[str, Any] = {
         "json_serializer": lambda value: orjson.dumps(value).decode(),
         "json_deserializer": orjson.loads,
-        "hide_parameters": True,  # errors are logged; users' data is not
+        "hide_parameters": True,  # errors are logged, users' data must not be
         "pool_timeout": 5,
     }
     if parsed.get_backend_name() == "sqlite":
@@ -61,7 +64,7 @@ def connect(url: str) -> sa.Engine:
         event.listen(engine, "connect", _open_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
         return engine
-    arguments = postgres_arguments(limits="options" not in parsed.query)  # a person's own options replace ours
+    arguments = postgres_arguments(limits="options" not in parsed.query)  # options in the URL replace these
     return sa.create_engine(parsed, pool_size=8, max_overflow=16, pool_pre_ping=True, connect_args=arguments, **common)
 
 
@@ -75,7 +78,7 @@ def make_folder(url: sa.URL) -> None:
 
 
 def postgres_arguments(*, limits: bool = True) -> dict[str, Any]:
-    """libpq's arguments: give up on a silent host within seconds, and with ``limits`` on a slow statement."""
+    """Arguments of libpq: connections to a silent host end within 8 s, and with ``limits`` statements after 15 s."""
     arguments: dict[str, Any] = {
         "connect_timeout": 3,
         "application_name": "ekiben",
@@ -90,22 +93,22 @@ def postgres_arguments(*, limits: bool = True) -> dict[str, Any]:
 
 
 def _open_sqlite(connection: sqlite3.Connection, record: object) -> None:
-    # The driver would begin before the first write, that is after the first read; SQLAlchemy begins (below).
+    # The driver would begin a transaction at its first write, after its reads: _begin_sqlite begins it instead.
     connection.isolation_level = None
     connection.execute(f"PRAGMA busy_timeout={BUSY_MS}")
     set_wal(connection)
-    connection.execute("PRAGMA synchronous=FULL")  # an answer leaves only when its row survives a power cut
+    connection.execute("PRAGMA synchronous=FULL")  # a response is sent only once its row survives a power cut
     connection.execute("PRAGMA foreign_keys=ON")
 
 
 def set_wal(connection: sqlite3.Connection) -> None:
-    """Put a SQLite file into WAL mode; the mode stays with the file."""
+    """Put a SQLite file into WAL mode, which is stored in the file."""
     deadline = time.monotonic() + BUSY_MS / 1000
     while connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
         try:
             connection.execute("PRAGMA journal_mode=WAL")
         except sqlite3.OperationalError:
-            # Two processes that switch at once: SQLite does not wait here whatever busy_timeout says.
+            # When two processes switch at once, SQLite does not wait here, whatever busy_timeout says.
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.02)
@@ -113,21 +116,21 @@ def set_wal(connection: sqlite3.Connection) -> None:
 
 def _begin_sqlite(connection: sa.Connection) -> None:
     # A transaction that reads first and then writes fails at once when another wrote in between, without waiting
-    # for busy_timeout. So whoever is going to write says so at the beginning.
+    # for busy_timeout. So a transaction that is going to write is begun as immediate.
     immediate = connection.get_execution_options().get("immediate", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
 
 
 @contextmanager
 def reading(engine: sa.Engine) -> Iterator[Session]:
-    """A transaction that only reads. Its objects stay readable afterwards. Raises as ``refusing`` does."""
+    """A transaction that only reads. Its objects stay readable afterwards. Raises the refusals of ``as_refusal``."""
     with refusing(), Session(engine, expire_on_commit=False) as session, session.begin():
         yield session
 
 
 @contextmanager
 def writing(engine: sa.Engine) -> Iterator[Session]:
-    """A transaction that writes, committed at the end; on SQLite nobody else writes meanwhile."""
+    """A transaction that writes, committed at the end; on SQLite no other writes meanwhile. Raises as ``reading``."""
     immediate = engine.execution_options(immediate=True)
     with refusing(), Session(immediate, expire_on_commit=False) as session, session.begin():
         yield session
@@ -146,9 +149,9 @@ def refusing() -> Iterator[None]:
 
 
 def as_refusal(error: Exception) -> Refusal | None:
-    """What a caller may know of a database error, never in the driver's words; None: a fault of ours.
+    """The refusal for a database error, without the driver's message; None for an error of this code.
 
-    Unavailable: unreachable, out of time or space. Conflict: a row is referred to, gone, or there already.
+    Unavailable: unreachable, out of time or space. Conflict: a row is referred to, is gone, or exists already.
     """
     if isinstance(error, exc.IntegrityError):
         code = getattr(error.orig, "pgcode", None) or getattr(error.orig, "sqlite_errorname", None)
@@ -167,11 +170,11 @@ def _unreachable(error: Exception) -> Unavailable:
 
 
 def ping(engine: sa.Engine) -> None:
-    """Ask the database for something it has to look up. Unavailable when it does not answer."""
+    """Run a query that the database has to look up. Unavailable when it fails."""
     # SELECT 1 does not touch a SQLite file; the schema's version does.
-    question = "PRAGMA schema_version" if engine.dialect.name == "sqlite" else "SELECT 1"
+    query = "PRAGMA schema_version" if engine.dialect.name == "sqlite" else "SELECT 1"
     try:
         with engine.connect() as connection:
-            connection.exec_driver_sql(question).scalar_one()
-    except exc.SQLAlchemyError as error:  # whatever it is, a file that is no database included
+            connection.exec_driver_sql(query).scalar_one()
+    except exc.SQLAlchemyError as error:  # of any kind, also for a file that is no database
         raise _unreachable(error) from None

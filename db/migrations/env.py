@@ -1,4 +1,4 @@
-"""Alembic's way in: ``db/migrate.py`` hands over an open connection and its transaction."""
+"""Entry point of Alembic: ``db/migrate.py`` passes an open connection and its transaction."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from db.tables import Row
 
 
 def render_item(kind: str, item: Any, autogen: AutogenContext) -> str | Literal[False]:
-    """Types in SQLAlchemy's own words: SQLModel's and variants would be written without their import."""
+    """Write types as SQLAlchemy's own: SQLModel's types and variants would be written without their import."""
     if kind != "type":
         return False
     if isinstance(item, sa.JSON):
@@ -33,10 +33,10 @@ context.configure(
     version_table=VERSION_TABLE,
     include_name=ours,
     render_item=render_item,
-    render_as_batch=True,  # SQLite cannot alter most things: the table is written anew
+    render_as_batch=True,  # SQLite cannot alter most things: Alembic rewrites the table
     compare_type=True,
     compare_server_default=True,
-    transactional_ddl=True,  # SQLite too: the connection says BEGIN itself
+    transactional_ddl=True,  # on SQLite too: the connection begins the transaction itself
 )
 with context.begin_transaction():
     context.run_migrations()

@@ -13,7 +13,8 @@ from typing import IO, Any
 
 from db.blobs import BlobStore
 from db.datasets import Datasets, DatasetView, file_key
-from db.records import Page, Records
+from db.pages import Page
+from db.records import Records
 from db.tables import Dataset, Job, now
 from ekiben.dataset_archive import DatasetArchive
 from ekiben.errors import BadInput, Unavailable

@@ -221,7 +221,7 @@ class JobExecutor:
         progress.tasks.difference_update(tasks)
         left = [item.id for item, task in zip(items, tasks, strict=True) if task.cancelled()]
         if left:
-            await retry_while_unavailable(lambda: self._in_thread(self._jobs.give_back, self._worker_id, left))
+            await retry_while_unavailable(lambda: self._in_thread(self._jobs.requeue, self._worker_id, left))
         for item, task in zip(items, tasks, strict=True):
             if not task.cancelled() and (broken := task.exception()) is not None:
                 log.error("an item could not be ended", exc_info=broken, extra={"item": item.id})
@@ -305,7 +305,7 @@ class JobExecutor:
         wait_s = FIRST_RETRY_S * 2**item.tries * random.uniform(0.8, 1.2)
         log.warning("an item is tried again: %s", error, extra={"item": item.id, "in_s": round(wait_s, 1)})
         at = now() + timedelta(seconds=wait_s)
-        await retry_while_unavailable(lambda: self._in_thread(self._jobs.give_back, self._worker_id, [item.id], at))
+        await retry_while_unavailable(lambda: self._in_thread(self._jobs.requeue, self._worker_id, [item.id], at))
 
     async def _fail(self, operation: str, item: ClaimedItem, error: dict[str, Any]) -> None:
         item_result = ItemResult(item.job_id, item.id, self._worker_id, error=error)
@@ -345,7 +345,7 @@ class JobExecutor:
         astray = set(await self._in_thread(self._jobs.claimed_by, self._worker_id)) - claimed
         if lost := sorted(astray & self._astray):
             log.warning("items had gone astray, and wait again", extra={"items": lost})
-            await self._in_thread(self._jobs.give_back, self._worker_id, lost)
+            await self._in_thread(self._jobs.requeue, self._worker_id, lost)
         self._astray = astray
 
     async def _in_thread(self, work: Callable[..., T], *given: Any) -> T:

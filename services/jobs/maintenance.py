@@ -82,9 +82,9 @@ class Maintenance:
         """Take over from dead workers; end jobs whose time is up; bring those on that nobody works on."""
         # Where the database was away a moment ago, others could not be heard either.
         if time.monotonic() - self._heartbeat.steady_since >= DEAD_S:
-            for worker_id, jobs in self._workers.bury_dead(DEAD_S).items():
+            for worker_id, jobs in self._workers.fail_silent(DEAD_S).items():
                 log.warning("a worker died", extra={"worker": worker_id, "jobs": jobs})
-        if items := self._workers.give_back_of_unknown():
+        if items := self._workers.requeue_of_unknown():
             log.warning("items of a worker that is gone wait again", extra={"items": items})
         for job_id in sorted(set(self._queue.resume_orphans(self._workers.known()))):
             log.warning("a job is taken over", extra={"job": job_id})

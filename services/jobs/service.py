@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from db.jobs import JobRecords
-from db.records import Page
+from db.pages import Page
 from db.tables import Artifact, Job, JobEvent, JobItem, Row, now
 from db.workers import Workers
 from ekiben.errors import BadInput, Conflict, NotFound, Refusal
@@ -304,7 +304,7 @@ class JobService:
     def worker_ended(self, worker_id: str) -> None:
         """A worker's process is known to have ended: what it had in hand need not wait until it is missed. Blocks."""
         try:
-            self._workers.bury(worker_id)
+            self._workers.fail_worker(worker_id)
         except Refusal as error:
             log.warning("a dead worker was not signed off: %s", error)  # it will be missed
 

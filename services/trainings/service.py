@@ -12,7 +12,7 @@ import orjson
 from db.blobs import BlobStore
 from db.datasets import Datasets
 from db.jobs import JobRecords
-from db.records import Page
+from db.pages import Page
 from db.tables import Artifact, Job, JobEvent
 from ekiben.errors import BadInput, Conflict, NotFound
 from ekiben.ids import LOCAL_OWNER
@@ -96,7 +96,7 @@ class TrainingService:
 
         def read() -> Training:
             job = self._job(owner, id)
-            epochs, last = self._records.told(owner, id, "epoch")
+            epochs, last = self._records.event_history(owner, id, "epoch")
             return Training(job, self._result(owner, job), epochs, last, self._records.files(owner, id))
 
         return await asyncio.to_thread(read)

@@ -280,7 +280,7 @@ def test_a_dead_worker_is_buried_once(engine: sa.Engine) -> None:
         workers.enter("silent")
         claimed(engine, job_id, "silent")
         change(engine, Worker, "silent", seen_at=now() - timedelta(seconds=9))
-        found = at_once(*(lambda: workers.bury_dead(8) for _ in range(4)))
+        found = at_once(*(lambda: workers.fail_silent(8) for _ in range(4)))
         assert sorted(found, key=len) == [{}, {}, {}, {"silent": [job_id]}]
         assert [item.deaths for item in items_now(engine, job_id)] == [1, 1, 1]
         assert job_now(engine, job_id).deaths == 1
@@ -316,7 +316,7 @@ def test_a_worker_leaves_while_it_is_buried(engine: sa.Engine) -> None:
     with ThreadPoolExecutor(2) as pool:
         leaving = pool.submit(leave)
         assert pause.there.wait(5)
-        burying = pool.submit(workers.bury_dead, 8)
+        burying = pool.submit(workers.fail_silent, 8)
         time.sleep(0.2)
         pause.go.set()
         leaving.result(20)
@@ -337,7 +337,7 @@ def test_whoever_gives_back_holds_no_item_while_another_ends_the_job(migrated_po
             with engine.begin() as ending:
                 ending.exec_driver_sql(lock.format("jobs", job_id))
                 ending.exec_driver_sql(lock.format("job_items", had))
-                giving_back = pool.submit(JobRecords(engine).give_back, "worker-1", ids)
+                giving_back = pool.submit(JobRecords(engine).requeue, "worker-1", ids)
                 time.sleep(0.2)
                 assert not giving_back.done()
                 # LockNotAvailable here is the deadlock that would be.

@@ -273,7 +273,7 @@ def test_items_that_could_not_be_tried_count(engine: sa.Engine, records: Records
     assert (over.state, over.succeeded, over.failed) == ("succeeded", 1, 1)
 
 
-def test_give_back(engine: sa.Engine) -> None:
+def test_requeue(engine: sa.Engine) -> None:
     job_id = submitted(engine, 3)
     mine = claimed(engine, job_id, "worker-1", 2)
     (other,) = claimed(engine, job_id, "worker-2", 2)

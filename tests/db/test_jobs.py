@@ -259,8 +259,8 @@ def test_claim_says_when_to_come_again(engine: sa.Engine, jobs: JobRecords) -> N
     assert seen.started_at is not None and seen.started_at == job_now(engine, job_id).started_at
     assert ([item.position for item in mine], more_at) == ([0, 1], None)
     later, latest = now() + MINUTE, now() + 2 * MINUTE
-    jobs.give_back("worker-1", [mine[0].id], latest)
-    jobs.give_back("worker-1", [mine[1].id], later)
+    jobs.requeue("worker-1", [mine[0].id], latest)
+    jobs.requeue("worker-1", [mine[1].id], later)
     assert [item.position for item in jobs.claim(job_id, "worker-1", lambda job: 5)[1]] == [2]
     seen, mine, more_at = jobs.claim(job_id, "worker-2", lambda job: 5)
     assert seen is not None and (seen.state, mine, more_at) == ("running", [], later)

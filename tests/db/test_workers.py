@@ -71,10 +71,10 @@ def test_the_dead_are_buried_and_the_living_are_not(engine: sa.Engine, workers: 
         claimed(engine, job_id, "dead", 1)
     claimed(engine, one, "alive", 1)
     claimed(engine, three, "alive", 2)
-    assert workers.bury_dead(TTL_S) == {}
+    assert workers.fail_silent(TTL_S) == {}
     unheard(engine, "dead", 61)
     unheard(engine, "idle", 61)
-    assert workers.bury_dead(TTL_S) == {"dead": sorted([one, two]), "idle": []}
+    assert workers.fail_silent(TTL_S) == {"dead": sorted([one, two]), "idle": []}
     assert [worker.id for worker in workers.alive(600)] == ["alive"]
     assert [(item.state, item.worker_id, item.deaths) for item in items_now(engine, one)] == [
         ("queued", None, 1),
@@ -83,7 +83,7 @@ def test_the_dead_are_buried_and_the_living_are_not(engine: sa.Engine, workers: 
     assert [item.deaths for item in items_now(engine, two)] == [1, 0]
     assert [job_now(engine, job_id).deaths for job_id in (one, two, three)] == [1, 1, 0]
     assert not workers.beat("dead", 0)  # from which it learns that it was taken for dead
-    assert workers.bury_dead(TTL_S) == {}
+    assert workers.fail_silent(TTL_S) == {}
 
 
 def test_one_that_is_known_to_be_dead_is_buried_at_once(engine: sa.Engine, workers: Workers) -> None:
@@ -93,10 +93,10 @@ def test_one_that_is_known_to_be_dead_is_buried_at_once(engine: sa.Engine, worke
     claimed(engine, job_id, "dead", 1)
     claimed(engine, job_id, "alive", 1)
     assert workers.known() == {"dead", "alive"}
-    assert workers.bury("dead") == [job_id]
+    assert workers.fail_worker("dead") == [job_id]
     assert workers.known() == {"alive"}
     assert [(item.state, item.deaths) for item in items_now(engine, job_id)] == [("queued", 1), ("running", 0)]
-    assert workers.bury("dead") == [] and workers.bury("nobody") == []
+    assert workers.fail_worker("dead") == [] and workers.fail_worker("nobody") == []
     assert job_now(engine, job_id).deaths == 1
 
 
@@ -107,11 +107,11 @@ def test_what_the_dead_claim_is_not_lost(engine: sa.Engine, workers: Workers) ->
     workers.enter("stopped")
     claimed(engine, job_id, "stopped", 2)
     unheard(engine, "stopped", 61)
-    workers.bury_dead(TTL_S)
+    workers.fail_silent(TTL_S)
     JobRecords(engine).claim(job_id, "stopped", lambda job: 2)
     assert not workers.beat("stopped", 2)
-    workers.bury("stopped")
-    workers.bury_dead(TTL_S)
+    workers.fail_worker("stopped")
+    workers.fail_silent(TTL_S)
     assert states_now(engine, job_id) == ["queued"] * 4
 
 

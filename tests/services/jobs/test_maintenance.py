@@ -206,7 +206,7 @@ def test_a_job_that_nobody_works_on(run: Run) -> None:
         for ident in (stalled, waiting, items_claimed, fresh):
             claimed = claim(bench, ident, alive, 1)
             if ident != items_claimed:
-                bench.records.give_back(alive, claimed)
+                bench.records.requeue(alive, claimed)
             bench.change_job(ident, updated_at=now() - timedelta(seconds=STALLED_S + 1))
         for ident in (stalled, items_claimed, fresh):
             bench.app_state.job_queue.withdraw(bench.job(ident))
@@ -238,7 +238,7 @@ def test_beats(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
                 break
         assert [(one.id, one.running, one.pid) for one in alive] == [(ident, 7, os.getpid())]
         assert not buried.is_set()
-        workers.bury(ident)
+        workers.fail_worker(ident)
         assert await asyncio.to_thread(buried.wait, 5)
         heartbeat.stop()
 

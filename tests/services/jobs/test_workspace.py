@@ -424,11 +424,11 @@ def test_what_it_tells(run: Run) -> None:
         assert [event.kind for event in told] == ["state", "state", "plan", "step", "epoch", "state"]
         assert [event.number for event in told] == [1, 2, 3, 4, 5, 6]
         assert told[3].data == {"loss": 0.5, "name": "große Zelle"}
-        epochs, last = bench.records.told(LOCAL_OWNER, job.id, "epoch")
+        epochs, last = bench.records.event_history(LOCAL_OWNER, job.id, "epoch")
         assert [event.data for event in epochs] == [{"epoch": 1}]
         assert {kind: event.number for kind, event in last.items()} == {"state": 6, "plan": 3, "step": 4, "epoch": 5}
         with pytest.raises(NotFound):
-            bench.records.told("someone", job.id, "epoch")
+            bench.records.event_history("someone", job.id, "epoch")
 
     run(main)
 
@@ -559,7 +559,7 @@ def test_whoever_lost_it_leaves_nothing(run: Run) -> None:
             assert list(bench.app_state.store.list("models/painted/")) == []
             with pytest.raises((NotFound, Unavailable)):
                 bench.app_state.registry.resolve("painted")
-            raise Conflict("this item is not in this worker's hand any more", code=LOST)
+            raise Conflict("this item is not claimed by this worker any more", code=LOST)
 
         bench.does = does
         job = await bench.submit()
@@ -617,7 +617,7 @@ async def begun_and_killed(bench: Bench, job_id: str) -> None:
     working = asyncio.create_task(bench.work.work(job_id))
     await until(lambda: bench.attempts > before)
     await asyncio.sleep(0.02)
-    workers.bury(bench.workspace.worker_id)
+    workers.fail_worker(bench.workspace.worker_id)
     bench.work._stopping = True  # the dead do not claim
     for entry in bench.work._active.values():
         for task in entry.tasks:
