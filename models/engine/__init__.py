@@ -1,1 +1,1 @@
-"""The engine: models in memory, the batcher that feeds them, and runs that can be cancelled."""
+"""The engine: models in memory, the batcher that runs them, and cancellation of runs."""

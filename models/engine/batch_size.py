@@ -1,24 +1,24 @@
-"""Which batch size pays: learned from what runs took, per model and device."""
+"""The batch size of a queue, learned from the times of its runs."""
 
 from __future__ import annotations
 
 from collections import deque
 from statistics import median
 
-# A larger batch is adopted only when an item gets this much cheaper; below it the longer wait is not worth it.
+# A larger batch is adopted when the time per item falls to this share or below; else the longer wait is not worth it.
 _GAIN = 0.9
-# A smaller batch is taken back when an item costs at most this much more in it: it answers sooner.
+# A smaller batch is adopted when the time per item grows to this share at most: its results come sooner.
 _LOSS = 1.02
 _SAMPLES = 3
 _FIRST_RETRY, _LAST_RETRY = 32, 2048
 
 
 class BatchSizer:
-    """The size that makes an item cheapest, found by doubling and halving; sizes are powers of two.
+    """The batch size with the least time per item, a power of two up to ``limit``, found by doubling and halving.
 
-    A trial of twice the size happens only when that many items wait anyway, so trying costs nobody a wait. A
-    trial that did not pay is repeated after 32, 64, ... 2048 runs: machines and loads change. Not thread-safe;
-    the batcher calls it under its lock.
+    A trial of twice the size happens only when that many items wait anyway, so no item waits for it. A trial without
+    success is repeated after 32, 64, ... 2048 runs: machines and loads change. Not thread-safe; the batcher calls it
+    under its lock.
     """
 
     def __init__(self, limit: int) -> None:
@@ -35,7 +35,7 @@ class BatchSizer:
         """How many of the ``waiting`` items (at least 1) the next batch should hold."""
         if waiting <= 1:
             return 1
-        # A trial of twice the size may have begun before fewer waited: it must not keep the smaller one from its turn.
+        # A larger trial may have begun when more items waited: it must not prevent a smaller one now.
         if self._trial is None or self._trial > max(waiting, self.size):
             if self._runs >= self._next_up and self.size * 2 <= min(self.limit, waiting) and self._known(self.size):
                 self._begin(self.size * 2)
@@ -46,14 +46,14 @@ class BatchSizer:
         return min(waiting, self.size)
 
     def observe(self, count: int, seconds: float) -> None:
-        """A batch of ``count`` items took ``seconds`` from the first preparation to the last answer."""
+        """Note that a batch of ``count`` items took ``seconds``, from the first preparation to the last result."""
         self._runs += 1
         self._seconds.setdefault(count, deque(maxlen=2 * _SAMPLES + 1)).append(seconds)
         if count == self._trial and len(self._seconds[count]) >= _SAMPLES:
             self._conclude(count)
 
     def per_item_s(self) -> float | None:
-        """Seconds one item takes in the sizes in use, or None before the first run."""
+        """Median seconds per item at the current size (else at the largest one measured); None before the first run."""
         for count in (self.size, *sorted(self._seconds, reverse=True)):
             if self._seconds.get(count):
                 return self._cost(count)

@@ -1,4 +1,4 @@
-"""The batcher: items wait per model, a free slot takes what is waiting at once."""
+"""The batcher: items wait in one queue per model, and threads take them in batches."""
 
 from __future__ import annotations
 
@@ -26,24 +26,29 @@ log = logging.getLogger(__name__)
 
 
 class BatchSteps(Protocol[P_contra, Q, R_co]):
-    """What a lane does with its items. All three run on a slot's thread."""
+    """The work of a queue: three steps that a thread of the batcher runs one after the other."""
 
     def prepare(self, payload: P_contra) -> tuple[Hashable, Q]:
-        """What the run takes of one item; items with equal keys may share a run."""
+        """A key and the input of the run for one item; items with equal keys may share a run."""
         ...
 
     def run(self, prepared: Sequence[Q], cancellation: RunCancellation) -> Collection[Any]:
-        """The outputs of a batch, one per item. ``cancellation`` stops it when nobody waits for any of them."""
+        """The outputs of a batch, one per item, in order. ``cancellation`` stops it once every caller has left."""
         ...
 
     def finish(self, output: Any, prepared: Q, payload: P_contra) -> R_co:
-        """The answer of one item from its output."""
+        """The result of one item from its output."""
         ...
 
 
 @dataclass(slots=True, eq=False)
 class Item(Generic[P, R]):
-    """One waiting request. ``answer`` is called exactly once, from a slot's thread, with a result or an error."""
+    """One waiting request.
+
+    ``answer`` is called exactly once, on a thread of the batcher: with a result and its timing, or with an error.
+    ``bytes``: what the payload takes while it waits. ``deadline`` and ``submitted``: of ``time.monotonic``.
+    ``left``: the caller is gone; ``abandoned``: a run for it may be stopped.
+    """
 
     payload: P
     bytes: int
@@ -56,8 +61,10 @@ class Item(Generic[P, R]):
     submitted: float = field(default_factory=time.monotonic)
 
     def leave(self, *, break_off: bool = False) -> None:
-        """The caller went away: the item is not computed any more; with ``break_off`` a run that it is in is stopped,
-        if all who are in it left like that."""
+        """Note that the caller is gone: the item is refused with CallerLeft instead of being computed.
+
+        ``break_off``: also stop its run, once every item of that run was left with ``break_off``.
+        """
         self.left = True
         if break_off:
             self.abandoned = True
@@ -67,33 +74,34 @@ class Item(Generic[P, R]):
 
 @dataclass(slots=True, eq=False)
 class ModelQueue(Generic[P, R]):
-    """The queue of one model. ``slots``: runs at once; ``max_batch``: what the graph takes."""
+    """The queue of one model. ``max_concurrency``: threads that may run it at once; ``running``: those that do."""
 
     key: Hashable
     work: BatchSteps[P, Any, R]
-    slots: int
+    max_concurrency: int
     sizer: BatchSizer
     items: deque[Item[P, R]] = field(default_factory=deque)
     running: int = 0
 
     def wait_s(self) -> float:
-        """Seconds until an item that arrives now would be taken, as far as past runs tell."""
+        """Seconds until an item that arrives now would be taken, estimated from past runs; 0 before the first run."""
         cost = self.sizer.per_item_s()
-        return 0.0 if cost is None else cost * len(self.items) / self.slots
+        return 0.0 if cost is None else cost * len(self.items) / self.max_concurrency
 
 
 class Batcher:
-    """Threads ("slots") that serve lanes in turn.
+    """Threads that serve the queues of all models in turn.
 
-    Nothing waits for a timer: an idle slot takes one item at once; while all slots are busy items gather, and the
-    next free slot takes as many as pay for that model (see BatchSizer). An error belongs to its item. ``max_bytes``
-    bounds what may wait; a request that could not be answered before its deadline is refused on arrival.
+    No timer is waited for: an idle thread takes an item as it comes; while all threads are busy, items gather, and the
+    next free thread takes as many as BatchSizer says for their model. An error belongs to its item alone.
+    ``max_bytes`` bounds the payloads that wait in all queues. ``observe``: called after each run with the queue's key,
+    the number of items and seconds.
     """
 
     def __init__(
-        self, slots: int, max_bytes: int, observe: Callable[[Hashable, int, float], None] | None = None
+        self, threads: int, max_bytes: int, observe: Callable[[Hashable, int, float], None] | None = None
     ) -> None:
-        self.slots = slots
+        self.threads = threads
         self.max_bytes = max_bytes
         self.waiting_bytes = 0
         self._observe = observe
@@ -101,28 +109,35 @@ class Batcher:
         self._turn: deque[ModelQueue[Any, Any]] = deque()
         self._changed = threading.Condition()
         self._closed = False
-        self._threads = [threading.Thread(target=self._serve, name=f"slot-{n}", daemon=True) for n in range(slots)]
+        self._threads = [threading.Thread(target=self._serve, name=f"batcher-{n}", daemon=True) for n in range(threads)]
         for thread in self._threads:
             thread.start()
 
     def open_queue(
-        self, key: Hashable, work: BatchSteps[P, Any, R], *, slots: int | None = None, max_batch: int = 64
+        self, key: Hashable, work: BatchSteps[P, Any, R], *, max_concurrency: int | None = None, max_batch: int = 64
     ) -> ModelQueue[P, R]:
-        """The lane of ``key``, made with ``work`` if it is new."""
+        """The queue of ``key``, made anew if there is none or it has other work.
+
+        ``max_concurrency``: threads that may run it at once; None: all. ``max_batch``: items that a run may hold.
+        """
         with self._changed:
             queue = self._queues.get(key)
             if queue is None or queue.work is not work:
-                queue = ModelQueue(key, work, min(slots or self.slots, self.slots), BatchSizer(max_batch))
+                queue = ModelQueue(key, work, min(max_concurrency or self.threads, self.threads), BatchSizer(max_batch))
                 self._queues[key] = queue
             return queue
 
     def close_queue(self, key: Hashable) -> None:
-        """Forget a lane. What waits in it is still served."""
+        """Forget a queue. Its waiting items are still served."""
         with self._changed:
             self._queues.pop(key, None)
 
     def submit(self, queue: ModelQueue[P, R], item: Item[P, R]) -> None:
-        """Queue an item. Overloaded when the bytes or the wait are past their bound; nothing is queued then."""
+        """Queue an item.
+
+        Overloaded when more than ``max_bytes`` would wait, or the item could not start before its deadline;
+        Unavailable after ``close``. It is not queued then.
+        """
         with self._changed:
             if self._closed:
                 raise Unavailable("the server is stopping", code="stopping", retry_after_s=5)
@@ -151,7 +166,7 @@ class Batcher:
         return queue.sizer.size if queue else 1
 
     def close(self, timeout_s: float = 20.0) -> None:
-        """Refuse new items, serve those that wait, stop the threads."""
+        """Refuse new items, serve those that wait, then stop the threads. Returns after ``timeout_s`` at the latest."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -164,7 +179,7 @@ class Batcher:
             with self._changed:
                 while (taken := self._take()) is None:
                     if self._closed and not self._turn:
-                        self._changed.notify_all()  # the others wait for the item that was the last one
+                        self._changed.notify_all()  # the other threads wait for an item: there will be none
                         return
                     self._changed.wait()
             queue, items, dead = taken
@@ -175,7 +190,7 @@ class Batcher:
                 prepared = 0
                 try:
                     prepared = run_batch(queue.work, items, started)
-                except BaseException:  # a slot must survive anything; each item has been answered by run_batch
+                except BaseException:  # the thread must survive; run_batch has answered each item
                     log.exception("a batch failed outside its items")
                 took = time.monotonic() - started
             with self._changed:
@@ -191,10 +206,10 @@ class Batcher:
                     log.exception("a run could not be observed")
 
     def _take(self) -> tuple[ModelQueue[Any, Any], list[Item[Any, Any]], list[Item[Any, Any]]] | None:
-        """The next lane in turn that has a free slot, with the items to run and those nobody waits for."""
+        """The next queue in turn below its max_concurrency, the items to run, and those that are left or too late."""
         for _ in range(len(self._turn)):
             queue = self._turn.popleft()
-            if queue.running >= queue.slots:
+            if queue.running >= queue.max_concurrency:
                 self._turn.append(queue)
                 continue
             want = queue.sizer.take(len(queue.items))
@@ -214,10 +229,10 @@ class Batcher:
 
 
 def run_batch(work: BatchSteps[P, Q, R], items: Sequence[Item[P, R]], started: float) -> int:
-    """Prepare, run and finish; answer every item once, each with its own result or its own error.
+    """Prepare, run and finish the items; calls ``answer`` of each once, with its own result or its own error.
 
-    Gives back how many could be prepared: only a batch of which all could says what its size costs. 0 for a batch that
-    was broken off.
+    Returns how many could be prepared, 0 for a run that was stopped: only the time of a batch of which all items were
+    prepared says what its size costs. ``started``: when the batch was taken, of ``time.monotonic``.
     """
     cancellation = RunCancellation(lambda: all(item.abandoned for item in items))
     for item in items:
@@ -261,7 +276,7 @@ def _run_group(
                 _refuse_dead(item)
         elif len(group) == 1:
             _answer(group[0][0], None, None, error)
-        else:  # find the item that does it: the others must not pay
+        else:  # run each alone: only the item that causes the error fails
             for member in group:
                 _run_group(work, [member], started, cancellation)
         return
@@ -282,7 +297,7 @@ def _run_group(
 def _answer(item: Item[P, R], result: R | None, timing: Timing | None, error: BaseException | None) -> None:
     try:
         item.answer(result, timing, error)
-    except Exception:  # the caller's own; neither the rest of the batch nor the slot may pay for it
+    except Exception:  # the caller's code; the rest of the batch goes on
         log.exception("an answer was not taken")
 
 

@@ -1,4 +1,4 @@
-"""Cancellation of a run: the network is stopped once nobody waits for any of its answers."""
+"""Cancellation of a run: the network is stopped once no caller waits for any of its results."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class RunCancellation:
-    """The cancellation token of one batch. Its runs follow each other on one thread; any thread may cancel.
+    """The cancellation token of one batch, whose runs follow each other on one thread; any thread may cancel.
 
     ``is_abandoned``: whether every caller of the batch has left.
     """
@@ -21,18 +21,18 @@ class RunCancellation:
 
     @property
     def abandoned(self) -> bool:
-        """Nobody waits for the batch any more."""
+        """Whether every caller of the batch has left."""
         return self._is_abandoned()
 
     def cancel_if_abandoned(self) -> None:
-        """Stop the run that is under way if nobody waits for it. From any thread, after a caller has left."""
+        """Stop the current run if every caller has left. Call it from any thread, after a caller has left."""
         with self._lock:
             if self._options is not None and self._is_abandoned():
                 self._options.terminate = True
 
     @contextmanager
     def applied_to(self, run_options: Any) -> Iterator[None]:
-        """The run inside, which was given these ``onnxruntime.RunOptions``, can be stopped."""
+        """While the block runs, the run with these ``onnxruntime.RunOptions`` can be stopped."""
         with self._lock:
             self._options = run_options
             if self._is_abandoned():
@@ -47,15 +47,15 @@ class RunCancellation:
 def run_session(
     session: Any, outputs: list[str], feeds: dict[str, Any], cancellation: RunCancellation | None = None
 ) -> list[Any]:
-    """``session.run`` of ONNX Runtime, which looks between two nodes of the graph whether it is to stop.
+    """The ``outputs`` of ``session.run`` of ONNX Runtime, in order. ``cancellation`` stops it between two nodes.
 
-    A run that is cancelled raises ONNX Runtime's own error, which nobody waits for.
+    A cancelled run raises ONNX Runtime's own error.
     """
     if cancellation is None:
         return list(session.run(outputs, feeds))
     import onnxruntime as ort
 
     options = ort.RunOptions()
-    options.log_severity_level = 4  # that it was cancelled is no error
+    options.log_severity_level = 4  # ONNX Runtime would log a cancelled run as an error
     with cancellation.applied_to(options):
         return list(session.run(outputs, feeds, options))

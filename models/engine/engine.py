@@ -1,4 +1,4 @@
-"""The engine: name -> loaded model, within a memory budget."""
+"""The engine: loaded models by version, within a memory budget."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Generic, Literal, TypeVar
 
 from ekiben.errors import Refusal, Unavailable
 from models.engine.loaded_model import LoadedModel
-from models.engine.memory import give_back
+from models.engine.memory import reclaim_memory
 from models.model_key import ModelKey
 
 log = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ M = TypeVar("M", bound=LoadedModel)
 
 @dataclass(frozen=True, slots=True)
 class ModelState:
-    """What this process says of one model version. ``memory_bytes`` is 0 unless it is loaded."""
+    """State of one model version in this process. ``memory_bytes`` is 0 unless it is loaded; ``loads`` counts loads."""
 
     key: ModelKey
     state: State
@@ -52,14 +52,14 @@ class _Entry(Generic[M]):
 
 
 class Engine(Generic[M]):
-    """Loads on demand, once however many ask; evicts the least recently used when the budget is short.
+    """Loads models on demand, each once however many threads request it; evicts the least recently used ones.
 
-    A model in use (``lease``) or pinned is never evicted. ``open_model`` reads the artifact and gives a warm model;
-    ``estimate`` says its bytes before that. ``on_close`` is told when a model goes, before its session is closed.
+    A model that is leased or pinned is never evicted. ``open_model`` reads the artifact and gives a warm model;
+    ``estimate`` gives its bytes before that. ``on_close`` is called with a model before its sessions are closed.
     """
 
     RETRY_FAILED_S = 5.0
-    """A load that failed is not tried again for so long: a broken file must not cost a load per request."""
+    """Seconds until a failed load is tried again: a broken file must not cost a load per request."""
 
     def __init__(
         self,
@@ -74,15 +74,16 @@ class Engine(Generic[M]):
         self._on_close = on_close
         self._entries: dict[ModelKey, _Entry[M]] = {}
         self._lock = threading.RLock()
-        self._loading = threading.Lock()  # one load at a time: their memory is measured, their peaks do not add up
+        self._loading = threading.Lock()  # one load at a time: its memory is measured, and peaks do not add up
 
     @property
     def used_bytes(self) -> int:
+        """Bytes that all loaded models take together."""
         with self._lock:
             return sum(e.loaded.memory_bytes for e in self._entries.values() if e.loaded is not None)
 
     def states(self) -> list[ModelState]:
-        """Every version this process has heard of."""
+        """The states of every version that was ever requested and not forgotten."""
         with self._lock:
             return [
                 ModelState(e.key, e.state, e.reason, e.loaded.memory_bytes if e.loaded else 0, e.pinned, e.loads)
@@ -90,7 +91,7 @@ class Engine(Generic[M]):
             ]
 
     def try_lease(self, key: ModelKey) -> M | None:
-        """A lease on a model that is ready, else None; never blocks. Give it back with ``release``."""
+        """A lease on a model that is ready, else None; never blocks. End it with ``release``."""
         with self._lock:
             entry = self._entries.get(key)
             if entry is None or entry.loaded is None or entry.state != "ready":
@@ -100,14 +101,14 @@ class Engine(Generic[M]):
             return entry.loaded
 
     def lease(self, key: ModelKey) -> M:
-        """A lease on a model, loading it first if need be. Blocks; raises the refusal that the load ended in."""
+        """A lease on a model, which is loaded first if need be. Blocks; raises the refusal that the load ended in."""
         while True:
             if (loaded := self.try_lease(key)) is not None:
                 return loaded
             self.load(key)
 
     def share(self, loaded: M) -> None:
-        """One more lease on a model of which the caller holds one."""
+        """Take one more lease on a model of which the caller holds one."""
         with self._lock:
             if loaded.detached:
                 loaded.users_left += 1
@@ -115,7 +116,7 @@ class Engine(Generic[M]):
                 entry.users += 1
 
     def release(self, loaded: M) -> None:
-        """Give a lease back. The last lease of an unloaded model closes it."""
+        """End a lease. The end of the last lease of an unloaded model closes it."""
         with self._lock:
             loaded.users_left -= 1 if loaded.detached else 0
             entry = self._entries.get(loaded.key)
@@ -127,7 +128,7 @@ class Engine(Generic[M]):
 
     @contextmanager
     def using(self, key: ModelKey) -> Iterator[M]:
-        """``lease`` and ``release`` around a block."""
+        """A lease for the time of a block. Raises as ``lease``."""
         loaded = self.lease(key)
         try:
             yield loaded
@@ -135,7 +136,11 @@ class Engine(Generic[M]):
             self.release(loaded)
 
     def load(self, key: ModelKey, *, pin: bool = False) -> None:
-        """Make a model ready; waits if another thread is loading it. Raises the refusal the load ended in."""
+        """Make a model ready; waits if another thread is loading it. With ``pin`` it is not evicted until ``unpin``.
+
+        Raises the refusal that the load ended in: BadModelFile, or Unavailable where the memory budget is too small or
+        a load failed in the last RETRY_FAILED_S.
+        """
         with self._lock:
             entry = self._entries.setdefault(key, _Entry(key))
             entry.pinned = entry.pinned or pin
@@ -181,17 +186,19 @@ class Engine(Generic[M]):
         return True
 
     def unpin(self, key: ModelKey) -> None:
+        """Let a model be evicted again."""
         with self._lock:
             if entry := self._entries.get(key):
                 entry.pinned = False
 
     def forget(self, key: ModelKey) -> None:
-        """Unload, and do not list it any more (its version was deleted)."""
+        """Unload a model whose version was deleted, and do not list it any more."""
         self.unload(key)
         with self._lock:
             self._entries.pop(key, None)
 
     def close(self) -> None:
+        """Unload every model."""
         for key in list(self._entries):
             self.unload(key)
 
@@ -215,7 +222,7 @@ class Engine(Generic[M]):
                         "memory_bytes": loaded.memory_bytes,
                     },
                 )
-                # The measured size can be larger than the estimate; what others hold idle then makes room.
+                # The measured size can be larger than the estimate: idle models are evicted then.
                 self._make_room(0, entry.key, refuse=False)
         except BaseException as error:
             with self._lock:
@@ -230,7 +237,7 @@ class Engine(Generic[M]):
     def _make_room(self, need: int, for_key: ModelKey, *, refuse: bool = True) -> None:
         """Evict idle models, least recently used first, until ``need`` more bytes fit.
 
-        Where they cannot fit at all nobody is evicted in vain: Unavailable, if ``refuse``.
+        Where they could not fit even then no model is evicted: Unavailable, if ``refuse``.
         """
         closing: list[M] = []
         with self._lock:
@@ -259,7 +266,7 @@ class Engine(Generic[M]):
             self._close(loaded)
 
     def _detach(self, entry: _Entry[M]) -> M | None:
-        """Under the lock: the entry becomes unloaded; its model is given back if nobody uses it."""
+        """Make the entry unloaded, under the lock; gives its model if no lease is held, to be closed."""
         loaded = entry.loaded
         if loaded is None:
             return None
@@ -271,4 +278,4 @@ class Engine(Generic[M]):
         if self._on_close is not None:
             self._on_close(loaded)
         loaded.close()
-        give_back()
+        reclaim_memory()

@@ -10,16 +10,19 @@ from models.model_key import ModelKey
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class LoadedModel:
-    """``slots``: runs at once that suit it. ``warmup_s``: one run. The engine keeps the last two fields."""
+    """A warm model. ``max_concurrency``: runs at once that suit it. ``warmup_s``: seconds of one run.
+
+    The engine owns ``detached`` (it was unloaded) and ``users_left`` (leases that are still held then).
+    """
 
     key: ModelKey
     manifest: Manifest
-    slots: int
+    max_concurrency: int
     memory_bytes: int
     warmup_s: float
     detached: bool = False
     users_left: int = 0
 
     def close(self) -> None:
-        """Give the sessions' memory back. Nobody runs the model any more."""
+        """Free the memory of the sessions. No run may be under way."""
         raise NotImplementedError

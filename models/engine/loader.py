@@ -24,8 +24,8 @@ from models.images import DecodedImage
 from models.model_key import ModelKey
 from models.sam.loader import load_sam
 
-# One run of this long on one thread: from here on all cores work on one image (lower latency) instead of each on
-# its own (higher throughput). 150 ms separates EfficientNet-B0 (8 ms) from DeepLabV3-ResNet50 (3 s) with room.
+# Seconds of one run on one thread, above which all cores work on one image (lower latency) instead of each on an
+# image of its own (higher throughput). 150 ms separates EfficientNet-B0 (8 ms) from DeepLabV3-ResNet50 (3 s) with room.
 HEAVY_RUN_S = 0.15
 
 
@@ -41,13 +41,14 @@ class LoadedNetwork(LoadedModel):
         return self.session.run(batch, cancellation)
 
     def close(self) -> None:
+        """Free the memory of the session."""
         self.session.close()
 
 
 def estimate_bytes(folder: Path) -> int:
-    """Bytes a model will take, before it is loaded: 1.3 times its graph files, as measured on the shipped networks.
+    """Bytes of memory that a model will take: 1.3 times its graph files, as measured on the shipped networks.
 
-    BadModelFile when there are none.
+    BadModelFile when there are no graph files.
     """
     try:
         sizes = [path.stat().st_size for path in folder.iterdir() if ".onnx" in path.suffixes]
@@ -59,35 +60,35 @@ def estimate_bytes(folder: Path) -> int:
 
 
 def load_model(key: ModelKey, folder: Path, options: SessionOptions) -> LoadedModel:
-    """A model of any family, warm. BadModelFile when it does not load or run."""
+    """A warm model of any family. BadModelFile when it does not load or run; Unavailable for a missing device."""
     if read_manifest(folder).family == "sam":
         return load_sam(key, folder, options)
     return load_artifact(key, folder, options)
 
 
 def load_artifact(key: ModelKey, folder: Path, options: SessionOptions) -> LoadedNetwork:
-    """Open the artifact and run it once on a grey image. BadModelFile when it does not load or run."""
+    """A warm model of one graph: opened, and run twice on a grey image. Raises as ``load_model``."""
     manifest = read_manifest(folder)
     family = FAMILIES[manifest.family](manifest)
     before = resident_bytes()
     threads = options.threads or cores()
     session = open_session(folder, manifest, replace(options, threads=1))
     took = _warm_up(session, family, manifest)
-    slots = threads
+    max_concurrency = threads
     if session.device == "cpu" and threads > 1 and took > HEAVY_RUN_S:
         session.close()
         session = open_session(folder, manifest, replace(options, threads=threads))
         took = _warm_up(session, family, manifest)
-        slots = 1
+        max_concurrency = 1
     elif session.device == "cuda":
-        slots = 2  # one batch runs while the next is prepared
+        max_concurrency = 2  # one batch runs while the next is prepared
     measured = believable_bytes(resident_bytes() - before, manifest.graph_bytes)
     return LoadedNetwork(
         key=key,
         manifest=manifest,
         family=family,
         session=session,
-        slots=slots,
+        max_concurrency=max_concurrency,
         memory_bytes=measured,
         warmup_s=took,
     )

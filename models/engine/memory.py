@@ -1,4 +1,4 @@
-"""What this process holds in memory."""
+"""Memory: of this process, of the machine, and how freed memory returns to the system."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def resident_bytes() -> int:
-    """Resident set size of this process in bytes; 0 where /proc does not tell."""
+    """Resident set size of this process in bytes; 0 on systems without /proc."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
@@ -19,18 +19,21 @@ def resident_bytes() -> int:
 
 
 def believable_bytes(grown: int, file_bytes: int) -> int:
-    """What a model is charged: other threads allocate while it loads, so between once and four times its files."""
+    """Bytes that a model counts as: ``grown``, kept between one and four times its files (plus 64 MB).
+
+    Other threads allocate and free while it loads, so the growth of the process alone may be far off.
+    """
     return min(max(grown, file_bytes), 4 * file_bytes + 64_000_000)
 
 
-def give_back() -> None:
-    """Return freed memory to the system: glibc keeps the pages of a closed session otherwise."""
+def reclaim_memory() -> None:
+    """Collect garbage and return freed memory to the system: glibc would keep the pages of a closed session."""
     gc.collect()
     trim()
 
 
 def trim() -> None:
-    """Return the heap's free pages to the system, without looking for garbage first."""
+    """Return the free pages of the heap to the system, without collecting garbage first."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):  # musl has no malloc_trim and needs none
             ctypes.CDLL("libc.so.6").malloc_trim(0)
@@ -40,7 +43,7 @@ _GROUP = Path("/sys/fs/cgroup")
 
 
 def free_mb() -> int:
-    """Megabytes that can be used without swapping, in the tighter of machine and control group; 0 where unknown."""
+    """Megabytes that can be used without swapping: the lesser of machine and control group; 0 where unknown."""
     free: list[int] = []
     with contextlib.suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()

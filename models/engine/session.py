@@ -1,4 +1,4 @@
-"""The session seam: an artifact's graph, ready to run a batch."""
+"""Sessions: the graph of an artifact, ready to run batches, on ONNX Runtime or TorchScript."""
 
 from __future__ import annotations
 
@@ -18,20 +18,25 @@ FloatArray = NDArray[np.floating[Any]]
 
 
 class Session(Protocol):
-    """One loaded graph. ``run`` is called by several threads at once."""
+    """One loaded graph. ``run`` is called by several threads at once. ``device``: cpu or cuda.
+
+    ``max_batch``: the fixed batch of the graph, None where it is dynamic.
+    """
 
     device: str
     max_batch: int | None
 
     def run(self, batch: NDArray[np.generic], cancellation: RunCancellation | None = None) -> FloatArray:
-        """The output for ``batch`` [N, ...]: the manifest's output, first axis N. ``cancellation`` may stop it."""
+        """The manifest's output [N, ...] for ``batch`` [N, ...]. A run that ``cancellation`` stops raises an error."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Free the memory of the graph. No run may be under way."""
+        ...
 
 
 class OnnxSession:
-    """ONNX Runtime behind the seam."""
+    """A graph on ONNX Runtime. A graph of fixed batch is fed with zeros for the rows that are missing."""
 
     def __init__(self, folder: Path, manifest: Manifest, options: SessionOptions) -> None:
         self._session, self.device = open_graph(folder / ONNX, options, options.threads)
@@ -41,6 +46,7 @@ class OnnxSession:
         self._fixed = manifest.input.batch
 
     def run(self, batch: NDArray[np.generic], cancellation: RunCancellation | None = None) -> FloatArray:
+        """The output [N, ...] for ``batch`` [N, ...]. ValueError for more rows than the graph takes."""
         count = len(batch)
         if self._fixed is None or count == self._fixed:
             return self._run(batch, cancellation)
@@ -54,14 +60,15 @@ class OnnxSession:
         return output
 
     def close(self) -> None:
+        """Free the memory of the session."""
         del self._session
 
 
 def open_graph(path: Path, options: SessionOptions, threads: int, *, arena: bool = True) -> tuple[Any, str]:
     """An ONNX Runtime session on one file, and the device it runs on (cpu or cuda).
 
-    ``arena`` False: memory of a run goes back to the system at its end, for a graph that needs much and runs seldom.
-    BadModelFile when the graph does not load.
+    ``threads``: of one run. ``arena`` False: the memory of a run returns to the system at its end, for a graph that
+    needs much and runs seldom. BadModelFile when the graph does not load; Unavailable without a required CUDA.
     """
     import onnxruntime as ort
 
@@ -72,7 +79,7 @@ def open_graph(path: Path, options: SessionOptions, threads: int, *, arena: bool
     settings.inter_op_num_threads = 1
     settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     settings.log_severity_level = 3
-    # Spinning threads take a core from decoding and from the event loop while they wait for work.
+    # Spinning threads would take cores from image decoding and the event loop while they wait for work.
     settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     settings.enable_cpu_mem_arena = arena
     try:
@@ -82,7 +89,7 @@ def open_graph(path: Path, options: SessionOptions, threads: int, *, arena: bool
     except Exception as error:  # ONNX Runtime's own exception types share no base but Exception
         raise BadModelFile(f"ONNX Runtime cannot load {path}: {_first_line(error)}") from error
     if device == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
-        # ONNX Runtime takes the CPU by itself where the driver or a library of CUDA is missing.
+        # ONNX Runtime falls back to the CPU without an error where the driver or a library of CUDA is missing.
         if options.device == "cuda":
             raise Unavailable("EKIBEN_DEVICE=cuda, but CUDA does not start here (is its driver installed?)")
         device = "cpu"
@@ -90,7 +97,7 @@ def open_graph(path: Path, options: SessionOptions, threads: int, *, arena: bool
 
 
 def _torchscript(folder: Path, manifest: Manifest, options: SessionOptions) -> Session:
-    # The single exception to "serving never needs torch": imported only when a person asks for this runtime.
+    # The one exception to "serving needs no torch": imported only where this runtime is configured.
     try:
         from models.engine.torchscript_session import TorchScriptSession
     except ImportError as error:
@@ -105,7 +112,7 @@ RUNTIMES: dict[str, Callable[[Path, Manifest, SessionOptions], Session]] = {
 
 
 def open_session(folder: Path, manifest: Manifest, options: SessionOptions) -> Session:
-    """A session on the artifact in ``folder``. BadModelFile when the graph does not load."""
+    """A session on the artifact in ``folder``. Raises as ``open_graph``."""
     return RUNTIMES[options.runtime](folder, manifest, options)
 
 

@@ -1,4 +1,4 @@
-"""How a graph is run: its device, its threads, its runtime."""
+"""Options of sessions: device, threads and runtime."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class SessionOptions:
-    """``threads``: threads one run may use (intra-op). ``device``: auto | cpu | cuda."""
+    """``device``: auto, cpu or cuda. ``threads``: of one run (intra-op); 0: all cores. ``runtime``: see RUNTIMES."""
 
     device: str = "auto"
     threads: int = 1
@@ -17,7 +17,7 @@ class SessionOptions:
 
 
 def cores() -> int:
-    """Cores this process may use: the CPU affinity and, in a container, the cgroup's quota."""
+    """Cores that this process may use, by its CPU affinity and, in a container, the quota of its control group."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()

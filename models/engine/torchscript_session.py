@@ -1,4 +1,4 @@
-"""TorchScript behind the session seam. Needs torch: the one module in this room that imports it."""
+"""Sessions on TorchScript. The only module of models/ that imports torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from models.engine.session_options import SessionOptions
 
 
 class TorchScriptSession:
-    """The traced module of an artifact, in inference mode."""
+    """The traced module of an artifact, in inference mode. Needs torch, which serving does not install."""
 
     def __init__(self, folder: Path, manifest: Manifest, options: SessionOptions) -> None:
         path = folder / TORCHSCRIPT
@@ -33,12 +33,13 @@ class TorchScriptSession:
             raise BadModelFile(f"torch cannot load {path}: {str(error).strip().splitlines()[0]}") from error
 
     def run(self, batch: NDArray[np.generic], cancellation: RunCancellation | None = None) -> NDArray[np.floating[Any]]:
-        """The output for ``batch`` [N, ...]. torch cannot stop a run: ``cancellation`` is ignored."""
+        """The output [N, ...] for ``batch`` [N, ...]. ``cancellation`` is ignored: torch cannot stop a run."""
         with torch.inference_mode():
             output: NDArray[np.floating[Any]] = self._module(torch.from_numpy(batch).to(self.device)).cpu().numpy()
         return output
 
     def close(self) -> None:
+        """Free the memory of the module."""
         del self._module
         if self.device == "cuda":
             torch.cuda.empty_cache()

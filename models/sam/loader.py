@@ -1,4 +1,4 @@
-"""From a Segment Anything artifact to a warm model."""
+"""Loads a Segment Anything artifact and warms its decoder."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ from models.sam.prompts import FOREGROUND, PADDING
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class LoadedSam(LoadedModel):
-    """Segment Anything in memory. ``slots``: encoder runs at once."""
+    """Segment Anything in memory. ``max_concurrency``: encoder runs at once. ``threads``: of one run."""
 
     graphs: SamGraphs
     preprocess: Preprocessor
     threads: int
 
     def close(self) -> None:
+        """Free the memory of the three graphs."""
         self.graphs.close()
 
     @property
@@ -36,25 +37,25 @@ class LoadedSam(LoadedModel):
         return 4 if self.graphs.device == "cuda" else 1
 
     @property
-    def decode_slots(self) -> int | None:
-        """Decoder runs at once; None: as many as there are threads."""
+    def decode_concurrency(self) -> int | None:
+        """Decoder runs at once; None: as many as the batcher has threads."""
         return 2 if self.graphs.device == "cuda" else None
 
     @property
     def prompts_per_run(self) -> int:
-        """Prompts of a request that share a decoder run; each takes 12 MB meanwhile."""
+        """Prompts of a request that share a decoder run; each takes 12 MB during the run."""
         return 64 if self.graphs.device == "cuda" else 16
 
     @property
     def points_per_run(self) -> int:
-        """Points of a grid per decoder run. On a CPU more are not faster, and others wait for them."""
+        """Points of a grid per decoder run. On a CPU more are not faster, and other requests wait longer."""
         return 64 if self.graphs.device == "cuda" else 4
 
 
 def load_sam(key: ModelKey, folder: Path, options: SessionOptions) -> LoadedSam:
-    """Open the three graphs and run the decoder once. BadModelFile when they do not load or run.
+    """Open the three graphs and warm the decoder. BadModelFile when they do not load or run.
 
-    The encoder is not run: it takes seconds, and most of its memory is needed only then.
+    The encoder is not run: it takes seconds, and most of its memory is needed only during a run.
     """
     if options.runtime != "onnx":
         raise BadModelFile(f"{key} has ONNX graphs only; serve it with EKIBEN_RUNTIME=onnx")
@@ -66,7 +67,7 @@ def load_sam(key: ModelKey, folder: Path, options: SessionOptions) -> LoadedSam:
     return LoadedSam(
         key=key,
         manifest=manifest,
-        slots=1,
+        max_concurrency=1,
         memory_bytes=believable_bytes(resident_bytes() - before, manifest.graph_bytes),
         warmup_s=took,
         graphs=graphs,
@@ -76,7 +77,7 @@ def load_sam(key: ModelKey, folder: Path, options: SessionOptions) -> LoadedSam:
 
 
 def _warm_up(graphs: SamGraphs, manifest: Manifest) -> float:
-    """Seconds of one click's decoder run, on features of zeros."""
+    """Seconds of a decoder run with one point, on features of zeros."""
     try:
         features = graphs.blank()
         point = np.full((1, 2, 2), 512, np.float32), np.array([[FOREGROUND, PADDING]], np.float32)

@@ -54,7 +54,7 @@ class LocalRunner:
         self.sam = SamRunner(
             self.async_batcher, self.engine.share, EmbeddingCache(settings.cache_mb * 1_000_000, gauges.saw_embedding)
         )
-        self.unet = UnetRunner(self.async_batcher, self.engine.share, self.batcher.slots)
+        self.unet = UnetRunner(self.async_batcher, self.engine.share, self.batcher.threads)
         self._queues: dict[
             ModelKey, tuple[LoadedNetwork, ModelQueue[InferenceRequest | TileInput, InferenceResponse | int]]
         ] = {}
@@ -181,7 +181,9 @@ class LocalRunner:
         if known is not None and known[0] is loaded:
             return known[1]
         limit = loaded.session.max_batch or 64
-        queue = self.batcher.open_queue(key, ImageBatchSteps(loaded), slots=loaded.slots, max_batch=limit)
+        queue = self.batcher.open_queue(
+            key, ImageBatchSteps(loaded), max_concurrency=loaded.max_concurrency, max_batch=limit
+        )
         self._queues[key] = (loaded, queue)
         return queue
 

@@ -232,9 +232,15 @@ class SamRunner:
         encode = EncodeSteps(sam, self.cache, gauges.decoded_images.labels(name).inc, encoded)
         queues = _SamQueues(
             sam,
-            batcher.open_queue((sam.key, "encode"), encode, slots=sam.slots, max_batch=sam.encode_batch),
-            batcher.open_queue((sam.key, "decode"), DecodeSteps(sam, decoded), slots=sam.decode_slots, max_batch=1),
-            batcher.open_queue((sam.key, "grid"), GridSteps(sam, decoded), slots=sam.decode_slots, max_batch=1),
+            batcher.open_queue(
+                (sam.key, "encode"), encode, max_concurrency=sam.max_concurrency, max_batch=sam.encode_batch
+            ),
+            batcher.open_queue(
+                (sam.key, "decode"), DecodeSteps(sam, decoded), max_concurrency=sam.decode_concurrency, max_batch=1
+            ),
+            batcher.open_queue(
+                (sam.key, "grid"), GridSteps(sam, decoded), max_concurrency=sam.decode_concurrency, max_batch=1
+            ),
         )
         self._open[sam.key] = queues
         return queues

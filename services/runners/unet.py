@@ -125,7 +125,7 @@ class UnetRunner:
     def _bound(self, queue: UnetQueue) -> int:
         """What runs, and as much again as a trial of twice the batch takes: enough for slots to find work, and not so
         much that others who ask this model wait for a whole image."""
-        return (queue.slots + 2) * self._batcher.batcher.batch_size(queue.key)
+        return (queue.max_concurrency + 2) * self._batcher.batcher.batch_size(queue.key)
 
     async def _submit(
         self, loaded: LoadedNetwork, queue: UnetQueue, piece: TileInput, deadline: float

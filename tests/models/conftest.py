@@ -29,6 +29,6 @@ def shelf(toy_folder: Path) -> Iterator[Shelf]:
 
 @pytest.fixture
 def batcher() -> Iterator[Batcher]:
-    batcher = Batcher(slots=2, max_bytes=1000)
+    batcher = Batcher(threads=2, max_bytes=1000)
     yield batcher
     batcher.close(5)

@@ -116,5 +116,5 @@ def test_what_is_held_is_bounded(size: tuple[int, int]) -> None:
 
 
 def test_more_than_a_gigabyte_is_refused() -> None:
-    with pytest.raises(TooLarge, match="256 classes in windows of 512"):
+    with pytest.raises(TooLarge, match="256 classes in tiles of 512"):
         TileBlender(TileGrid(4000, 4000, 512, 0.5), 256, lambda *_: None)

@@ -211,7 +211,7 @@ def test_the_probability_is_a_16_bit_image(cells: tuple[Unet, LoadedNetwork]) ->
 
 
 def test_a_tiled_image_has_no_single_input(cells: tuple[Unet, LoadedNetwork]) -> None:
-    with pytest.raises(ValueError, match="windows"):
+    with pytest.raises(ValueError, match="tiles"):
         cells[0].preprocess(DecodedImage(toy_models.noise(64, 64), "image/png"))
 
 

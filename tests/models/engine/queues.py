@@ -1,4 +1,4 @@
-"""Work for lanes of a batcher whose answers, errors and pace the test decides, and callers that keep what they got."""
+"""Work for queues of a batcher whose answers, errors and pace the test decides, and callers that keep what they got."""
 
 from __future__ import annotations
 
@@ -120,12 +120,12 @@ def request(
 
 
 class Held:
-    """A lane with one slot, in which one run waits at the gate: what is asked now gathers to one batch."""
+    """A queue with one thread, in which one run waits at the gate: what is asked now gathers to one batch."""
 
     def __init__(self, batcher: Batcher, batch: int = 8) -> None:
         self.batcher = batcher
         self.kitchen = Kitchen()
-        self.queue = batcher.open_queue("held", self.kitchen, slots=1)
+        self.queue = batcher.open_queue("held", self.kitchen, max_concurrency=1)
         self.first = request(batcher, self.queue, 1000)
         assert self.kitchen.entered.acquire(timeout=10)
         self.queue.sizer.size = batch

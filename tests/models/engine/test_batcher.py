@@ -1,4 +1,4 @@
-"""The batcher: answers and errors belong to their items, lanes keep to their slots, a stop serves what waits."""
+"""The batcher: answers and errors belong to their items, queues keep to their threads, a stop serves what waits."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_a_caller_whose_answer_fails_harms_nobody(batcher: Batcher, caplog: pyte
     callers += [held.request(n) for n in (5, 6)]
     held.open()
     assert [c.result for c in callers] == [2, 4, 10, 12]
-    # Every slot is alive, and the lane's too: two runs at once are possible again and again.
+    # Every thread is alive, and the queue's too: two runs at once are possible again and again.
     other = batcher.open_queue("other", open_kitchen())
     assert [request(batcher, queue, n).result for n in range(4) for queue in (held.queue, other)] == [
         0,
@@ -106,13 +106,13 @@ def test_a_caller_whose_answer_fails_harms_nobody(batcher: Batcher, caplog: pyte
     assert held.queue.running == 0
 
 
-def test_an_observer_that_fails_stops_no_slot(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_observer_that_fails_stops_no_thread(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.CRITICAL)
 
     def observe(key: object, count: int, seconds: float) -> None:
         raise OSError("no metrics")
 
-    batcher = Batcher(slots=1, max_bytes=10, observe=observe)
+    batcher = Batcher(threads=1, max_bytes=10, observe=observe)
     queue = batcher.open_queue("a", open_kitchen())
     assert [request(batcher, queue, n).result for n in range(3)] == [0, 2, 4]
     batcher.close(5)
@@ -120,7 +120,7 @@ def test_an_observer_that_fails_stops_no_slot(caplog: pytest.LogCaptureFixture) 
 
 def test_the_observer_hears_of_every_run() -> None:
     heard: list[tuple[object, int]] = []
-    batcher = Batcher(slots=1, max_bytes=10, observe=lambda key, count, seconds: heard.append((key, count)))
+    batcher = Batcher(threads=1, max_bytes=10, observe=lambda key, count, seconds: heard.append((key, count)))
     held = Held(batcher)
     callers = [held.request(n) for n in range(3)]
     held.open()
@@ -129,17 +129,20 @@ def test_the_observer_hears_of_every_run() -> None:
     assert heard == [("held", 1), ("held", 3)]
 
 
-def test_a_lane_of_one_slot_never_runs_two_at_once(batcher: Batcher) -> None:
+def test_a_queue_of_one_thread_never_runs_two_at_once(batcher: Batcher) -> None:
     one, two = open_kitchen(each_s=0.02), open_kitchen(each_s=0.02)
-    queues = [batcher.open_queue("one", one, slots=1, max_batch=1), batcher.open_queue("two", two, max_batch=1)]
+    queues = [
+        batcher.open_queue("one", one, max_concurrency=1, max_batch=1),
+        batcher.open_queue("two", two, max_batch=1),
+    ]
     callers = [request(batcher, queue, n) for n in range(10) for queue in queues]
-    # The lanes take turns; once the first is empty, both slots serve the second.
+    # The queues take turns; once the first is empty, both threads serve the second.
     callers += [request(batcher, queues[1], n) for n in range(10)]
     assert [c.result for c in callers] == [2 * n for n in range(10) for _ in queues] + [2 * n for n in range(10)]
     assert (one.most_running, two.most_running) == (1, 2)
 
 
-def test_a_lane_is_kept_for_its_work_and_renewed_with_another(batcher: Batcher) -> None:
+def test_a_queue_is_kept_for_its_work_and_renewed_with_another(batcher: Batcher) -> None:
     held = Held(batcher)
     assert batcher.open_queue("held", held.kitchen) is held.queue
     waiting = held.request(1)
@@ -154,7 +157,7 @@ def test_a_lane_is_kept_for_its_work_and_renewed_with_another(batcher: Batcher) 
 
 @pytest.mark.parametrize("count", [0, 1, 5])
 def test_close_serves_what_waits_and_refuses_what_comes(count: int) -> None:
-    batcher = Batcher(slots=4, max_bytes=1000)
+    batcher = Batcher(threads=4, max_bytes=1000)
     held = Held(batcher, batch=1)
     waiting = [held.request(n) for n in range(count)]
     closing = threading.Thread(target=batcher.close)
@@ -172,7 +175,7 @@ def test_close_serves_what_waits_and_refuses_what_comes(count: int) -> None:
 
 
 def test_close_gives_up_after_its_timeout() -> None:
-    batcher = Batcher(slots=1, max_bytes=1000)
+    batcher = Batcher(threads=1, max_bytes=1000)
     held = Held(batcher)
     started = time.monotonic()
     batcher.close(timeout_s=0.1)

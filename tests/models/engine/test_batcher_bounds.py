@@ -50,7 +50,7 @@ def test_a_wait_beyond_the_deadline_is_refused_on_arrival(batcher: Batcher) -> N
     for _ in range(3):
         held.queue.sizer.observe(1, 1.0)
     held.queue.sizer.size = 1
-    waiting = [held.request(n) for n in range(3)]  # three seconds of work for the lane's one slot
+    waiting = [held.request(n) for n in range(3)]  # three seconds of work for the queue's one thread
     with pytest.raises(Overloaded, match="3 requests wait for this model, about 3 s") as refused:
         held.request(9, timeout_s=2.5)
     assert refused.value.retry_after_s == 3

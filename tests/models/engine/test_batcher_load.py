@@ -53,7 +53,7 @@ def answers_per_s(batcher: Batcher, queue: ModelQueue[Order, tuple[int, str]], w
 
 def test_a_learned_batch_gives_three_times_the_throughput_of_single_images() -> None:
     def attempt() -> bool:
-        batcher = Batcher(slots=1, max_bytes=10_000)
+        batcher = Batcher(threads=1, max_bytes=10_000)
         work = open_kitchen(fixed_s=0.010, each_s=0.001)
         single = answers_per_s(batcher, batcher.open_queue("single", work, max_batch=1), 0.1, 0.5)
         queue = batcher.open_queue("learned", work, max_batch=64)
@@ -68,7 +68,7 @@ def test_a_learned_batch_gives_three_times_the_throughput_of_single_images() -> 
 
 def test_where_a_batch_gains_nothing_single_images_go_and_a_lone_one_waits_for_nobody() -> None:
     def attempt() -> bool:
-        batcher = Batcher(slots=2, max_bytes=10_000)
+        batcher = Batcher(threads=2, max_bytes=10_000)
         queue = batcher.open_queue("a", open_kitchen(each_s=0.010), max_batch=64)
         answers_per_s(batcher, queue, 0.6, 0.2)
         size = batcher.batch_size("a")
@@ -86,9 +86,9 @@ def test_where_a_batch_gains_nothing_single_images_go_and_a_lone_one_waits_for_n
 @pytest.mark.parametrize("seed", range(3))
 def test_each_of_many_callers_gets_its_own_answer(seed: int) -> None:
     source = random.Random(seed)
-    batcher = Batcher(slots=3, max_bytes=1_000_000)
+    batcher = Batcher(threads=3, max_bytes=1_000_000)
     works = [open_kitchen(fixed_s=0.001), open_kitchen(), open_kitchen(each_s=0.0001)]
-    queues = [batcher.open_queue(n, work, slots=n + 1, max_batch=16) for n, work in enumerate(works)]
+    queues = [batcher.open_queue(n, work, max_concurrency=n + 1, max_batch=16) for n, work in enumerate(works)]
     plans = [
         [(source.randrange(3), Order(1000 * n + i, shape=source.choice([(2,), (3, 2), (1, 1, 4)]))) for i in range(25)]
         for n in range(24)
@@ -112,8 +112,8 @@ def test_each_of_many_callers_gets_its_own_answer(seed: int) -> None:
     batcher.close(5)
 
 
-def test_a_flooded_lane_does_not_starve_another() -> None:
-    batcher = Batcher(slots=1, max_bytes=1_000_000)
+def test_a_flooded_queue_does_not_starve_another() -> None:
+    batcher = Batcher(threads=1, max_bytes=1_000_000)
     flooded, quiet = open_kitchen(each_s=0.002), open_kitchen()
     flood, trickle = batcher.open_queue("flood", flooded, max_batch=4), batcher.open_queue("quiet", quiet)
     callers = [request(batcher, flood, n) for n in range(300)]
@@ -129,8 +129,8 @@ def test_a_flooded_lane_does_not_starve_another() -> None:
     batcher.close(5)
 
 
-def test_two_flooded_lanes_take_turns() -> None:
-    batcher = Batcher(slots=1, max_bytes=1_000_000)
+def test_two_flooded_queues_take_turns() -> None:
+    batcher = Batcher(threads=1, max_bytes=1_000_000)
     order: list[int] = []
 
     class Recording(Kitchen):
@@ -139,9 +139,9 @@ def test_two_flooded_lanes_take_turns() -> None:
             return super().run(batch)
 
     work = Recording()
-    first = request(batcher, batcher.open_queue("first", work), 0)  # holds the one slot until all wait
+    first = request(batcher, batcher.open_queue("first", work), 0)  # holds the one thread until all wait
     assert work.entered.acquire(timeout=10)
-    queues = [batcher.open_queue(f"lane {n}", Recording(gate=work.gate), max_batch=1) for n in (1, 2)]
+    queues = [batcher.open_queue(f"queue {n}", Recording(gate=work.gate), max_batch=1) for n in (1, 2)]
     callers = [first] + [request(batcher, queue, n) for n, queue in enumerate(queues, 1) for _ in range(30)]
     work.gate.set()
     for caller in callers:
@@ -152,9 +152,12 @@ def test_two_flooded_lanes_take_turns() -> None:
 
 @pytest.mark.parametrize("seed", range(2))
 def test_every_item_is_answered_exactly_once_under_cancellations(seed: int) -> None:
-    batcher = Batcher(slots=3, max_bytes=600)
+    batcher = Batcher(threads=3, max_bytes=600)
     works = [open_kitchen(each_s=0.0005), open_kitchen(fixed_s=0.002)]
-    queues = [batcher.open_queue(0, works[0], slots=1, max_batch=8), batcher.open_queue(1, works[1], max_batch=8)]
+    queues = [
+        batcher.open_queue(0, works[0], max_concurrency=1, max_batch=8),
+        batcher.open_queue(1, works[1], max_batch=8),
+    ]
     refused = []
 
     def client(number: int) -> list[Caller]:

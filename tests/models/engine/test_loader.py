@@ -1,4 +1,4 @@
-"""From an artifact folder to a warm model: slots, memory, and why one does not load."""
+"""From an artifact folder to a warm model: threads, memory, and why one does not load."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_loaded_model_is_warm_and_knows_itself(tmp_path: Path) -> None:
     assert loaded.run(batch) == pytest.approx(np.stack([toy_models.logits_of(white)] * 2), abs=1e-5)
 
 
-def test_a_light_model_gets_a_slot_per_core_a_heavy_one_all_cores_at_once(
+def test_a_light_model_gets_a_thread_per_core_a_heavy_one_all_cores_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     toy_models.classifier(tmp_path)
@@ -50,13 +50,13 @@ def test_a_light_model_gets_a_slot_per_core_a_heavy_one_all_cores_at_once(
 
     monkeypatch.setattr(loader, "open_session", counting)
     monkeypatch.setattr(loader, "HEAVY_RUN_S", 1e9)
-    assert load_artifact(KEY, tmp_path, SessionOptions(device="cpu", threads=3)).slots == 3
-    assert load_artifact(KEY, tmp_path, CPU).slots == cores()
+    assert load_artifact(KEY, tmp_path, SessionOptions(device="cpu", threads=3)).max_concurrency == 3
+    assert load_artifact(KEY, tmp_path, CPU).max_concurrency == cores()
     assert opened == [1, 1]
     opened.clear()
     monkeypatch.setattr(loader, "HEAVY_RUN_S", 0.0)
-    assert load_artifact(KEY, tmp_path, SessionOptions(device="cpu", threads=3)).slots == 1
-    assert load_artifact(KEY, tmp_path, SessionOptions(device="cpu", threads=1)).slots == 1
+    assert load_artifact(KEY, tmp_path, SessionOptions(device="cpu", threads=3)).max_concurrency == 1
+    assert load_artifact(KEY, tmp_path, SessionOptions(device="cpu", threads=1)).max_concurrency == 1
     assert opened == [1, 3, 1]
 
 

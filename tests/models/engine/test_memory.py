@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.engine.memory import give_back, resident_bytes
+from models.engine.memory import reclaim_memory, resident_bytes
 from tests.models.peak import status_bytes
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -53,7 +53,7 @@ def test_freed_memory_goes_back_even_below_something_that_stays() -> None:
     full = resident_bytes()
     last = blocks.pop()
     blocks.clear()
-    give_back()
+    reclaim_memory()
     end = time.monotonic() + 20
     while full - resident_bytes() <= 90 * MEGABYTE and time.monotonic() < end:
         time.sleep(0.05)

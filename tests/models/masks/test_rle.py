@@ -132,7 +132,7 @@ def test_iou_is_that_of_the_pixels_and_of_pycocotools(pair: tuple[Mask, Mask]) -
 
 
 def test_iou_of_masks_of_different_frames_is_an_error() -> None:
-    with pytest.raises(ValueError, match="different frames"):
+    with pytest.raises(ValueError, match="different sizes"):
         iou(encode(RING), encode(RING.T))
 
 

@@ -37,7 +37,7 @@ def copy(toy: Path, tmp_path: Path) -> Path:
 def test_a_model_is_warm_when_it_is_loaded(toy: Path) -> None:
     sam = load_model(KEY, toy, CPU)
     assert isinstance(sam, LoadedSam)
-    assert (sam.key, sam.slots, sam.threads) == (KEY, 1, 2)
+    assert (sam.key, sam.max_concurrency, sam.threads) == (KEY, 1, 2)
     assert sam.warmup_s > 0 and sam.memory_bytes > 0 and not sam.detached
     assert (sam.graphs.device, sam.encode_batch, sam.prompts_per_run, sam.points_per_run) == ("cpu", 1, 16, 4)
     assert sam.graphs.side_by_side is not sam.graphs.decoder

@@ -60,7 +60,7 @@ Main = Callable[[AppState], Awaitable[None]]
 
 @pytest.fixture
 def run(home: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    monkeypatch.setattr(engine, "give_back", lambda: None)  # takes longer than most of these tests
+    monkeypatch.setattr(engine, "reclaim_memory", lambda: None)  # takes longer than most of these tests
 
     def run(main: Main, **settings: Any) -> None:
         async def whole() -> None:
