@@ -1,1 +1,1 @@
-"""What a model is at serve time: no torch, no web, no database."""
+"""Models at serve time: decoding, preprocessing, networks and masks. No torch, no web, no database."""

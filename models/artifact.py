@@ -1,4 +1,4 @@
-"""The artifact: the files of one exported network, and the ``manifest.json`` that says what they are."""
+"""The artifact: the files of one exported network, and the ``manifest.json`` that describes them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ MANIFEST = "manifest.json"
 ONNX = "model.onnx"
 TORCHSCRIPT = "model.torchscript.pt"
 ENCODER, MASK_PROMPT, DECODER = "encoder.onnx", "mask_prompt.onnx", "decoder.onnx"
-"""The graphs of a Segment Anything artifact; what each takes and gives is said in models/sam/graphs.py."""
+"""The graphs of a Segment Anything artifact; models/sam/graphs.py says what each takes and gives."""
 
-MAX_MASK_CLASSES = 256
+MAX_MASK_CLASSES = 256  # a class map has one byte a pixel
 
 Task = Literal["classify", "segment", "masks"]
 FamilyName = Literal["classifier", "segmenter", "unet", "sam"]
@@ -37,7 +37,7 @@ class _Frozen(BaseModel):
 
 
 class GraphInput(_Frozen):
-    """The one image input of a graph. A dimension that is None is dynamic."""
+    """The one image input of a graph. A dimension that is None is dynamic; ``height`` and ``width`` are in pixels."""
 
     name: str
     layout: Layout = "NCHW"
@@ -49,7 +49,7 @@ class GraphInput(_Frozen):
 
 
 class GraphOutput(_Frozen):
-    """The one output that is read: classify [N, C]; segment [N, C, H, W] (or [N, H, W, C] with NHWC)."""
+    """The one output that is read: [N, C] for classify; [N, C, H, W], or [N, H, W, C] with NHWC, for segment."""
 
     name: str
     activation: Activation = "logits"
@@ -60,7 +60,7 @@ class GraphOutput(_Frozen):
 
 
 class Tiling(_Frozen):
-    """unet: the image is not resized but cut into windows of the graph's size, which overlap by this share of it."""
+    """unet: the image is not resized but cut into tiles of the graph's size; they overlap by this share."""
 
     overlap: float = Field(default=0.5, ge=0, le=0.75)
 
@@ -100,26 +100,28 @@ class Preprocess(_Frozen):
 
 
 class FileInfo(_Frozen):
+    """Checksum and size of one file of an artifact."""
+
     sha256: str
     bytes: int
 
 
 class Parity(_Frozen):
-    """Largest absolute difference between the outputs of torch and of each export, on the same pixels."""
+    """Largest absolute differences between the outputs of torch and of each export, on equal inputs."""
 
     onnx_max_abs: float
     torchscript_max_abs: float | None = None
     tolerance: float
-    inputs: str = Field(description="What was fed: batch sizes, shapes and the seed or the images.")
+    inputs: str = Field(description="The inputs: batch sizes, shapes, and the seed or the images.")
     cases: dict[str, float] = Field(
-        default_factory=dict, description="The same by case, where a model has several graphs or kinds of input."
+        default_factory=dict, description="The differences by case, where a model has several graphs or kinds of input."
     )
 
 
 class Agreement(_Frozen):
-    """How a lighter precision agrees with the one it was made from: IoU of their masks.
+    """How a lower precision agrees with the one it was made from: IoU of their masks.
 
-    ``proven`` is false where the weights are random: how those react to rounding says nothing of trained ones.
+    ``proven`` is false where the weights are random: their reaction to rounding says nothing about trained weights.
     """
 
     reference: str = Field(description="What it was compared with: the precision, and the artifact's digest.")
@@ -130,7 +132,7 @@ class Agreement(_Frozen):
 
 
 class Weights(_Frozen):
-    """Where the numbers come from. ``random`` is said wherever the model is listed."""
+    """Where the weights come from. Every listing of a model shows the kind ``random``."""
 
     kind: Literal["published", "random", "checkpoint", "imported", "trained"]
     detail: str = ""
@@ -141,7 +143,7 @@ class Weights(_Frozen):
 
 
 class Manifest(_Frozen):
-    """Everything a family needs to know of its network; sizes, means and labels are never constants in code."""
+    """Everything that a family needs to know of its network: sizes, means and labels are never constants in code."""
 
     format: Literal[1] = 1
     family: FamilyName
@@ -195,22 +197,24 @@ class Manifest(_Frozen):
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the names and checksums of the files: what this version *is*."""
+        """SHA-256, in hexadecimal, over the names and checksums of the files and the manifest without its metrics."""
         text = "\n".join(f"{name} {info.sha256}" for name, info in sorted(self.files.items()))
         return hashlib.sha256((text + "\n" + self.model_dump_json(exclude={"files", "metrics"})).encode()).hexdigest()
 
 
 def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal. OSError when it cannot be read."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def file_info(path: Path) -> FileInfo:
+    """Checksum and size of a file. OSError when it cannot be read."""
     return FileInfo(sha256=sha256_of(path), bytes=path.stat().st_size)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
-    """Fill in ``files`` from what lies in the folder, write ``manifest.json`` and give the manifest back."""
+    """Write ``manifest.json`` with the checksums of the folder's files; gives the manifest with these."""
     files = {
         str(path.relative_to(folder)): file_info(path)
         for path in sorted(folder.rglob("*"))
@@ -234,7 +238,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def verify(folder: Path, manifest: Manifest) -> None:
-    """Check every file against its checksum. BadModelFile names the first that is missing or differs."""
+    """Check every file against its checksum. BadModelFile names the first file that is missing or differs."""
     for name, info in manifest.files.items():
         path = folder / name
         if not path.is_file():
@@ -244,7 +248,7 @@ def verify(folder: Path, manifest: Manifest) -> None:
 
 
 def voc_palette(classes: int) -> tuple[tuple[int, int, int], ...]:
-    """Pascal VOC's colour map for ``classes`` entries (at most 256): the bits of the index, spread over R, G and B."""
+    """Pascal VOC's colour map, RGB 0-255, for at most 256 classes: the bits of the index, spread over R, G and B."""
     colours = []
     for index in range(classes):
         red = green = blue = 0

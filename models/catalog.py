@@ -1,4 +1,4 @@
-"""The catalog: which families there are. A new family is one module and one row."""
+"""The catalog of families of one graph. A new family is one module and one row."""
 
 from __future__ import annotations
 
@@ -15,3 +15,4 @@ FAMILIES: dict[str, Callable[[Manifest], Family]] = {
     "segmenter": Segmenter,
     "unet": Unet,
 }
+"""By the manifest's ``family``. Segment Anything has graphs of its own: see ``models.sam``."""

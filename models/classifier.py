@@ -18,7 +18,7 @@ FloatArray = NDArray[np.floating[Any]]
 
 
 class Classifier:
-    """Reads an output of shape [classes] (any further axes of length 1 are dropped)."""
+    """Reads an output of shape [classes]; further axes of length 1 are dropped."""
 
     def __init__(self, manifest: Manifest) -> None:
         self._preprocess = Preprocessor(manifest)
@@ -28,16 +28,17 @@ class Classifier:
 
     @property
     def tensors(self) -> tuple[TensorInfo, ...]:
-        """``probs``: the confidences. The graph's own output, as it comes, under its own name."""
+        """``probs``: the confidences; and the raw output of the graph, under its own name."""
         classes = (len(self._labels),)
         own = () if self._output == "probs" else (TensorInfo(self._output, "float32", classes, usual=False),)
         return (TensorInfo("probs", "float32", classes), *own)
 
     def preprocess(self, image: DecodedImage) -> NDArray[np.generic]:
+        """The graph's input for one image, without the batch axis."""
         return self._preprocess(image.rgb)
 
     def confidences(self, output: FloatArray) -> FloatArray:
-        """float32 [classes]: softmax of logits, the sigmoid's values or the probabilities as they come."""
+        """float32 [classes]: softmax of logits; probabilities and sigmoid values as the graph gives them."""
         scores = output.reshape(-1).astype(np.float32, copy=False)
         if self._activation != "logits":
             return scores
@@ -47,7 +48,7 @@ class Classifier:
     def postprocess(
         self, output: FloatArray, image: DecodedImage | None, request: InferenceRequest
     ) -> InferenceResponse:
-        """The ``top_k`` best classes; ties keep the order of the labels. BadInput when there are not so many."""
+        """The ``top_k`` best classes; ties keep the order of the labels. BadInput for more than there are."""
         check_top_k(request.top_k, len(self._labels))
         confidences = self.confidences(output)
         best = np.argsort(-confidences, kind="stable")[: request.top_k]
@@ -59,5 +60,6 @@ class Classifier:
 
 
 def check_top_k(top_k: int, classes: int) -> None:
+    """BadInput unless ``top_k`` is 1 to ``classes``."""
     if not 1 <= top_k <= classes:
         raise BadInput(f"top_k is {top_k}; this model has {classes} classes, so 1 to {classes} can be asked for")

@@ -1,4 +1,4 @@
-"""The contract of a family: how one kind of network is fed and read."""
+"""The interface of a family: how the input of one kind of network is made and its output read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Family(Protocol):
 
     @property
     def tensors(self) -> tuple[TensorInfo, ...]:
-        """What ``Ask.tensors`` may name."""
+        """The arrays that ``InferenceRequest.tensors`` may name."""
         ...
 
     def preprocess(self, image: DecodedImage) -> NDArray[np.generic]:
@@ -27,8 +27,9 @@ class Family(Protocol):
     def postprocess(
         self, output: NDArray[np.floating[Any]], image: DecodedImage | None, request: InferenceRequest
     ) -> InferenceResponse:
-        """The answer for one image from its row of the graph's output (no batch axis).
+        """The response for one image from its row of the graph's output (no batch axis).
 
-        ``image`` is None where the input came prepared: nothing can be drawn, and maps have the output's size.
+        ``image`` is None where the request held a prepared tensor: nothing is rendered, and class maps have the size of
+        the output. BadInput for options that do not fit the model.
         """
         ...

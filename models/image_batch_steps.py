@@ -1,4 +1,4 @@
-"""The work of a lane: an image's bytes and options in, an answer out; or a piece of an image that is being read."""
+"""Batch steps of networks with one graph: whole images and options to responses, or tiles of a large image."""
 
 from __future__ import annotations
 
@@ -20,24 +20,25 @@ from models.unet import TiledImage
 log = logging.getLogger(__name__)
 
 PreparedInput = tuple[NDArray[np.generic], DecodedImage | None]
-"""What the run takes of one item, and the image that it is of, if there is one."""
+"""The graph's input for one item, and the decoded image, where the item is a whole image."""
 
 
 @dataclass(frozen=True, slots=True)
 class TileInput:
-    """Input ``number`` of an image that is read in pieces. Its answer is that number; ``reading`` has the rest."""
+    """Piece ``number`` of a tiled image. Its result is that number; the logits are added to ``tiled_image``."""
 
     tiled_image: TiledImage
     number: int
 
 
 class ImageBatchSteps:
-    """Decodes, runs and reads images for one loaded model. Whole images and pieces of equal shape share runs."""
+    """Decodes, runs and reads images for one loaded model. Whole images and pieces of equal shape share a run."""
 
     def __init__(self, loaded: LoadedNetwork) -> None:
         self._loaded = loaded
 
     def prepare(self, payload: InferenceRequest | TileInput) -> tuple[Hashable, PreparedInput]:
+        """The graph's input, under its shape and dtype as key. Raises as ``open_image`` and ``Family.preprocess``."""
         if isinstance(payload, TileInput):
             image, tensor = None, payload.tiled_image.tensor(payload.number)
         elif isinstance(payload.image, PreparedTensor):
@@ -48,6 +49,7 @@ class ImageBatchSteps:
         return (tensor.shape, tensor.dtype.str), (tensor, image)
 
     def run(self, prepared: Sequence[PreparedInput], cancellation: RunCancellation | None = None) -> NDArray[Any]:
+        """The output [N, ...] of a batch. BadInput for a prepared tensor that the graph refuses."""
         if len(prepared) == 1:
             tensor, image = prepared[0]
             try:
@@ -56,13 +58,14 @@ class ImageBatchSteps:
                 graph = self._loaded.manifest.input
                 if image is not None or (graph.height is not None and graph.width is not None):
                     raise
-                log.debug("a prepared tensor was not taken", exc_info=error)
+                log.debug("the graph refused a prepared tensor", exc_info=error)
                 raise BadInput(f"the network does not take a tensor of {list(tensor.shape)}") from None
         return self._loaded.run(np.stack([tensor for tensor, _ in prepared]), cancellation)
 
     def finish(
         self, output: NDArray[Any], prepared: PreparedInput, payload: InferenceRequest | TileInput
     ) -> InferenceResponse | int:
+        """The response of a whole image, or the number of a piece, whose logits are added to its image."""
         if isinstance(payload, TileInput):
             payload.tiled_image.add(payload.number, output)
             return payload.number

@@ -1,4 +1,4 @@
-"""Images: encoded bytes in, 8-bit RGB as the user sees it out."""
+"""Images: encoded bytes decoded to 8-bit RGB, turned as their EXIF orientation says."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from models.limits import MAX_IMAGE_BYTES, MAX_JPEG_SCANS, MAX_PIXELS
 from models.results import ImageInfo
 
 _DICOM: Final = "application/dicom"
-_MAX_INFLATED = 256 * 1024 * 1024  # of a deflated DICOM file: 64 megapixels of 8-bit RGB fit
-_MAX_ATTRIBUTES: Final = 4 * 1024 * 1024  # of a DICOM image, but its pixels: 100 kB are many
+_MAX_INFLATED = 256 * 1024 * 1024  # bytes of a deflated DICOM file: 64 megapixels of 8-bit RGB fit
+_MAX_ATTRIBUTES: Final = 4 * 1024 * 1024  # bytes of a DICOM image without its pixels; 100 kB are many
 
 _READ = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 # Pillow opens a JPEG that carries several frames (many phones write them) as MPO; the first frame is the image.
@@ -51,7 +51,7 @@ _TURNS = {
 # The limit on pixels is ours (MAX_PIXELS, checked before decoding, with a clear refusal). Pillow's own warning
 # between 89 and 179 megapixels would only add a line to the log of a request that is refused anyway.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-# What Pillow thinks of an image's metadata is nothing that the one who serves could act on.
+# Pillow's warnings about the metadata of a user's image: an operator cannot act on them.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
@@ -59,8 +59,8 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 class DecodedImage:
     """A decoded image, turned as its EXIF orientation says.
 
-    ``rgb``: PIL image, mode RGB, 8 bits. ``width`` and ``height`` are its pixels; every mask and coordinate
-    that Ekiben gives or takes is in this frame. ``mime_type`` is that of the bytes it came from.
+    ``rgb``: PIL image, mode RGB, 8 bits. ``width`` and ``height`` are in pixels; every mask and coordinate that Ekiben
+    gives or takes refers to this image. ``mime_type`` is that of the encoded bytes.
     """
 
     rgb: Image.Image
@@ -68,24 +68,30 @@ class DecodedImage:
 
     @property
     def width(self) -> int:
+        """Pixels of a row."""
         return self.rgb.width
 
     @property
     def height(self) -> int:
+        """Pixels of a column."""
         return self.rgb.height
 
     @property
     def info(self) -> ImageInfo:
+        """Size and MIME type."""
         return ImageInfo(self.rgb.width, self.rgb.height, self.mime_type)
 
 
 def sniff(data: bytes) -> str:
-    """The MIME type by the first bytes. Refuses what is not one of the formats that are read, before any decoding."""
+    """The MIME type by the first bytes, before any decoding.
+
+    TooLarge above MAX_IMAGE_BYTES; UnsupportedImage for a known format that is not read; BadImage for other bytes.
+    """
     if len(data) > MAX_IMAGE_BYTES:
         raise TooLarge(f"the image has {len(data)} bytes; at most {MAX_IMAGE_BYTES} are accepted")
     if not data:
         raise BadImage("the image is empty (0 bytes)")
-    # First: the 128 bytes before it are free, and many writers put a TIFF header there.
+    # DICOM first: the 128 bytes before its mark are free, and many writers put a TIFF header there.
     if data[128:132] == b"DICM":
         return _DICOM
     if data.startswith(b"\xff\xd8\xff"):
@@ -106,7 +112,7 @@ def sniff(data: bytes) -> str:
 
 
 def decode(data: bytes) -> DecodedImage:
-    """Decode fully: EXIF-turned, RGB, 8 bits a channel; of DICOM what a viewer shows.
+    """Decode to 8-bit RGB, turned as the EXIF orientation says; DICOM as a viewer shows it.
 
     16-bit and 32-bit integer grey is scaled from 16 bits (``>> 8``), as Pillow itself does for 16-bit colour;
     ``convert("RGB")`` alone would clip it to white. Alpha is dropped, palettes are applied.
@@ -119,7 +125,7 @@ def decode(data: bytes) -> DecodedImage:
     if mime_type == "image/jpeg" and data.count(b"\xff\xda") > MAX_JPEG_SCANS:
         raise BadImage(f"the JPEG has more than {MAX_JPEG_SCANS} scans")
     # Pillow's readers raise whatever their parsers run into (OSError, SyntaxError, ValueError, struct.error,
-    # zlib.error, KeyError, ...). All of it is input; nothing of ours runs inside.
+    # zlib.error, KeyError, ...). All of it is caused by the input: only Pillow's code runs inside.
     try:
         image = Image.open(io.BytesIO(data), formats=_READ)
     except Image.DecompressionBombError:
@@ -145,7 +151,7 @@ def decode(data: bytes) -> DecodedImage:
 
 
 def open_image(image: bytes | NDArray[np.uint8]) -> DecodedImage:
-    """The image of encoded bytes, or of pixels uint8 [height, width, 3], RGB. Refuses as ``decode`` does."""
+    """The image of encoded bytes, or of pixels uint8 [height, width, 3], RGB. Raises as ``decode``."""
     if isinstance(image, bytes):
         return decode(image)
     height, width = image.shape[:2]
@@ -155,20 +161,21 @@ def open_image(image: bytes | NDArray[np.uint8]) -> DecodedImage:
 
 
 def encode_png(image: Image.Image, level: int = 1) -> bytes:
-    """PNG bytes. Level 1 is several times faster than 6 and, for masks, not much larger."""
+    """PNG bytes. Compression level 1 is several times faster than 6 and, for masks, not much larger."""
     out = io.BytesIO()
     image.save(out, "PNG", compress_level=level)
     return out.getvalue()
 
 
 def encode_jpeg(image: Image.Image, quality: int = 90) -> bytes:
+    """JPEG bytes; ``quality`` 1 to 95."""
     out = io.BytesIO()
     image.save(out, "JPEG", quality=quality)
     return out.getvalue()
 
 
 def _dicom(data: bytes) -> Image.Image:
-    # Most processes never see one; its readers and theirs take half a second to import.
+    # Imported late: most processes never decode DICOM, and its libraries take half a second to import.
     from models.medical.dicom import DicomVolume
 
     with DicomVolume(data, _MAX_INFLATED, _MAX_ATTRIBUTES) as volume:
@@ -186,7 +193,7 @@ def _is_nifti(data: bytes) -> bool:
 
 
 def _may_be_turned(image: Image.Image) -> bool:
-    # Parsing takes time; most images carry no EXIF at all.
+    # Parsing EXIF takes time, and most images have none.
     return (
         image.format in ("TIFF", "MPO")
         or "exif" in image.info
@@ -196,10 +203,10 @@ def _may_be_turned(image: Image.Image) -> bool:
 
 
 def _turned(image: Image.Image) -> Image.Image:
-    """ImageOps.exif_transpose, without its copy of an image that is upright and without writing EXIF anew."""
+    """As ImageOps.exif_transpose, but without copying an upright image and without rewriting EXIF."""
     try:
         turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # EXIF that cannot be parsed turns nothing: the pixels are all there
+    except Exception:  # EXIF that cannot be parsed is ignored: the pixels are complete
         return image
     return image if turn is None else image.transpose(turn)
 

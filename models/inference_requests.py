@@ -1,4 +1,4 @@
-"""Asks and answers: what every door hands to a model, and what comes back."""
+"""Requests to models and their responses, independent of the protocol that carried them."""
 
 from __future__ import annotations
 
@@ -14,27 +14,29 @@ from models.sam.auto_options import AutoOptions
 from models.sam.prompts import Prompt
 
 RENDERS = ("mask", "color", "overlay")
-"""The images that can be made of any segmentation."""
+"""Images that can be rendered from any segmentation."""
 PROBABILITY = "probability"
-"""Of a unet with two labels besides: 16-bit grey, the probability of label 1 in 65535ths."""
+"""One more image of a unet with two labels: 16-bit grey, the probability of label 1 in 65535ths."""
 
 
 Pixels = NDArray[np.uint8]
-"""[height, width, 3], RGB, as a person sees the image."""
+"""uint8 [height, width, 3], RGB, upright."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PreparedTensor:
-    """One image as the graph takes it: ``values`` without the batch axis, in its layout and dtype."""
+    """One image as the graph takes it: ``values`` without the batch axis, in the graph's layout and dtype."""
 
     values: NDArray[np.generic]
 
 
 @dataclass(frozen=True, slots=True)
 class InferenceRequest:
-    """``image``: encoded bytes, pixels, or what was prepared elsewhere. ``top_k``: classes to answer. ``renders``:
-    images of a segmentation to make. ``flips``: average over the mirror images too; of a unet only. ``tensors``:
-    what of Family.tensors to give as arrays."""
+    """One image to classify or segment: encoded bytes, pixels, or a tensor that was prepared elsewhere.
+
+    ``top_k``: number of classes of a classification. ``renders``: images of a segmentation, of RENDERS and PROBABILITY.
+    ``flips``: average over mirror images too (unet only). ``tensors``: names of Family.tensors to return as arrays.
+    """
 
     image: bytes | Pixels | PreparedTensor
     top_k: int = 5
@@ -44,7 +46,7 @@ class InferenceRequest:
 
     @property
     def nbytes(self) -> int:
-        """Of the image, as it waits in a queue."""
+        """Bytes of the image while it waits in a queue."""
         if isinstance(self.image, bytes):
             return len(self.image)
         return int((self.image.values if isinstance(self.image, PreparedTensor) else self.image).nbytes)
@@ -52,8 +54,11 @@ class InferenceRequest:
 
 @dataclass(frozen=True, slots=True)
 class InferenceResponse:
-    """``scores`` of a classification or ``areas`` of a segmentation; ``renders``: PNG bytes by name; ``tensors``: by
-    name. What came prepared has no image: ``image`` is the size of the output then, or 0 x 0."""
+    """``scores`` of a classification, best first, or ``areas`` of a segmentation, largest first.
+
+    ``renders``: PNG bytes by name; ``tensors``: arrays by name. For a prepared tensor ``image`` has the size of the
+    output, or 0 x 0 for a classification.
+    """
 
     image: ImageInfo
     scores: tuple[ClassScore, ...] = ()
@@ -64,8 +69,11 @@ class InferenceResponse:
 
 @dataclass(frozen=True, slots=True)
 class MaskRequest:
-    """Masks for ``prompts``; for the whole image's box where there are none. ``multimask``: three masks per prompt,
-    for the whole, a part and a part of that, else one. ``keep_logits``: give back what a next prompt can refine."""
+    """Masks for ``prompts``, or for the box of the whole image where there are none; ``image``: encoded bytes.
+
+    ``multimask``: three masks per prompt, for the whole, a part and a subpart; else one. ``keep_logits``: return the
+    logits, which a later prompt can refine.
+    """
 
     image: bytes
     prompts: tuple[Prompt, ...] = ()
@@ -75,13 +83,15 @@ class MaskRequest:
 
 @dataclass(frozen=True, slots=True)
 class AutoMaskRequest:
+    """Automatic masks of the whole image; ``image``: encoded bytes."""
+
     image: bytes
     options: AutoOptions
 
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingUse:
-    """``cached``: the image's embedding was there. ``encode_ms``: what making it took, now or then."""
+    """``cached``: the embedding was in the cache. ``encode_ms``: milliseconds of the encoder's run, now or earlier."""
 
     cached: bool
     encode_ms: float
@@ -98,6 +108,8 @@ class MaskResponse:
 
 @dataclass(frozen=True, slots=True)
 class AutoMaskResponse:
+    """``masks``: the largest first."""
+
     image: ImageInfo
     embedding: EmbeddingUse
     masks: tuple[AutoMask, ...]

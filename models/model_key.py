@@ -1,4 +1,4 @@
-"""The name of one model version in memory."""
+"""The key of one model version in memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From an image to the tensor a graph takes, as its manifest says."""
+"""Preprocessing: from a decoded image to the input tensor of a graph, as its manifest says."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ekiben.errors import TooLarge
 from models.artifact import Manifest
 from models.sam.grids import longest_side_shape
 
-# Where the longer side follows the image's, so does the memory of the run: at most this many squares.
+# Where only the shorter side is fixed, the memory of a run grows with the ratio of the sides.
 MAX_ASPECT = 16
 
 _FILTERS = {
@@ -22,7 +22,7 @@ _FILTERS = {
 
 
 class Preprocessor:
-    """Resizes, crops and normalises. Thread-safe: holds constants only."""
+    """Resizes, crops and normalises images. Thread-safe: holds constants only."""
 
     def __init__(self, manifest: Manifest) -> None:
         steps, graph = manifest.preprocess, manifest.input
@@ -38,7 +38,10 @@ class Preprocessor:
         self._scale = (1.0 / (np.array(steps.std) * 255.0)).astype(np.float32).reshape(shape)
 
     def __call__(self, rgb: Image.Image) -> NDArray[np.generic]:
-        """[C, H, W] or [H, W, C] as the graph's layout says; a uint8 graph takes pixels, others normalised values."""
+        """The input [C, H, W] or [H, W, C], by the graph's layout and dtype: normalised, but pixels for a uint8 graph.
+
+        TooLarge as for ``resize``.
+        """
         pixels = np.asarray(self.resize(rgb))
         if self._bgr:
             pixels = pixels[:, :, ::-1]
@@ -60,7 +63,7 @@ class Preprocessor:
         return np.pad(tensor, ((0, 0), (0, height - tensor.shape[1]), (0, width - tensor.shape[2])))
 
     def resize(self, rgb: Image.Image) -> Image.Image:
-        """The image at the graph's size. TooLarge for a strip, where its length would set that size."""
+        """The image at the graph's size. TooLarge where one side is fixed and the ratio of sides above MAX_ASPECT."""
         steps = self._steps
         width, height = rgb.size
         if steps.crop_share is not None:
@@ -82,17 +85,17 @@ class Preprocessor:
             _refuse_strips(width, height)
             return rgb if rgb.size == resized else rgb.resize(resized, self._filter)
         crop = steps.center_crop
-        if resized[0] < crop or resized[1] < crop:  # torchvision pads then; no shipped model asks for it
+        if resized[0] < crop or resized[1] < crop:  # torchvision pads then; no shipped model needs it
             _refuse_strips(width, height)
             return _center_crop(rgb.resize(resized, self._filter), crop)
         return self._resize_and_crop(rgb, resized, crop)
 
     def _resize_and_crop(self, rgb: Image.Image, resized: tuple[int, int], crop: int) -> Image.Image:
-        """Resize to ``resized`` and keep a central square, without computing what the crop takes away.
+        """Resize to ``resized`` and keep a central square of side ``crop``, without computing what is cropped away.
 
         Pillow's ``box`` samples the same positions with the same filter as resizing everything and cropping
-        afterwards would. Across first, then down, which is Pillow's order for whole images: left to itself it takes
-        the other one for some boxes, and the rounding between the passes then moves a quarter of the values by 1.
+        afterwards would. Horizontally first, then vertically, which is Pillow's order for whole images: for some boxes
+        it would choose the other order, and the rounding between the passes would change a quarter of the values by 1.
         """
         width, height = rgb.size
         # torchvision.transforms.functional.center_crop rounds half to even, as Python's round does.
@@ -105,7 +108,7 @@ class Preprocessor:
             reach = 3 * max(1.0, y_scale) + 1  # of Lanczos, the widest filter
             first = max(0, int(above - reach))
             rgb = rgb.crop((0, first, width, min(height, int(below + reach) + 1)))
-        # min: the products may pass the edge by an ulp.
+        # min: rounding may bring a product past the edge.
         across = (left * x_scale, 0, min((left + crop) * x_scale, width), rgb.height)
         narrow = rgb.resize((crop, rgb.height), self._filter, box=across)
         down = (0, above - first, crop, min(below - first, rgb.height))

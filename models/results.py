@@ -1,4 +1,4 @@
-"""Answers: frozen values, as a family gives them and every door words them."""
+"""Results of models: frozen values that responses are made of."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True)
 class ClassScore:
+    """One class of a classification; ``confidence`` 0-1."""
+
     class_index: int
     class_name: str
     confidence: float
@@ -17,7 +19,7 @@ class ClassScore:
 
 @dataclass(frozen=True, slots=True)
 class ClassArea:
-    """One class that occurs in a segmentation. ``share`` is of all pixels, 0-1."""
+    """One class that occurs in a segmentation. ``color``: RGB 0-255; ``share``: of all pixels, 0-1."""
 
     class_index: int
     class_name: str
@@ -28,9 +30,9 @@ class ClassArea:
 
 @dataclass(frozen=True, slots=True)
 class Segmentation:
-    """``class_map``: uint8 [height, width] of the image, the class index per pixel.
+    """``class_map``: uint8 [height, width], the class index of each pixel of the image.
 
-    ``classes`` holds the classes that occur, most pixels first. ``palette``: uint8 [classes, 3], RGB.
+    ``classes``: those that occur, most pixels first. ``palette``: uint8 [classes, 3], RGB.
     """
 
     class_map: NDArray[np.uint8]
@@ -40,8 +42,10 @@ class Segmentation:
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """An array that can be answered: ``shape`` of one image, -1 where it follows the image. ``usual``: it is
-    answered where nothing is said of outputs."""
+    """An array that a response can hold: ``shape`` for one image, -1 where the size depends on the image.
+
+    ``usual``: it is returned where a request names no outputs.
+    """
 
     name: str
     dtype: str
@@ -51,9 +55,12 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """``queue_ms``: from arrival at the runner until a slot took it. ``inference_ms``: the network's run, of the
-    whole batch it was in. ``batch_size``: images in that batch. ``prepare_ms``, ``finish_ms``: from bytes to the
-    network's input, from its output to the answer; 0 where nobody took the time."""
+    """Milliseconds of the steps of one request.
+
+    ``queue_ms``: from arrival at the runner until a thread took it. ``inference_ms``: the run of the network, for the
+    whole batch of ``batch_size`` images. ``prepare_ms``, ``finish_ms``: from bytes to the network's input, and from its
+    output to the result; 0 where not measured.
+    """
 
     queue_ms: float
     inference_ms: float
@@ -64,7 +71,7 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class ImageInfo:
-    """Pixels of the image as the user sees it (EXIF-turned)."""
+    """Size in pixels of the image after its EXIF orientation was applied, and the MIME type of its bytes."""
 
     width: int
     height: int

@@ -18,11 +18,11 @@ from models.results import ClassArea, ImageInfo, Segmentation, TensorInfo
 FloatArray = NDArray[np.floating[Any]]
 
 _SIGMOID_THRESHOLD = 0.5
-BAND_PIXELS = 1 << 20  # 4 MB a plane
+BAND_PIXELS = 1 << 20  # pixels computed at a time: 4 MB of one channel
 
 
 class Segmenter:
-    """Reads an output of shape [classes, h, w] (or [h, w, classes]); scores are enlarged before the class is chosen.
+    """Reads an output [classes, h, w] or [h, w, classes]; scores are enlarged before the class is chosen.
 
     With ``sigmoid`` output a pixel is background (class 0) where no channel exceeds 0.5, else 1 + the best channel.
     """
@@ -37,17 +37,18 @@ class Segmenter:
 
     @property
     def tensors(self) -> tuple[TensorInfo, ...]:
-        """``class_map``: the class of every pixel. The graph's own output, as it comes, under its own name."""
+        """``class_map``: the class of every pixel; and the raw output of the graph, under its own name."""
         own = TensorInfo(self._output, "float32", (-1, -1, -1), usual=False)
         return (TensorInfo("class_map", "uint8", (-1, -1)), *((own,) if self._output != "class_map" else ()))
 
     def preprocess(self, image: DecodedImage) -> NDArray[np.generic]:
+        """The graph's input for one image, without the batch axis."""
         return self._preprocess(image.rgb)
 
     def postprocess(
         self, output: FloatArray, image: DecodedImage | None, request: InferenceRequest
     ) -> InferenceResponse:
-        """What each class covers, and the images and arrays that were asked for."""
+        """The area of each class, and the images and arrays that the request names."""
         segmentation = self.segmentation(output, image)
         renders = {}
         if image is not None:
@@ -59,7 +60,7 @@ class Segmenter:
         return InferenceResponse(info, areas=segmentation.classes, renders=renders, tensors=tensors)
 
     def segmentation(self, output: FloatArray, image: DecodedImage | None) -> Segmentation:
-        """Class per pixel at the image's own size (the output's where there is none), and what each class covers."""
+        """The class of each pixel at the size of the image (without one, of the output), and the area of each class."""
         scores = output.transpose(2, 0, 1) if self._channels_last else output
         height, width = (image.height, image.width) if image is not None else scores.shape[1:]
         class_map = enlarge_and_choose(
@@ -70,7 +71,7 @@ class Segmenter:
     def _areas(self, class_map: NDArray[np.uint8]) -> tuple[ClassArea, ...]:
         counts = np.zeros(len(self._labels), np.int64)
         for rows in np.array_split(class_map, max(1, class_map.size // BAND_PIXELS)):
-            counts += np.bincount(rows.ravel(), minlength=len(self._labels))  # makes 8 bytes of each pixel
+            counts += np.bincount(rows.ravel(), minlength=len(self._labels))  # bincount makes 8 bytes of each pixel
         present = sorted(np.flatnonzero(counts), key=lambda i: (-counts[i], i))
         return tuple(
             ClassArea(
@@ -89,12 +90,12 @@ def _size(class_map: NDArray[np.uint8]) -> ImageInfo:
 
 
 def enlarge_and_choose(scores: FloatArray, height: int, width: int, *, sigmoid: bool = False) -> NDArray[np.uint8]:
-    """uint8 [height, width]: the best channel per pixel of ``scores`` float32 [C, h, w], enlarged bilinearly first.
+    """uint8 [height, width]: the class of each pixel from ``scores`` float32 [C, h, w], enlarged bilinearly first.
 
     Pillow's bilinear filter, enlarging, is ``torch.nn.functional.interpolate(mode="bilinear",
-    align_corners=False)``; where the image is smaller than the scores it averages (antialiasing). A band of one
-    channel is held at the image's size at a time, so a 64-megapixel image with 21 classes does not need 5 GB.
-    Ties keep the lower class.
+    align_corners=False)``; where the image is smaller than the scores it averages (antialiasing). Only some rows of one
+    channel are held at the image's size at a time: a 64-megapixel image with 21 classes would need 5 GB. Of equal
+    scores the lower class wins.
     """
     class_map = np.empty((height, width), np.uint8)
     rows = max(1, BAND_PIXELS // width)
@@ -122,7 +123,7 @@ def _choose(planes: Iterable[NDArray[np.float32]], class_map: NDArray[np.uint8],
 
 
 def band(plane: FloatArray, top: int, bottom: int, height: int, width: int) -> NDArray[np.float32]:
-    """float32 [bottom - top, width]: these rows of ``plane`` brought to ``height`` x ``width``."""
+    """float32 [bottom - top, width]: rows ``top`` to ``bottom`` of ``plane`` resized to ``height`` x ``width``."""
     if plane.shape == (height, width):
         return plane[top:bottom]
     box = (0, top * plane.shape[0] / height, plane.shape[1], bottom * plane.shape[0] / height)
@@ -130,25 +131,25 @@ def band(plane: FloatArray, top: int, bottom: int, height: int, width: int) -> N
 
 
 def render(name: str, segmentation: Segmentation, image: DecodedImage) -> Image.Image:
-    """The image called ``name`` (one of asks.RENDERS)."""
+    """The image called ``name``, one of inference_requests.RENDERS."""
     if name == "overlay":
         return overlay(segmentation, image.rgb)
     return {"mask": index_mask, "color": color_mask}[name](segmentation)
 
 
 def color_mask(segmentation: Segmentation) -> Image.Image:
-    """Palette-mode image: each pixel in the colour of its class."""
+    """An image of mode P: the class indexes, with the colours of the classes as palette."""
     image = Image.fromarray(segmentation.class_map)
     image.putpalette(segmentation.palette.ravel().tolist())
     return image
 
 
 def index_mask(segmentation: Segmentation) -> Image.Image:
-    """Grey image whose level is the class index."""
+    """A grey image of which the level is the class index."""
     return Image.fromarray(segmentation.class_map)
 
 
 def overlay(segmentation: Segmentation, rgb: Image.Image, opacity: float = 0.5) -> Image.Image:
-    """The image with every class but 0 (background) tinted in its colour."""
+    """The RGB image with every class but 0 (background) tinted in its colour."""
     tinted = Image.blend(rgb, color_mask(segmentation).convert("RGB"), opacity)
     return Image.composite(tinted, rgb, Image.fromarray(((segmentation.class_map > 0) * 255).astype(np.uint8)))

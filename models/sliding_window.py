@@ -1,4 +1,4 @@
-"""Windows: an image cut into overlapping squares, and what a network says of each blended into one."""
+"""Sliding-window inference: an image cut into overlapping tiles, and the logits of these blended."""
 
 from __future__ import annotations
 
@@ -10,31 +10,32 @@ from numpy.typing import NDArray
 
 from ekiben.errors import TooLarge
 
-# Of MONAI's sliding_window_inference(mode="gaussian"): the bell's width as a share of the side, and what its tails
-# are raised to (monai.data.utils.compute_importance_map).
+# Of MONAI's sliding_window_inference(mode="gaussian"): the standard deviation as a share of the side, and the least
+# weight (monai.data.utils.compute_importance_map).
 SIGMA_SHARE: Final = 0.125
 LEAST_WEIGHT: Final = 1e-3
 
 MAX_LINE_BYTES: Final = 1 << 30
+"""Bytes of the logits of one line of tiles."""
 
 PaintRegion = Callable[[slice, slice, NDArray[np.float32]], None]
-"""Takes rows, columns and the logits [C, h, w] of that part of an image."""
+"""Takes rows, columns and the logits float32 [C, h, w] of that part of an image."""
 
 
 class Tile(NamedTuple):
-    """Its corner in the padded image."""
+    """A tile, by its top left corner in pixels of the padded image."""
 
     top: int
     left: int
 
 
 class TileGrid:
-    """Which windows of ``side`` x ``side`` cover an image: those of MONAI's sliding_window_inference.
+    """The tiles of ``side`` x ``side`` that cover an image: the windows of MONAI's sliding_window_inference.
 
-    They lie ``side * (1 - overlap)`` apart, the last one of a line at the edge. An image that is smaller than a window
-    is padded to one, half on each side, by reflection, again and again where it is smaller than its padding: what
-    surrounds an object stays plausible, where MONAI's zeros would be an edge that the network never saw in training.
-    ``windows`` come line by line along the longer side, so that what is unfinished is as short as possible.
+    They lie ``side * (1 - overlap)`` apart, the last one of a line at the edge. An image that is smaller than a tile is
+    padded to one, half on each side, by reflection, repeatedly where it is smaller than its padding: what surrounds an
+    object stays plausible, where MONAI's zeros would be an edge that the network never saw in training. ``tiles``
+    come in lines across the shorter side, so that the unfinished line is as short as possible.
     """
 
     def __init__(self, height: int, width: int, side: int, overlap: float) -> None:
@@ -51,12 +52,12 @@ class TileGrid:
 
 
 class TileBlender:
-    """Blends the logits of a grid's windows, given in their order, with Gaussian weights.
+    """Blends the logits of a grid's tiles, given in their order, with Gaussian weights.
 
-    ``paint`` gets every part of the image, once, as soon as no window to come touches it. So only one line of windows
-    is held: channels x side x shorter side x 4 bytes (and twice that of one channel, for the weights). With one channel
-    and windows of 256 that is 8 MB + 16 MB for 8000 x 8000 pixels, whose logits and weights would be 512 MB.
-    TooLarge where it is more than a gigabyte.
+    ``paint`` gets every part of the image once, as soon as no later tile touches it. So only one line of tiles is held:
+    channels x side x shorter side x 4 bytes (and twice that of one channel, for the weights). With one channel and
+    tiles of 256 that is 8 MB + 16 MB for 8000 x 8000 pixels, of which the logits and weights would be 512 MB. TooLarge
+    where it is more than MAX_LINE_BYTES.
     """
 
     def __init__(self, grid: TileGrid, channels: int, paint: PaintRegion) -> None:
@@ -65,10 +66,10 @@ class TileBlender:
         breadth = self._across[-1] + grid.side
         if channels * grid.side * breadth * 4 > MAX_LINE_BYTES:
             raise TooLarge(
-                f"the image is {grid.width} x {grid.height}; {channels} classes in windows of {grid.side} pixels are "
+                f"the image is {grid.width} x {grid.height}; {channels} classes in tiles of {grid.side} pixels are "
                 f"blended on images with one side up to {MAX_LINE_BYTES // (4 * channels * grid.side)} pixels"
             )
-        # A single window stays exactly as the network gave it.
+        # The logits of a single tile stay exactly as the network gave them.
         self._weight = gaussian(grid.side) if len(grid.tiles) > 1 else np.ones((grid.side,) * 2, np.float32)
         self._line_weights = np.zeros((grid.side, breadth), np.float32)
         for start in self._across:
@@ -79,7 +80,7 @@ class TileBlender:
         self._line = self._place = 0
 
     def add(self, logits: NDArray[np.floating[Any]]) -> None:
-        """The logits [C, side, side] of the next window."""
+        """Take the logits [C, side, side] of the next tile."""
         side = self._grid.side
         np.multiply(logits if self._grid.by_rows else logits.swapaxes(1, 2), self._weight, out=self._weighted)
         start = self._across[self._place]
@@ -115,7 +116,7 @@ class TileBlender:
 
 
 def cut_tile(pixels: NDArray[np.uint8], tile: Tile, side: int) -> NDArray[np.uint8]:
-    """uint8 [side, side, 3] of ``pixels`` [H, W, 3]: the image is padded as it is cut, never whole."""
+    """uint8 [side, side, 3]: one tile of ``pixels`` [H, W, 3]; only the tile is padded, never the whole image."""
     height, width = pixels.shape[:2]
     top, left = tile.top - max(0, side - height) // 2, tile.left - max(0, side - width) // 2
     if side <= min(height, width):
@@ -124,7 +125,7 @@ def cut_tile(pixels: NDArray[np.uint8], tile: Tile, side: int) -> NDArray[np.uin
 
 
 def gaussian(side: int) -> NDArray[np.float32]:
-    """float32 [side, side]: how much a window's pixel counts, 1 in the middle."""
+    """float32 [side, side]: the weights of the pixels of a tile, 1 in the middle."""
     steps = np.arange(side, dtype=np.float32) - (side - 1) / 2
     bell = np.exp(-(steps**2) / (2 * (SIGMA_SHARE * side) ** 2))
     weights = np.outer(bell, bell)
@@ -138,6 +139,6 @@ def _starts(length: int, side: int, overlap: float) -> list[int]:
 
 
 def _reflected(start: int, count: int, length: int) -> NDArray[np.intp]:
-    """Which of ``length`` pixels stand at ``start``, ``start + 1``, ... when they are mirrored at both ends."""
+    """The indexes, of ``length`` pixels, at ``start``, ``start + 1``, ... when the pixels are mirrored at both ends."""
     turn = length - 1
     return turn - np.abs(np.arange(start, start + count) % max(1, 2 * turn) - turn)

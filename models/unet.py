@@ -1,4 +1,4 @@
-"""The unet family: an image cut into windows, or resized whole; a class per pixel, and how sure it is of it."""
+"""The unet family: images cut into tiles, or resized whole, to a class and a probability per pixel."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from models.sliding_window import PaintRegion, Tile, TileBlender, TileGrid, cut_
 FloatArray = NDArray[np.floating[Any]]
 
 _FLIPS: Final = ((1, 1), (1, -1), (-1, 1), (-1, -1))
-"""Steps down and across: as it is, mirrored left to right, top to bottom, both. Each undoes itself."""
+"""Steps along rows and columns: unchanged, mirrored left to right, top to bottom, both. Each is its own inverse."""
 
 
 class Unet(Segmenter):
-    """Reads logits [C, side, side] of windows [3, side, side] of the graph's size.
+    """Reads logits [C, side, side] of tiles [3, side, side], which have the graph's size.
 
     With two labels there is one channel, the logit of label 1: class 1 is where its probability is at least the
-    manifest's threshold. Else there is one per label: the largest is the class, the lower one of equals.
+    manifest's threshold. Else there is one channel per label: the largest logit is the class, of equal ones the lower.
     BadModelFile where the manifest describes another kind of graph.
     """
 
@@ -47,27 +47,27 @@ class Unet(Segmenter):
 
     @property
     def tensors(self) -> tuple[TensorInfo, ...]:
-        """``class_map``: the class of every pixel. With two labels ``probability``: of label 1, in steps of 1/65535."""
+        """``class_map``: the class of every pixel; with two labels also ``probability``, of label 1, in 65535ths."""
         sure = TensorInfo(PROBABILITY, "float32", (-1, -1), usual=False)
         return (TensorInfo("class_map", "uint8", (-1, -1)), *((sure,) if self.channels == 1 else ()))
 
     @property
     def tiled(self) -> bool:
-        """The image is cut into windows at its own size; else it is resized to one."""
+        """Whether images are cut into tiles at their own size; else they are resized to one."""
         return self.overlap is not None
 
     def grid(self, height: int, width: int) -> TileGrid:
-        """The windows of an image; where it is not tiled, the one of the resized image."""
+        """The grid of tiles of an image; of the resized image, which is one tile, where it is not tiled."""
         if self.overlap is None:
             return TileGrid(self.side, self.side, self.side, 0)
         return TileGrid(height, width, self.side, self.overlap)
 
     def tiles(self, height: int, width: int) -> tuple[Tile, ...]:
-        """Of an image of this size, in the order in which they are blended; corners are of the padded image."""
+        """The tiles of an image of this size, in the order of blending; corners are of the padded image."""
         return self.grid(height, width).tiles
 
     def cut(self, pixels: NDArray[np.uint8], tile: Tile) -> NDArray[np.generic]:
-        """[3, side, side] of ``pixels`` uint8 [H, W, 3], normalised, in the layout and dtype of the graph."""
+        """One tile of ``pixels`` uint8 [H, W, 3] as the graph's input: normalised, in its layout and dtype."""
         return self.normalised(cut_tile(pixels, tile, self.side))
 
     def predict(
@@ -75,7 +75,7 @@ class Unet(Segmenter):
     ) -> NDArray[np.float32]:
         """Logits float32 [C, H, W] of a whole image. ``run``: [N, 3, side, side] to [N, C, side, side], N <= batch.
 
-        ``flips``: the mean of the logits of every window and its three mirror images. Blocks.
+        ``flips``: the logits are the mean over every tile and its three mirror images. Blocks.
         """
         logits = np.empty((self.channels, rgb.height, rgb.width), np.float32)
 
@@ -90,17 +90,17 @@ class Unet(Segmenter):
         return logits
 
     def probabilities(self, logits: FloatArray) -> NDArray[np.float32]:
-        """float32, shaped as ``logits`` [C, H, W]: of label 1 where there is one channel, else of every label."""
+        """float32 [C, H, W] in 0-1 from ``logits`` [C, H, W]: of label 1 for one channel, else of every label."""
         logits = logits.astype(np.float32, copy=False)
         if len(logits) == 1:
-            # exp of what is negative: no overflow on either side.
+            # exp of negative values only: it cannot overflow.
             small = np.exp(-np.abs(logits))
             return np.asarray(np.where(logits >= 0, 1, small) / (1 + small), np.float32)
         powers = np.exp(logits - logits.max(axis=0))
         return np.asarray(powers / powers.sum(axis=0), np.float32)
 
     def class_map(self, logits: FloatArray) -> NDArray[np.uint8]:
-        """uint8 [H, W] of ``logits`` [C, H, W]."""
+        """uint8 [H, W]: the class of each pixel, from ``logits`` [C, H, W]."""
         if len(logits) == 1:
             return np.asarray(logits[0] >= self._least_logit, np.uint8)
         best, classes = logits[0].copy(), np.zeros(logits.shape[1:], np.uint8)
@@ -111,14 +111,15 @@ class Unet(Segmenter):
         return classes
 
     def preprocess(self, image: DecodedImage) -> NDArray[np.generic]:
-        """The whole image as one input: resized, or one that is a window already."""
+        """The whole image as one input: resized where it is not tiled. ValueError for a tiled one of another size."""
         if self.tiled and image.rgb.size != (self.side, self.side):
-            raise ValueError("an image that is cut into windows has no single input: see Reading")
+            raise ValueError("an image that is cut into tiles has no single input: see TiledImage")
         return super().preprocess(image)
 
     def postprocess(
         self, output: FloatArray, image: DecodedImage | None, request: InferenceRequest
     ) -> InferenceResponse:
+        """The response for an image that was one input, from its logits ``output`` [C, side, side]."""
         height, width = (image.height, image.width) if image is not None else output.shape[1:]
         prediction_map = self.prediction_map(height, width, request)
         for rows, logits in self.enlarged(output, height, width):
@@ -126,7 +127,7 @@ class Unet(Segmenter):
         return self.answer(prediction_map, image, request)
 
     def prediction_map(self, height: int, width: int, request: InferenceRequest) -> PredictionMap:
-        """Where an image of this size is read to, for ``answer`` to the same ask."""
+        """An empty map for an image of this size, with probabilities if ``request`` needs them."""
         return PredictionMap(self, height, width, probability=PROBABILITY in (*request.renders, *request.tensors))
 
     def answer(
@@ -136,7 +137,7 @@ class Unet(Segmenter):
         request: InferenceRequest,
         check: Callable[[], None] = lambda: None,
     ) -> InferenceResponse:
-        """What was read of ``image``, and what was asked for besides. ``check`` is called before each render."""
+        """The response from a complete map. ``check`` is called before each render and may raise to stop."""
         segmentation = Segmentation(prediction_map.class_map, self._areas(prediction_map.class_map), self._palette)
         renders = {}
         for name in request.renders if image is not None else ():
@@ -151,7 +152,10 @@ class Unet(Segmenter):
         return InferenceResponse(info, areas=segmentation.classes, renders=renders, tensors=tensors)
 
     def enlarged(self, output: FloatArray, height: int, width: int) -> Iterator[tuple[slice, NDArray[np.float32]]]:
-        """``output`` [C, h, w] brought bilinearly to ``height`` x ``width``, some rows at a time."""
+        """``output`` [C, h, w] resized bilinearly to ``height`` x ``width``, some rows at a time.
+
+        Yields slices of rows, each with its logits float32 [C, rows, width].
+        """
         planes = np.ascontiguousarray(output, np.float32)
         step = max(1, BAND_PIXELS // width)
         for top in range(0, height, step):
@@ -159,18 +163,18 @@ class Unet(Segmenter):
             yield slice(top, bottom), np.stack([band(plane, top, bottom, height, width) for plane in planes])
 
     def resized(self, rgb: Image.Image) -> Image.Image:
-        """What is cut: the image itself where it is tiled."""
+        """The image that tiles are cut from: unchanged where it is tiled, else resized to one tile."""
         return rgb if self.tiled else self._preprocess.resize(rgb)
 
     def normalised(self, square: NDArray[np.uint8]) -> NDArray[np.generic]:
-        """The graph's input for uint8 [side, side, 3]."""
+        """The graph's input for a tile uint8 [side, side, 3]."""
         return self._preprocess(Image.fromarray(square))
 
 
 class PredictionMap:
-    """What is kept of the logits: the class of every pixel and, where asked, the probability of class 1.
+    """What is kept of the logits: the class of every pixel and, if needed, the probability of class 1.
 
-    ``class_map``: uint8 [height, width]. ``probability``: uint16 [height, width], 65535 is 1.
+    ``class_map``: uint8 [height, width]. ``probability``: uint16 [height, width], 65535 is 1; None if not needed.
     """
 
     def __init__(self, unet: Unet, height: int, width: int, *, probability: bool) -> None:
@@ -179,23 +183,24 @@ class PredictionMap:
         self.probability = np.zeros((height, width), np.uint16) if probability else None
 
     def tensor(self, name: str) -> NDArray[np.generic]:
-        """``class_map``, or ``probability`` as float32."""
+        """The array called ``name``: ``class_map``, or ``probability`` as float32 in 0-1."""
         if name == PROBABILITY and self.probability is not None:
             return self.probability.astype(np.float32) / np.float32(65535)
         return self.class_map
 
     def paint(self, rows: slice, columns: slice, logits: NDArray[np.float32]) -> None:
+        """Fill a part of the map from its ``logits`` [C, rows, columns]."""
         self.class_map[rows, columns] = self._unet.class_map(logits)
         if self.probability is not None:
             self.probability[rows, columns] = np.rint(self._unet.probabilities(logits)[0] * np.float32(65535))
 
 
 class TiledImage:
-    """An image that is being read: ``pieces`` inputs of the graph by number, and what is made of its outputs.
+    """An image in ``pieces`` inputs of the graph, by number, and the blending of their outputs.
 
-    A piece is a window or, with ``flips``, one of the four mirror images of a window. Outputs may come in any order and
-    from several threads; they are blended in order, so that the answer does not depend on who was first. What came
-    early is held until then.
+    A piece is a tile or, with ``flips``, one of the four mirror images of a tile. Outputs may come in any order and
+    from several threads; they are blended in order, so that the result does not depend on timing, and early ones are
+    held until then. ``paint`` gets every part of the image once.
     """
 
     def __init__(self, unet: Unet, rgb: Image.Image, paint: PaintRegion, *, flips: bool) -> None:
@@ -214,21 +219,21 @@ class TiledImage:
 
     @property
     def pixels(self) -> NDArray[np.uint8]:
-        """uint8 [H, W, 3]: what is cut."""
+        """uint8 [H, W, 3]: the image that tiles are cut from."""
         return self._pixels
 
     def tensor(self, number: int) -> NDArray[np.generic]:
-        """The graph's input for piece ``number``."""
+        """The graph's input for piece ``number``, in its layout and dtype."""
         tile, flip = divmod(number, len(self._flips))
         down, across = self._flips[flip]
         square = cut_tile(self._pixels, self._grid.tiles[tile], self._unet.side)[::down, ::across]
         return self._unet.normalised(np.ascontiguousarray(square))
 
     def add(self, number: int, logits: FloatArray) -> None:
-        """The graph's output [C, side, side] for piece ``number``. BadModelFile for one of another shape."""
+        """Take the graph's output [C, side, side] for piece ``number``. BadModelFile for another shape."""
         expected = (self._unet.channels, self._unet.side, self._unet.side)
         if logits.shape != expected:
-            raise BadModelFile(f"the graph gives {list(logits.shape)} for a window; its manifest says {list(expected)}")
+            raise BadModelFile(f"the graph gives {list(logits.shape)} for a tile; its manifest says {list(expected)}")
         with self._lock:
             self._early[number] = logits.astype(np.float32, copy=False)
             while (ready := self._early.pop(self._next, None)) is not None:

@@ -1,4 +1,4 @@
-"""Tables of what was asked and answered: images, predictions and the files that these made."""
+"""Tables of the records: images, predictions and the files that these made."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Masks as values: run lengths, polygons, rendering, non-maximum suppression."""
+"""Masks: run lengths, polygons, cut-outs, rendering, non-maximum suppression."""

@@ -1,4 +1,4 @@
-"""Cut-outs: an object as RGBA with a transparent background."""
+"""Cut-outs: an object of an image as RGBA with a transparent background."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ CutoutExtent = Literal["box", "full"]
 
 @dataclass(frozen=True, slots=True)
 class CutStyle:
-    """``frame``: crop to the object's box, or keep the whole image. ``padding_px``: transparent pixels around the
-    box, as far as the image reaches. ``feather_px``: standard deviation of the edge's blur in pixels; 0 is a hard
-    edge."""
+    """How an object is cut out.
+
+    ``frame``: crop to the object's box, or keep the whole image. ``padding_px``: transparent pixels around the box,
+    within the image. ``feather_px``: standard deviation of the edge's blur in pixels; 0 is a hard edge.
+    """
 
     frame: CutoutExtent = "box"
     padding_px: int = 0
@@ -27,7 +29,7 @@ class CutStyle:
 
 
 def place(rle: Rle, style: CutStyle) -> tuple[int, int, int, int]:
-    """x0, y0, x1, y1 (exclusive) of the cut-out in the image."""
+    """x0, y0, x1, y1 of the cut-out in pixels of the image; x1 and y1 are exclusive."""
     if style.frame == "full":
         return 0, 0, rle.width, rle.height
     x0, y0, x1, y1 = rle.box_xyxy
@@ -36,14 +38,13 @@ def place(rle: Rle, style: CutStyle) -> tuple[int, int, int, int]:
 
 
 def cut(rgb: Image.Image, rle: Rle, style: CutStyle) -> Image.Image:
-    """RGBA: the image's own colours, alpha 255 inside the mask and 0 outside.
+    """An RGBA image: the colours of ``rgb``, alpha 255 inside the mask and 0 outside, between them where feathered.
 
-    Colours are kept under alpha 0 only where a feathered edge needs them; elsewhere they are black, so that what was
-    cut away is not in the file.
+    Under alpha 0 the colours are black, so that what was cut away is not in the file.
     """
     box = place(rle, style)
     x0, y0, x1, y1 = box
-    # The blur sees beyond the box (3 deviations, as far as Pillow's reaches): its border is no part of the edge.
+    # The blur needs pixels beyond the box, up to 3 deviations as in Pillow: the border of the box is not an edge.
     reach = math.ceil(3 * style.feather_px) + 3 if style.feather_px > 0 else 0
     left, top = max(0, x0 - reach), max(0, y0 - reach)
     near = part_of(rle, left, top, min(rle.width, x1 + reach), min(rle.height, y1 + reach))
@@ -59,7 +60,7 @@ def cut(rgb: Image.Image, rle: Rle, style: CutStyle) -> Image.Image:
 
 
 def part_of(rle: Rle, left: int, top: int, right: int, bottom: int) -> NDArray[np.bool_]:
-    """bool [bottom - top, right - left]: that part of a mask, without decoding the rest."""
+    """bool [bottom - top, right - left]: this part of a mask, without decoding the rest."""
     columns, firsts, ends = rle.column_runs()
     firsts, ends = np.clip(firsts, top, bottom) - top, np.clip(ends, top, bottom) - top
     inside = (columns >= left) & (columns < right) & (firsts < ends)

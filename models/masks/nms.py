@@ -1,4 +1,4 @@
-"""Non-maximum suppression of boxes."""
+"""Non-maximum suppression (NMS) of boxes."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 
 def nms(boxes: NDArray[Any], scores: NDArray[Any], iou_threshold: float) -> NDArray[np.int64]:
-    """Indexes of the boxes [N, 4] (x0, y0, x1, y1) that stay, highest score first.
+    """int64 indexes of the boxes [N, 4] (x0, y0, x1, y1) that stay, highest score first.
 
-    ``torchvision.ops.nms``, in float32 as there: a box goes when its IoU with a better one is above the threshold.
+    As ``torchvision.ops.nms``, in float32: a box is dropped when its IoU with a better one is above the threshold.
     Boxes without an area have IoU NaN and never suppress each other. Of equal scores the lower index comes first
     (torchvision leaves that open).
     """

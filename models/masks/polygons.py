@@ -1,4 +1,4 @@
-"""Outlines of masks: polygons along pixel edges that keep parts and holes, and fill back to exactly the mask."""
+"""Outlines of masks: polygons along pixel edges, with holes; filling them gives exactly the mask."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from models.masks.rle import Rle
 
 Ints = NDArray[np.int64]
 Ring = list[tuple[int, int]]
-"""Corners (x, y) in order, not closed: the last is joined to the first. Pixel (x, y) covers x to x+1 and y to y+1."""
+"""Corners (x, y) in order; the last is joined to the first. Pixel (x, y) covers x to x+1 and y to y+1."""
 
 
 @dataclass(slots=True)
 class Polygon:
-    """One connected piece (sharing edges, not only corners) and its holes.
+    """One connected part of a mask (pixels share edges, not only corners) and its holes.
 
-    The outer ring is clockwise as seen with y down, which by its numbers is the counter-clockwise outer ring of
-    RFC 7946; the holes run the other way. A ring meets no corner twice; holes may touch rings at corners.
+    The outer ring is clockwise on an image with y down, which in numbers is the counter-clockwise outer ring of
+    RFC 7946; holes run the other way. A ring meets no corner twice; holes may touch rings at corners.
     """
 
     outer: Ring = field(default_factory=list)
@@ -47,7 +47,7 @@ def polygons(rle: Rle) -> list[Polygon]:
     # Each ring begins with the last corner written for it: the one at the left of its first edge.
     lasts = 2 * np.add.reduceat(turns, firsts, dtype=np.int64).cumsum()
     pairs = list(zip(*corners.T.tolist(), strict=True))
-    # The area under the bottom edges without that under the top edges is negative for a hole.
+    # The area under the bottom edges minus that under the top edges is negative for a hole.
     outer = np.add.reduceat(np.where(order < len(columns), -from_y, from_y), firsts) > 0
 
     parts: dict[int, Polygon] = {}
@@ -64,7 +64,7 @@ def polygons(rle: Rle) -> list[Polygon]:
 
 
 def to_polygons(rle: Rle) -> list[dict[str, Any]]:
-    """``[{"outer": [x0, y0, x1, y1, ...], "holes": [[...], ...]}]``: flat, open lists, as COCO has them."""
+    """``[{"outer": [x0, y0, x1, y1, ...], "holes": [[...], ...]}]``: flat lists that are not closed, as in COCO."""
     return [{"outer": _flat(part.outer), "holes": [_flat(hole) for hole in part.holes]} for part in polygons(rle)]
 
 
@@ -77,9 +77,9 @@ def to_geojson(rle: Rle) -> dict[str, Any]:
 
 
 def _successors(columns: Ints, tops: Ints, bottoms: Ints, labels: Ints, height: int) -> Ints:
-    """[2n]: which edge follows which along the outlines, with the mask on the right hand.
+    """[2n]: the edge that follows each edge along the outlines, with the mask on the right side.
 
-    Edge i, for n runs, is the top of run i, one pixel long, walked to the right; edge n + i its bottom, to the left.
+    Edge i, for n runs, is the top of run i, one pixel long, from left to right; edge n + i its bottom, to the left.
     """
     n = len(columns)
     # Turned by half a circle, bottoms are tops; run i is run n - 1 - i then.
@@ -91,7 +91,7 @@ def _successors(columns: Ints, tops: Ints, bottoms: Ints, labels: Ints, height: 
 
 
 def _after_tops(columns: Ints, tops: Ints, bottoms: Ints, labels: Ints, height: int) -> Ints:
-    """[n]: the edge after the top of each run. What touches at a corner is joined there if it is one part."""
+    """[n]: the edge after the top of each run. Runs that touch at a corner are joined there if they are one part."""
     n = len(columns)
     own = np.arange(n)
     stride = height + 2
@@ -119,7 +119,7 @@ def _after_tops(columns: Ints, tops: Ints, bottoms: Ints, labels: Ints, height: 
 
 
 def _cycles(successors: Ints) -> tuple[Ints, Ints]:
-    """The edges ring after ring, each from its leftmost top, and where in them each ring begins."""
+    """The edges ring after ring, each ring from its leftmost top, and the index at which each ring begins."""
     following = successors.tolist()
     order: list[int] = []
     firsts: list[int] = []

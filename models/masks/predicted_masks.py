@@ -1,4 +1,4 @@
-"""Masks as answers: of a prompt, and automatic ones."""
+"""Masks that Segment Anything predicts: of prompts, and automatic ones."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from models.masks.rle import Rle
 
 @dataclass(frozen=True, slots=True)
 class PromptMask:
-    """One mask that answers a prompt, at the image's size. ``predicted_iou`` is the network's own guess and not
-    bounded by 1. ``stability_score``: None for a mask that is empty at any threshold. ``logits``: float32
-    [256, 256] to refine from, where they were asked for."""
+    """One mask of a prompt, at the size of the image.
+
+    ``predicted_iou``: the network's estimate, not bounded by 1. ``stability_score``: 0-1; None for a mask without a
+    logit above threshold - offset. ``logits``: float32 [256, 256] that a later prompt can refine, if requested.
+    """
 
     rle: Rle
     predicted_iou: float
@@ -24,8 +26,10 @@ class PromptMask:
 
 @dataclass(frozen=True, slots=True)
 class MaskUpdate:
-    """While automatic masks are made: those that were ``found``, each with a number; the numbers of those that are
-    ``dropped``, because a better one came; how far it is, 0-1."""
+    """Progress of automatic masks, as a share 0-1 and provisional masks.
+
+    ``found``: new masks, each with a number; ``dropped``: numbers of earlier ones that a better mask suppressed.
+    """
 
     found: tuple[tuple[int, AutoMask], ...]
     dropped: tuple[int, ...]
@@ -34,8 +38,8 @@ class MaskUpdate:
 
 @dataclass(frozen=True, slots=True)
 class AutoMask:
-    """One automatic mask. ``point``: x, y of the grid point it answers; ``crop_box``: x, y, width, height of the crop
-    it was found in, both in the image. ``stability_score``: as above; None only where no threshold was asked for."""
+    """One automatic mask. ``point``: x, y of its grid point; ``crop_box``: x, y, width, height of its crop; both in
+    pixels of the image. ``stability_score``: see PromptMask; never None where the request has a threshold for it."""
 
     rle: Rle
     predicted_iou: float

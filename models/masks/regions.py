@@ -1,4 +1,4 @@
-"""Small regions: holes that are filled and islands that go, found on runs instead of pixels."""
+"""Small regions of masks: holes are filled and islands removed, on runs instead of pixels."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from numpy.typing import NDArray
 from models.masks.rle import Rle, from_edges
 
 Runs = NDArray[np.int64]
+"""Positions column * height + row of runs, each within one column, ascending."""
 
 
 def remove_small_regions(rle: Rle, min_area: float, mode: Literal["holes", "islands"]) -> tuple[Rle, bool]:
     """The mask without its holes, or islands, of fewer than ``min_area`` pixels, and whether it changed.
 
-    As the reference's (``utils/amg.py::remove_small_regions``): regions are 8-connected, holes are regions of what is
-    not set, and where all islands are small the largest stays.
+    As in segment_anything (``utils/amg.py::remove_small_regions``): regions are 8-connected, holes are regions of unset
+    pixels, and where all islands are small the largest stays.
     """
     starts, ends = columns_of(rle.inverse() if mode == "holes" else rle)
     if not starts.size:
@@ -40,19 +41,18 @@ def remove_small_regions(rle: Rle, min_area: float, mode: Literal["holes", "isla
 
 
 def _largest(labels: NDArray[np.int64], areas: NDArray[Any], starts: Runs, rle: Rle) -> int:
-    """The label of the largest region. Of equal ones the first in OpenCV's order: rows of 2 x 2 blocks."""
+    """The label of the largest region; of equal ones the first in OpenCV's order, which is rows of 2 x 2 blocks."""
     column, row = np.divmod(starts, rle.height)
     place = np.where(areas[labels] == areas.max(), (row // 2) * rle.width + column // 2, rle.height * rle.width)
     return int(labels[np.argmin(place)])
 
 
 def components(starts: Runs, ends: Runs, height: int, *, diagonal: bool = True) -> NDArray[np.int64]:
-    """A label per run, equal for runs that are connected: the lowest run of each region. ``diagonal``: corners count.
-
-    Runs are in order, each within one column; positions are column * height + row.
-    """
+    """int64 label of each run: the lowest index of a run in its connected region. ``diagonal``: corners connect too."""
     column, first = np.divmod(starts, height)
-    stride = height + 2  # a row more at either end: no position of one column meets one of the next
+    stride = (
+        height + 2
+    )  # one row more at either end, so that runs of neighbouring columns are never adjacent in position
     begin = column * stride + first
     end = begin + (ends - starts)
     # Neighbours in the next column: those that end below where this run starts and start above its end.
@@ -77,11 +77,11 @@ def components(starts: Runs, ends: Runs, height: int, *, diagonal: bool = True) 
 
 
 def columns_of(rle: Rle) -> tuple[Runs, Runs]:
-    """Positions of the first pixel of each run and of the one after its last; runs are cut where a column ends."""
+    """Positions of the first pixel of each run and of the pixel after its last, split at the ends of columns."""
     columns, tops, bottoms = rle.column_runs()
     return columns * rle.height + tops, columns * rle.height + bottoms
 
 
 def from_runs(starts: Runs, ends: Runs, height: int, width: int) -> Rle:
-    """The mask of runs in order. Those that touch become one."""
+    """The mask of runs in ascending order; runs that touch are joined."""
     return from_edges(np.stack([starts, ends], axis=1).ravel(), height, width)

@@ -1,4 +1,4 @@
-"""Images of many masks: each in a colour of its own, alone or over the photo."""
+"""Images of many masks, each in a colour of its own, alone or over the photo."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from PIL import Image
 from models.masks.rle import Rle
 
 Painted = NDArray[np.unsignedinteger[Any]]
+"""[height, width]: 1 + the index of the topmost mask of each pixel, 0 where there is none."""
 
 _BAND_PIXELS = 1 << 21
-_GOLDEN = (
-    0.618033988749895  # steps of the golden ratio around the hue circle: neighbours differ, however many there are
-)
+# Steps of the golden ratio around the hue circle: neighbouring masks differ, however many there are.
+_GOLDEN = 0.618033988749895
 
 
 def colours(count: int) -> NDArray[np.uint8]:
-    """uint8 [count + 1, 3]: black for no mask, then one colour per mask."""
+    """uint8 [count + 1, 3], RGB: black for no mask, then one colour per mask."""
     rows = [(0.0, 0.0, 0.0)]
     for index in range(count):
         rows.append(colorsys.hsv_to_rgb((0.05 + index * _GOLDEN) % 1.0, 0.55 + 0.4 * (index % 3) / 2, 0.95))
@@ -29,14 +29,13 @@ def colours(count: int) -> NDArray[np.uint8]:
 
 
 def paint(masks: Sequence[Rle], height: int, width: int, check: Callable[[], None] = lambda: None) -> Painted:
-    """[height, width]: 1 + the index of the mask that is on top, 0 where there is none.
+    """uint16 (uint32 from 65,536 masks on) [height, width]: 1 + the index of the topmost mask, 0 where there is none.
 
-    Later masks lie over earlier ones: with the largest first, parts are seen on their wholes. ``check`` is called
-    before each mask and may raise.
+    Later masks lie over earlier ones: with the largest first, parts show on top of their wholes. ``check`` is called
+    before each mask and may raise to stop.
     """
-    flat: Painted = np.zeros(
-        height * width, np.uint16 if len(masks) < 1 << 16 else np.uint32
-    )  # column by column, as runs are
+    # Column by column, as runs are.
+    flat: Painted = np.zeros(height * width, np.uint16 if len(masks) < 1 << 16 else np.uint32)
     for number, rle in enumerate(masks, 1):
         check()
         starts, ends = rle.runs()
@@ -47,7 +46,7 @@ def paint(masks: Sequence[Rle], height: int, width: int, check: Callable[[], Non
 
 
 def color_image(painted: Painted, count: int) -> Image.Image:
-    """RGB, black where there is no mask."""
+    """An RGB image of ``count`` masks in their colours, black where there is no mask."""
     palette = colours(count)
     result = Image.new("RGB", painted.shape[::-1])
     for top, band in _bands(painted):
@@ -56,7 +55,7 @@ def color_image(painted: Painted, count: int) -> Image.Image:
 
 
 def overlay_image(painted: Painted, color: Image.Image, rgb: Image.Image, opacity: float = 0.5) -> Image.Image:
-    """The photo, tinted with the ``color`` image where there are masks, with a light line where one begins."""
+    """``rgb`` tinted with the ``color`` image where there are masks, with a light line along their borders."""
     result = rgb.copy()
     for top, band in _bands(painted):
         box = (0, top, rgb.width, top + len(band))
@@ -71,7 +70,7 @@ def overlay_image(painted: Painted, color: Image.Image, rgb: Image.Image, opacit
 
 
 def _bands(painted: Painted) -> Iterator[tuple[int, Painted]]:
-    """Rows of a few megapixels at a time, each with the number of its first row."""
+    """Slices of a few megapixels, each with the index of its first row."""
     rows = max(1, _BAND_PIXELS // painted.shape[1])
     for top in range(0, len(painted), rows):
         yield top, np.ascontiguousarray(painted[top : top + rows])

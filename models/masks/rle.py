@@ -1,4 +1,4 @@
-"""A mask as a value: run lengths down the columns, as COCO and Segment Anything write them."""
+"""Run-length encoding (RLE) of masks, column by column, as COCO and Segment Anything define it."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from models.images import encode_png
 from models.limits import MAX_PIXELS
 
 Positions = NDArray[np.int64]
+"""Positions of pixels: column * height + row."""
 
-# 7 groups of 5 bits hold every count of 64 megapixels, and the difference of two, with its sign.
+# 7 groups of 5 bits hold every count of 64 megapixels, and the signed difference of two counts.
 _MAX_GROUPS = 7
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rle:
-    """A mask of ``height`` x ``width``. ``counts``: uint32, lengths of runs down the columns, left to right.
+    """A mask of ``height`` x ``width``. ``counts``: uint32, lengths of runs down the columns, from left to right.
 
     The first run is of zeros (0 long where the first pixel is set); no other is empty, so equal masks have equal
     counts. A position is ``column * height + row``, int64.
@@ -42,12 +43,12 @@ class Rle:
 
     @property
     def area(self) -> int:
-        """Pixels that are set."""
+        """Number of set pixels."""
         return int(self.counts[1::2].sum(dtype=np.int64))
 
     @property
     def box_xyxy(self) -> tuple[int, int, int, int]:
-        """Left, top, right, bottom of what is set, the last two INCLUSIVE as in the reference; zeros when empty."""
+        """Left, top, right, bottom of the set pixels, INCLUSIVE as in segment_anything; zeros when empty."""
         starts, stops = self.runs()
         if not len(starts):
             return (0, 0, 0, 0)
@@ -59,23 +60,23 @@ class Rle:
 
     @property
     def bbox_xywh(self) -> tuple[int, int, int, int]:
-        """``box_xyxy`` as the reference records it: width is right - left, without the 1 of the last pixel."""
+        """``box_xyxy`` as x, y, width, height as in segment_anything: width is right - left, without adding 1."""
         left, top, right, bottom = self.box_xyxy
         return (left, top, right - left, bottom - top)
 
     def edges(self) -> Positions:
-        """Positions where the mask begins and ends, in turn: an even number of them, strictly ascending."""
+        """Positions where runs of set pixels begin and end, alternating: an even number, strictly ascending."""
         ends = np.cumsum(self.counts, dtype=np.int64)
-        # The last count ends the frame; it is an edge only where the mask is set up to there.
+        # The last count ends the mask; it is an edge only where the last pixel is set.
         return ends if len(ends) % 2 == 0 else ends[:-1]
 
     def runs(self) -> tuple[Positions, Positions]:
-        """Positions of the first pixel of each run that is set, and of the first pixel after it."""
+        """Positions of the first pixel of each run of set pixels, and of the first pixel after it."""
         edges = self.edges()
         return edges[::2], edges[1::2]
 
     def column_runs(self) -> tuple[Positions, Positions, Positions]:
-        """Column, first row and row after the last of each run, cut where a column ends; columns ascending."""
+        """Column, first row and row after the last of each run, split at the ends of columns; columns ascending."""
         starts, stops = self.runs()
         first, last = starts // self.height, (stops - 1) // self.height
         pieces = last - first + 1
@@ -90,7 +91,7 @@ class Rle:
         """bool [height, width], C order."""
         edges = self.edges()
         columns = edges // self.height
-        # An edge after the last pixel would be in the column behind the frame.
+        # An edge after the last pixel would be in a column that does not exist.
         inside = slice(None) if not len(edges) or columns[-1] < self.width else slice(-1)
         toggles = np.zeros((self.height, self.width), np.uint8)
         toggles[(edges - columns * self.height)[inside], columns[inside]] = 1
@@ -102,7 +103,10 @@ class Rle:
         return toggles.view(np.bool_)
 
     def shifted(self, top: int, left: int, height: int, width: int) -> Rle:
-        """The same mask in a frame of ``height`` x ``width``, its first pixel at row ``top``, column ``left``."""
+        """This mask placed in one of ``height`` x ``width``, its first pixel at row ``top``, column ``left``.
+
+        ValueError where it does not fit.
+        """
         _require_inside(self.height, self.width, top, left, height, width)
         if (height, width) == (self.height, self.width):
             return self
@@ -111,13 +115,13 @@ class Rle:
         return from_edges(np.stack([heads + tops, heads + bottoms], axis=1).ravel(), height, width)
 
     def inverse(self) -> Rle:
-        """Set where this is not."""
+        """The mask that is set where this one is not."""
         counts = self.counts[1:] if self.counts[0] == 0 else np.concatenate([np.zeros(1, np.uint32), self.counts])
         return Rle(self.height, self.width, counts)
 
 
 def from_edges(edges: Positions, height: int, width: int) -> Rle:
-    """From ascending positions where a mask begins and ends in turn. Runs that touch are joined."""
+    """The mask of ascending positions where runs begin and end, alternating. Runs that touch are joined."""
     if len(edges):
         apart = edges[1:] != edges[:-1]
         if not apart.all():
@@ -131,17 +135,17 @@ def from_edges(edges: Positions, height: int, width: int) -> Rle:
 
 
 def encode(mask: NDArray[np.bool_] | NDArray[np.uint8]) -> Rle:
-    """The runs of ``mask`` [H, W]; any value but 0 is set."""
+    """The RLE of ``mask`` [H, W]; any value but 0 is set."""
     return encode_region(mask, 0, 0, *mask.shape)
 
 
 def encode_region(region: NDArray[np.bool_] | NDArray[np.uint8], top: int, left: int, height: int, width: int) -> Rle:
-    """The runs of a mask of ``height`` x ``width`` that is ``window`` [h, w] at (top, left), and zero elsewhere."""
+    """The RLE of a mask of ``height`` x ``width`` that is ``region`` [h, w] at (top, left) and zero elsewhere."""
     rows, columns = region.shape
     _require_inside(rows, columns, top, left, height, width)
     bits = region if region.dtype == np.bool_ else region != 0
     # Where a pixel differs from the one above it, with a row of zeros above and below: found row by row, which is
-    # the order of memory, and sorted after; there are few. Transposing the window would cost more.
+    # the order of memory, and sorted afterwards, as they are few. Transposing the region would cost more.
     changes = np.empty((rows + 1, columns), np.bool_)
     changes[0], changes[-1] = bits[0], bits[-1]
     np.not_equal(bits[1:], bits[:-1], out=changes[1:-1])
@@ -153,9 +157,9 @@ def encode_region(region: NDArray[np.bool_] | NDArray[np.uint8], top: int, left:
 
 
 def iou(a: Rle, b: Rle) -> float:
-    """Intersection over union of two masks of one frame; 0.0 where both are empty."""
+    """Intersection over union of two masks of equal size; 0.0 where both are empty. ValueError for other sizes."""
     if (a.height, a.width) != (b.height, b.width):
-        raise ValueError(f"masks of different frames: {a.height} x {a.width} and {b.height} x {b.width}")
+        raise ValueError(f"masks of different sizes: {a.height} x {a.width} and {b.height} x {b.width}")
     starts, stops = a.runs()
     common = int((_set_before(b, stops) - _set_before(b, starts)).sum())
     union = a.area + b.area - common
@@ -163,24 +167,27 @@ def iou(a: Rle, b: Rle) -> float:
 
 
 def to_uncompressed(rle: Rle) -> dict[str, Any]:
-    """``{"size": [h, w], "counts": [...]}``, for JSON; the reference's ``uncompressed_rle``."""
+    """``{"size": [h, w], "counts": [...]}``, for JSON; segment_anything's ``uncompressed_rle``."""
     return {"size": [rle.height, rle.width], "counts": rle.counts.tolist()}
 
 
 def to_coco(rle: Rle) -> dict[str, Any]:
-    """``{"size": [h, w], "counts": str}``, for JSON and pycocotools; the reference's ``coco_rle``."""
+    """``{"size": [h, w], "counts": str}``, for JSON and pycocotools; segment_anything's ``coco_rle``."""
     uncompressed = {"size": [rle.height, rle.width], "counts": rle.counts}
     compressed = coco_mask.frPyObjects(uncompressed, rle.height, rle.width)
     return {"size": [rle.height, rle.width], "counts": compressed["counts"].decode("ascii")}
 
 
 def to_png(rle: Rle) -> bytes:
-    """PNG of 1 bit a pixel, white where the mask is set: half the time of 8 bits, and two thirds of their size."""
+    """PNG of 1 bit a pixel, white where the mask is set. Half the time and two thirds of the size of 8 bits."""
     return encode_png(Image.fromarray(rle.decode()))
 
 
 def from_uncompressed(value: object) -> Rle:
-    """Read what ``to_uncompressed`` writes, from anyone. BadInput where it is not a mask; TooLarge."""
+    """Read what ``to_uncompressed`` writes, from untrusted input.
+
+    BadInput where it is not a mask; TooLarge above MAX_PIXELS.
+    """
     height, width, counts = _parts(value)
     if not isinstance(counts, list | tuple):
         raise BadInput("the counts of an uncompressed RLE are a list of whole numbers")
@@ -195,9 +202,9 @@ def from_uncompressed(value: object) -> Rle:
 
 
 def from_coco(value: object) -> Rle:
-    """Read what ``to_coco`` writes, from anyone. BadInput where it is not a mask; TooLarge.
+    """Read what ``to_coco`` writes, from untrusted input. BadInput where it is not a mask; TooLarge above MAX_PIXELS.
 
-    pycocotools reads on behind the end of a string that was cut, so it is not given any.
+    Not by pycocotools, which reads past the end of a truncated string.
     """
     height, width, text = _parts(value)
     if isinstance(text, str):
@@ -208,7 +215,7 @@ def from_coco(value: object) -> Rle:
     groups = np.frombuffer(text, np.uint8).astype(np.int64) - 48
     if not len(groups) or groups.min() < 0 or groups.max() > 63:
         raise BadInput("the counts of the RLE are not in COCO's alphabet")
-    lasts = np.flatnonzero(groups < 32)  # the groups of a number that have no other behind them
+    lasts = np.flatnonzero(groups < 32)  # the last group of each number
     if not len(lasts) or lasts[-1] != len(groups) - 1:
         raise BadInput("the counts of the RLE are cut off")
     firsts = np.concatenate([[0], lasts[:-1] + 1])
@@ -234,7 +241,7 @@ def _from_counts(counts: NDArray[Any], height: int, width: int) -> Rle:
 
 
 def _parts(value: object) -> tuple[int, int, object]:
-    """Height, width and the counts as they came."""
+    """Height, width, and the counts unchecked."""
     if not isinstance(value, dict) or "size" not in value or "counts" not in value:
         raise BadInput('an RLE is {"size": [height, width], "counts": ...}')
     size = value["size"]
@@ -257,7 +264,7 @@ def _require_inside(rows: int, columns: int, top: int, left: int, height: int, w
 
 
 def _set_before(rle: Rle, positions: Positions) -> Positions:
-    """How many pixels of the mask come before each position."""
+    """How many set pixels come before each position."""
     edges = rle.edges()
     if not len(edges):
         return np.zeros(len(positions), np.int64)

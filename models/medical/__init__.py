@@ -1,1 +1,1 @@
-"""Medical images and volumes: DICOM and NIfTI in, masks in the same format out."""
+"""Medical images and volumes: DICOM and NIfTI files, and masks in their formats."""

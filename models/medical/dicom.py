@@ -1,4 +1,4 @@
-"""DICOM files, single-frame and multi-frame: frames in, 8-bit RGB as a viewer would show them out."""
+"""DICOM files, single-frame and multi-frame: frames as 8-bit RGB, as a viewer shows them, and as stored values."""
 
 from __future__ import annotations
 
@@ -29,30 +29,30 @@ _DEFLATED: Final = "1.2.840.10008.1.2.1.99"
 _JPEG_EXTENDED: Final = "1.2.840.10008.1.2.4.51"
 _NATIVE: Final = frozenset((_IMPLICIT, EXPLICIT, _BIG_ENDIAN))
 _SEGMENTATIONS: Final = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
-_PIXEL_DATA: Final = 0x7FE00008  # and the float and double kinds at 8 and 9; the offset tables come before
+_PIXEL_DATA: Final = 0x7FE00008  # floats at 8, doubles at 9, integers at 10; offset tables come before
 _PALETTE: Final = "PALETTE COLOR"
 
 _DEFERRED = 1 << 20
-"""Bytes of an attribute above which it stays in the file: none that is asked for is so long."""
+"""Bytes of an attribute above which it stays in the file: no attribute that is used is so long."""
 ATTRIBUTE_BYTES: Final = 32 << 20
-"""Of all attributes that are read: as objects they take some forty times as much memory, and a second a megabyte."""
+"""Bytes of all attributes that are read: as objects they take forty times the memory, and a second per megabyte."""
 
-# What pydicom thinks of a file's conformance is nothing that the one who serves could act on.
+# pydicom's warnings about the conformance of a user's file: an operator cannot act on them.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"pydicom\.")
 logging.getLogger("pydicom").setLevel(logging.ERROR)
 
 
 def is_dicom(head: bytes) -> bool:
-    """Whether a file that begins so is a DICOM file (PS3.10, 7.1: 128 bytes of any kind, then DICM)."""
+    """Whether ``head``, the first bytes, is that of a DICOM file (PS3.10, 7.1: 128 bytes of any kind, then DICM)."""
     return head[128:132] == b"DICM"
 
 
 class DicomVolume(Volume):
-    """A frame is a slice; a single-frame file has one.
+    """A DICOM file as a volume: a frame is a slice, and a single-frame file has one.
 
-    ``dataset``: what the file says, but its pixels. ``limit``: bytes that a deflated file may unpack to;
-    ``attribute_bytes``: how much is read but for pixels. Raises
-    BadImage, TooLarge, and UnsupportedImage (which names the compression where its decoder is not installed).
+    ``dataset``: the attributes without the pixels. ``limit``: bytes that a deflated file may unpack to;
+    ``attribute_bytes``: bytes of attributes that may be read. Raises BadImage, TooLarge, and UnsupportedImage (which
+    names the compression where its decoder is not installed).
     """
 
     slice_axis = 0
@@ -72,12 +72,12 @@ class DicomVolume(Volume):
         except MemoryError:
             self._file.close()
             raise TooLarge("the DICOM file does not fit in memory") from None
-        except Exception as error:  # pydicom raises whatever its parser runs into; all of it is input
+        except Exception as error:  # pydicom raises errors of any kind, all caused by the input
             self._file.close()
             raise BadImage(f"the DICOM file is damaged: {error}"[:200]) from None
 
     def _open(self, limit: int) -> str:
-        """The transfer syntax; a deflated file is inflated first."""
+        """The transfer syntax of the data set; a deflated file is inflated first."""
         if not is_dicom(self._file.read(132)):
             raise BadImage("the file is no DICOM file")
         syntax = transfer_syntax(self._file)
@@ -153,7 +153,7 @@ class DicomVolume(Volume):
             raise BadImage("the pixel data of the DICOM file are truncated")
 
     def _frame(self, index: int) -> tuple[Values, str]:
-        """Stored values [height, width] or [height, width, 3], and what they mean (YBR comes as RGB)."""
+        """Values [height, width] or [height, width, 3], and their photometric interpretation (YBR becomes RGB)."""
         from pydicom.encaps import encapsulate, get_frame
 
         self._file.seek(self._pixels)
@@ -176,6 +176,7 @@ class DicomVolume(Volume):
         return array, str(info["photometric_interpretation"])
 
     def slice(self, index: int) -> Image.Image:
+        """Frame ``index`` as a viewer shows it: 8-bit RGB. IndexError; BadImage, UnsupportedImage, TooLarge."""
         array, photometric = self._frame(self.checked(index))
         try:
             if array.ndim == 2 and photometric in ("MONOCHROME1", "MONOCHROME2"):
@@ -189,11 +190,12 @@ class DicomVolume(Volume):
             raise BadImage(f"the look-up tables of the DICOM file are damaged: {error}"[:200]) from None
 
     def values(self, index: int) -> NDArray[np.integer[Any]]:
-        """The stored values, which neither slope nor window changes."""
+        """The stored values of a frame [height, width], before slope and DICOM window. BadImage for a colour image."""
         array, _ = self._frame(self.checked(index))
         if array.ndim != 2:
             raise BadImage("the DICOM image is no mask: it has three channels")
         return whole(array.astype(array.dtype.newbyteorder("=")), "DICOM image")
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()

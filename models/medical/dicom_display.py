@@ -1,4 +1,4 @@
-"""From a DICOM frame's stored values to the grey or colour levels that a viewer shows."""
+"""Display of DICOM frames: from stored values to the grey or colour levels that a viewer shows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from models.medical.volume import Values, bands, levels, spread
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-# Functional groups of multi-frame files, and what is looked up in them (PS3.3, C.7.6.16).
+# Functional groups of multi-frame files, and the attributes that are read from them (PS3.3, C.7.6.16).
 _GROUPS: Final = {
     "PixelValueTransformationSequence": ("RescaleSlope", "RescaleIntercept"),
     "FrameVOILUTSequence": ("WindowCenter", "WindowWidth", "VOILUTFunction"),
@@ -29,12 +29,14 @@ _PLAIN: Final = (
     "VOILUTSequence",
     "ImagerPixelSpacing",
 )
-_SAMPLED_VALUES = 4_000_000
+_SAMPLED_VALUES = 4_000_000  # of a frame, for its percentiles
 
 
 def frame_attributes(dataset: Dataset, index: int) -> Dataset:
-    """A data set with what decides how frame ``index`` looks: its own functional groups, then the shared ones, then
-    the file's own attributes."""
+    """The attributes that decide how frame ``index`` is displayed, as a data set.
+
+    Its own functional groups come before the shared ones, and these before the attributes of the file.
+    """
     from pydicom.dataset import Dataset
 
     out = Dataset()
@@ -55,7 +57,7 @@ def frame_attributes(dataset: Dataset, index: int) -> Dataset:
 
 
 def spacing(attributes: Dataset) -> tuple[float, float] | None:
-    """Millimetres from row to row and from column to column; None where the file does not say."""
+    """Millimetres from row to row and from column to column; None where the file does not give them."""
     for name in ("PixelSpacing", "ImagerPixelSpacing"):
         try:
             rows, columns = (float(value) for value in attributes.get(name) or ())
@@ -67,10 +69,10 @@ def spacing(attributes: Dataset) -> tuple[float, float] | None:
 
 
 def grey_levels(stored: Values, attributes: Dataset) -> NDArray[np.uint8]:
-    """uint8 [height, width] of stored values: rescaled, windowed, white on black.
+    """uint8 [height, width] from stored values: rescaled, then mapped to grey levels; MONOCHROME1 is inverted.
 
-    The first window; else the VOI LUT; else, for at most 8 bits that are not rescaled, the values as they are; else
-    from the 0.5 to the 99.5 percentile of the frame (padding left out).
+    By the first DICOM window; else by the VOI LUT; else, for at most 8 bits that are not rescaled, unchanged; else
+    from the 0.5 to the 99.5 percentile of the frame (padding left out). BadImage for a damaged VOI LUT.
     """
     inverted = attributes.get("PhotometricInterpretation") == "MONOCHROME1"
     out = np.empty(stored.shape, np.uint8)
@@ -89,7 +91,7 @@ def grey_levels(stored: Values, attributes: Dataset) -> NDArray[np.uint8]:
 
 
 def rescaled(stored: Values, attributes: Dataset) -> Values:
-    """What the modality LUT, or slope and intercept, make of stored values."""
+    """Stored values after the modality LUT, or after slope and intercept."""
     if attributes.get("ModalityLUTSequence"):
         from pydicom.pixels.processing import apply_modality_lut
 
@@ -101,7 +103,7 @@ def rescaled(stored: Values, attributes: Dataset) -> Values:
 
 
 def _windowed(values: Values, center: float, width: float, function: str) -> NDArray[np.float64]:
-    """Shares of full brightness, 0-1. PS3.3, C.11.2.1.2 and C.11.2.1.3."""
+    """float64 in 0-1: the values through a DICOM window. PS3.3, C.11.2.1.2 and C.11.2.1.3."""
     values = values.astype(np.float64)
     if function == "SIGMOID":
         return np.asarray(1 / (1 + np.exp(np.clip(-4 * (values - center) / width, -700, 700))))
@@ -145,7 +147,10 @@ def _range(stored: Values, attributes: Dataset) -> tuple[float, float]:
 
 
 def color_levels(stored: Values, dataset: Dataset, photometric: str) -> NDArray[np.uint8]:
-    """uint8 [height, width, 3] of a colour frame, or of palette indices [height, width]."""
+    """uint8 [height, width, 3], RGB, from a colour frame or from palette indices [height, width].
+
+    UnsupportedImage for a photometric interpretation other than RGB and PALETTE COLOR.
+    """
     if photometric == "PALETTE COLOR":
         from pydicom.pixels.processing import apply_color_lut
 
@@ -161,7 +166,7 @@ def color_levels(stored: Values, dataset: Dataset, photometric: str) -> NDArray[
 
 
 def _number(attributes: Dataset, name: str, default: float) -> float:
-    """The attribute, or the first of its several values."""
+    """The attribute as a finite number, or the first of its values; else ``default``."""
     value: Any = attributes.get(name)
     try:
         number = float(value[0] if not isinstance(value, (str, int, float)) and value else value)

@@ -1,4 +1,4 @@
-"""The outside of DICOM files: the file meta information, the deflated kind, and how much of a file is read."""
+"""The file format around DICOM data sets: file meta information, deflated files, and a limit on what is read."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import IO, Final
 from ekiben.errors import BadImage, TooLarge
 
 EXPLICIT: Final = "1.2.840.10008.1.2.1"
-"""The transfer syntax that a deflated file has when it is inflated."""
+"""UID of Explicit VR Little Endian, the transfer syntax of a deflated file once it is inflated."""
 
 _IN_MEMORY = 64 << 20
 _CHUNK = 1 << 20
 
 
 class Bounded:
-    """A file of which only so many bytes may be read; what is sought over does not count."""
+    """A file of which at most ``limit`` bytes may be read; bytes that are skipped by seeking do not count."""
 
     def __init__(self, file: IO[bytes], limit: int) -> None:
         self._file = file
@@ -28,7 +28,8 @@ class Bounded:
         self.name = None
 
     def read(self, size: int = -1) -> bytes:
-        # Asked for more than there is, a file would set that much memory aside.
+        """The next ``size`` bytes. BadImage beyond the limit."""
+        # Checked before reading: a read of a huge size would allocate that much memory.
         if size < 0 or size > self._left:
             raise BadImage("the attributes of the DICOM file are longer than what is read of them")
         self._left -= size
@@ -36,7 +37,7 @@ class Bounded:
 
 
 def transfer_syntax(file: IO[bytes]) -> str | None:
-    """(0002,0010) of the file meta information, behind which the file is then placed. PS3.10, 7.1."""
+    """The UID (0002,0010) of the file meta information, or None; the file is then at the data set. PS3.10, 7.1."""
     found = None
     while len(head := file.read(8)) == 8 and head[:2] == b"\x02\x00":
         (length,) = struct.unpack_from("<H", head, 6)
@@ -51,7 +52,10 @@ def transfer_syntax(file: IO[bytes]) -> str | None:
 
 
 def inflated(packed: IO[bytes], limit: int) -> IO[bytes]:
-    """A file without a name: the data set of a deflated one, as explicit little endian. PS3.5, A.5."""
+    """A temporary file with the inflated data set of a deflated one, as explicit little endian. PS3.5, A.5.
+
+    TooLarge above ``limit`` bytes; BadImage for damaged data.
+    """
     out = tempfile.SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115
     uid = EXPLICIT.encode() + b"\0"
     out.write(bytes(128) + b"DICM" + b"\x02\0\x10\0UI" + struct.pack("<H", len(uid)) + uid)

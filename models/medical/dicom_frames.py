@@ -1,4 +1,4 @@
-"""What a compressed DICOM frame says of its own size, checked before a decoder believes it."""
+"""Checks of compressed DICOM frames before decoding: their size must be that of the file."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _PILLOW: Final = (  # JPEG and JPEG 2000
     "1.2.840.10008.1.2.4.91",
 )
 DECODED: Final = frozenset((_RLE, *_JPEG_LS, *_PILLOW))
-"""Compressed transfer syntaxes whose frames are read, where a decoder is installed."""
+"""UIDs of the compressed transfer syntaxes that are read, where a decoder is installed."""
 
-# A run of two bytes unpacks to 128: below this many bytes a frame is harmless whatever it says.
+# A run of two bytes unpacks to 128: a frame below this many bytes unpacks to at most 256 MB.
 _RLE_HARMLESS = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What the file says of each frame."""
+    """Shape of each frame by the attributes of the file: pixels, samples per pixel, and bits per sample."""
 
     height: int
     width: int
@@ -38,7 +38,7 @@ class Layout:
 
 
 def check_frame(frame: bytes, syntax: str, layout: Layout) -> None:
-    """Raises BadImage where the compressed ``frame`` is not of the size that the file says."""
+    """BadImage where the compressed ``frame`` has another size than ``layout``, or more than MAX_JPEG_SCANS scans."""
     if syntax == _RLE:
         if len(frame) > _RLE_HARMLESS:
             _check_runs(frame, layout)
@@ -59,7 +59,7 @@ def _pillow_size(frame: bytes) -> tuple[int, int] | None:
 
 
 def _jpeg_ls_size(frame: bytes) -> tuple[int, int] | None:
-    """ISO/IEC 14495-1, C.2.2: the frame header behind marker 0xFFF7, among segments that say their length."""
+    """Width and height in the frame header, which follows marker 0xFFF7. ISO/IEC 14495-1, C.2.2."""
     place = 2
     while place + 9 <= len(frame) and frame[place] == 0xFF:
         marker, length = struct.unpack_from(">BH", frame, place + 1)
@@ -71,7 +71,7 @@ def _jpeg_ls_size(frame: bytes) -> tuple[int, int] | None:
 
 
 def _check_runs(frame: bytes, layout: Layout) -> None:
-    """PS3.5, annex G: up to 15 segments, each a byte plane of the frame in runs."""
+    """BadImage unless each of up to 15 segments holds one byte plane of the frame in runs. PS3.5, annex G."""
     if len(frame) < 64:
         raise BadImage("the compressed frame is truncated")
     count, *starts = struct.unpack_from("<16L", frame)
@@ -79,7 +79,7 @@ def _check_runs(frame: bytes, layout: Layout) -> None:
         raise BadImage("the compressed frame has not as many planes as the DICOM file says")
     ends = [*starts[1:count], len(frame)]
     for start, end in zip(starts[:count], ends, strict=True):
-        # A pad byte is allowed; a decoder would unpack whatever comes after the last pixel too.
+        # One pad byte is allowed; a decoder would also unpack everything after the last pixel.
         if _unpacked(frame[start:end], limit := layout.height * layout.width + 1) > limit:
             raise BadImage("the compressed frame unpacks to more than the DICOM file says")
 

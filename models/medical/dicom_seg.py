@@ -1,4 +1,4 @@
-"""DICOM SEG: a mask as radiology keeps it, which refers to the image it belongs to."""
+"""DICOM SEG: masks as DICOM files that refer to their source image."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 NO_SEG: Final = "no_dicom_seg"
-"""The code of the refusals of files for which there is no SEG, though a mask may be had in other ways."""
+"""Code of the refusal of a file for which no SEG can be written; its mask has other formats."""
 
 _REQUIRED: Final = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
-# May be empty, and are simply missing from many files.
+# Required by the standard but possibly empty, and missing from many files.
 _EMPTY: Final = (
     "PatientID",
     "PatientName",
@@ -36,7 +36,7 @@ _EMPTY: Final = (
 _SERIES_NUMBER = 900
 _LONGEST_LABEL = 64
 
-# What highdicom thinks of patients' names is nothing that the one who serves could act on.
+# highdicom's warnings about patients' names: an operator cannot act on them.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"highdicom\.")
 logging.getLogger("highdicom").setLevel(logging.ERROR)
 
@@ -44,11 +44,11 @@ logging.getLogger("highdicom").setLevel(logging.ERROR)
 def write_dicom_seg(
     data: bytes, class_map: NDArray[np.uint8], labels: Sequence[str], palette: Sequence[Sequence[int]]
 ) -> bytes:
-    """A DICOM file of binary segments, one for each class but 0 (background) that occurs in ``class_map``.
+    """The bytes of a DICOM SEG with a binary segment for each class but 0 (background) that occurs in ``class_map``.
 
-    ``data``: the DICOM image, or multi-frame file, that ``class_map`` [height, width] or [frames, height, width]
-    belongs to. Raises UnsupportedImage with the code NO_SEG where a SEG cannot be made of these: no pixel of any
-    class, or a file without the ids or the place in space that a SEG refers to.
+    ``data``: the DICOM file that ``class_map`` uint8 [height, width] or [frames, height, width] belongs to;
+    ``labels``, ``palette`` (RGB 0-255): of the classes by index. BadInput for another shape. UnsupportedImage with the
+    code NO_SEG where no class occurs, or the file lacks the ids or the geometry that a SEG refers to.
     """
     with DicomVolume(data) as volume:
         source, shape = volume.dataset, (volume.depth, volume.height, volume.width)
@@ -77,7 +77,7 @@ def write_dicom_seg(
         return _written(source, numbers[planes], [(labels[index], palette[index]) for index in present])
     except Refusal:
         raise
-    except Exception as error:  # highdicom checks the standard's rules, and raises whatever it runs into
+    except Exception as error:  # highdicom checks the rules of the standard and raises errors of any kind
         raise UnsupportedImage(f"no DICOM SEG: {error}"[:300], code=NO_SEG) from None
 
 
@@ -103,7 +103,7 @@ def _written(source: Dataset, segments: NDArray[np.uint8], named: list[tuple[str
     out = io.BytesIO()
     seg.save_as(out)
     out.seek(0)
-    segread(out)  # a file that highdicom itself cannot read is of no use to anybody
+    segread(out)  # highdicom can write files that its own reader refuses
     return out.getvalue()
 
 
@@ -116,7 +116,7 @@ def _description(number: int, label: str, color: Sequence[int]) -> Any:
     return SegmentDescription(
         segment_number=number,
         segment_label=label.replace("\\", "/")[:_LONGEST_LABEL],
-        segmented_property_category=codes.SCT.Tissue,  # the most that is known of a user's classes
+        segmented_property_category=codes.SCT.Tissue,  # all that is known of a user's classes
         segmented_property_type=codes.SCT.Tissue,
         algorithm_type="AUTOMATIC",
         algorithm_identification=AlgorithmIdentificationSequence(

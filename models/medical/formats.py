@@ -1,4 +1,4 @@
-"""Medical images and volumes, DICOM and NIfTI: which one a file is, its slices, and masks in its own format."""
+"""Medical formats, DICOM and NIfTI: opening a volume by its content, and writing masks in its format."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ __all__ = ["Volume", "is_dicom", "is_nifti", "open_volume", "write_dicom_seg", "
 
 
 def open_volume(path: Path) -> Volume:
-    """The slices of a NIfTI file (.nii, .nii.gz; one volume) or a DICOM file (one frame or several).
+    """The volume of a NIfTI file (.nii, .nii.gz) or a DICOM file (one frame or several).
 
-    What the file is, its first bytes tell, not its name. Raises BadImage, UnsupportedImage, TooLarge.
+    The first bytes decide the format, not the name. Raises BadImage, UnsupportedImage, TooLarge.
     """
     if (size := path.stat().st_size) > MAX_VOLUME_BYTES:
         raise TooLarge(f"the volume has {size} bytes; at most {MAX_VOLUME_BYTES} are accepted")
@@ -34,9 +34,10 @@ def open_volume(path: Path) -> Volume:
 
 
 def write_nifti(volume: Volume, class_map: NDArray[np.uint8]) -> bytes:
-    """A .nii.gz of uint8 ``class_map`` [depth, height, width]: the volume's shape, affine, and qform and sform codes.
+    """The bytes of a .nii.gz of uint8 ``class_map`` [depth, height, width], with the geometry of the volume.
 
-    UnsupportedImage for a volume that did not come from NIfTI; BadInput for another shape.
+    Its shape, affine, qform and sform are those of ``volume``. UnsupportedImage for a volume that did not come from
+    NIfTI; BadInput for another shape.
     """
     if not isinstance(volume, NiftiVolume):
         raise UnsupportedImage("a NIfTI mask is written for a NIfTI volume only")

@@ -1,4 +1,4 @@
-"""NIfTI volumes (.nii, .nii.gz): slices in, masks of the same geometry out.
+"""NIfTI volumes (.nii, .nii.gz): reading slices, and writing masks with the geometry of the volume.
 
 https://nifti.nimh.nih.gov/pub/dist/src/niftilib/nifti1.h
 """
@@ -29,7 +29,7 @@ _DAMAGED_GZIP = (OSError, EOFError, zlib.error)
 
 
 def is_nifti(head: bytes) -> bool:
-    """Whether a file that begins so is a NIfTI file, as it is or within gzip. 1 kB of it tells."""
+    """Whether ``head``, the first bytes (1 kB is enough), is that of a NIfTI file, plain or within gzip."""
     if head[:2] == b"\x1f\x8b":
         try:
             head = zlib.decompressobj(wbits=31).decompress(head[:65_536], 1024)
@@ -39,7 +39,7 @@ def is_nifti(head: bytes) -> bool:
 
 
 def _version(head: bytes) -> int | None:
-    """1 or 2; the pair of .hdr and .img counts too."""
+    """NIfTI version 1 or 2, also of a pair of .hdr and .img; None for other files."""
     if head[344:348] in (b"n+1\0", b"ni1\0"):
         return 1
     if head[4:12] in (b"n+2\0\r\n\x1a\n", b"ni2\0\r\n\x1a\n"):
@@ -48,11 +48,11 @@ def _version(head: bytes) -> int | None:
 
 
 class NiftiVolume(Volume):
-    """Axis 2 of the file's array counts slices; a slice's rows are axis 1 and its columns axis 0.
+    """A NIfTI file as a volume: axis 2 of its array counts slices, axis 1 the rows of a slice, axis 0 its columns.
 
-    So a volume as [depth, height, width] is the array's transpose, as SimpleITK shows it, and ``nifti_mask`` turns
-    it back. Nothing is turned to a body's axes: the affine says where they are. Grey levels run from the 0.5 to the
-    99.5 percentile of the whole volume (of a regular sample of large ones).
+    So a volume as [depth, height, width] is the transpose of the array, as in SimpleITK, and ``mask`` transposes back.
+    Nothing is rotated to anatomical axes: the affine says where they are. Grey levels run from the 0.5 to the 99.5
+    percentile of the whole volume (of a regular sample of a large one). Raises BadImage, UnsupportedImage, TooLarge.
     """
 
     slice_axis = 2
@@ -86,7 +86,7 @@ class NiftiVolume(Volume):
         kind = nibabel.Nifti1Header if version == 1 else nibabel.Nifti2Header
         if len(head) < _HEADER_BYTES[version]:
             raise BadImage("the NIfTI volume is truncated: its header is not whole")
-        # nibabel's reader raises whatever its checks run into.
+        # nibabel raises errors of any kind.
         try:
             return kind(head[: _HEADER_BYTES[version]], check=True)  # type: ignore[no-untyped-call]
         except Exception as error:
@@ -123,7 +123,7 @@ class NiftiVolume(Volume):
         self.pixel_spacing = (spacing[1], spacing[0]) if len(spacing) == 2 and min(spacing) > 0 else None
 
     def _inflated(self) -> IO[bytes]:
-        """The values alone, unpacked to a file without a name: no more of them than the header asks for."""
+        """A temporary file with the unpacked values, no more of them than the header says."""
         out = tempfile.SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115
         try:
             self._file.seek(self._offset)
@@ -160,12 +160,14 @@ class NiftiVolume(Volume):
         return np.asarray(raw * np.float64(self._slope) + self._intercept)
 
     def slice(self, index: int) -> Image.Image:
+        """Slice ``index`` as 8-bit RGB grey levels. IndexError; BadImage for a truncated file."""
         raw = self._raw(index)
         if self._range is None:
             self._range = self._sampled_range()
         return grey(levels(self._scaled(raw), *self._range))
 
     def values(self, index: int) -> NDArray[np.integer[Any]]:
+        """The scaled values of a slice as integers [height, width]. BadImage where one is not a whole number."""
         native = self._scaled(self._raw(index))
         return whole(native.astype(native.dtype.newbyteorder("=")), "NIfTI volume")
 
@@ -177,10 +179,14 @@ class NiftiVolume(Volume):
         return spread(np.concatenate([self._scaled(self._raw(int(i))).ravel()[::step] for i in chosen]))
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
     def mask(self, class_map: NDArray[np.uint8]) -> bytes:
-        """A .nii.gz of uint8 [depth, height, width]: the shape, affine, and both forms with their codes are its own."""
+        """The bytes of a .nii.gz of ``class_map`` uint8 [depth, height, width], with this volume's shape and forms.
+
+        BadInput for another shape.
+        """
         import nibabel
 
         if class_map.shape != (self.depth, self.height, self.width):
@@ -190,7 +196,7 @@ class NiftiVolume(Volume):
         header = self.header.copy()
         header.set_data_dtype(np.uint8)
         header.set_slope_inter(1, 0)
-        header["cal_min"] = header["cal_max"] = 0  # the display range of the source's values
+        header["cal_min"] = header["cal_max"] = 0  # the display range was that of the source's values
         kind = nibabel.Nifti1Image if header["sizeof_hdr"] == _HEADER_BYTES[1] else nibabel.Nifti2Image
         array = np.ascontiguousarray(class_map, np.uint8).transpose(2, 1, 0).reshape(self._shape)
         image = kind(array, None, header)  # type: ignore[no-untyped-call]

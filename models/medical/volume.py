@@ -1,4 +1,4 @@
-"""A stack of slices: what NIfTI and DICOM files have in common, and how values become 8-bit levels."""
+"""Volumes: the interface that NIfTI and DICOM files share, and the mapping of values to 8-bit levels."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from ekiben.errors import BadImage, TooLarge, UnsupportedImage
 from models.limits import MAX_PIXELS, MAX_VOLUME_BYTES
 
 PERCENTILES: Final = (0.5, 99.5)
-"""What becomes black and what white where a file does not say it."""
+"""Percentiles of the values that become black and white where a file does not define these."""
 
-_BAND_PIXELS = 1 << 20
+_BAND_PIXELS = 1 << 20  # computed at a time
 
 Values = NDArray[np.number[Any]]
 
@@ -26,8 +26,8 @@ class Volume(ABC):
 
     ``affine``: float64 [4, 4], from array indices to millimetres, as NIfTI has it; None where the file has none.
     ``pixel_spacing``: millimetres from row to row and from column to column. ``slice_axis``: the axis of the file's
-    own array that counts slices. Slices are read when they are asked for, from the file, which stays open until
-    ``close()``; one thread may read at a time.
+    own array that counts slices. Slices are read from the file on request; it stays open until ``close()``, and one
+    thread may read at a time.
     """
 
     depth: int
@@ -39,14 +39,18 @@ class Volume(ABC):
 
     @abstractmethod
     def slice(self, index: int) -> Image.Image:
-        """RGB, 8 bits. IndexError outside 0 to depth - 1; BadImage where the file is damaged there."""
+        """Slice ``index`` as 8-bit RGB. IndexError outside 0 to depth - 1; BadImage where the file is damaged."""
 
     @abstractmethod
     def values(self, index: int) -> NDArray[np.integer[Any]]:
-        """Integers [height, width]: the labels of a mask. BadImage where the values are not whole numbers."""
+        """The values of a slice, such as the labels of a mask: integers [height, width].
+
+        IndexError; BadImage where a value is not a whole number.
+        """
 
     @abstractmethod
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Close the file."""
 
     def __enter__(self) -> Self:
         return self
@@ -57,13 +61,14 @@ class Volume(ABC):
         self.close()
 
     def checked(self, index: int) -> int:
+        """``index`` itself. IndexError outside 0 to depth - 1."""
         if not 0 <= index < self.depth:
             raise IndexError(f"slice {index} of {self.depth}")
         return index
 
 
 def check_size(kind: str, depth: int, height: int, width: int, pixel_bytes: int) -> None:
-    """Raises BadImage for no pixels, TooLarge for more than the limits; ``pixel_bytes``: of one pixel, unpacked."""
+    """BadImage for no pixels, TooLarge beyond models/limits.py. ``pixel_bytes``: of one unpacked pixel."""
     if min(depth, height, width) < 1:
         raise BadImage(f"the {kind} has no pixels ({depth} slices of {width} x {height})")
     if height * width > MAX_PIXELS:
@@ -73,9 +78,9 @@ def check_size(kind: str, depth: int, height: int, width: int, pixel_bytes: int)
 
 
 def levels(values: Values, low: float, high: float) -> NDArray[np.uint8]:
-    """uint8 of the same shape: ``low`` and less become 0, ``high`` and more 255, evenly between; NaN is 0."""
+    """uint8 in the shape of ``values``: up to ``low`` 0, from ``high`` on 255, linear between; NaN is 0."""
     out = np.empty(values.shape, np.uint8)
-    # A double's range, halved, so that its width is finite too.
+    # Half of the range of a double, so that high - low is finite too.
     low, high = float(np.clip(low, -8e307, 8e307)), float(np.clip(high, -8e307, 8e307))
     for band in bands(values):
         part = np.nan_to_num(values[band].astype(np.float64), nan=low, posinf=high, neginf=low)
@@ -86,24 +91,24 @@ def levels(values: Values, low: float, high: float) -> NDArray[np.uint8]:
 
 
 def bands(values: Values) -> list[slice]:
-    """Rows to work on at a time, so that a large slice does not need many times its size in doubles."""
+    """Slices of rows to compute one after the other: a large slice in doubles would take many times its size."""
     rows = max(1, _BAND_PIXELS // max(1, values[:1].size))
     return [slice(top, top + rows) for top in range(0, len(values), rows)]
 
 
 def spread(values: Values) -> tuple[float, float]:
-    """The 0.5 and 99.5 percentile of the finite ones among ``values``; (0, 0) where there are none."""
+    """The PERCENTILES of the finite ``values``, or their extremes if these are equal; (0, 0) where none is finite."""
     finite = values[np.isfinite(values)]
     if not finite.size:
         return 0.0, 0.0
     low, high = np.percentile(finite, PERCENTILES)
-    if low == high:  # a few bright pixels on an even ground are all there is to see
+    if low == high:  # a few bright pixels on a uniform background
         low, high = finite.min(), finite.max()
     return float(low), float(high)
 
 
 def whole(values: Values, kind: str) -> NDArray[np.integer[Any]]:
-    """``values`` as integers. BadImage where one is not."""
+    """``values`` as integers. BadImage where one is not a whole number; ``kind``: the file, for the message."""
     if values.dtype.kind in "iu":
         return values  # type: ignore[return-value]
     if values.dtype.kind != "f":
@@ -117,5 +122,5 @@ def whole(values: Values, kind: str) -> NDArray[np.integer[Any]]:
 
 
 def grey(plane: NDArray[np.uint8]) -> Image.Image:
-    """The RGB image of grey levels [height, width]."""
+    """The RGB image of grey levels uint8 [height, width]."""
     return Image.fromarray(np.ascontiguousarray(plane)).convert("RGB")

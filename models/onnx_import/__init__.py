@@ -1,1 +1,1 @@
-"""A user's ONNX file: checked in a limited child process and made into an artifact."""
+"""Import of ONNX files: checked in a child process with limits, then made into an artifact."""

@@ -1,4 +1,4 @@
-"""A user's ONNX file becomes an artifact folder, once a limited child process has read it and run it."""
+"""Builds an artifact folder from an ONNX file, after a child process with limits has read and run it."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from models.onnx_import.options import ImportOptions
 __all__ = ["GraphInfo", "ImportOptions", "Limits", "build_artifact", "read_graph", "whole_folder"]
 
 BACKGROUND = "background"
-_SLACK = 0.01  # of a probability: graphs that were quantised are that much off
+_SLACK = 0.01  # tolerance of probabilities: quantised graphs are that inexact
 
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder to fill, which becomes ``folder`` at the end, or vanishes when the block raises.
+    """A temporary folder to fill, which becomes ``folder`` at the end, or is removed when the block raises.
 
-    Conflict when ``folder`` is there and not empty.
+    Conflict when ``folder`` exists and is not empty.
     """
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise Conflict(f"{folder} exists; remove it or name another folder")
@@ -44,7 +44,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         yield staging
-        staging.chmod(0o755)  # mkdtemp's 0700 would hide the model from a server of another user
+        staging.chmod(0o755)  # mkdtemp's 0700 would keep a server of another user from reading the model
         try:
             os.replace(staging, folder)
         except OSError as error:
@@ -56,12 +56,10 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 def build_artifact(
     model_file: Path, folder: Path, options: ImportOptions, *, file_name: str = "", limits: Limits = DEFAULT_LIMITS
 ) -> Manifest:
-    """Make ``folder`` the artifact of a user's ONNX file and give back its manifest.
+    """Make ``folder`` the artifact of an ONNX file; gives its manifest.
 
-    ``file_name`` is what the person calls the file, where ``model_file`` is an upload under another name.
-
-    BadModelFile when the file cannot become a model, BadInput when it does not fit what ``options`` say of it,
-    Conflict when the folder is there already.
+    ``file_name``: the user's name of the file, where ``model_file`` is an upload under another name. BadModelFile when
+    the file cannot become a model, BadInput when it contradicts ``options``, Conflict when the folder exists.
     """
     name = file_name or model_file.name
     with whole_folder(folder) as staging:
@@ -70,7 +68,7 @@ def build_artifact(
             shutil.copyfile(model_file, copy)
         except OSError as error:
             raise BadModelFile(f"{name} cannot be read: {error.strerror}") from None
-        # The copy is what is read: nobody can change it between the check and its use.
+        # The copy is read, which nothing can change between the check and its use.
         try:
             info = read_graph(copy, layout=options.layout, size=_trial_size(options), limits=limits)
         except BadInput as error:
@@ -81,7 +79,7 @@ def build_artifact(
 
 def _trial_size(options: ImportOptions) -> tuple[int, int] | None:
     if options.size is None and options.shorter_side is not None:
-        # Not a square: a network that takes only multiples of 32 shows it.
+        # Not a square, so that a network that takes only multiples of 32 fails the trial run.
         return options.shorter_side, options.shorter_side * 4 // 3
     return options.size
 
@@ -126,7 +124,10 @@ def _manifest(info: GraphInfo, options: ImportOptions, weights: Weights) -> Mani
 
 
 def _choose_output(info: GraphInfo, options: ImportOptions) -> tuple[OutputInfo, Layout, int]:
-    """The output to read, its layout and its number of classes: the only one that fits the task, or the labels."""
+    """The output to read, its layout and its number of classes: the only one that fits the task, or fits the labels.
+
+    BadModelFile where none fits; BadInput where several do.
+    """
     names = ", ".join(output.name for output in info.outputs)
     outputs = [output for output in info.outputs if options.output_name in (None, output.name)]
     if not outputs:
@@ -149,7 +150,7 @@ def _choose_output(info: GraphInfo, options: ImportOptions) -> tuple[OutputInfo,
 
 
 def _read_as(output: OutputInfo, info: GraphInfo, options: ImportOptions) -> tuple[Layout, int]:
-    """Layout and number of classes of an output that suits the task. BadModelFile says why it does not."""
+    """Layout and number of classes of an output that suits the task. BadModelFile where it does not."""
     shape, name = output.shape, f"output {output.name} of shape {list(output.shape)}"
     if not output.dtype.startswith("float"):
         raise BadModelFile(f"output {output.name} is of type {output.dtype}; a score per class, in floats, is read")
@@ -163,7 +164,7 @@ def _read_as(output: OutputInfo, info: GraphInfo, options: ImportOptions) -> tup
         raise BadModelFile(f"{name} is not [batch, classes, height, width]")
     counts: dict[Layout, int] = {"NCHW": shape[1], "NHWC": shape[3]}
     other: Layout = "NHWC" if options.layout == "NCHW" else "NCHW"
-    # A graph may take one layout and give the other: the labels tell.
+    # A graph may take one layout and give the other: the number of labels decides.
     for layout in (options.layout, other):
         if len(options.labels) in _label_counts(counts[layout], options):
             return layout, counts[layout]
@@ -171,7 +172,7 @@ def _read_as(output: OutputInfo, info: GraphInfo, options: ImportOptions) -> tup
 
 
 def _label_counts(classes: int, options: ImportOptions) -> tuple[int, ...]:
-    """How many labels suit so many output channels: with sigmoid masks, background may be named or not."""
+    """Numbers of labels that fit ``classes`` output channels: for sigmoid masks, background may be named or not."""
     return (classes + 1, classes) if options.task == "segment" and options.output == "sigmoid" else (classes,)
 
 
@@ -195,7 +196,7 @@ def _labels_and_palette(
 
 
 def _check_values(output: OutputInfo, classes: int, options: ImportOptions) -> None:
-    """Compare what the trial run gave with what ``options.output`` says of it."""
+    """BadInput or BadModelFile where the values of the trial run contradict ``options.output``."""
     low, high, mean = output.low, output.high, output.mean
     if low is None or high is None or mean is None:
         raise BadModelFile(f"output {output.name} is not a finite number everywhere in a trial run on a black image")
@@ -204,13 +205,13 @@ def _check_values(output: OutputInfo, classes: int, options: ImportOptions) -> N
         raise BadInput(f"output: {options.output} lie in 0-1, but a trial run gave {low:.3g} to {high:.3g}")
     if classes == 1 and options.output != "sigmoid":
         raise BadInput(f"output: one class as {options.output} would always win; a single channel is read as sigmoid")
-    # Softmax of softmax would name the same class with a wrong confidence, and nobody would notice.
+    # Softmax of softmax would give the right class with a wrong confidence, which is hard to notice.
     if options.output == "logits" and shares and abs(mean * classes - 1) < _SLACK:
         raise BadInput("output: a trial run gave values that add up to 1; say probabilities, not logits")
 
 
 def _input_size(info: GraphInfo, options: ImportOptions) -> tuple[int | None, int | None]:
-    """Height and width that every image is brought to, or None, None where only the shorter side is fixed."""
+    """Height and width that every image is resized to, or None, None where only the shorter side is fixed."""
     fixed = (info.height, info.width)
     if options.task == "segment" and options.shorter_side is not None:
         if fixed != (None, None):

@@ -1,4 +1,4 @@
-"""Reads and runs one ONNX file in a process of its own, under limits, and prints what is in it as JSON.
+"""The child process that reads and runs one ONNX file under limits, and prints its facts as JSON.
 
 Run by ``models.onnx_import.graph_metadata``; a hostile file can exhaust or crash this process and nothing else.
 """
@@ -15,11 +15,11 @@ import numpy as np
 
 from models.onnx_import.checks import Refused, first_line, read_file
 
-DEFAULT_SIDE = 256  # of a trial run, where neither the file nor the person says one
+DEFAULT_SIDE = 256  # pixels of a trial run, where neither the file nor the options give a size
 
 
 def limit(memory_bytes: int, cpu_s: int) -> None:
-    """Lower this process's own limits: address space, processor seconds, bytes it may write, core dumps, files."""
+    """Lower the limits of this process: address space, CPU seconds, bytes of a written file, core dumps, open files."""
     for what, most in (
         (resource.RLIMIT_AS, memory_bytes),
         (resource.RLIMIT_FSIZE, 1 << 20),  # stdout is a file; a report is a few kilobytes
@@ -29,7 +29,7 @@ def limit(memory_bytes: int, cpu_s: int) -> None:
         hard = resource.getrlimit(what)[1]
         most = most if hard == resource.RLIM_INFINITY else min(most, hard)
         resource.setrlimit(what, (most, most))
-    # Apart by a second, so that the end is SIGXCPU, which the parent can name, and not SIGKILL.
+    # The hard limit is a second more: so the process ends by SIGXCPU, which the parent can name, and not by SIGKILL.
     resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + 1))
 
 
@@ -46,7 +46,10 @@ def _open(path: Path) -> Any:
 
 
 def try_out(path: Path, info: dict[str, Any], size: tuple[int, int] | None) -> dict[str, Any]:
-    """What the outputs look like: run on one black image and, where the batch is dynamic, on two."""
+    """Facts of the outputs, from a run on one black image and, where the batch is dynamic, on two.
+
+    ``info``: from ``read_file``; ``size``: height and width for a graph that fixes neither. Refused where a run fails.
+    """
     session = _open(path)
     height, width = size or (DEFAULT_SIDE, DEFAULT_SIDE)
     shape = [info["batch"] or 1, 3, info["height"] or height, info["width"] or width]
@@ -62,7 +65,7 @@ def try_out(path: Path, info: dict[str, Any], size: tuple[int, int] | None) -> d
         for output, value in zip(session.get_outputs(), first, strict=True)
     ]
     if info["batch"] is None:
-        # Exporters often leave the batch open and bake a 1 into a Reshape: then the model takes one image at a time.
+        # Exporters often leave the batch dynamic and fix a 1 in a Reshape: then the model takes one image at a time.
         try:
             second = _run(session, info, [2, *shape[1:]])
         except (Refused, MemoryError):
@@ -83,7 +86,7 @@ def _run(session: Any, info: dict[str, Any], shape: list[int]) -> list[Any]:
 
 
 def _failure(what: str, error: Exception) -> Exception:
-    """Refused, or MemoryError, which ONNX Runtime reports in words."""
+    """Refused, or MemoryError where the message of ONNX Runtime says so."""
     text = str(error)
     if isinstance(error, MemoryError) or "bad_alloc" in text or "Failed to allocate memory" in text:
         return MemoryError()
@@ -98,7 +101,10 @@ def _range(value: Any) -> dict[str, Any]:
 
 
 def main(arguments: list[str]) -> int:
-    """PATH LAYOUT HEIGHT WIDTH MEMORY_BYTES CPU_S; a height of 0 means that no size is given. Prints the report."""
+    """Print the report as JSON; the exit status is 0. A height of 0 means that no size is given.
+
+    ``arguments``: PATH LAYOUT HEIGHT WIDTH MEMORY_BYTES CPU_S.
+    """
     path, layout, height, width, memory_bytes, cpu_s = arguments
     limit(int(memory_bytes), int(cpu_s))
     size = (int(height), int(width)) if int(height) else None

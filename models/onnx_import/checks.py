@@ -1,4 +1,4 @@
-"""What an ONNX file says of itself, and every reason to refuse it before it is run."""
+"""Reads the facts of an ONNX file, and refuses it before it is run."""
 
 from __future__ import annotations
 
@@ -9,19 +9,22 @@ from typing import Any
 
 from models.limits import MAX_PIXELS
 
-# The domains whose operators ONNX Runtime itself ships. Anything else would need a library of the file's author.
+# The domains whose operators ONNX Runtime ships. Others would need a library of the file's author.
 DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
-OLDEST_OPSET = 7  # ONNX Runtime promises nothing below
+OLDEST_OPSET = 7  # the oldest that ONNX Runtime supports
 
-MAX_NAME = 200
+MAX_NAME = 200  # characters of an input or output
 
 
 class Refused(Exception):
-    """What is wrong with the file, in a sentence."""
+    """The file is refused; the message says why, in one sentence."""
 
 
 def read_file(path: Path, layout: str) -> dict[str, Any]:
-    """The input's name, dtype and shape, the operator set and the weights' precision. Raises Refused."""
+    """Name, dtype, layout and shape of the input, operator set and precision, by name as in GraphInfo.
+
+    Refused where the file is not a model that takes one image.
+    """
     import onnx
 
     try:
@@ -99,10 +102,9 @@ def _tensors(model: Any) -> Iterator[Any]:
 
 
 def _check_tensors(model: Any) -> None:
-    """Weights lie inside the file, and a tensor has the bytes its shape says.
+    """Refused unless weights lie inside the file and every tensor holds the bytes of its shape.
 
-    ONNX Runtime would open an external file, by any path, and would allocate what a shape says before it looks for
-    the bytes.
+    ONNX Runtime would open an external file, by any path, and would allocate what a shape says before it reads bytes.
     """
     from onnx import TensorProto
 
@@ -130,7 +132,7 @@ def _check_tensors(model: Any) -> None:
 
 
 def _held(tensor: Any, elements: int) -> tuple[int, int]:
-    """Bytes there, bytes its shape asks for; of a typed field, counted as raw bytes."""
+    """Bytes that a tensor holds, and bytes of its shape; elements of a typed field are counted as raw bytes."""
     from onnx.helper import tensor_dtype_to_field, tensor_dtype_to_np_dtype
 
     dtype = tensor_dtype_to_np_dtype(tensor.data_type)
@@ -148,7 +150,7 @@ def _held(tensor: Any, elements: int) -> tuple[int, int]:
 
 
 def _image_input(graph: Any) -> Any:
-    """The one input that is no weight: files of before 2019 list every weight among the inputs."""
+    """The one input that is not a weight: files from before 2019 list every weight among the inputs."""
     weights = {tensor.name for tensor in graph.initializer}
     inputs = [value for value in graph.input if value.name not in weights]
     images = [value for value in inputs if len(value.type.tensor_type.shape.dim) == 4]
@@ -189,7 +191,7 @@ def _dtype_of(image: Any) -> str:
 
 
 def _precision(model: Any) -> str:
-    """The type most of the weights' bytes have."""
+    """The type of most bytes of the weights."""
     from onnx import TensorProto
 
     known = {
@@ -211,5 +213,6 @@ def _text(dims: list[int | None]) -> str:
 
 
 def first_line(error: Exception) -> str:
+    """The first line of the message, at most 300 characters; else the name of the type."""
     text = str(error).strip()
     return text.splitlines()[0][:300] if text else type(error).__name__

@@ -1,4 +1,4 @@
-"""What an ONNX file is, found out by a limited child process that reads it and runs it once."""
+"""Facts of an ONNX file, found by a child process with limits that reads it and runs it once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MAX_FILE_BYTES = 2 << 30  # what one protobuf message can hold
 
 @dataclass(frozen=True)
 class Limits:
-    """What the child process may use. Memory is address space: ``memory_bytes`` and four times the file."""
+    """What the child process may use. Its address space: ``memory_bytes`` and four times the file."""
 
     memory_bytes: int = 4 << 30
     cpu_s: int = 60
@@ -37,9 +37,10 @@ class _Frozen(BaseModel):
 
 
 class OutputInfo(_Frozen):
-    """One output as a trial run on zeros gave it.
+    """One output of a trial run on zeros.
 
-    ``batched``: a second run, on two images, gave two rows. The last three are None unless it is all finite floats.
+    ``batched``: a second run, on two images, gave two rows. ``low``, ``high`` and ``mean`` are None unless all values
+    are finite floats.
     """
 
     name: str
@@ -52,7 +53,7 @@ class OutputInfo(_Frozen):
 
 
 class GraphInfo(_Frozen):
-    """What an ONNX file says of itself, and did when run. None is dynamic; the trial's size is what it was run at."""
+    """Facts of an ONNX file, and of a trial run on ``trial_height`` x ``trial_width`` pixels. None: dynamic."""
 
     input_name: str
     dtype: Literal["float32", "float16", "uint8"]
@@ -70,9 +71,10 @@ class GraphInfo(_Frozen):
 def read_graph(
     path: Path, *, layout: Layout = "NCHW", size: tuple[int, int] | None = None, limits: Limits = DEFAULT_LIMITS
 ) -> GraphInfo:
-    """The facts of an ONNX file, which is read and run on zeros in a child process. BadModelFile says what is wrong.
+    """The facts of an ONNX file, which is read and run on zeros in a child process.
 
-    ``size`` (height, width) is what a graph of dynamic size is run at.
+    ``size``: height and width of the run for a graph of dynamic size. BadModelFile, with the reason, where the file
+    cannot be used; TooLarge above MAX_FILE_BYTES.
     """
     try:
         file_bytes = path.stat().st_size
@@ -95,12 +97,12 @@ def read_graph(
 
 
 def _run_child(name: str, arguments: list[str], limits: Limits) -> dict[str, Any]:
-    # The child gets no settings and no keys: a file that takes it over finds none.
+    # The child gets no settings and no keys: a file that takes control of it finds none.
     environment = {key: os.environ[key] for key in ("PATH", "LD_LIBRARY_PATH", "LANG") if key in os.environ}
     root = str(Path(__file__).resolve().parents[2])
     environment["PYTHONPATH"] = os.pathsep.join([root, *(entry for entry in sys.path if entry)])
     environment["OMP_NUM_THREADS"] = environment["OPENBLAS_NUM_THREADS"] = "1"  # each thread's stack is address space
-    with tempfile.TemporaryDirectory(prefix="ekiben-intake-") as folder, tempfile.TemporaryFile() as output:
+    with tempfile.TemporaryDirectory(prefix="ekiben-import-") as folder, tempfile.TemporaryFile() as output:
         child = [sys.executable, "-m", "models.onnx_import.check_process", *arguments]
         try:
             done = subprocess.run(

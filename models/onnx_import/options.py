@@ -1,4 +1,4 @@
-"""What a person says of an ONNX file they bring: labels, normalisation, geometry, and how its output is read."""
+"""Options of the import of an ONNX file: labels, normalisation, geometry, and how its output is read."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Palette = tuple[tuple[int, int, int], ...]
 
 
 def parse_labels(text: str) -> tuple[str, ...]:
-    """One label per line, up to the first blank line: published label files go on with prose after one."""
+    """One label per line, up to the first blank line: published label files continue with prose after it."""
     labels: list[str] = []
     for line in text.removeprefix("\ufeff").splitlines():
         if not line.strip():
@@ -104,7 +104,7 @@ _Byte = Annotated[int, Field(ge=0, le=255)]
 
 
 class ImportOptions(BaseModel):
-    """Everything an ONNX file does not say of itself. Every field takes the text of a form or of a command line.
+    """Everything that an ONNX file does not contain. Every field takes the text of a form or of a command line.
 
     ``mean`` and ``std`` are of pixels scaled to 0-1, in the order of ``color``. ``crop``: keep a central square of
     this share of the shorter side. ``shorter_side``: resize to it first (classify then keeps the central square).
@@ -157,7 +157,7 @@ class ImportOptions(BaseModel):
 
 
 def parse_options(given: dict[str, Any]) -> ImportOptions:
-    """The options from the fields of a form or a command line. BadInput says which field is wrong, and how."""
+    """The options from the fields of a form or a command line. BadInput names the wrong fields and what is wrong."""
     try:
         return ImportOptions.model_validate(given)
     except ValidationError as error:

@@ -1,1 +1,1 @@
-"""Segment Anything at serve time: prompts in, embeddings and masks out."""
+"""Segment Anything at serve time: embeddings of images, masks of prompts, automatic masks."""

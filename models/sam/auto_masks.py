@@ -1,8 +1,8 @@
-"""Automatic masks: a grid of points, each answered, and what is left after the filters.
+"""Automatic masks: candidates at a grid of points, filtered, and merged over crops.
 
-The steps and their order are those of ``SamAutomaticMaskGenerator``; what is different is when they happen. Masks
-that the predicted IoU rules out are never made, the others are enlarged one at a time and only around the object, and
-kept as runs: no full-size logits of many masks exist at once.
+The steps and their order are those of ``SamAutomaticMaskGenerator``, but full-size logits of many masks never exist at
+once: masks that the predicted IoU rules out are not made, the others are enlarged one at a time and only around the
+object, and kept as runs.
 """
 
 from __future__ import annotations
@@ -26,15 +26,18 @@ from models.sam.prompts import FOREGROUND, PADDING
 from models.sam.upsampling import Upsampler
 
 Crop = tuple[int, int, int, int]
-"""x0, y0, x1, y1 in the image; x1 and y1 are exclusive."""
+"""x0, y0, x1, y1 in pixels of the image; x1 and y1 are exclusive."""
 
 Points = NDArray[np.float64]
+"""[N, 2]: x, y in pixels of a crop."""
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A mask that passed both thresholds. ``rle``, ``box`` (inclusive x0, y0, x1, y1) and ``point`` are in the frame
-    of its crop until ``merge``."""
+    """A mask that passed both thresholds, in pixels of its crop; ``best_of_crop`` moves it into the image.
+
+    ``box``: x0, y0, x1, y1, inclusive. ``point``: x, y of the grid point.
+    """
 
     rle: Rle
     box: tuple[int, int, int, int]
@@ -44,7 +47,10 @@ class Candidate:
 
 
 def plan(height: int, width: int, options: AutoOptions) -> list[tuple[Crop, Points]]:
-    """The crops to look at, the whole image first, each with its points [N, 2] in pixels of the crop."""
+    """The crops of an image, the whole image first, each with its points [N, 2] in pixels of the crop.
+
+    BadInput for an image that is too small for so many layers.
+    """
     grids = layer_grids(options.points_per_side, options.crop_n_layers, options.crop_n_points_downscale_factor)
     crops = []
     for box, layer in crop_boxes(height, width, options.crop_n_layers, options.crop_overlap_ratio):
@@ -56,7 +62,10 @@ def plan(height: int, width: int, options: AutoOptions) -> list[tuple[Crop, Poin
 
 
 def grid_tokens(points: Points, scaled: Points) -> tuple[Floats, Floats]:
-    """One foreground point per prompt and the padding that follows it: coordinates [B, 2, 2], labels [B, 2]."""
+    """The decoder's tokens for one foreground point per prompt, each followed by the reference's padding point.
+
+    float32 coordinates [B, 2, 2] and labels [B, 2]. ``scaled``: the points in the encoder's input.
+    """
     coords = np.zeros((len(points), 2, 2), np.float32)
     coords[:, 0] = scaled
     return coords, np.tile(np.array([FOREGROUND, PADDING], np.float32), (len(points), 1))
@@ -65,9 +74,10 @@ def grid_tokens(points: Points, scaled: Points) -> tuple[Floats, Floats]:
 def candidates(
     decoded: Decoded, points: Points, crop: Crop, size: tuple[int, int], upsampler: Upsampler, options: AutoOptions
 ) -> list[Candidate]:
-    """The masks of one chunk of points that pass, in the order of points and mask tokens.
+    """The masks of some points that pass the thresholds, in the order of points and mask tokens.
 
-    ``frame``: height and width of the image.
+    Masks that the crop seems to cut are left out. ``size``: height and width of the image; ``upsampler``: for the size
+    of the crop.
     """
     found: list[Candidate] = []
     for logits, prompt in zip(decoded.logits, decoded.kept, strict=True):
@@ -91,14 +101,17 @@ def candidates(
 
 
 def best_of_crop(found: Sequence[Candidate], crop: Crop, size: tuple[int, int], options: AutoOptions) -> list[AutoMask]:
-    """What is left of one crop's candidates, best predicted IoU first, in the image's frame."""
+    """The candidates of one crop that remain after NMS, best predicted IoU first, in pixels of the image.
+
+    ``size``: height and width of the image.
+    """
     return [_in_image(found[i], crop, size) for i in _left_of_crop(found, options)]
 
 
 class IncrementalNms:
-    """Which candidates stand while a grid is being answered: what came is kept until something better comes.
+    """Provisional masks while a grid is computed: each candidate stays until NMS prefers a better one.
 
-    The last word is that of ``best_of_crop`` and ``merge``; this is for those who watch.
+    For progress only: ``best_of_crop`` and ``merge`` decide the result. ``size``: height and width of the image.
     """
 
     def __init__(self, size: tuple[int, int], options: AutoOptions) -> None:
@@ -107,21 +120,23 @@ class IncrementalNms:
         self._numbers = itertools.count()
         self._crop: Crop | None = None
         self._candidates: list[Candidate] = []
-        self._told: dict[int, int] = {}
+        self._reported: dict[int, int] = {}
 
     def add(self, crop: Crop, found: Sequence[Candidate]) -> tuple[list[tuple[int, AutoMask]], list[int]]:
-        """The masks that stand now and did not before, each with a number of its own, and the numbers of those that do
-        not stand any more. A crop's candidates come before the next crop's."""
+        """Add candidates: (new provisional masks, each with a number of its own; numbers of those that are dropped).
+
+        All candidates of a crop are added before those of the next crop.
+        """
         if crop != self._crop:
-            self._crop, self._candidates, self._told = crop, [], {}
+            self._crop, self._candidates, self._reported = crop, [], {}
         self._candidates.extend(found)
         left = _left_of_crop(self._candidates, self._options)
-        dropped = [self._told.pop(i) for i in set(self._told) - set(left)]
+        dropped = [self._reported.pop(i) for i in set(self._reported) - set(left)]
         new: list[tuple[int, AutoMask]] = []
         for i in left:
-            if i not in self._told:
-                self._told[i] = next(self._numbers)
-                new.append((self._told[i], _in_image(self._candidates[i], crop, self._size)))
+            if i not in self._reported:
+                self._reported[i] = next(self._numbers)
+                new.append((self._reported[i], _in_image(self._candidates[i], crop, self._size)))
         return new, sorted(dropped)
 
 
@@ -147,9 +162,9 @@ def _in_image(one: Candidate, crop: Crop, size: tuple[int, int]) -> AutoMask:
 def merge(
     crops: Iterable[Sequence[AutoMask]], options: AutoOptions, check: Callable[[], None] = lambda: None
 ) -> list[AutoMask]:
-    """All crops' masks as one list, the largest first: doubles between crops go, smaller crops win.
+    """The masks of all crops as one list, the largest first; of duplicates between crops the smaller crop's stays.
 
-    ``check`` is called before each mask whose regions are looked at, and may raise.
+    Small regions are then removed. ``check`` is called before each mask of that step, and may raise to stop it.
     """
     lists = list(crops)
     masks = [mask for one in lists for mask in one]
@@ -162,9 +177,9 @@ def merge(
 
 
 def _without_small_regions(masks: list[AutoMask], options: AutoOptions, check: Callable[[], None]) -> list[AutoMask]:
-    """Holes are filled, then islands removed; masks that became alike are dropped, untouched ones preferred.
+    """Fill small holes, then remove small islands; of masks that became duplicates, unchanged ones are preferred.
 
-    As in the reference, predicted IoU and stability stay those of before.
+    As in the reference, predicted IoU and stability are not computed anew.
     """
     cleaned: list[AutoMask] = []
     scores: list[float] = []

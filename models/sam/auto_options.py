@@ -20,13 +20,13 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 MAX_POINTS = 100_000
-"""Of all grids of one request: at 10 ms each, a quarter of an hour."""
+"""Points of all grids of one request: at 10 ms each, a quarter of an hour."""
 
 
 class AutoOptions(BaseModel):
-    """Names, meaning and defaults are those of ``SamAutomaticMaskGenerator`` (``automatic_mask_generator.py``).
+    """The parameters of ``SamAutomaticMaskGenerator`` (``automatic_mask_generator.py``), with its names and defaults.
 
-    A preset fills what is not given.
+    A preset sets the values of fields that are not given.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -81,5 +81,5 @@ class AutoOptions(BaseModel):
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """Everything but the preset, as it is used."""
+        """The values of all fields but ``preset``."""
         return self.model_dump(exclude={"preset"})

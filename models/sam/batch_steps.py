@@ -1,4 +1,4 @@
-"""The work of Segment Anything's lanes: images to embeddings, prompts to masks, grid points to candidates."""
+"""Batch steps of Segment Anything: images to embeddings, prompts to masks, grid points to candidates."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from models.sam.upsampling import Upsampler
 
 @dataclass(frozen=True, slots=True)
 class EncodeInput:
-    """``image``: encoded bytes, to be looked up and kept under ``key``; or ``crop``: pixels that are not kept."""
+    """An image to encode: ``image``, encoded bytes that are cached under ``key``; or ``crop``, pixels that are not."""
 
     image: bytes = b""
     key: FileKey | None = None
@@ -36,7 +36,10 @@ class EncodeInput:
 
 @dataclass(frozen=True, slots=True)
 class PreparedImage:
-    """An image on its way into the encoder: ``pixels`` are the graph's input, or ``found`` is what was held."""
+    """An image before the encoder: ``pixels``, the graph's input float32 [3, 1024, 1024], or ``found`` in the cache.
+
+    ``hash``: see ``pixels_hash``; empty for a crop.
+    """
 
     info: ImageInfo
     hash: str
@@ -45,7 +48,10 @@ class PreparedImage:
 
 
 class EncodeSteps:
-    """Decodes and encodes images. The pixels are looked up first: another file may have held the same."""
+    """Decodes and encodes images. Pixels are looked up in the cache first: another file may decode to equal ones.
+
+    ``decoded``: called after each image that was decoded; ``ran``: after each run of the encoder.
+    """
 
     def __init__(
         self, sam: LoadedSam, cache: EmbeddingCache, decoded: Callable[[], None], ran: Callable[[], None]
@@ -56,6 +62,7 @@ class EncodeSteps:
         self._ran = ran
 
     def prepare(self, payload: EncodeInput) -> tuple[Hashable, PreparedImage]:
+        """Decode, look up, else resize and normalise. Raises as ``decode``; TooLarge for a strip."""
         if payload.crop is not None:
             image, name = DecodedImage(payload.crop, "image/png"), ""
         else:
@@ -73,7 +80,8 @@ class EncodeSteps:
     def run(
         self, prepared: Sequence[PreparedImage], cancellation: RunCancellation | None = None
     ) -> Sequence[tuple[Features, float] | None]:
-        new = [seen.pixels for seen in prepared if seen.pixels is not None]
+        """Features and milliseconds of the run for each image; None for what the cache held."""
+        new = [one.pixels for one in prepared if one.pixels is not None]
         if not new:
             return [None] * len(prepared)
         started = time.perf_counter()
@@ -81,13 +89,13 @@ class EncodeSteps:
         spent = (time.perf_counter() - started) * 1e3
         self._ran()
         if self._sam.graphs.device == "cpu":
-            trim()  # glibc keeps half a gigabyte of a run's memory otherwise; 3 % of its time
+            trim()  # glibc would keep half a gigabyte of a run's memory; takes 3 % of its time
         return [(one, spent) for one in features]
 
     def finish(
         self, output: tuple[Features, float] | None, prepared: PreparedImage, payload: EncodeInput
     ) -> tuple[Embedding, bool]:
-        """The embedding, and whether it was held already."""
+        """The embedding, and whether the cache held it already."""
         if output is None:
             if prepared.found is None:
                 raise RuntimeError("an image was neither found nor encoded")
@@ -100,7 +108,7 @@ class EncodeSteps:
 
 @dataclass(frozen=True, slots=True)
 class DecodeInput:
-    """``prompts`` on one image. ``wide``: beside other calls, on one thread."""
+    """Prompts on one image. ``wide``: run on one thread, beside other calls; else on all threads."""
 
     embedding: Embedding
     prompts: Sequence[Prompt]
@@ -111,16 +119,21 @@ class DecodeInput:
 
 
 class DecodeSteps:
-    """Answers prompts, a call at a time: the image side of a run belongs to one image."""
+    """Computes the masks of prompts, one call per run: a run has the features of one image.
+
+    ``ran``: called after each run with its number of prompts.
+    """
 
     def __init__(self, sam: LoadedSam, ran: Callable[[int], None]) -> None:
         self._sam = sam
         self._ran = ran
 
     def prepare(self, payload: DecodeInput) -> tuple[Hashable, DecodeInput]:
+        """The call as it is, under a key of its own: no two calls share a run."""
         return id(payload), payload
 
     def run(self, prepared: Sequence[DecodeInput], cancellation: RunCancellation | None = None) -> Sequence[Decoded]:
+        """Run the decoder on the only call."""
         (call,) = prepared
         decoded = decode_prompts(
             self._sam.graphs, call.embedding, call.prompts, wide=call.wide, cancellation=cancellation
@@ -129,12 +142,13 @@ class DecodeSteps:
         return [decoded]
 
     def finish(self, output: Decoded, prepared: DecodeInput, payload: DecodeInput) -> list[tuple[PromptMask, ...]]:
+        """The masks of each prompt, in order, at the size of the image."""
         return read_masks(output, payload.upsampler, multimask=payload.multimask, keep_logits=payload.keep_logits)
 
 
 @dataclass(frozen=True, slots=True)
 class GridInput:
-    """Some ``points`` [B, 2] of the grid on one ``crop``, in its pixels. ``frame``: height and width of the image."""
+    """Some ``points`` [B, 2] of the grid on one ``crop``, in its pixels. ``size``: height and width of the image."""
 
     features: Features
     points: Points
@@ -145,16 +159,21 @@ class GridInput:
 
 
 class GridSteps:
-    """Answers points of a grid; gives back the masks that pass the thresholds."""
+    """Computes the masks of grid points, one call per run.
+
+    ``ran``: called after each run with its number of points.
+    """
 
     def __init__(self, sam: LoadedSam, ran: Callable[[int], None]) -> None:
         self._sam = sam
         self._ran = ran
 
     def prepare(self, payload: GridInput) -> tuple[Hashable, GridInput]:
+        """The call as it is, under a key of its own: no two calls share a run."""
         return id(payload), payload
 
     def run(self, prepared: Sequence[GridInput], cancellation: RunCancellation | None = None) -> Sequence[Decoded]:
+        """Run the decoder on the only call; masks below ``pred_iou_thresh`` are not made."""
         (call,) = prepared
         size = call.upsampler.height, call.upsampler.width
         coords, labels = grid_tokens(call.points, to_input_coordinates(call.points, size, longest_side_shape(*size)))
@@ -171,4 +190,5 @@ class GridSteps:
         return [decoded]
 
     def finish(self, output: Decoded, prepared: GridInput, payload: GridInput) -> list[Candidate]:
+        """The masks that pass the thresholds, in pixels of the crop."""
         return candidates(output, payload.points, payload.crop, payload.size, payload.upsampler, payload.options)

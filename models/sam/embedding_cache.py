@@ -1,4 +1,4 @@
-"""Embeddings: what the encoder made of an image, kept by content within a bound of bytes."""
+"""Image embeddings, cached by content within a bound of bytes."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from models.sam.graphs import Features
 
 @dataclass(frozen=True, slots=True)
 class Embedding:
-    """An image as the decoder sees it. It carries the image's size: there is no session to keep it in.
+    """The encoder's features of an image, with the size that prompts and masks refer to.
 
-    ``encode_ms``: what the encoder took for it. ``pixels``: hash of the decoded image (see pixels_hash).
+    ``encode_ms``: milliseconds of the encoder's run. ``pixels``: hash of the decoded image (see pixels_hash).
     """
 
     info: ImageInfo
@@ -39,14 +39,14 @@ class FileKey(NamedTuple):
 
 
 class EmbeddingCache:
-    """Least recently used first out. Two ways in: by the file's bytes, and by the pixels they decode to.
+    """A cache that drops the least recently used entry; look-ups are by a file's bytes or by its decoded pixels.
 
-    Keys hold the owner and hashes of content, so no entry can be reached by a name. The images themselves are not
-    kept. ``observe(hit, bytes)`` is told of every look-up and what is held after every change.
+    Keys hold the owner and hashes of content, so no entry can be reached by a name. Images themselves are not kept.
+    ``observe(hit, used_bytes)`` is called after every look-up, and with hit None after every change. Thread-safe.
     """
 
     MAX_FILES = 100_000
-    """Names of files that are remembered for entries (about 300 bytes each)."""
+    """Hashes of files that are remembered for entries (about 300 bytes each)."""
 
     def __init__(self, max_bytes: int, observe: Callable[[bool | None, int], None] | None = None) -> None:
         self.max_bytes = max_bytes
@@ -60,7 +60,7 @@ class EmbeddingCache:
         return len(self._entries)
 
     def by_file(self, key: FileKey) -> Embedding | None:
-        """The embedding of this very file, if it is held; a miss is not counted (by_pixels follows)."""
+        """The embedding of this file, if it is cached. A miss is not observed: ``by_pixels`` follows."""
         with self._lock:
             known = self._files.get(key)
             if known is None:
@@ -71,19 +71,19 @@ class EmbeddingCache:
                 return None
             self._files.move_to_end(key)
         self._observe(True, self.used_bytes)
-        return found if found.info == known[1] else _retold(found, known[1])
+        return found if found.info == known[1] else _with_info(found, known[1])
 
     def by_pixels(self, key: FileKey, pixels: str, info: ImageInfo) -> Embedding | None:
-        """The embedding of another file with the same pixels; the file ``key`` finds it from now on."""
+        """The embedding of another file with equal pixels; from now on ``by_file`` finds it for ``key`` too."""
         with self._lock:
             found = self._get(key, pixels)
             if found is not None:
                 self._remember(key, pixels, info)
         self._observe(found is not None, self.used_bytes)
-        return None if found is None else _retold(found, info)
+        return None if found is None else _with_info(found, info)
 
     def put(self, key: FileKey, embedding: Embedding) -> None:
-        """Keep an embedding of the file ``key``, and make room for it. One larger than the bound is not kept."""
+        """Cache the embedding of the file ``key``; older entries make room. One larger than the bound is not cached."""
         size = embedding.features.nbytes
         if size > self.max_bytes:
             return
@@ -100,7 +100,7 @@ class EmbeddingCache:
         self._observe(None, self.used_bytes)
 
     def drop(self, model: ModelKey) -> None:
-        """Forget what an unloaded model made."""
+        """Drop the embeddings of a model that was unloaded."""
         with self._lock:
             for name in [name for name in self._entries if name.model == model]:
                 self.used_bytes -= self._entries.pop(name).features.nbytes
@@ -122,16 +122,17 @@ class EmbeddingCache:
             self._files.popitem(last=False)
 
 
-def _retold(found: Embedding, info: ImageInfo) -> Embedding:
+def _with_info(found: Embedding, info: ImageInfo) -> Embedding:
     return Embedding(info, found.features, found.encode_ms, found.pixels)
 
 
 def file_hash(data: bytes) -> str:
+    """SHA-256 of the bytes, in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
 
 
 def pixels_hash(image: DecodedImage) -> str:
-    """SHA-256 over size and RGB bytes of a decoded image, EXIF-turned."""
+    """SHA-256, in hexadecimal, of the size and RGB bytes of a decoded image."""
     digest = hashlib.sha256(f"{image.width}x{image.height}".encode())
     digest.update(np.asarray(image.rgb).data)
     return digest.hexdigest()

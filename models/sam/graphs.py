@@ -1,4 +1,4 @@
-"""The three graphs of Segment Anything, behind verbs: encode, mask_features, decode."""
+"""The three graphs of Segment Anything: image encoder, mask prompts, and mask decoder."""
 
 from __future__ import annotations
 
@@ -18,31 +18,33 @@ from models.engine.session_options import SessionOptions
 Floats = NDArray[np.float32]
 
 FEATURES = ("tokens", "keys", "values", "queries")
-"""What the encoder gives besides the embedding: the image side of the decoder's first block, the same for every
-prompt on an image. Their layout is the export's own; the first axis is the image (or the prompt, see below)."""
+"""Outputs of the encoder that the decoder takes: the image side of the decoder's first block, which does not depend on
+the prompt. Their layout is the export's own; the first axis is the image, or the prompt (see Features)."""
 
 SIDE = 256
-"""Pixels of a low-resolution mask's side."""
+"""Side of a low-resolution mask in pixels."""
 
 MASK_BYTES = SIDE * SIDE * 4
+"""Bytes of the float32 logits of one low-resolution mask."""
 
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """FEATURES by position. First axis 1: shared by all prompts; B: one row per prompt (mask prompts)."""
+    """The arrays of FEATURES, in order. First axis 1: shared by all prompts; B: one row per prompt (mask prompts)."""
 
     arrays: tuple[Floats, ...]
 
     @property
     def nbytes(self) -> int:
+        """Bytes of all arrays."""
         return sum(array.nbytes for array in self.arrays)
 
     def rows(self, count: int) -> Features:
-        """The same, repeated for ``count`` prompts."""
+        """These features repeated for ``count`` prompts."""
         return Features(tuple(np.repeat(array, count, axis=0) for array in self.arrays))
 
     def replaced(self, index: list[int], other: Features) -> Features:
-        """With the rows ``index`` taken from ``other``, in order."""
+        """A copy with the rows ``index`` replaced by the rows of ``other``, in order."""
         arrays = tuple(array.copy() for array in self.arrays)
         for array, new in zip(arrays, other.arrays, strict=True):
             array[index] = new
@@ -51,8 +53,11 @@ class Features:
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """``iou`` [B, 4]: predicted, of the four mask tokens; it is not bounded by 1. ``kept`` [K]: the prompts whose
-    masks were made. ``logits`` [K, 4, 256, 256]: low-resolution logits; a mask is where they are above 0."""
+    """Output of the decoder for B prompts.
+
+    ``iou`` [B, 4]: predicted IoU of the four mask tokens, not bounded by 1. ``kept`` [K]: the prompts whose masks were
+    made. ``logits`` [K, 4, 256, 256]: low-resolution logits; a mask is where they are above 0.
+    """
 
     iou: Floats
     kept: NDArray[np.int64]
@@ -60,10 +65,11 @@ class Decoded:
 
 
 class SamGraphs:
-    """Sessions of one artifact.
+    """Sessions of one artifact. BadModelFile where a graph does not load or lacks an input or output.
 
-    The encoder uses all threads for one image. The decoder is opened twice: with all threads for a person who waits
-    for one prompt, and with one thread for many prompts side by side, which is 1.5 times as fast in all on two cores.
+    The encoder uses all threads for one image. On a CPU the decoder is opened twice: with all threads for the low
+    latency of one prompt, and with one thread for many prompts side by side, which has 1.5 times the throughput on two
+    cores.
     """
 
     def __init__(self, folder: Path, options: SessionOptions, threads: int) -> None:
@@ -83,22 +89,22 @@ class SamGraphs:
             raise BadModelFile(f"the graphs in {folder} lack {', '.join(sorted(missing))}")
 
     def blank(self) -> Features:
-        """Features of zeros, of the shapes the decoder says."""
+        """Features of zeros, in the shapes that the decoder takes."""
         shapes = {i.name: i.shape for i in self.decoder.get_inputs()}
         return Features(tuple(np.zeros((1, *shapes[name][1:]), np.float32) for name in FEATURES))
 
     def encode(self, pixels: Floats, cancellation: RunCancellation | None = None) -> list[Features]:
-        """One Features per image of ``pixels`` [N, 3, 1024, 1024], normalised and padded."""
+        """One Features per image of ``pixels`` float32 [N, 3, 1024, 1024], normalised and padded."""
         outputs = run_session(self.encoder, list(FEATURES), {"pixels": pixels}, cancellation)
         if len(pixels) == 1:
             return [Features(tuple(outputs))]
-        # Copies: a row that is kept must not keep its whole batch.
+        # Copies: a row that is cached must not keep its whole batch in memory.
         return [Features(tuple(array[row : row + 1].copy() for array in outputs)) for row in range(len(pixels))]
 
     def mask_features(
         self, features: Features, mask_input: Floats, cancellation: RunCancellation | None = None
     ) -> Features:
-        """The features under each mask prompt: ``mask_input`` [M, 256, 256] are logits of earlier answers."""
+        """The features under each of M mask prompts. ``mask_input``: logits [M, 256, 256] of earlier responses."""
         names = [f"masked_{name}" for name in FEATURES]
         feeds = {"tokens": features.arrays[0], "mask_input": mask_input[:, None]}
         return Features(tuple(run_session(self.mask_prompt, names, feeds, cancellation)))
@@ -113,10 +119,10 @@ class SamGraphs:
         wide: bool = False,
         cancellation: RunCancellation | None = None,
     ) -> Decoded:
-        """Answers to B prompts: ``coords`` [B, P, 2] in the 1024 frame, ``labels`` [B, P] (see prompts.py).
+        """Masks and IoUs of B prompts: ``coords`` [B, P, 2] in pixels of the 1024 x 1024 input, ``labels`` [B, P].
 
-        Masks are made only for prompts of which one of the three multimask IoUs is above ``min_iou``. ``wide``: run
-        on one thread, beside others.
+        Labels are those of prompts.py. Masks are made only for prompts of which one of the three multimask IoUs is
+        above ``min_iou``. ``wide``: run on one thread, beside other runs.
         """
         feeds: dict[str, Any] = dict(zip(FEATURES, features.arrays, strict=True))
         feeds |= {"point_coords": coords, "point_labels": labels, "min_iou": np.array(min_iou, np.float32)}
@@ -125,4 +131,5 @@ class SamGraphs:
         return Decoded(iou, kept, logits)
 
     def close(self) -> None:
+        """Free the memory of the sessions."""
         del self.encoder, self.mask_prompt, self.decoder, self.side_by_side

@@ -1,6 +1,6 @@
-"""Where automatic masks are asked for: point grids, crops, and frames between which coordinates are moved.
+"""Geometry of automatic masks: point grids, crops, and coordinates in the image and in the encoder's input.
 
-The numbers are those of segment_anything (``utils/amg.py``, ``utils/transforms.py``), integer truncations included.
+The numbers are those of segment_anything (``utils/amg.py``, ``utils/transforms.py``), with its integer truncations.
 """
 
 from __future__ import annotations
@@ -14,19 +14,20 @@ from numpy.typing import ArrayLike, NDArray
 from ekiben.errors import BadInput
 
 Box = tuple[int, int, int, int]
+"""Left, top, right, bottom in pixels; the last two are exclusive."""
 
 
 def point_grid(n: int) -> NDArray[np.float64]:
-    """[n * n, 2]: x, y in 0-1, the centres of n x n equal cells; x runs fastest."""
+    """float64 [n * n, 2]: x, y in 0-1, the centres of n x n equal cells; x varies fastest."""
     offset = 1 / (2 * n)
     side = np.linspace(offset, 1 - offset, n)
     return np.stack([np.tile(side, n), np.repeat(side, n)], axis=-1)
 
 
 def layer_grids(points_per_side: int, layers: int, downscale: int) -> list[NDArray[np.float64]]:
-    """A grid for the whole image and one for the crops of each layer, each ``downscale`` times coarser.
+    """Grids [N, 2] for the whole image and for the crops of each layer, each ``downscale`` times coarser than the last.
 
-    BadInput where a layer would be left without points.
+    BadInput where a layer would have no points.
     """
     sides = [int(points_per_side / downscale**layer) for layer in range(layers + 1)]
     if min(sides) < 1:
@@ -35,9 +36,9 @@ def layer_grids(points_per_side: int, layers: int, downscale: int) -> list[NDArr
 
 
 def crop_boxes(height: int, width: int, layers: int, overlap_ratio: float) -> list[tuple[Box, int]]:
-    """Box (left, top, right, bottom; the last two exclusive) and layer of each crop; the whole image is layer 0.
+    """Box and layer of each crop; the whole image is layer 0.
 
-    Layer i has 2^i x 2^i crops, downwards first. Neighbours overlap by ``overlap_ratio`` of the image's shorter
+    Layer i has 2^i x 2^i crops, column by column. Neighbours overlap by ``overlap_ratio`` of the image's shorter
     side in layer 1, by half of that in layer 2, and so on.
     """
     crops: list[tuple[Box, int]] = [((0, 0, width, height), 0)]
@@ -55,9 +56,9 @@ def crop_boxes(height: int, width: int, layers: int, overlap_ratio: float) -> li
 
 
 def near_crop_edge(boxes: ArrayLike, crop_box: Box, size: tuple[int, int], atol: float = 20.0) -> NDArray[np.bool_]:
-    """[N]: which masks the crop seems to cut: a side within ``atol`` of the crop's, but not of the image's own.
+    """bool [N]: masks that the crop seems to cut: a side is within ``atol`` pixels of the crop's, not of the image's.
 
-    ``boxes`` [N, 4] xyxy in the crop; ``crop_box`` in the image; ``frame``: the image's width and height.
+    ``boxes`` [N, 4] xyxy in pixels of the crop; ``crop_box`` in the image; ``size``: width and height of the image.
     """
     left, top = crop_box[:2]
     moved = (np.asarray(boxes).reshape(-1, 4) + np.array([left, top, left, top])).astype(np.float32)
@@ -67,15 +68,15 @@ def near_crop_edge(boxes: ArrayLike, crop_box: Box, size: tuple[int, int], atol:
 
 
 def longest_side_shape(height: int, width: int, target: int = 1024) -> tuple[int, int]:
-    """Height and width with the longer side ``target``, halves rounded up. At least 1: the reference fails there."""
+    """Height and width with the longer side ``target``, halves rounded up. At least 1, where the reference fails."""
     scale = target * 1.0 / max(height, width)
     return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
 
 def to_input_coordinates(points: ArrayLike, original: tuple[int, int], resized: tuple[int, int]) -> NDArray[np.float64]:
-    """``points`` [..., 2] (x, y) of an image of ``original`` (height, width) in one of ``resized`` (height, width).
+    """Scale ``points`` [..., 2] (x, y) of an image of ``original`` (height, width) to ``resized`` (height, width).
 
-    Each axis by its own ratio, as the sides were rounded.
+    float64 [..., 2]; each axis by its own ratio, because the sides were rounded separately.
     """
     ratios = np.array([resized[1] / original[1], resized[0] / original[0]])
     return np.asarray(np.asarray(points, np.float64) * ratios)

@@ -1,4 +1,4 @@
-"""Segment Anything: masks of prompts from an embedding. What the network says, as the reference reads it."""
+"""Masks of prompts from an embedding, read from the decoder's output as segment_anything does."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from models.sam.prompts import Prompt, mask_inputs, point_tokens
 from models.sam.upsampling import Upsampler
 
 MAX_ASPECT = 64
-"""Sides of an image that is longer than this have less than 16 pixels in the encoder's frame."""
+"""Longest ratio of sides: beyond it the shorter side has less than 16 of the 1024 pixels of the encoder's input."""
 
 
 def refuse_strip(width: int, height: int) -> None:
-    """TooLarge for a strip of which the encoder would see next to nothing."""
+    """TooLarge for an image with a ratio of sides above MAX_ASPECT."""
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise TooLarge(f"the image is {width} x {height}; this model takes sides of 1 : {MAX_ASPECT} at most")
 
@@ -34,7 +34,7 @@ def decode_prompts(
     wide: bool,
     cancellation: RunCancellation | None = None,
 ) -> Decoded:
-    """The decoder's answer to a chunk of prompts on one image, all masks made."""
+    """The decoder's output for some prompts on one image, with the masks of all of them. ``wide``: see SamGraphs."""
     size = embedding.info.height, embedding.info.width
     coords, labels = point_tokens(prompts, size, longest_side_shape(*size))
     features = _with_masks(graphs, embedding.features, prompts, cancellation)
@@ -44,7 +44,7 @@ def decode_prompts(
 def _with_masks(
     graphs: SamGraphs, features: Features, prompts: Sequence[Prompt], cancellation: RunCancellation | None
 ) -> Features:
-    """The features of each prompt: shared by all where no prompt brings a mask."""
+    """The features of each prompt; one row for all of them where no prompt has a mask input."""
     index, masks = mask_inputs(prompts)
     if not index:
         return features
@@ -55,7 +55,10 @@ def _with_masks(
 def read_masks(
     decoded: Decoded, upsampler: Upsampler, *, multimask: bool, keep_logits: bool
 ) -> list[tuple[PromptMask, ...]]:
-    """The masks of each prompt in the reference's order: tokens 1 to 3 with ``multimask``, else token 0."""
+    """The masks of each prompt at the image's size: those of tokens 1 to 3 with ``multimask``, else that of token 0.
+
+    ``keep_logits``: with the low-resolution logits, which a later prompt can refine.
+    """
     tokens = (1, 2, 3) if multimask else (0,)
     answers = []
     for iou, masks in zip(decoded.iou, decoded.logits, strict=True):

@@ -1,4 +1,4 @@
-"""Prompts: what a person points at, checked, and as the tokens that the decoder takes."""
+"""Prompts: points, boxes and mask inputs, parsed, checked, and as the tokens of the decoder."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ from models.sam.graphs import SIDE, Floats
 from models.sam.grids import to_input_coordinates
 
 MAX_PROMPTS = 1000
+"""Of one request."""
 MAX_POINTS = 100
-"""Of one prompt. The decoder's memory grows with their number."""
+"""Points of one prompt. The decoder's memory grows with their number."""
 
 MAX_POINTS_IN_ALL = 20_000
+"""Points of all prompts of one request."""
 
 BACKGROUND, FOREGROUND, BOX_START, BOX_END, PADDING, ABSENT = 0.0, 1.0, 2.0, 3.0, -1.0, -2.0
 """Labels of the decoder's points. PADDING is the reference's: it follows the points of a prompt without a box. ABSENT
-fills the rows of shorter prompts in a batch and takes part in nothing."""
+is of Ekiben's export: it fills the rows of shorter prompts in a batch, and the graph ignores it."""
 
 Point = tuple[float, float, int]
 Box = tuple[float, float, float, float]
@@ -30,8 +32,11 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """``points``: (x, y, label), label 1 foreground or 0 background. ``box``: x0, y0, x1, y1. Pixels of the image
-    as the user sees it, the centre of the first pixel at (0, 0). ``mask_input``: float32 [256, 256], logits."""
+    """What a person marks in an image to get its mask.
+
+    ``points``: (x, y, label), label 1 foreground or 0 background. ``box``: x0, y0, x1, y1. Both are in pixels of the
+    EXIF-turned image, the centre of the first pixel at (0, 0). ``mask_input``: logits float32 [256, 256].
+    """
 
     points: tuple[Point, ...] = ()
     box: Box | None = None
@@ -39,9 +44,9 @@ class Prompt:
 
 
 def read_prompts(given: Any) -> tuple[list[Prompt], list[str | None]]:
-    """Prompts from parsed JSON, and for each the id of its mask input, if it has one.
+    """Prompts from parsed JSON, without mask inputs, and for each the id of its mask input or None.
 
-    BadInput names the prompt that is wrong, counted from 0.
+    BadInput names the wrong prompt, counted from 0.
     """
     if not isinstance(given, list):
         raise BadInput("prompts is a JSON list of objects with points, box or both, and perhaps mask_input")
@@ -91,7 +96,7 @@ def _finite(value: Any) -> bool:
 
 
 def check_prompts(prompts: Sequence[Prompt], width: int, height: int) -> None:
-    """BadInput for what lies outside the image, and for a box that is empty."""
+    """BadInput for a point or box outside the image of ``width`` x ``height``, and for an empty box."""
     for number, prompt in enumerate(prompts):
         for x, y, _ in prompt.points:
             if not (0 <= x < width and 0 <= y < height):
@@ -108,18 +113,18 @@ def check_prompts(prompts: Sequence[Prompt], width: int, height: int) -> None:
 
 
 def whole_image(width: int, height: int) -> Prompt:
-    """The prompt that is meant when there is none."""
+    """The prompt of a request without prompts: the box of the whole image."""
     return Prompt(box=(0.0, 0.0, float(width), float(height)))
 
 
 def point_tokens(
     prompts: Sequence[Prompt], original: tuple[int, int], resized: tuple[int, int]
 ) -> tuple[Floats, Floats]:
-    """Coordinates float32 [B, P, 2] in the encoder's frame and labels float32 [B, P] of all prompts.
+    """Coordinates float32 [B, P, 2] in pixels of the encoder's input, and labels float32 [B, P], of all prompts.
 
-    ``original`` and ``resized``: height and width of the image and of its place in the frame. Points come first,
-    then one padding point where there is no box, then the box's corners, as in the reference
-    (``modeling/prompt_encoder.py``); a prompt that is nothing but a mask has no tokens of its own.
+    ``original`` and ``resized``: height and width of the image, and of its part of the encoder's input. Points come
+    first, then one padding point where there is no box, then the box's corners, as in the reference
+    (``modeling/prompt_encoder.py``); a prompt with a mask input only has no tokens of its own.
     """
     rows: list[list[tuple[float, float, float]]] = []
     for prompt in prompts:
@@ -140,7 +145,7 @@ def point_tokens(
 
 
 def mask_inputs(prompts: Sequence[Prompt]) -> tuple[list[int], Floats]:
-    """Which prompts come with a mask, and those masks: float32 [M, 256, 256]."""
+    """The indexes of the M prompts with a mask input, and these inputs: float32 [M, 256, 256]."""
     index = [number for number, prompt in enumerate(prompts) if prompt.mask_input is not None]
     masks = [prompt.mask_input for prompt in prompts if prompt.mask_input is not None]
     return index, np.stack(masks) if masks else np.zeros((0, SIDE, SIDE), np.float32)

@@ -1,4 +1,4 @@
-"""From low-resolution logits to a mask at the image's size: the reference's two bilinear steps, only where needed."""
+"""Upsampling of low-resolution logits to masks at the image's size, by the reference's two bilinear steps."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from numpy.typing import NDArray
 from models.sam.graphs import SIDE, Floats
 from models.sam.grids import longest_side_shape
 
-INPUT_SIDE = 1024
+INPUT_SIDE = 1024  # of the encoder's input in pixels
 _BAND_PIXELS = 1 << 19  # 2 MB of float32: a band and what is computed from it stay in the cache
-_TAPS = 3
+_TAPS = 3  # two adjacent values of the 1024 lie between at most three of the 256
 
 
 @dataclass(frozen=True, slots=True)
 class MaskRegion:
-    """A mask at full size that is False outside the window: ``mask`` bool [h, w] at ``top``, ``left``.
+    """A mask at full size that is False outside the region: ``mask`` bool [h, w] at row ``top``, column ``left``.
 
-    ``stability``: pixels above the threshold + offset as a share of those above the threshold - offset, None where
-    there are none of those (the reference has NaN there).
+    ``stability``: pixels above threshold + offset as a share of those above threshold - offset; None where there are
+    none of the latter (the reference has NaN there).
     """
 
     mask: NDArray[np.bool_]
@@ -33,15 +33,15 @@ _NOTHING = MaskRegion(np.zeros((1, 1), np.bool_), 0, 0, None)
 
 
 class Upsampler:
-    """Enlarges logits for one size of image (or crop). Holds constants only.
+    """Enlarges logits to one size of image (or crop). Holds constants only, so it is thread-safe.
 
     The reference (``modeling/sam.py::postprocess_masks``) enlarges 256 x 256 to 1024 x 1024, cuts the padding off
     and resizes to the image, both bilinearly with ``align_corners=False`` and no antialiasing. Both steps are linear
-    and separable, so along each axis they are one sum of three neighbours with fixed weights: the image 1024 x 1024
-    is never made. Nothing else is different: the numbers agree with the reference to float32 rounding.
+    and separable, so along each axis they are one sum of three neighbours with fixed weights, and the 1024 x 1024
+    array is never made. The numbers agree with the reference to float32 rounding.
 
     Every output is a weighted mean of logits. Where all of those are at or below ``threshold - offset`` the pixel is
-    neither in the mask nor counted for the stability, so only the window around the others is computed.
+    neither in the mask nor counted for the stability, so only the region around the others is computed.
     """
 
     def __init__(self, height: int, width: int) -> None:
@@ -51,11 +51,11 @@ class Upsampler:
         self._columns = _Axis(width, resized[1])
 
     def full(self, logits: Floats) -> Floats:
-        """float32 [height, width]: all of it, as a reference for tests and for images of logits."""
+        """All logits at full size: float32 [height, width]. For tests, and images of logits."""
         return self._enlarge(logits, 0, self.height, 0, self.width)
 
     def region(self, logits: Floats, *, offset: float = 1.0, threshold: float = 0.0) -> MaskRegion:
-        """The mask where ``logits`` [256, 256], enlarged, are above ``threshold``, and its stability."""
+        """The mask where ``logits`` float32 [256, 256], enlarged, are above ``threshold``, and its stability."""
         reached = logits > min(threshold - offset, threshold)
         rows, columns = np.flatnonzero(reached.any(axis=1)), np.flatnonzero(reached.any(axis=0))
         if not rows.size:
@@ -91,7 +91,7 @@ class _Axis:
     """One axis of the two steps: output i is ``weights[i] @ logits[base[i] : base[i] + 3]``."""
 
     def __init__(self, size: int, resized: int) -> None:
-        lower, upper, share = _bilinear(size, resized)  # the second step, from the resized frame to the image
+        lower, upper, share = _bilinear(size, resized)  # the second step, from the resized image to the image
         first, second, part = _bilinear(INPUT_SIDE, SIDE)  # the first step, from 256 to 1024
         self.base = np.minimum(first[lower], SIDE - _TAPS)
         weights = np.zeros((size, _TAPS), np.float64)
