@@ -1,1 +1,1 @@
-"""Training: users' images -> weights -> an artifact. Knows files alone; services/ starts it as a child process."""
+"""Training of segmentation networks: images and masks to an artifact. services/trainings runs it as a child process."""

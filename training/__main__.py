@@ -1,6 +1,7 @@
-"""``python -m training --folder FOLDER``: one training, from the files in the folder to the files in the folder.
+"""``python -m training --folder FOLDER``: one training; reads its input from the folder and writes its results there.
 
-Several GPUs of one machine are used by themselves; several machines, or processes on CPUs, through torch's launcher:
+All GPUs of one machine are used without further options. Several machines, or several CPU processes, need torch's
+launcher:
 ``torchrun --nproc-per-node 2 -m training --folder FOLDER``.
 """
 
@@ -47,15 +48,18 @@ _NO_MEMORY = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0 done, 2 refused (the last line on stdout says why), 3 the parent is gone."""
+    """The exit status: 0 done, EXIT_REFUSED (2) when the training was refused; the last line on stdout has the reason.
+
+    A process whose parent has ended exits with EXIT_ORPHANED (3) from another thread.
+    """
     began = time.monotonic()
-    # Read when torch is loaded, below. Threads that wait for each other by spinning take the cores from those they
-    # wait for: with one more busy process on the machine a step took 7 times as long (2 cores, 1.0 s against 6.6 s).
+    # OpenMP reads it when torch is loaded, below. Threads that spin while they wait take cores from the threads they
+    # wait for: beside one other busy process a step took 6.6 s instead of 1.0 s (measured on 2 cores).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
-    parser.add_argument("--folder", required=True, type=Path, help=f"with {OPTIONS} and {DATASET}; takes what is made")
+    parser.add_argument("--folder", required=True, type=Path, help=f"holds {OPTIONS} and {DATASET}; takes the results")
     parser.add_argument("--with-parent", action="store_true", help="end when stdin ends")
-    parser.add_argument("--memory-mb", type=int, metavar="N", help="use at most so much memory")
+    parser.add_argument("--memory-mb", type=int, metavar="N", help="limit of the memory that this process allocates")
     given = parser.parse_args(arguments)
     writer = MessageWriter.take_stdout()
     end_on_sigterm()
@@ -69,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         writer.refusal(error.code, error.message)
     except MemoryError:
         writer.refusal("out_of_memory", _out_of_memory(given))
-    except Exception as error:  # torch and ONNX Runtime say it with types of their own, or none
+    except Exception as error:  # torch and ONNX Runtime raise RuntimeError or their own types, not MemoryError
         if not is_out_of_memory(error):
             raise
         writer.refusal("out_of_memory", _out_of_memory(given))
@@ -77,7 +81,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def train(folder: Path, memory_mb: int | None, writer: MessageWriter, began: float) -> int:
-    """0; what the training has to say went to ``writer``. ``began``: time.monotonic() of the process's start."""
+    """Exit status 0; events and the result went to ``writer``. ``began``: time.monotonic() at the start of the process.
+
+    Raises Refusal ``bad_options`` when the options file cannot be read or is invalid, and any Refusal of the training.
+    """
     try:
         options = TrainingOptions.model_validate_json((folder / OPTIONS).read_bytes())
     except OSError as error:
@@ -86,12 +93,12 @@ def train(folder: Path, memory_mb: int | None, writer: MessageWriter, began: flo
         first = error.errors()[0]
         raise Refusal(f"{OPTIONS}: {'.'.join(map(str, first['loc']))}: {first['msg']}", code="bad_options") from None
     log("loading torch")
-    with ProgressTicker(writer, lambda: ({"phase": "load"}, 0.0)) if _is_first() else contextlib.nullcontext():
-        from training.data import TrainingData, cache_room
+    with ProgressTicker(writer, lambda: ({"phase": "load"}, 0.0)) if _is_rank_zero() else contextlib.nullcontext():
+        from training.data import TrainingData, cache_budget
         from training.devices import make_fabric
         from training.trainer import Trainer
 
-    archive = TrainingData(folder / DATASET, side=options.image_size, cache_bytes=cache_room(memory_mb))
+    archive = TrainingData(folder / DATASET, side=options.image_size, cache_bytes=cache_budget(memory_mb))
     fabric = make_fabric(options)
     result = Trainer(folder, options, archive, fabric, writer if fabric.is_global_zero else SilentWriter(), began).run()
     if result is not None:
@@ -99,13 +106,13 @@ def train(folder: Path, memory_mb: int | None, writer: MessageWriter, began: flo
     return 0
 
 
-def _is_first() -> bool:
-    """Whether this is the process that speaks; torch's launcher numbers them."""
+def _is_rank_zero() -> bool:
+    """Whether this is the process that reports; torch's launcher sets RANK."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def limit_memory(megabytes: int) -> None:
-    """Bound what this process may allocate, and let the system end it before any other when memory runs out."""
+    """Limit this process's data segment to ``megabytes`` MiB and make it the first to be killed without memory."""
     most = megabytes << 20
     hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
     resource.setrlimit(resource.RLIMIT_DATA, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
@@ -114,7 +121,7 @@ def limit_memory(megabytes: int) -> None:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether torch, its CPU allocator, its kernels or ONNX Runtime got no memory; they say it in words alone."""
+    """Whether torch, its allocators, its kernels or ONNX Runtime ran out of memory: recognised by the message alone."""
     text = str(error).lower()
     return any(words in text for words in _NO_MEMORY)
 
@@ -132,5 +139,5 @@ if __name__ == "__main__":
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     status = main()
     sys.stderr.flush()
-    # Threads that still decode or beat must not delay the end.
+    # Threads that still decode images or report progress must not delay the exit.
     os._exit(status)

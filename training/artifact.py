@@ -1,4 +1,4 @@
-"""From fitted weights to the artifact that will be served, and proof that it is them."""
+"""From fitted weights to the artifact that is served, with its parity against torch measured."""
 
 from __future__ import annotations
 
@@ -37,28 +37,34 @@ _PARITY_TILES = 3
 
 @dataclass(frozen=True)
 class ServingMetadata:
-    """What the manifest says besides the network: how it is fed and read. ``detail``: where the numbers come from."""
+    """Manifest contents besides the network.
+
+    ``palette``: RGB 0-255 by class; ``detail``: dataset and epoch of the weights.
+
+    ``threshold``: of the probability of class 1; None with more than two classes.
+    """
 
     options: TrainingOptions
     labels: Sequence[str]
     palette: Sequence[tuple[int, int, int]]
-    normal: Normalization
+    normalization: Normalization
     threshold: float | None
     dataset: str
     detail: str
 
 
 def write_artifact(
-    network: nn.Module, folder: Path, served: ServingMetadata, archive: TrainingData, indices: Sequence[int]
+    network: nn.Module, folder: Path, metadata: ServingMetadata, archive: TrainingData, indices: Sequence[int]
 ) -> Manifest:
-    """Make ``folder`` the artifact of ``network`` and give back its manifest, which has no metrics yet.
+    """Write the artifact of ``network`` to ``folder``, which is replaced; return its manifest, without metrics.
 
-    ParityError when ONNX Runtime or TorchScript differs from torch by more than 1e-3 on windows of these images.
+    ``indices``: images of ``archive`` whose windows are used for tracing and parity. Raises ParityError when ONNX
+    Runtime or TorchScript differs from torch by more than ``export.verify.TOLERANCE`` on them.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    options, side = served.options, served.options.side
-    # The exporters want plain strides; what is trained has its channels last.
+    options, side = metadata.options, metadata.options.side
+    # The exporters need contiguous strides; training uses the channels-last format.
     network = network.cpu().float().eval()
     network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     manifest = Manifest(
@@ -66,18 +72,18 @@ def write_artifact(
         task="segment",
         architecture=describe(options),
         input=GraphInput(name=INPUT, height=side, width=side),
-        output=GraphOutput(name=OUTPUT, threshold=served.threshold if served.threshold is not None else 0.5),
-        preprocess=Preprocess(mean=served.normal.mean, std=served.normal.std),
+        output=GraphOutput(name=OUTPUT, threshold=metadata.threshold if metadata.threshold is not None else 0.5),
+        preprocess=Preprocess(mean=metadata.normalization.mean, std=metadata.normalization.std),
         tiling=None if options.image_size else Tiling(),
-        labels=tuple(served.labels),
-        palette=tuple(served.palette),
-        weights=Weights(kind="trained", detail=served.detail),
+        labels=tuple(metadata.labels),
+        palette=tuple(metadata.palette),
+        weights=Weights(kind="trained", detail=metadata.detail),
         licence="unknown",
-        source=f"trained on the dataset {served.dataset}",
+        source=f"trained on the dataset {metadata.dataset}",
         opset=OPSET,
     )
     tiles = _tiles(manifest, archive, indices)
-    write_onnx(network, tiles[:2], folder / ONNX, classes=channels_of(len(served.labels)), dynamic_size=False)
+    write_onnx(network, tiles[:2], folder / ONNX, classes=channels_of(len(metadata.labels)), dynamic_size=False)
     write_torchscript(network, tiles[:2], folder / TORCHSCRIPT)
     parity = measure_parity(
         network,
@@ -91,7 +97,7 @@ def write_artifact(
 
 
 def _tiles(manifest: Manifest, archive: TrainingData, indices: Sequence[int]) -> Tensor:
-    """float32 [N, 3, side, side] of the first images, cut and normalised by the family that will be served."""
+    """Windows float32 [N, 3, side, side], N >= 2, of the first images, cut and normalised as at serve time."""
     family = Unet(manifest)
     cut = []
     for index in list(indices)[:_PARITY_TILES]:

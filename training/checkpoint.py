@@ -1,4 +1,4 @@
-"""The checkpoint: everything that a training needs to go on after its process was killed."""
+"""The checkpoint: everything that a training needs to resume after its process was killed."""
 
 from __future__ import annotations
 
@@ -22,10 +22,12 @@ State = dict[str, Tensor]
 
 
 @dataclass
-class Progress:
-    """How far one fit has come; what ``torch.save`` writes is this and nothing else that Python could run.
+class FitProgress:
+    """State of one fit after ``epoch`` epochs: tensors and plain values alone, so that it loads with ``weights_only``.
 
-    ``best`` are the weights of ``best_epoch``, counted from 1; ``history`` the epoch events so far.
+    ``network``: weights being trained; ``averaged``: their moving average; ``best``: the average at ``best_epoch``,
+    counted from 1 (0: none yet). ``first_loss``: of the first step. ``history``: the data of the epoch events so far.
+    ``elapsed_s``: seconds of fitting over all processes that worked at it in turn.
     """
 
     epoch: int = 0
@@ -45,18 +47,19 @@ class Progress:
 
 @dataclass
 class Checkpoint:
-    """``outcomes``: what the folds that are done have given; ``fit`` is the one under way.
+    """State of a training. ``outcomes``: results of the finished folds; ``fit``: the fit in progress.
 
-    ``identity`` says of which training it is: the options, the images and the split.
+    ``identity``: SHA-256 of the options, images and split (``identity_of``). ``elapsed_s``: seconds of the whole
+    training.
     """
 
     identity: str
-    fit: Progress = field(default_factory=Progress)
+    fit: FitProgress = field(default_factory=FitProgress)
     outcomes: list[dict[str, Any]] = field(default_factory=list)
     elapsed_s: float = 0.0
 
     def write(self, folder: Path) -> None:
-        """Replace the file atomically."""
+        """Replace the checkpoint file in ``folder`` atomically."""
         target = folder / CHECKPOINT
         staging = target.with_suffix(".new")
         content = {name: getattr(self, name) for name in ("identity", "outcomes", "elapsed_s")}
@@ -66,16 +69,16 @@ class Checkpoint:
 
 
 def read(folder: Path, identity: str) -> Checkpoint:
-    """The checkpoint in the folder; a fresh one where there is none, or one of another training or a damaged one."""
+    """The checkpoint in the folder; a new one when there is none, it is damaged, or ``identity`` differs (logged)."""
     path = folder / CHECKPOINT
     if not path.exists():
         return Checkpoint(identity)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        found = Checkpoint(**{**content, "fit": Progress(**content["fit"])})
+        found = Checkpoint(**{**content, "fit": FitProgress(**content["fit"])})
     except MemoryError:
         raise
-    except Exception as error:  # bytes that are no checkpoint make the unpickler raise whatever they lead it to
+    except Exception as error:  # damaged bytes can make the unpickler raise any type
         log(f"{path.name} cannot be read ({type(error).__name__}); starting from the beginning")
         return Checkpoint(identity)
     if found.identity != identity:
@@ -85,13 +88,13 @@ def read(folder: Path, identity: str) -> Checkpoint:
 
 
 def identity_of(options: TrainingOptions, images: list[str], split_digest: str) -> str:
-    """SHA-256 of what makes a training this one."""
+    """SHA-256, hexadecimal, of a training's options, split and images (their SHA-256, in order)."""
     text = "\n".join([options.model_dump_json(), split_digest, *images])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def random_state() -> dict[str, Any]:
-    """The state of every global generator, as tensors and plain values."""
+    """State of the global generators of Python, numpy, torch and CUDA, as tensors and plain values."""
     kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     state: dict[str, Any] = {
         "python": random.getstate(),
@@ -104,6 +107,7 @@ def random_state() -> dict[str, Any]:
 
 
 def restore_random(state: dict[str, Any]) -> None:
+    """Set the global generators to a ``random_state``; that of CUDA only where there is a GPU."""
     random.setstate(state["python"])
     kind, keys, position, has_gauss, gauss = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
@@ -113,5 +117,5 @@ def restore_random(state: dict[str, Any]) -> None:
 
 
 def copied(state: State) -> State:
-    """The tensors as they are now, on the CPU."""
+    """Copies of the tensors on the CPU, detached: later training steps do not change them."""
     return {name: value.detach().cpu().clone() for name, value in state.items()}

@@ -1,4 +1,4 @@
-"""The prepared archive: a dataset's images and masks, decoded as they will be at serve time."""
+"""The prepared archive for training: images decoded as at serve time, masks as class indices."""
 
 from __future__ import annotations
 
@@ -22,18 +22,24 @@ from training.split import BadDataset
 Pixels = NDArray[np.uint8]
 
 _DESCRIPTION = "dataset.json"
-_LEAST_STD = 1 / 255
+_LEAST_STD = 1 / 255  # one grey level: a constant channel must not be divided by zero
 
 
-class DatasetClass(BaseModel):
+class ClassEntry(BaseModel):
+    """A class in ``dataset.json``. ``color``: RGB, 0-255."""
+
     model_config = ConfigDict(frozen=True)
 
     name: str
     color: tuple[int, int, int]
 
 
-class Sample(BaseModel):
-    """One image and its mask. ``group``: samples of one group stay on one side of a split."""
+class SampleEntry(BaseModel):
+    """An image and its mask in ``dataset.json``.
+
+    ``group``: samples of one group stay in one part of a split. ``sha256``: of the RGB pixels. ``width``, ``height``:
+    of the EXIF-turned image. ``image``, ``mask``: names of entries in the archive.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -47,21 +53,25 @@ class Sample(BaseModel):
 
 
 class Description(BaseModel):
-    """What ``dataset.json`` says; class 0 is the background."""
+    """Contents of ``dataset.json`` that training reads; class 0 is the background.
+
+    Written by services/datasets/importer.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     format: int
     name: str
-    classes: tuple[DatasetClass, ...] = Field(min_length=2, max_length=256)
+    classes: tuple[ClassEntry, ...] = Field(min_length=2, max_length=256)
     grey: bool = False
-    samples: tuple[Sample, ...]
+    samples: tuple[SampleEntry, ...]
 
 
 class TrainingData:
-    """A prepared archive. Thread-safe. Decoded images are kept while they fit into ``cache_bytes``.
+    """A prepared archive. Thread-safe. Decoded images are cached while they fit into ``cache_bytes``.
 
-    With ``side`` every image is brought to side x side: bilinear, its mask nearest.
+    With ``side`` every image is resized to side x side (bilinear; masks nearest). Raises BadDataset for an archive that
+    cannot be read, as do the methods.
     """
 
     def __init__(self, path: Path, *, side: int | None, cache_bytes: int) -> None:
@@ -79,29 +89,32 @@ class TrainingData:
         if not self.samples:
             raise BadDataset("the dataset has no images")
         self._side = side
-        self._room = cache_bytes
-        self._kept: OrderedDict[int, tuple[Pixels, Pixels]] = OrderedDict()
-        self._reading = threading.Lock()  # a ZipFile has one file position
-        self._keeping = threading.Lock()
+        self._free_bytes = cache_bytes
+        self._cached: OrderedDict[int, tuple[Pixels, Pixels]] = OrderedDict()
+        self._read_lock = threading.Lock()  # a ZipFile has one file position
+        self._cache_lock = threading.Lock()
 
     @property
-    def samples(self) -> tuple[Sample, ...]:
+    def samples(self) -> tuple[SampleEntry, ...]:
+        """All samples; methods take an index into them."""
         return self.description.samples
 
     @property
     def labels(self) -> list[str]:
+        """Class names by class index; the first is the background."""
         return [item.name for item in self.description.classes]
 
     @property
     def palette(self) -> list[tuple[int, int, int]]:
+        """RGB colours, 0-255, by class index."""
         return [item.color for item in self.description.classes]
 
     def bytes_of(self, index: int) -> bytes:
-        """The image's bytes as the user sent them (a slice of a volume: as PNG)."""
+        """Encoded image, as uploaded; slices of volumes are PNG."""
         return self._read(self.samples[index].image)
 
     def image(self, index: int) -> Image.Image:
-        """The image as a request would bring it: RGB, EXIF-turned, at its own size."""
+        """The image decoded as in a request: RGB, EXIF-turned, at its own size."""
         sample = self.samples[index]
         try:
             return decode(self.bytes_of(index)).rgb
@@ -109,15 +122,18 @@ class TrainingData:
             raise BadDataset(f"{sample.name}: {error.message}") from None
 
     def truth(self, index: int) -> Pixels:
-        """uint8 [height, width]: the class of each pixel, at the image's own size."""
+        """uint8 [H, W]: the class index of each pixel, at the image's own size."""
         return np.asarray(self._mask(index))
 
     def pixels(self, index: int) -> tuple[Pixels, Pixels]:
-        """uint8 [H, W, 3] and uint8 [H, W]: what is trained on. Not to be written to."""
-        with self._keeping:
-            kept = self._kept.get(index)
-        if kept is not None:
-            return kept
+        """RGB uint8 [H, W, 3] and class indices uint8 [H, W], resized where ``side`` is set.
+
+        Cached arrays: do not modify.
+        """
+        with self._cache_lock:
+            cached = self._cached.get(index)
+        if cached is not None:
+            return cached
         rgb, mask = self.image(index), self._mask(index)
         if rgb.size != mask.size:
             raise BadDataset(f"{self.samples[index].name}: the image is {rgb.size}, its mask {mask.size}")
@@ -125,16 +141,16 @@ class TrainingData:
             square = (self._side, self._side)
             rgb = rgb.resize(square, Image.Resampling.BILINEAR)
             mask = mask.resize(square, Image.Resampling.NEAREST)
-        made = (np.asarray(rgb), np.asarray(mask))
-        size = made[0].nbytes + made[1].nbytes
-        with self._keeping:
-            if index not in self._kept and size <= self._room:
-                self._kept[index] = made
-                self._room -= size
-        return made
+        decoded = (np.asarray(rgb), np.asarray(mask))
+        size = decoded[0].nbytes + decoded[1].nbytes
+        with self._cache_lock:
+            if index not in self._cached and size <= self._free_bytes:
+                self._cached[index] = decoded
+                self._free_bytes -= size
+        return decoded
 
     def shape(self, index: int) -> tuple[int, int]:
-        """Height and width of what ``pixels`` gives, without decoding."""
+        """(H, W) of the arrays that ``pixels`` returns, without decoding."""
         sample = self.samples[index]
         return (self._side, self._side) if self._side else (sample.height, sample.width)
 
@@ -154,7 +170,7 @@ class TrainingData:
 
     def _read(self, name: str) -> bytes:
         try:
-            with self._reading:
+            with self._read_lock:
                 return self._zip.read(name)
         except (OSError, KeyError, zipfile.BadZipFile) as error:
             raise BadDataset(f"the prepared archive cannot be read: {_first_line(error)}") from None
@@ -163,7 +179,7 @@ class TrainingData:
 def normalisation(
     archive: TrainingData, indices: Sequence[int]
 ) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Mean and standard deviation per channel (RGB, 0-1) over all pixels of these images."""
+    """Mean and standard deviation per RGB channel, of values scaled to 0-1, over all pixels of these images."""
     counts = np.zeros((3, 256), np.int64)
     for index in indices:
         rgb, _ = archive.pixels(index)
@@ -178,9 +194,9 @@ def normalisation(
     return (red, green, blue), (r, g, b)
 
 
-def cache_room(memory_mb: int | None) -> int:
-    """Bytes for decoded images: a quarter of the memory that is free, or of what this process may use at most."""
-    free = 4 << 30
+def cache_budget(memory_mb: int | None) -> int:
+    """Bytes for decoded images: a quarter of the free memory, or of ``memory_mb`` MiB where that is less."""
+    free = 4 << 30  # where the system does not report it
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):

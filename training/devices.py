@@ -1,4 +1,4 @@
-"""Where a training computes: devices, processes and precision, through Lightning Fabric."""
+"""Devices, processes and precision of a training, through Lightning Fabric."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from models.engine.session_options import cores
 
 
 def make_fabric(options: TrainingOptions) -> Fabric:
-    """A launched Fabric. All GPUs of the machine, else the CPU with all cores.
+    """A launched Fabric on all GPUs of the machine, or on the CPU with all cores. Sets torch's number of threads.
 
-    Where torchrun or ``fabric run`` started this process, as many devices and machines as they say. Otherwise, with
-    several GPUs, Fabric starts the further processes itself.
+    Under torchrun or ``fabric run`` their environment variables decide on devices and machines. Otherwise, with several
+    GPUs, Fabric starts the other processes itself.
     """
     cuda = torch.cuda.is_available()
     local = int(os.environ.get("LOCAL_WORLD_SIZE", 0))
@@ -28,9 +28,9 @@ def make_fabric(options: TrainingOptions) -> Fabric:
         strategy=os.environ.get("LT_STRATEGY") or ("ddp" if world > 1 else "auto"),
         precision=precision_of(options),
     )
-    # torchrun sets OMP_NUM_THREADS to 1 where nobody set it: then it is nobody's wish.
-    wished = int(os.environ.get("OMP_NUM_THREADS") or cores()) if local <= 1 else cores() // local
-    torch.set_num_threads(max(1, min(cores(), wished)))
+    # torchrun sets OMP_NUM_THREADS=1 by default, so with several local processes its value is ignored.
+    threads = int(os.environ.get("OMP_NUM_THREADS") or cores()) if local <= 1 else cores() // local
+    torch.set_num_threads(max(1, min(cores(), threads)))
     if cuda:
         torch.backends.cudnn.benchmark = True
         torch.set_float32_matmul_precision("high")
@@ -39,11 +39,14 @@ def make_fabric(options: TrainingOptions) -> Fabric:
 
 
 def precision_of(options: TrainingOptions) -> _PRECISION_INPUT_STR:
-    """mixed is bfloat16 where the processor computes in it, float16 on older GPUs, and nothing on older CPUs."""
+    """Fabric's precision for ``options.precision``: float32, or mixed with bfloat16 where the processor supports it.
+
+    GPUs without bfloat16 use float16 with loss scaling, CPUs without it float32. ``auto`` is mixed on a GPU.
+    """
     cuda = torch.cuda.is_available()
     if options.precision == "float32" or (options.precision == "auto" and not cuda):
         return "32-true"
     if cuda:
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
-    # Without these instructions bfloat16 is emulated, and slower than float32.
+    # Without AVX512-BF16 bfloat16 is emulated, which is slower than float32.
     return "bf16-mixed" if torch.cpu._is_avx512_bf16_supported() else "32-true"

@@ -1,4 +1,4 @@
-"""The judgement: the exported artifact, asked as it will be served, about images that nothing was chosen by."""
+"""Evaluation of the exported artifact, run as at serve time, on test images that no choice depended on."""
 
 from __future__ import annotations
 
@@ -24,12 +24,17 @@ from training.split import Split
 
 EVALUATION = "evaluation.json"
 
-_TIMED_RUNS = 7
+_TIMED_RUNS = 7  # the median of them is reported
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """``tables`` int64 [images, classes, 3] and ``hd95`` float64 [images, classes], in the order of ``indices``."""
+    """Results of the images ``indices``, in their order.
+
+    ``tables`` int64 [images, classes, 3]: true positives, false positives, false negatives in pixels. ``hd95`` float64
+    [images, classes]: Hausdorff distances in pixels, NaN where undefined and for class 0. ``window_ms``: median time of
+    one window.
+    """
 
     indices: tuple[int, ...]
     tables: NDArray[np.int64]
@@ -38,11 +43,12 @@ class Evaluation:
 
 
 def evaluate(
-    folder: Path, manifest: Manifest, archive: TrainingData, indices: Sequence[int], told: Callable[[int], None]
+    folder: Path, manifest: Manifest, archive: TrainingData, indices: Sequence[int], on_progress: Callable[[int], None]
 ) -> Evaluation:
-    """Ask the artifact for these images at their own size. ``told`` is called with the number of images that are done.
+    """Predict these images, at their own size, with the artifact in ``folder`` and compare with their masks.
 
-    On the CPU through ONNX Runtime with all cores, whatever trained it: the artifact is what is served.
+    ``on_progress`` gets the number of finished images before each one. Runs ONNX Runtime on all CPU cores, on whatever
+    device the network was trained, since the artifact is what is served.
     """
     family = Unet(manifest)
     session = open_session(folder, manifest, SessionOptions(device="cpu", threads=cores()))
@@ -51,7 +57,7 @@ def evaluate(
     hd95 = np.full((len(indices), classes), math.nan)
     try:
         for place, index in enumerate(indices):
-            told(place)
+            on_progress(place)
             predicted = family.class_map(family.predict(archive.image(index), session.run))
             truth = archive.truth(index)
             tables[place] = metrics.counts(predicted, truth, classes)
@@ -64,23 +70,26 @@ def evaluate(
 
 
 def _window_ms(run: Callable[[NDArray[np.generic]], Any], side: int) -> float:
-    """The median time of one window, alone, once it runs warm."""
-    patch = np.zeros((1, 3, side, side), np.float32)
-    run(patch)
+    """Median milliseconds of one window float32 [1, 3, side, side], after a first run that is not counted."""
+    window = np.zeros((1, 3, side, side), np.float32)
+    run(window)
     times = []
     for _ in range(_TIMED_RUNS):
         began = time.perf_counter()
-        run(patch)
+        run(window)
         times.append(time.perf_counter() - began)
     return round(1000 * statistics.median(times), 2)
 
 
 def write_evaluation(
-    folder: Path, archive: TrainingData, split: Split, judgement: Evaluation, summary: dict[str, Any]
+    folder: Path, archive: TrainingData, split: Split, evaluation: Evaluation, summary: dict[str, Any]
 ) -> None:
-    """``evaluation.json``: the part of every image and, of those that judge, what was found."""
-    dice = metrics.dice(judgement.tables)
-    row_of = {index: row for row, index in enumerate(judgement.indices)}
+    """Write ``evaluation.json``: the part (train, validation, test) of every image and the metrics of the test images.
+
+    With cross-validation every image is a test image. ``summary``: of ``metrics.summary``.
+    """
+    dice = metrics.dice(evaluation.tables)
+    row_of = {index: row for row, index in enumerate(evaluation.indices)}
     first = split.folds[0]
     validation = set(first.validation)
     samples = []
@@ -93,7 +102,7 @@ def write_evaluation(
                 {
                     "class_index": label,
                     "dice": _number(dice[row, label]),
-                    "hd95_px": _number(judgement.hd95[row, label]),
+                    "hd95_px": _number(evaluation.hd95[row, label]),
                 }
                 for label in range(1, dice.shape[1])
             ]

@@ -1,8 +1,8 @@
-"""The training loop, top to bottom: one network, some epochs, the best weights.
+"""The training loop: one network, some epochs, the weights of the best epoch.
 
-Lightning Fabric brings the devices, precision, DDP and launchers, and leaves the loop to whoever writes it. The
-Trainer would take the loop over: then the clock that bounds the schedule, a checkpoint whose content is known, events
-at fixed times and the same windows on any number of processes would be hooks into someone else's order of things.
+Lightning Fabric provides devices, precision, DDP and launchers, and leaves the loop to this module. Lightning's Trainer
+would own the loop; the time limit of the schedule, the known content of a checkpoint, events at fixed intervals and
+equal windows on any number of processes would then have to be callbacks into its order of steps.
 """
 
 from __future__ import annotations
@@ -23,34 +23,35 @@ from ekiben.errors import Refusal
 from ekiben.training import TrainingOptions
 from training import metrics
 from training.augmentation import PRESETS, augment
-from training.checkpoint import Progress, copied, random_state, restore_random
+from training.checkpoint import FitProgress, copied, random_state, restore_random
 from training.losses import Criterion
 from training.networks import parameter_groups
 from training.patches import PatchSampler
 from training.progress import ProgressReporter
 from training.validation import Normalization, Validation
 
-WARM_UP = 0.03
-GRADIENT_NORM = 12.0  # as nnU-Net's; steps of a healthy training stay far below it
-AVERAGE = 0.99
+WARM_UP = 0.03  # share of the schedule in which the learning rate rises linearly
+GRADIENT_NORM = 12.0  # as in nnU-Net; steps of a stable training stay far below it
+AVERAGE = 0.99  # decay of the moving average of the weights: about the last hundred steps
 EXPLODED = 10.0
-"""A loss so many times the first one is no longer learning ..."""
+"""A loss of this many times the first one counts as exploded."""
 EXPLODED_STEPS = 30
-"""... if it stays there for so many steps, and for an epoch."""
+"""Diverged is raised when the loss stays exploded for more than this many steps, and for more than an epoch."""
 
 
 class Diverged(Refusal):
-    """The loss left the numbers, or went where nothing is learned."""
+    """The loss is not finite, or has risen far above its first value and stayed there."""
 
     code = "diverged"
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What one fit works with. ``validation`` None: nothing chooses, the last weights are kept.
+    """Inputs of one fit. Without ``validation`` no epoch is chosen: the last weights are kept.
 
-    ``seconds``: the most it may take; ``save`` is called after every epoch with the progress so far, ``preview`` with
-    an epoch's number and its network when its Dice was the best.
+    ``seconds``: time limit, counted over all processes that worked at the fit; None: no limit. ``save`` is called after
+    every epoch with the progress; ``preview`` with the number (from 1) and the averaged network of an epoch whose
+    validation Dice is the best so far.
     """
 
     fabric: Fabric
@@ -59,22 +60,22 @@ class Fit:
     epochs: int
     seconds: float | None
     labels: list[str]
-    normal: Normalization
+    normalization: Normalization
     criterion: Criterion
     patches: PatchSampler
     validation: Validation | None
     reporter: ProgressReporter
-    save: Callable[[Progress], None]
+    save: Callable[[FitProgress], None]
     preview: Callable[[int, nn.Module], None]
 
 
-def fit(work: Fit, network: nn.Module, progress: Progress) -> Progress:
-    """Train ``network`` from where ``progress`` is to the end; its ``best`` are the weights to keep.
+def fit(work: Fit, network: nn.Module, progress: FitProgress) -> FitProgress:
+    """Train ``network`` from ``progress`` to the end and load its best weights; return the updated ``progress``.
 
-    Diverged says at which step the loss was lost.
+    The learning rate rises linearly over WARM_UP and falls along a cosine. Raises Diverged, with the epoch and step.
     """
     fabric, options, reporter = work.fabric, work.options, work.reporter
-    # Moved before the optimizer takes its state over: Fabric moves weights, but no moments that were loaded.
+    # Moved before the optimizer's state is loaded: Fabric moves weights, but not the moments of a loaded state.
     network.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     groups = parameter_groups(network)
     optimizer = torch.optim.AdamW(groups, lr=options.learning_rate, weight_decay=options.weight_decay)
@@ -83,7 +84,7 @@ def fit(work: Fit, network: nn.Module, progress: Progress) -> Progress:
         optimizer.load_state_dict(progress.optimizer)
         fabric.strategy.precision.load_state_dict(progress.scaler)
         restore_random(progress.random)
-    plain = network  # the network itself: what is wrapped below shares its weights
+    plain = network  # the wrapper below shares its weights
     averaged = copy.deepcopy(plain).eval()
     if progress.averaged:
         averaged.load_state_dict(progress.averaged)
@@ -93,7 +94,7 @@ def fit(work: Fit, network: nn.Module, progress: Progress) -> Progress:
     exploded = 0
 
     def share_done(step: int) -> float:
-        """0-1: of the epochs or of the time, whichever is further."""
+        """Share of the fit that is done, 0-1: of the epochs or of the time limit, the larger one."""
         done = step / (work.epochs * steps)
         if work.seconds is not None:
             spent = (earlier_s + time.monotonic() - began) / work.seconds
@@ -118,16 +119,16 @@ def fit(work: Fit, network: nn.Module, progress: Progress) -> Progress:
                 seed,
                 part=(fabric.global_rank, fabric.world_size),
             )
-            loss = work.criterion(wrapped(work.normal(images)), classes)
+            loss = work.criterion(wrapped(work.normalization(images)), classes)
             fabric.backward(loss)
             fabric.clip_gradients(network, optimizer, max_norm=GRADIENT_NORM, error_if_nonfinite=False)
             stepper.step()
             stepper.zero_grad()
-            _follow(averaged, plain, (epoch - 1) * steps + step)
+            _update_average(averaged, plain, (epoch - 1) * steps + step)
 
             losses.append(loss.detach())
             seen += len(images) * fabric.world_size
-            if fabric.device.type == "cpu" or step % 10 == 9 or step + 1 == steps:  # reading it waits for the GPU
+            if fabric.device.type == "cpu" or step % 10 == 9 or step + 1 == steps:  # reading the loss waits for the GPU
                 value = float(loss.detach())
                 progress.first_loss = progress.first_loss or value
                 exploded = exploded + 1 if value > EXPLODED * progress.first_loss else 0
@@ -146,14 +147,14 @@ def fit(work: Fit, network: nn.Module, progress: Progress) -> Progress:
         if not math.isfinite(train_loss):
             raise _diverged(train_loss, epoch, len(losses), rate)
         reporter.update(phase="validate")
-        judged = _validate(work, averaged)
-        is_best = judged["dice"] is None or judged["dice"] > progress.best_dice
+        scores = _validate(work, averaged)
+        is_best = scores["dice"] is None or scores["dice"] > progress.best_dice
         if is_best:
             progress.best, progress.best_epoch = copied(averaged.state_dict()), epoch
-            progress.best_dice = judged["dice"] if judged["dice"] is not None else progress.best_dice
-        waited = epoch - progress.best_epoch
+            progress.best_dice = scores["dice"] if scores["dice"] is not None else progress.best_dice
+        epochs_since_best = epoch - progress.best_epoch
         event = {
-            "epoch": epoch, "epochs": work.epochs, "fold": work.fold, "train_loss": train_loss, **judged,
+            "epoch": epoch, "epochs": work.epochs, "fold": work.fold, "train_loss": train_loss, **scores,
             "learning_rate": rate, "seconds": round(time.monotonic() - started, 3), "best": is_best,
             "images_per_s": round(seen / seconds, 2),
         }  # fmt: skip
@@ -161,7 +162,7 @@ def fit(work: Fit, network: nn.Module, progress: Progress) -> Progress:
         progress.history.append(event)
         progress.elapsed_s = earlier_s + time.monotonic() - began
         progress.finished = fabric.broadcast(
-            epoch >= work.epochs or done >= 1.0 or (options.patience > 0 and waited >= options.patience)
+            epoch >= work.epochs or done >= 1.0 or (options.patience > 0 and epochs_since_best >= options.patience)
         )
         progress.network, progress.averaged = copied(plain.state_dict()), copied(averaged.state_dict())
         progress.optimizer = optimizer.state_dict()
@@ -174,23 +175,23 @@ def fit(work: Fit, network: nn.Module, progress: Progress) -> Progress:
 
 
 @torch.no_grad()
-def _follow(averaged: nn.Module, network: nn.Module, step: int) -> None:
-    """Move the averaged weights towards the network's: what is validated, kept and exported.
+def _update_average(averaged: nn.Module, network: nn.Module, step: int) -> None:
+    """Update the exponential moving average of the weights, which is validated, kept and exported. ``step`` from 0.
 
-    The average of the last hundred steps or so is better than any of them while the learning rate is high, and it does
-    not jump: an epoch that is the best by luck alone is neither kept nor does it keep the patience waiting.
+    While the learning rate is high, an average over about a hundred steps scores better than the weights of any one
+    step. Its validation Dice also varies less, so that chance decides less about the best epoch and early stopping.
     """
     weight = 1 - min(AVERAGE, (1 + step) / (10 + step))
-    ours, theirs = list(averaged.state_dict().values()), list(network.state_dict().values())
-    floats = [place for place, value in enumerate(ours) if value.is_floating_point()]
-    torch._foreach_lerp_([ours[place] for place in floats], [theirs[place] for place in floats], weight)
-    for mine, value in zip(ours, theirs, strict=True):
-        if not mine.is_floating_point():  # a count of batches
-            mine.copy_(value)
+    averages, values = list(averaged.state_dict().values()), list(network.state_dict().values())
+    floats = [place for place, average in enumerate(averages) if average.is_floating_point()]
+    torch._foreach_lerp_([averages[place] for place in floats], [values[place] for place in floats], weight)
+    for average, value in zip(averages, values, strict=True):
+        if not average.is_floating_point():  # BatchNorm's count of batches
+            average.copy_(value)
 
 
 def _validate(work: Fit, network: nn.Module) -> dict[str, Any]:
-    """Loss, Dice and IoU of the validation images; each process judges its share of them."""
+    """Loss, Dice and IoU over the validation images, for the epoch event; each process evaluates a share of them."""
     nothing: dict[str, Any] = {"validation_loss": None, "dice": None, "iou": None, "per_class": []}
     if work.validation is None:
         return nothing
@@ -200,7 +201,7 @@ def _validate(work: Fit, network: nn.Module) -> dict[str, Any]:
     losses = np.zeros(len(indices))
     for place in range(fabric.global_rank, len(indices), fabric.world_size):
         with fabric.autocast():
-            (image,) = work.validation.judge(
+            (image,) = work.validation.evaluate(
                 network, work.criterion, indices[place : place + 1], work.options.batch_size
             )
         tables[place] = metrics.counts(image.classes(0.5), image.truth, classes)

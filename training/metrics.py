@@ -1,4 +1,4 @@
-"""What is reported of a segmentation: per image and class, then means with an interval."""
+"""Segmentation metrics: per image and class, then means over images with bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ _HD_PERCENTILE = 95
 
 
 def counts(predicted: Classes, truth: Classes, classes: int) -> NDArray[np.int64]:
-    """int64 [classes, 3]: true positives, false positives, false negatives of each class (0 too) in one image."""
+    """int64 [classes, 3]: pixels that are true positives, false positives and false negatives of each class.
+
+    ``predicted`` and ``truth``: class indices of one image, in arrays of equal shape. Class 0 is counted too.
+    """
     table = np.bincount(truth.ravel().astype(np.intp) * classes + predicted.ravel(), minlength=classes * classes)
     table = table.reshape(classes, classes)
     hit = np.diagonal(table)
@@ -25,37 +28,40 @@ def counts(predicted: Classes, truth: Classes, classes: int) -> NDArray[np.int64
 
 
 def dice(table: NDArray[np.int64]) -> Numbers:
-    """float64 [..., classes] from counts [..., classes, 3]; NaN where neither truth nor prediction has the class."""
+    """Dice, float64 [..., classes], of counts [..., classes, 3]; NaN where truth and prediction lack the class."""
     hit, wrong, missed = np.moveaxis(table.astype(np.float64), -1, 0)
     return _ratio(2 * hit, 2 * hit + wrong + missed)
 
 
 def iou(table: NDArray[np.int64]) -> Numbers:
-    """As ``dice``: intersection over union."""
+    """Intersection over union, float64 [..., classes], of counts [..., classes, 3]; NaN as for ``dice``."""
     hit, wrong, missed = np.moveaxis(table.astype(np.float64), -1, 0)
     return _ratio(hit, hit + wrong + missed)
 
 
 def precision(table: NDArray[np.int64]) -> Numbers:
-    """As ``dice``: the share of what was predicted that is right; NaN where nothing was predicted."""
+    """Share of the predicted pixels that are right, float64 [..., classes]; NaN where none was predicted."""
     hit, wrong, _ = np.moveaxis(table.astype(np.float64), -1, 0)
     return _ratio(hit, hit + wrong)
 
 
 def recall(table: NDArray[np.int64]) -> Numbers:
-    """As ``dice``: the share of the truth that was found; NaN where there is none."""
+    """Share of the true pixels that were predicted, float64 [..., classes]; NaN where there are none."""
     hit, _, missed = np.moveaxis(table.astype(np.float64), -1, 0)
     return _ratio(hit, hit + missed)
 
 
 def mean(values: Numbers) -> float | None:
-    """The mean of what is a number; None where nothing is."""
+    """The mean of the values that are not NaN; None when there are none."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if known.size else None
 
 
 def interval(values: Numbers, seed: int = 0) -> list[float] | None:
-    """The 95 % bootstrap interval of the mean over images (percentiles of 2000 seeded resamplings)."""
+    """[low, high], the 95 % bootstrap interval of the mean: percentiles of 2000 seeded resamplings of the images.
+
+    Values that are NaN are left out; None when there are no others.
+    """
     known = values[~np.isnan(values)]
     if not known.size:
         return None
@@ -67,8 +73,8 @@ def interval(values: Numbers, seed: int = 0) -> list[float] | None:
 def hausdorff95(predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
     """The 95th percentile of the distances between two outlines in pixels, the larger of both directions.
 
-    An outline is the pixels of a mask with one of their four neighbours outside it (or outside the image), as in
-    MONAI's compute_hausdorff_distance, which needs scipy. NaN where either mask is empty.
+    Takes masks bool [H, W]. An outline is the pixels of a mask with a 4-neighbour outside it or outside the image, as
+    in MONAI's compute_hausdorff_distance, which would need scipy. NaN where either mask is empty.
     """
     if not predicted.any() or not truth.any():
         return math.nan
@@ -88,10 +94,11 @@ def summary(
     threshold: float | None,
     protocol: str,
 ) -> dict[str, Any]:
-    """The metrics of a training from counts [images, classes, 3] and distances [images, classes].
+    """The metrics of a training from counts [images, classes, 3] and distances [images, classes] in pixels.
 
-    A class's value is the mean over the images in which truth or prediction has it (precision: prediction; recall:
-    truth; hd95_px: both); the overall ones are means over the classes other than the background.
+    The value of a class is the mean over the images in which truth or prediction has it (precision: prediction; recall:
+    truth; hd95_px: both). Overall values are means over the classes other than the background. ``threshold`` and
+    ``protocol`` are copied into the result; ``seed``: of the bootstrap.
     """
     values = {"dice": dice(tables), "iou": iou(tables), "precision": precision(tables), "recall": recall(tables)}
     per_class = []
@@ -122,7 +129,7 @@ def summary(
 
 
 def _overall_interval(values: Numbers, seed: int) -> list[float] | None:
-    """As ``interval``, of the mean over classes of the means over images; images are drawn whole."""
+    """``interval`` of the mean over classes of the means over images; an image is drawn with all of its classes."""
     if not len(values) or np.isnan(values).all():
         return None
     drawn = np.random.default_rng(seed).integers(0, len(values), (_RESAMPLINGS, len(values)))
@@ -147,9 +154,9 @@ def _outline(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def _distances(points: NDArray[np.bool_], targets: NDArray[np.bool_]) -> Numbers:
-    """The distance from each of ``points`` to the nearest of ``targets``, exactly.
+    """The exact Euclidean distance in pixels from each of ``points`` to the nearest of ``targets``, both bool [H, W].
 
-    Down the columns first, then across, but only for the points: rows x columns memory, points x columns work.
+    First along the columns for all pixels, then across the rows for the points alone: H x W memory, points x W work.
     """
     rows, columns = targets.shape
     height = np.arange(rows)[:, None]
@@ -160,7 +167,7 @@ def _distances(points: NDArray[np.bool_], targets: NDArray[np.bool_]) -> Numbers
     ys, xs = np.nonzero(points)
     nearest = np.empty(len(ys), np.float64)
     across = np.arange(columns)
-    band = max(1, (1 << 22) // columns)
+    band = max(1, (1 << 22) // columns)  # bounds the memory of a step: 32 MB of int64
     for start in range(0, len(ys), band):
         part = slice(start, start + band)
         nearest[part] = ((across - xs[part, None]) ** 2 + vertical[ys[part]]).min(axis=1)

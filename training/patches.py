@@ -1,4 +1,4 @@
-"""What one step is fed: windows cut from the training images, made ahead of time by threads."""
+"""The windows that a step trains on, cut from the training images ahead of time by threads."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from torch import Tensor
 from training.data import Pixels, TrainingData
 
 MAX_PATCHES = 16
-"""Of one image in one epoch: a large image does not crowd out the others."""
+"""Windows of one image in one epoch at most, so that large images do not dominate an epoch."""
 
 _FOREGROUND_SHARE = 1 / 3
-"""Of the windows of an image larger than a window, so many surely have foreground in them (as nnU-Net does)."""
-_AHEAD = 3
-_FEW_ROWS = 1 << 20
+"""Share of the windows of an image larger than a window that are placed on foreground, as in nnU-Net."""
+_BATCHES_AHEAD = 3
+_SUBSAMPLE_PIXELS = 1 << 20  # masks with more pixels are searched on a coarser grid first
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,13 @@ class TrainingBatch:
 
 
 class PatchSampler:
-    """The windows of one epoch after another. All draws follow from (seed, fold, epoch, step): none is carried over.
+    """Random windows, epoch by epoch.
 
-    Each of ``world`` processes takes every world-th window of a step, so that one or four of them learn the same.
+    All random numbers follow from (seed, fold, epoch, step); there is no other state.
+
+    ``side``: of the square windows, in pixels. Each of ``world`` processes takes every world-th window of a step, so
+    that a step has equal windows on any number of processes. ``count``: windows of an epoch over all processes;
+    ``steps``: steps of an epoch.
     """
 
     def __init__(
@@ -52,7 +56,7 @@ class PatchSampler:
         self._archive, self._side, self._seed = archive, side, seed
         self._rank, self._world = rank, world
         self._images = np.array([index for index in indices for _ in range(self._count(index))])
-        # Every process has the same number of windows in a step: the mean over processes is then the step's mean.
+        # Every process has equally many windows in a step, so that the mean over processes is the mean of the step.
         self._batch = math.ceil(batch_size / world) * world
         padded = math.ceil(len(self._images) / world) * world
         self.count = padded
@@ -63,32 +67,32 @@ class PatchSampler:
         return min(MAX_PATCHES, math.ceil(height * width / self._side**2))
 
     def epoch(self, number: int) -> Iterator[TrainingBatch]:
-        """The batches of one epoch, in an order and with windows that depend on the seed and the epoch alone."""
+        """The batches of epoch ``number``, in order; they depend on the seed and the epoch alone."""
         order = np.random.default_rng([*self._seed, number]).permutation(self._images)
         order = np.resize(order, self.count)
-        waiting: deque[Future[TrainingBatch]] = deque()
+        pending: deque[Future[TrainingBatch]] = deque()
         with ThreadPoolExecutor(2, thread_name_prefix="windows") as threads:
             try:
                 for step in range(self.steps):
-                    mine = order[step * self._batch : (step + 1) * self._batch]
-                    waiting.append(threads.submit(self._cut_batch, mine, number, step))
-                    if len(waiting) > _AHEAD:
-                        yield waiting.popleft().result()
-                while waiting:
-                    yield waiting.popleft().result()
+                    images = order[step * self._batch : (step + 1) * self._batch]
+                    pending.append(threads.submit(self._cut_batch, images, number, step))
+                    if len(pending) > _BATCHES_AHEAD:
+                        yield pending.popleft().result()
+                while pending:
+                    yield pending.popleft().result()
             finally:
-                for future in waiting:
+                for future in pending:
                     future.cancel()
 
     def _cut_batch(self, images: NDArray[np.int64], epoch: int, step: int) -> TrainingBatch:
-        # step + 1: numpy takes [1, 2, 3] and [1, 2, 3, 0] for the same seed.
+        # step + 1: numpy gives equal streams for the seeds [1, 2, 3] and [1, 2, 3, 0], and epoch() uses the former.
         draws = np.random.default_rng([*self._seed, epoch, step + 1])
-        # Drawn for all processes, cut for this one.
+        # Drawn for the windows of all processes; only those of this process are cut.
         corners = draws.random((len(images), 4))
         chosen = range(self._rank, len(images), self._world)
         cut = [self._cut(int(images[at]), corners[at]) for at in chosen]
-        rgb = np.stack([patch for patch, _ in cut])
-        classes = np.stack([patch for _, patch in cut])
+        rgb = np.stack([pixels for pixels, _ in cut])
+        classes = np.stack([mask for _, mask in cut])
         return TrainingBatch(torch.from_numpy(rgb).permute(0, 3, 1, 2), torch.from_numpy(classes))
 
     def _cut(self, index: int, draws: NDArray[np.float64]) -> tuple[Pixels, Pixels]:
@@ -104,7 +108,7 @@ class PatchSampler:
         if (rows or columns) and draws[2] < _FOREGROUND_SHARE:
             spot = foreground_spot(mask, float(draws[3]))
             if spot is not None:
-                # The window is put so that the spot lies anywhere in it, not always at its middle.
+                # The pixel lies anywhere in the window, not always at its centre.
                 top = min(max(spot[0] - int(draws[0] * side), 0), rows)
                 left = min(max(spot[1] - int(draws[1] * side), 0), columns)
         area = (slice(top, top + side), slice(left, left + side))
@@ -112,11 +116,11 @@ class PatchSampler:
 
 
 def foreground_spot(mask: Pixels, draw: float) -> tuple[int, int] | None:
-    """Row and column of a pixel of a class other than 0; every such class is as likely. None where there is none.
+    """Row and column of a foreground pixel; every class other than 0 is equally likely. None without foreground.
 
-    ``draw`` in [0, 1). A large mask is looked at every few pixels first.
+    ``mask`` uint8 [H, W]; ``draw``: a random number in [0, 1). A large mask is searched on a coarser grid first.
     """
-    stride = max(1, math.isqrt(mask.size // _FEW_ROWS))
+    stride = max(1, math.isqrt(mask.size // _SUBSAMPLE_PIXELS))
     for step in sorted({stride, 1}, reverse=True):
         seen = mask[::step, ::step]
         present = np.flatnonzero(np.bincount(seen.ravel(), minlength=2)[1:]) + 1

@@ -1,4 +1,4 @@
-"""A sheet of validation images: the image, the truth, what the network sees now, and where they differ."""
+"""Preview sheets: validation images with the truth, the current prediction, and the difference."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from training.validation import ValidationScores
 
 ROWS = 4
 FOLDER = "previews"
-PAUSE_S = 10.0
+PAUSE_S = 10.0  # between two sheets: drawing and storing one takes time from the training
 
 _CELL = 256
 _GAP = 6
@@ -22,23 +22,24 @@ _GREY = 48
 
 
 def shown(indices: Sequence[int]) -> tuple[int, ...]:
-    """Which validation images the sheets show: the same in every epoch, spread over all of them."""
+    """Indices of the validation images on the sheets, at most ROWS, evenly spread; equal in every epoch."""
     places = np.linspace(0, len(indices) - 1, min(ROWS, len(indices))).round().astype(int)
     return tuple(indices[int(place)] for place in places)
 
 
 class PreviewSheets:
-    """The sheets of one training, in its folder, and when the next one is due."""
+    """Writes the sheets of one training into its folder. ``palette``: RGB, 0-255, by class."""
 
     def __init__(self, folder: Path, palette: Sequence[tuple[int, int, int]]) -> None:
         self._folder, self._palette = folder, palette
         self._written_at: float | None = None
 
     def due(self) -> bool:
+        """Whether PAUSE_S have passed since the last sheet."""
         return self._written_at is None or time.monotonic() - self._written_at >= PAUSE_S
 
     def write(self, rows: Sequence[ValidationScores], number: int) -> str:
-        """The file's name, relative to the folder."""
+        """Write a sheet; return the file's name, relative to the folder. ``number``: of the epoch, names the file."""
         self._written_at = time.monotonic()
         name = f"{FOLDER}/{number:04d}.png"
         write_sheet(self._folder / name, rows, self._palette, 0.5)
@@ -48,8 +49,11 @@ class PreviewSheets:
 def write_sheet(
     path: Path, rows: Sequence[ValidationScores], palette: Sequence[tuple[int, int, int]], threshold: float
 ) -> None:
-    """One row an image. Difference: the image in grey; agreement tinted in the class's colour, what was missed in
-    that colour in full, what is wrong in the colour's complement."""
+    """Write a PNG with one row per image: image, truth, prediction, difference.
+
+    The difference is drawn on the image in grey: hits are tinted with the colour of the class, missed pixels have that
+    colour in full, false positives its complement. ``threshold``: of the probability of class 1.
+    """
     colours = np.array(palette, np.uint8)
     sheet = Image.new("RGB", (4 * _CELL + 5 * _GAP, len(rows) * (_CELL + _GAP) + _GAP), (_GREY, _GREY, _GREY))
     for number, row in enumerate(rows):
@@ -73,7 +77,7 @@ def _difference(rgb: Pixels, truth: Pixels, predicted: Pixels, colours: Pixels) 
 
 
 def _fitted(pixels: Pixels) -> Image.Image:
-    """On a grey square, its proportions kept; small images are enlarged so that pixels stay sharp."""
+    """The image scaled to fit a grey square of _CELL pixels; enlarged by nearest neighbour, with sharp pixels."""
     image = Image.fromarray(pixels)
     scale = _CELL / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))

@@ -1,4 +1,4 @@
-"""What is told while a training runs: where it is, how fast, how long it will take; and the same curves on disk."""
+"""Progress of a running training: events with phase, speed and time left, and TensorBoard curves."""
 
 from __future__ import annotations
 
@@ -13,57 +13,62 @@ from ekiben.child_protocol import MessageWriter
 TENSORBOARD = "tensorboard"
 
 TICK_S = 1.0
-"""Whoever follows a training hears of it at least every 2 s."""
+"""Period of the step events. Clients are promised an event at least every 2 s."""
 
 EVALUATION_SHARE = 0.04
-"""Of one fit's length, what exporting and judging it is taken to last; it only shapes the progress bar."""
+"""Assumed share of export and evaluation in the duration of a fit; it affects the reported progress alone."""
 
 
 class ProgressReporter:
-    """The state of a training for those who watch. ``state`` is read by the pulse's thread; the rest is the loop's.
+    """Collects the state of a training and sends its events. The thread of ProgressTicker calls ``state``.
 
-    ``fits``: how many times a network is fitted (1, or the folds and the final fit).
+    ``fits``: number of fits (1, or the folds and the final fit). ``folder``: gets the TensorBoard files.
     """
 
     def __init__(self, writer: MessageWriter, folder: Path, *, fits: int, clock: Callable[[], float] = time.monotonic):
-        self._out, self._clock, self._fits = writer, clock, fits
+        self._events, self._clock, self._fits = writer, clock, fits
         self._folder = folder
-        self._writer: Any = None
+        self._curves: Any = None
         self._data: dict[str, Any] = {}
         self._fit, self._share = 0, 0.0
         self._fit_elapsed_s, self._since = 0.0, clock()
         self._fit_seconds: list[float] = []
 
     def begin_fit(self, number: int, *, elapsed_s: float, **data: Any) -> None:
-        """``elapsed_s``: what an earlier process has spent on this fit already."""
+        """Start fit ``number``, from 0. ``elapsed_s``: seconds that earlier processes spent on it.
+
+        ``data``: of step events.
+        """
         self._fit, self._share = number, 0.0
         self._fit_elapsed_s, self._since = elapsed_s, self._clock()
         self._data = {"phase": "prepare", "fold": number, "folds": self._fits, **data}
 
     def end_fit(self) -> None:
+        """Record the duration of the fit; export and evaluation follow."""
         self._fit_seconds.append(self._fit_elapsed_s + self._clock() - self._since)
         self._share = 1 - EVALUATION_SHARE
 
     def update(self, *, share: float | None = None, **data: Any) -> None:
-        """``share``: of the fit that is done, 0-1."""
+        """Merge ``data`` into that of the step events. ``share``: part of the fit that is done, 0-1."""
         if share is not None:
             self._share = share * (1 - EVALUATION_SHARE)
         self._data = {**self._data, **data}
 
     def state(self) -> tuple[dict[str, Any], float] | None:
-        """The data of a step event and the progress of the whole training; None before it has begun."""
+        """The data of a step event and the progress of the whole training, 0-1; None before the first fit."""
         if not self._data:
             return None
         return {**self._data, "time_left_s": self.time_left_s()}, self.progress
 
     @property
     def progress(self) -> float:
+        """Share of the whole training that is done, below 1 until it has ended."""
         return min((self._fit + self._share) / self._fits, 0.999)
 
     def time_left_s(self) -> float | None:
-        """None until something can be said."""
+        """Estimated seconds to the end of the training; None while there is nothing to estimate from."""
         here = self._fit_elapsed_s + self._clock() - self._since
-        # A fit that is done tells more of the next ones than the beginning of this one.
+        # The duration of a finished fit is a better estimate than the first percent of this one.
         if self._share > 0.01:
             whole = here / self._share
         elif self._fit_seconds:
@@ -73,38 +78,41 @@ class ProgressReporter:
         return round(max(0.0, whole * (1 - self._share)) + whole * (self._fits - self._fit - 1), 1)
 
     def plan(self, data: dict[str, Any]) -> None:
-        self._out.event("plan", data, 0.0)
+        """Send the plan event, the first one: split, network, device and sizes."""
+        self._events.event("plan", data, 0.0)
 
     def epoch(self, data: dict[str, Any], count: int) -> None:
-        """``count``: epochs so far over all fits."""
-        self._out.event("epoch", data, self.progress)
+        """Send an epoch event and add it to the curves. ``count``: finished epochs over all fits."""
+        self._events.event("epoch", data, self.progress)
         for name in ("train_loss", "validation_loss", "dice", "iou", "learning_rate", "images_per_s"):
             if data[name] is not None:
-                self._curve(f"{name}/fold{data['fold']}" if self._fits > 1 else name, data[name], data["epoch"])
+                self._add_scalar(f"{name}/fold{data['fold']}" if self._fits > 1 else name, data[name], data["epoch"])
         for row in data["per_class"]:
             for name in ("dice", "iou"):
                 if row[name] is not None:
-                    self._curve(f"{name}_{row['class_name']}/{data['fold']}", row[name], data["epoch"])
-        self._writer.flush()
+                    self._add_scalar(f"{name}_{row['class_name']}/{data['fold']}", row[name], data["epoch"])
+        self._curves.flush()
 
     def preview(self, data: dict[str, Any]) -> None:
-        self._out.event("preview", data, self.progress)
-        self._out.file(data["file"])
+        """Send a preview event and announce its file, ``data["file"]``."""
+        self._events.event("preview", data, self.progress)
+        self._events.file(data["file"])
 
     def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
+        """Close the TensorBoard files."""
+        if self._curves is not None:
+            self._curves.close()
 
-    def _curve(self, name: str, value: float, epoch: int) -> None:
-        if self._writer is None:
+    def _add_scalar(self, name: str, value: float, epoch: int) -> None:
+        if self._curves is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(self._folder / TENSORBOARD))
-        self._writer.add_scalar(name, value, epoch)
+            self._curves = SummaryWriter(str(self._folder / TENSORBOARD))
+        self._curves.add_scalar(name, value, epoch)
 
 
 class ProgressTicker:
-    """Reports the state of a long piece of work once a second, from a thread of its own."""
+    """Context manager: reports the state of long work as step events every TICK_S, from its own thread."""
 
     def __init__(self, writer: MessageWriter, state: Callable[[], tuple[dict[str, Any], float] | None]) -> None:
         """``state``: the data of a ``step`` event and the progress, 0-1; None while there is nothing to report."""

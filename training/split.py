@@ -1,4 +1,4 @@
-"""Which images train, which choose, which judge: disjoint parts that stay the same when a dataset grows."""
+"""The split into train, validation and test images: disjoint parts that stay stable when a dataset grows."""
 
 from __future__ import annotations
 
@@ -24,17 +24,20 @@ class BadDataset(Refusal):
 
 
 class Member(Protocol):
-    """What a split needs to know of an image."""
+    """The properties of a sample that a split depends on."""
 
     @property
-    def group(self) -> str: ...
+    def group(self) -> str:
+        """Samples of one group, such as the slices of a volume, stay in one part."""
+
     @property
-    def sha256(self) -> str: ...
+    def sha256(self) -> str:
+        """SHA-256 of the image's pixels."""
 
 
 @dataclass(frozen=True)
 class Parts:
-    """Indices of images, ascending; disjoint, none empty. ``fold`` counts from 0."""
+    """Indices of the images of each part, ascending; disjoint, none empty. ``fold`` counts from 0."""
 
     fold: int
     train: tuple[int, ...]
@@ -44,7 +47,10 @@ class Parts:
 
 @dataclass(frozen=True)
 class Split:
-    """One division into parts (holdout), or one for each fold, whose test parts together are all images."""
+    """One division into parts (holdout), or one per fold, whose test parts together are all images.
+
+    ``groups``: number of groups. ``digest``: SHA-256 of the test images, hexadecimal.
+    """
 
     protocol: Assessment
     folds: tuple[Parts, ...]
@@ -52,7 +58,7 @@ class Split:
     digest: str
 
     def info(self, seed: int) -> dict[str, Any]:
-        """What a person compares: models with the same digest were judged by the same images."""
+        """The split in the plan event and the result. Models with equal digests were evaluated on equal test images."""
         first = self.folds[0]
         whole = len(first.train) + len(first.validation) + len(first.test)
         return {
@@ -69,10 +75,10 @@ class Split:
 
 
 def split_dataset(members: Sequence[Member], options: TrainingOptions) -> Split:
-    """The split of these images. BadDataset when there are too few groups for the parts.
+    """The split of these images. Raises BadDataset when there are too few groups for the parts.
 
-    Groups, not images, are divided: slices of one volume are on one side. A single split unless ``folds`` are given,
-    or there are fewer than FEW_IMAGES groups and the shares are nobody's explicit wish.
+    Whole groups are assigned to parts. Cross-validation when ``folds`` is given, or when there are fewer than
+    FEW_IMAGES groups and neither share was set explicitly; else a single split.
     """
     places = _places(members, options.seed)
     groups = sorted(places, key=lambda group: (places[group], group))
@@ -87,7 +93,7 @@ def split_dataset(members: Sequence[Member], options: TrainingOptions) -> Split:
 
 
 def _places(members: Sequence[Member], seed: int) -> dict[str, float]:
-    """Group -> a number in [0, 1) that depends on the seed and on the group's images, and on nothing else."""
+    """Group -> a pseudo-random number in [0, 1) that depends on the seed and the group's images alone."""
     images: dict[str, set[str]] = {}
     for member in members:
         images.setdefault(member.group, set()).add(member.sha256)
@@ -99,15 +105,15 @@ def _places(members: Sequence[Member], seed: int) -> dict[str, float]:
 
 
 def _holdout(members: Sequence[Member], groups: list[str], places: dict[str, float], options: TrainingOptions) -> Parts:
-    """Test is what lies below test_share, validation what lies above 1 - validation_share.
+    """Groups placed below test_share are the test part, those from 1 - validation_share on the validation part.
 
-    Each group's place is its own, so more images leave it where it is. By chance a part of a small dataset may
-    become far too small or large; the nearest groups are then moved, so that it has between half and one and a half of
-    its share.
+    The place of a group does not depend on other groups, so that images added later do not move it. In a small dataset
+    a part may by chance be far too small or large; it then takes or gives the nearest groups, until it has between half
+    and one and a half of its share.
     """
     count = len(groups)
     if count < LEAST_FOLDS:
-        raise BadDataset(_too_few(count, LEAST_FOLDS, "one each to train, to choose the checkpoint and to judge"))
+        raise BadDataset(_too_few(count, LEAST_FOLDS, "one each to train, to choose the checkpoint and to test"))
     test = _bounded(sum(places[group] < options.test_share for group in groups), options.test_share, count, count - 2)
     validation = _bounded(
         sum(places[group] >= 1 - options.validation_share for group in groups),
@@ -146,9 +152,9 @@ def _parts(members: Sequence[Member], fold: int, validation: set[str], test: set
 
 
 def _digest(members: Sequence[Member], folds: tuple[Parts, ...]) -> str:
-    """SHA-256 over the images that judge, fold by fold: what two models must share to be compared."""
-    judged = [sorted(members[index].sha256 for index in fold.test) for fold in folds]
-    return hashlib.sha256(json.dumps(judged).encode()).hexdigest()
+    """SHA-256 over the test images, fold by fold: two models can be compared when it is equal."""
+    tested = [sorted(members[index].sha256 for index in fold.test) for fold in folds]
+    return hashlib.sha256(json.dumps(tested).encode()).hexdigest()
 
 
 def _too_few(count: int, least: int, why: str) -> str:

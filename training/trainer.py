@@ -1,4 +1,4 @@
-"""The course of a whole training: the split, each fit, its export and judgement, and what is handed back."""
+"""A whole training: the split, each fit with its export and evaluation, and the result."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ekiben.training import TrainingOptions
 from models.artifact import read_manifest, write_manifest
 from training import metrics, networks, previews
 from training.artifact import ARTIFACT, ServingMetadata, write_artifact
-from training.checkpoint import CHECKPOINT, Progress, identity_of, read
+from training.checkpoint import CHECKPOINT, FitProgress, identity_of, read
 from training.data import TrainingData, normalisation
 from training.evaluation import EVALUATION, Evaluation, evaluate, write_evaluation
 from training.fit import Fit, fit
@@ -34,12 +34,16 @@ from training.validation import Normalization, ThresholdSearch, Validation
 START = "start"
 
 _ALL = -1
-"""The fold of the final fit: all images train."""
+"""The fold of the final fit of a cross-validation, which trains on all images."""
 
 
 @dataclass
 class Trainer:
-    """One training in one process (of ``fabric.world_size``). ``run`` does all of it."""
+    """One training, in one of ``fabric.world_size`` processes.
+
+    ``folder``: has the checkpoint to resume from and the artifact to start from, if any; gets all files of the
+    training. ``began``: time.monotonic() at the start of the process.
+    """
 
     folder: Path
     options: TrainingOptions
@@ -49,17 +53,20 @@ class Trainer:
     began: float
 
     def run(self) -> dict[str, Any] | None:
-        """The result line's content, in the first process; None in the others."""
+        """Run or resume the training. Returns the result in the first process, None in the others.
+
+        Raises BadDataset, BadStart, Diverged or ParityError.
+        """
         options, archive = self.options, self.archive
         split = split_dataset(archive.samples, options)
         identity = identity_of(options, [sample.sha256 for sample in archive.samples], split.digest)
         self._checkpoint = read(self.folder, identity)
         self._cross = split.protocol == "cross_validation"
         self._fits = len(split.folds) + self._cross
-        self._live = ProgressReporter(self.writer, self.folder, fits=self._fits)
+        self._reporter = ProgressReporter(self.writer, self.folder, fits=self._fits)
         self._earlier_s = self._checkpoint.elapsed_s
-        self._sheets = PreviewSheets(self.folder, self.archive.palette)
-        with ProgressTicker(self.writer, self._live.state):
+        self._previews = PreviewSheets(self.folder, self.archive.palette)
+        with ProgressTicker(self.writer, self._reporter.state):
             self._plan(split)
             for parts in split.folds[len(self._checkpoint.outcomes) :]:
                 self._fold(parts)
@@ -69,7 +76,7 @@ class Trainer:
         options, first = self.options, split.folds[0]
         patches = self._patches(first.train, 0)
         resumed = self._checkpoint.fit.epoch if self._checkpoint.outcomes or self._checkpoint.fit.epoch else None
-        self._live.plan(
+        self._reporter.plan(
             {
                 **split.info(options.seed),
                 "classes": self.archive.labels,
@@ -87,30 +94,30 @@ class Trainer:
         )
 
     def _fold(self, parts: Parts) -> None:
-        """Fit one fold, export it and judge it by its test part; the checkpoint then knows the outcome."""
-        network, normal, progress = self._fit(parts.fold, parts.train, parts.validation, self.options.epochs)
-        threshold = self._threshold(network, self._validation(parts.validation, normal))
+        """Fit one fold, export it, evaluate it on its test part, and add the outcome to the checkpoint."""
+        network, normalization, progress = self._fit(parts.fold, parts.train, parts.validation, self.options.epochs)
+        threshold = self._threshold(network, self._validation(parts.validation, normalization))
         outcome: dict[str, Any] = {"fold": parts.fold, "threshold": threshold, "best_epoch": progress.best_epoch,
                                    "epochs": progress.epoch, "fit_s": progress.elapsed_s,
                                    "history": progress.history}  # fmt: skip
         if self.fabric.is_global_zero:
             target = self.folder / (f"fold-{parts.fold}" if self._cross else ARTIFACT)
-            self._live.update(phase="export", step=0, steps=len(parts.test))
-            served = self._served(normal, threshold, progress)
-            manifest = write_artifact(network, target, served, self.archive, parts.test)
-            self._live.update(phase="evaluate")
-            judged = evaluate(target, manifest, self.archive, parts.test, lambda done: self._live.update(step=done))
-            outcome |= {"tables": torch.from_numpy(judged.tables), "hd95": torch.from_numpy(judged.hd95),
-                        "window_ms": judged.window_ms}  # fmt: skip
+            self._reporter.update(phase="export", step=0, steps=len(parts.test))
+            metadata = self._metadata(normalization, threshold, progress)
+            manifest = write_artifact(network, target, metadata, self.archive, parts.test)
+            self._reporter.update(phase="evaluate")
+            found = evaluate(target, manifest, self.archive, parts.test, lambda done: self._reporter.update(step=done))
+            outcome |= {"tables": torch.from_numpy(found.tables), "hd95": torch.from_numpy(found.hd95),
+                        "window_ms": found.window_ms}  # fmt: skip
             if self._cross:
                 shutil.rmtree(target)
         self._checkpoint.outcomes.append(outcome)
-        if self._cross:  # of a single split the last epoch's checkpoint says enough, and judging takes seconds
-            self._checkpoint.fit = Progress()
+        if self._cross:  # a single split resumes from its last epoch instead: evaluation takes seconds
+            self._checkpoint.fit = FitProgress()
             self._save()
 
     def _finish(self, split: Split) -> dict[str, Any] | None:
-        """Fit all images where the folds have judged, and write what is handed back."""
+        """After cross-validation fit all images; write the evaluation, complete the manifest, return the result."""
         outcomes, options = self._checkpoint.outcomes, self.options
         thresholds = [outcome["threshold"] for outcome in outcomes if outcome["threshold"] is not None]
         threshold = round(statistics.median(thresholds), 2) if thresholds else None
@@ -118,11 +125,11 @@ class Trainer:
         every = range(len(self.archive.samples))
         if self._cross:
             epochs = round(statistics.median(outcome["best_epoch"] for outcome in outcomes))
-            network, normal, progress = self._fit(_ALL, every, (), epochs)
+            network, normalization, progress = self._fit(_ALL, every, (), epochs)
             if self.fabric.is_global_zero:
-                self._live.update(phase="export")
-                served = self._served(normal, threshold, progress)
-                write_artifact(network, target, served, self.archive, every)
+                self._reporter.update(phase="export")
+                metadata = self._metadata(normalization, threshold, progress)
+                write_artifact(network, target, metadata, self.archive, every)
         if not self.fabric.is_global_zero:
             return None
         tables = np.concatenate([outcome["tables"].numpy() for outcome in outcomes])
@@ -131,12 +138,12 @@ class Trainer:
         window_ms = statistics.median(outcome["window_ms"] for outcome in outcomes)
         labels = self.archive.labels
         summary = metrics.summary(tables, hd95, labels, seed=options.seed, threshold=threshold, protocol=split.protocol)
-        judgement = Evaluation(tuple(indices), tables, hd95, window_ms)
-        write_evaluation(self.folder, self.archive, split, judgement, summary)
+        evaluation = Evaluation(tuple(indices), tables, hd95, window_ms)
+        write_evaluation(self.folder, self.archive, split, evaluation, summary)
         self.writer.file(EVALUATION)
         manifest = read_manifest(target)
         manifest = write_manifest(target, manifest.model_copy(update={"metrics": summary}))
-        self._live.close()
+        self._reporter.close()
         network = networks.build(options, len(labels))
         return {
             "metrics": summary,
@@ -161,47 +168,47 @@ class Trainer:
 
     def _fit(
         self, fold: int, train: Sequence[int], validation: Sequence[int], epochs: int
-    ) -> tuple[nn.Module, Normalization, Progress]:
-        """A network fitted to the images in ``train``, with its best weights; goes on where the checkpoint is."""
+    ) -> tuple[nn.Module, Normalization, FitProgress]:
+        """A network fitted to the images ``train``, with its best weights; resumes the fit in the checkpoint."""
         options, labels = self.options, self.archive.labels
         number = self._fits - 1 if fold == _ALL else fold
         torch.manual_seed(options.seed * 1000 + number)
         network = networks.build(options, len(labels))
         progress = self._checkpoint.fit
-        self._live.begin_fit(number, elapsed_s=progress.elapsed_s, epoch=progress.epoch, epochs=epochs)
-        normal = Normalization(*normalisation(self.archive, train))
+        self._reporter.begin_fit(number, elapsed_s=progress.elapsed_s, epoch=progress.epoch, epochs=epochs)
+        normalization = Normalization(*normalisation(self.archive, train))
         start = self.folder / START
         if options.start_from is not None:
             manifest = read_manifest(start)
             networks.start_from(network, start, manifest, options, labels)
-            # What the weights are used to.
-            normal = Normalization(manifest.preprocess.mean, manifest.preprocess.std)
-        judge_by = self._validation(validation, normal) if validation else None
+            # The weights were trained with this normalisation.
+            normalization = Normalization(manifest.preprocess.mean, manifest.preprocess.std)
+        validator = self._validation(validation, normalization) if validation else None
 
-        def save(now: Progress) -> None:
+        def save(now: FitProgress) -> None:
             if self.fabric.is_global_zero:
-                self._live.epoch(now.history[-1], self._epochs_before() + now.epoch)
+                self._reporter.epoch(now.history[-1], self._epochs_before() + now.epoch)
             self._checkpoint.fit = now
             self._save()
 
-        work = Fit(
+        inputs = Fit(
             fabric=self.fabric,
             options=options,
             fold=number,
             epochs=epochs,
             seconds=self._seconds(),
             labels=labels,
-            normal=normal,
+            normalization=normalization,
             criterion=self._criterion(),
             patches=self._patches(train, number),
-            validation=judge_by,
-            reporter=self._live,
+            validation=validator,
+            reporter=self._reporter,
             save=save,
-            preview=lambda epoch, seen: self._preview(seen, judge_by, epoch),
+            preview=lambda epoch, seen: self._preview(seen, validator, epoch),
         )
-        progress = fit(work, network, progress)
-        self._live.end_fit()
-        return network, normal, progress
+        progress = fit(inputs, network, progress)
+        self._reporter.end_fit()
+        return network, normalization, progress
 
     def _patches(self, train: Sequence[int], number: int) -> PatchSampler:
         return PatchSampler(
@@ -215,7 +222,11 @@ class Trainer:
         )
 
     def _seconds(self) -> float | None:
-        """What the fit that begins now may take at most: its share of what is left, without exporting and judging."""
+        """Time limit in seconds of the fit that starts now, None without max_minutes.
+
+        An equal share of what is left of max_minutes, less a reserve for export and evaluation, plus the time that
+        earlier processes spent on this fit.
+        """
         if self.options.max_minutes is None:
             return None
         whole = 60 * self.options.max_minutes
@@ -224,7 +235,7 @@ class Trainer:
         return self._checkpoint.fit.elapsed_s + max(1.0, left / (self._fits - len(self._checkpoint.outcomes)))
 
     def _elapsed_s(self) -> float:
-        """Since the training began, without the times when no process worked at it."""
+        """Seconds of the training so far, over all processes that worked at it in turn."""
         return self._earlier_s + time.monotonic() - self.began
 
     def _epochs_before(self) -> int:
@@ -237,38 +248,42 @@ class Trainer:
             self.writer.file(CHECKPOINT)
         self.fabric.barrier()
 
-    def _served(self, normal: Normalization, threshold: float | None, progress: Progress) -> ServingMetadata:
+    def _metadata(
+        self, normalization: Normalization, threshold: float | None, progress: FitProgress
+    ) -> ServingMetadata:
         name = self.archive.description.name
         return ServingMetadata(
             options=self.options,
             labels=self.archive.labels,
             palette=self.archive.palette,
-            normal=normal,
+            normalization=normalization,
             threshold=threshold,
             dataset=name,
             detail=f"on {name}, epoch {progress.best_epoch} of {progress.epoch}",
         )
 
-    def _validation(self, indices: Sequence[int], normal: Normalization) -> Validation:
-        return Validation(self.archive, indices, self.options.side, normal, self.fabric.device)
+    def _validation(self, indices: Sequence[int], normalization: Normalization) -> Validation:
+        return Validation(self.archive, indices, self.options.side, normalization, self.fabric.device)
 
     def _criterion(self) -> Criterion:
         return criterion(self.options.loss, networks.channels_of(len(self.archive.labels)))
 
-    def _threshold(self, network: nn.Module, by: Validation) -> float | None:
-        """Chosen on the validation images; None where the largest of several channels decides."""
+    def _threshold(self, network: nn.Module, validator: Validation) -> float | None:
+        """The threshold chosen on the validation images; None with more than two classes, and in other processes."""
         if len(self.archive.labels) != 2 or not self.fabric.is_global_zero:
             return None
-        self._live.update(phase="validate")
+        self._reporter.update(phase="validate")
         search = ThresholdSearch()
-        for image in by.judge(network, self._criterion(), by.indices, self.options.batch_size):
+        for image in validator.evaluate(network, self._criterion(), validator.indices, self.options.batch_size):
             search.add(image.probabilities[0], image.truth)
         return search.best()
 
-    def _preview(self, network: nn.Module, by: Validation | None, epoch: int) -> None:
-        """Write and tell a sheet, unless the last one is too fresh."""
-        if by is None or not self.fabric.is_global_zero or not self._sheets.due():
+    def _preview(self, network: nn.Module, validator: Validation | None, epoch: int) -> None:
+        """Write a preview sheet and send its event, unless the last one was written less than PAUSE_S ago."""
+        if validator is None or not self.fabric.is_global_zero or not self._previews.due():
             return
-        rows = by.judge(network, self._criterion(), previews.shown(by.indices), self.options.batch_size)
-        name = self._sheets.write(list(rows), self._epochs_before() + epoch)
-        self._live.preview({"epoch": epoch, "file": name})
+        rows = validator.evaluate(
+            network, self._criterion(), previews.shown(validator.indices), self.options.batch_size
+        )
+        name = self._previews.write(list(rows), self._epochs_before() + epoch)
+        self._reporter.preview({"epoch": epoch, "file": name})
