@@ -1,0 +1,1 @@
+"""Export: torch weights to an artifact, with its parity against torch measured."""

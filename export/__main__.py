@@ -18,7 +18,7 @@ from db.session import connect
 from ekiben.errors import Refusal
 from ekiben.settings import Settings
 from export.weights import ShownProgress, WeightsUnavailable, fetch
-from export.zoo import ZOO, Row
+from export.zoo import ZOO, ZooRow
 from models.artifact import MANIFEST, Activation, Color, Interpolation, Layout, Manifest, Task
 from models.onnx_import.artifact_builder import build_artifact
 from models.onnx_import.options import parse_options, read_labels, read_palette
@@ -38,7 +38,7 @@ examples:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and give back its exit status."""
+    """Run one command. Returns OK, REFUSED or NO_WEIGHTS; argparse exits with USAGE."""
     parser = _parser()
     given = parser.parse_args(arguments)
     if given.command in ZOO:
@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_export(parser: argparse.ArgumentParser, row: Row) -> None:
+def _add_export(parser: argparse.ArgumentParser, row: ZooRow) -> None:
     parser.add_argument(
         "--weights", choices=["published", "random"], help=f"default: published ({row.megabytes} MB, downloaded once)"
     )
@@ -115,7 +115,7 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help="of pixels scaled to 0-1: one or three, in the order of --color; default: 0",
     )
-    parser.add_argument("--std", nargs="+", metavar="X", help="likewise; default: 1")
+    parser.add_argument("--std", nargs="+", metavar="X", help="standard deviation, in the form of --mean; default: 1")
     parser.add_argument(
         "--crop", metavar="SHARE", help="classify: keep a central square of this share of the shorter side, as 0.875"
     )
@@ -146,7 +146,7 @@ def _export(given: argparse.Namespace) -> None:
         from export import recipe
         from export.writer import write_artifact
     except ImportError as error:
-        raise _lacking(error) from None
+        raise _missing_package(error) from None
     row, settings = ZOO[given.command], Settings.from_environ()
     given.name = given.name or row.name
     labels = read_labels(given.labels) if given.labels else None
@@ -164,7 +164,7 @@ def _export_sam(given: argparse.Namespace) -> None:
         from export.sam import recipe
         from export.sam.artifact import write_artifact
     except ImportError as error:
-        raise _lacking(error) from None
+        raise _missing_package(error) from None
     row, settings = ZOO[given.command], Settings.from_environ()
     given.name = given.name or (row.name if given.precision == "float32" else f"{row.name}_{given.precision}")
     photos = given.agreement_photos
@@ -179,7 +179,7 @@ def _export_sam(given: argparse.Namespace) -> None:
     _finish(given, settings, lambda folder: write_artifact(made, folder, precision=given.precision, photos=photos))
 
 
-def _lacking(error: ImportError) -> Refusal:
+def _missing_package(error: ImportError) -> Refusal:
     return Refusal(f"exporting needs {error.name}, which this Python lacks: pip install 'ekiben[export]'")
 
 
@@ -188,8 +188,8 @@ def _fetch(given: argparse.Namespace) -> None:
     print(_obtain(row, Settings.from_environ(), row.name))
 
 
-def _obtain(row: Row, settings: Settings, listed_as: str | None) -> Path:
-    """The row's published file. Where it cannot be had, the registry lists the model with the reason."""
+def _obtain(row: ZooRow, settings: Settings, listed_as: str | None) -> Path:
+    """The row's published file. Where it is unavailable, the registry lists ``listed_as`` with the reason."""
     progress = ShownProgress(row.name)
     try:
         return fetch(row, settings.home / "downloads", progress)
@@ -200,7 +200,7 @@ def _obtain(row: Row, settings: Settings, listed_as: str | None) -> Path:
         raise
 
 
-def _list_unavailable(settings: Settings, name: str, row: Row, reason: str) -> None:
+def _list_unavailable(settings: Settings, name: str, row: ZooRow, reason: str) -> None:
     try:
         _registry(settings).mark_unavailable(name, row.task, reason)
     except Refusal as error:
@@ -235,14 +235,14 @@ def _import(given: argparse.Namespace) -> None:
 
 
 def _finish(given: argparse.Namespace, settings: Settings, write: Callable[[Path], Manifest]) -> None:
-    """Write the artifact folder, publish it unless --out was given, and print the one line about it."""
+    """Write the artifact folder, publish it unless --out was given, and print one line about it."""
     if given.out is not None:
         folder = given.out.absolute()
-        _say(given.name or folder.name, "not published", write(folder), str(folder))
+        _print_summary(given.name or folder.name, "not published", write(folder), str(folder))
         return
     if given.name is None:
         raise Refusal("--name is missing: it says what the model is called (or --out where to write it)")
-    check_name(given.name)  # before minutes of work, not after
+    check_name(given.name)  # before the export, which takes minutes
     registry = _registry(settings)
     store = open_store(settings.resolved_store_url, settings.s3_access_key, settings.s3_secret_key)
     with tempfile.TemporaryDirectory(prefix="ekiben-export-") as scratch:
@@ -258,7 +258,7 @@ def _finish(given: argparse.Namespace, settings: Settings, write: Callable[[Path
             lineage={"source": manifest.source, "weights": manifest.weights.model_dump(mode="json")},
         )
     local = store.local_path(row.location + MANIFEST)
-    _say(
+    _print_summary(
         row.name,
         f"version {row.version}",
         manifest,
@@ -266,7 +266,7 @@ def _finish(given: argparse.Namespace, settings: Settings, write: Callable[[Path
     )
 
 
-def _say(name: str, version: str, manifest: Manifest, folder: str) -> None:
+def _print_summary(name: str, version: str, manifest: Manifest, folder: str) -> None:
     parity = "not measured"
     if manifest.parity is not None:
         parity = f"onnx {manifest.parity.onnx_max_abs:.1e}"

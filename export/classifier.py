@@ -1,4 +1,4 @@
-"""Classifiers of torchvision: pixels in, logits out."""
+"""Classifiers of torchvision: from normalised pixels to logits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ HEADS = {"efficientnet_b0": "classifier.1.weight"}
 
 
 def build(architecture: str, classes: int) -> nn.Module:
-    """The network in eval mode, freshly initialised: float32 [N, 3, H, W] to logits [N, classes]."""
+    """A newly initialised network in eval mode: pixels float32 [N, 3, H, W] to logits float32 [N, classes]."""
     from export.torchvision_ops import declare_missing
 
     declare_missing()

@@ -1,9 +1,9 @@
-"""``python -m export.provision``: what ``make serve`` does before it serves, so that the default models are there.
+"""``python -m export.provision``: makes the default models available; ``make serve`` runs it before it serves.
 
-Publish the models that come with Ekiben (models/shipped). For each default model that has no version: download its
-published weights (no torch), make torch's environment if it is missing, export. What cannot be had is listed as
-unavailable with the reason, in one line; serving goes on without it, and no later start tries again by itself
-(``make models`` does).
+Publishes the models that come with Ekiben (models/shipped). For each default model without a version: downloads its
+published weights (without torch), makes torch's environment if it is missing, and exports. A model that cannot be
+obtained is listed as unavailable with the reason, and serving starts without it. Only ``--again`` (``make models``)
+tries again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from db.session import connect
 from ekiben.errors import Refusal
 from ekiben.settings import Settings
 from export.weights import ShownProgress, WeightsUnavailable, fetch
-from export.zoo import ZOO, Row
+from export.zoo import ZOO, ZooRow
 from models.artifact import MANIFEST, read_manifest, verify
 
 _NOT_YET = "its weights have not been downloaded; make models does it"
@@ -39,9 +39,11 @@ _SHIPPED_SOURCE = "shipped"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0, whatever could be had; 1 when the registry itself cannot be used."""
-    parser = argparse.ArgumentParser(prog="python -m export.provision", description="Have the default models.")
-    parser.add_argument("--again", action="store_true", help="try again what an earlier start could not get")
+    """Exit status 0, even when models are unavailable; 1 when the registry or the store cannot be used."""
+    parser = argparse.ArgumentParser(
+        prog="python -m export.provision", description="Make the default models available."
+    )
+    parser.add_argument("--again", action="store_true", help="try again what an earlier run could not obtain")
     parser.add_argument("--no-download", action="store_true", help="only list what is missing")
     parser.add_argument("--torch", type=Path, default=Path(sys.executable), help="Python of torch's environment")
     parser.add_argument("--make", default="", help="command that makes torch's environment")
@@ -55,29 +57,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         store = open_store(settings.resolved_store_url, settings.s3_access_key, settings.s3_secret_key)
         for folder in sorted(SHIPPED.iterdir()):
             if (folder / MANIFEST).is_file():
-                _bring(folder, registry, store, listed.get(folder.name))
+                _publish_shipped(folder, registry, store, listed.get(folder.name))
         store.close()
         for name in DEFAULTS:
             known = listed.get(name)
             if known is not None and known.versions:
                 continue
             if known is not None and known.model.unavailable_reason and not given.again:
-                _say(f"{name} is still unavailable, GET /v1/models says why; make models tries again")
+                _log(f"{name} is still unavailable, GET /v1/models says why; make models tries again")
                 continue
             row = ZOO[name]
-            reason = _NOT_YET if given.no_download else _provide(row, settings, given.torch, given.make)
+            reason = _NOT_YET if given.no_download else _export_published(row, settings, given.torch, given.make)
             if reason is not None:
-                _say(f"{name} is unavailable: {reason}")
+                _log(f"{name} is unavailable: {reason}")
                 registry.mark_unavailable(name, ZOO[name].task, reason)
         engine.dispose()
     except Refusal as error:
-        _say(error.message)
+        _log(error.message)
         return 1
     return 0
 
 
-def _bring(folder: Path, registry: Registry, store: BlobStore, known: Listed | None) -> None:
-    """Publish a model that comes with Ekiben, unless it is there, or a person has put another under its name."""
+def _publish_shipped(folder: Path, registry: Registry, store: BlobStore, known: Listed | None) -> None:
+    """Publish a shipped model, unless it is active already or a user has published another under its name."""
     manifest = read_manifest(folder)
     if known is not None and known.active is not None:
         active = known.active
@@ -93,26 +95,26 @@ def _bring(folder: Path, registry: Registry, store: BlobStore, known: Listed | N
         digest=manifest.digest,
         lineage={"source": _SHIPPED_SOURCE},
     )
-    _say(f"{folder.name} version {row.version} comes with Ekiben")
+    _log(f"{folder.name} version {row.version} comes with Ekiben")
 
 
-def _provide(row: Row, settings: Settings, torch: Path, make: str) -> str | None:
-    """None when the model was published, else why not."""
-    _say(f"{row.name}: downloading the published weights ({row.megabytes} MB)")
+def _export_published(row: ZooRow, settings: Settings, torch: Path, make: str) -> str | None:
+    """Download, export and publish a model. Returns None on success, else the reason in a sentence."""
+    _log(f"{row.name}: downloading the published weights ({row.megabytes} MB)")
     try:
         fetch(row, settings.home / "downloads", ShownProgress(row.file))
     except WeightsUnavailable as error:
         return error.message
     if not torch.exists() and make:
-        _say("torch's environment is made once, for exports; this takes some minutes")
+        _log("torch's environment is made once, for exports; this takes some minutes")
         if subprocess.run(shlex.split(make), check=False).returncode != 0:
             return f"the environment of torch could not be made ({make})"
-    _say(f"{row.name}: exporting")
+    _log(f"{row.name}: exporting")
     done = subprocess.run([str(torch), "-m", "export", row.name], check=False)
     return None if done.returncode == 0 else "the export failed; its message is above"
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     print(f"ekiben: {text}", file=sys.stderr, flush=True)
 
 

@@ -1,4 +1,4 @@
-"""From a row of the zoo and a choice of weights to a network in memory."""
+"""Networks in memory, from a row of the zoo and a choice of weights."""
 
 from __future__ import annotations
 
@@ -12,40 +12,46 @@ from torch import Tensor, nn
 
 from ekiben.errors import BadInput
 from export import classifier, segmenter
-from export.zoo import Row
+from export.zoo import ZooRow
 from models.artifact import Weights, sha256_of
 
 BUILDERS: dict[str, Callable[[str, int], nn.Module]] = {
     "classifier": classifier.build,
     "segmenter": segmenter.build,
 }
-"""Family -> function from an architecture and a number of classes to a network that gives logits."""
+"""Family -> function from an architecture and a number of classes to a network that returns logits."""
 
 # Parts of published files that no exported graph contains: DeepLabV3's second head exists for training only.
 TRAINING_ONLY = ("aux_classifier.",)
-_CALIBRATION_IMAGES = 8
+_CALIBRATION_IMAGES = 8  # seeded; their median sets the scale of each layer
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A network that maps float32 [N, 3, H, W] to logits, in eval mode, and where its numbers come from."""
+    """A network in eval mode, from pixels float32 [N, 3, H, W] to logits, and the origin of its weights.
 
-    row: Row
+    ``labels``: one per class, in the order of the logits.
+    """
+
+    row: ZooRow
     network: nn.Module
     labels: tuple[str, ...]
     weights: Weights
 
 
-def published(row: Row, file: Path, labels: tuple[str, ...] | None = None) -> Recipe:
-    """The network with its published weights, read from ``file``. ``labels`` may rename the classes."""
+def published(row: ZooRow, file: Path, labels: tuple[str, ...] | None = None) -> Recipe:
+    """The network with its published weights, read from ``file``. ``labels`` renames the classes.
+
+    Raises BadInput when the file is no checkpoint of the network or the number of labels is wrong.
+    """
     labels = _labels_for(row, labels, len(row.labels))
     network = BUILDERS[row.family](row.architecture, len(labels))
     load_state(network, read_checkpoint(file), file)
     return Recipe(row, network, labels, Weights(kind="published", detail=row.file, sha256=sha256_of(file)))
 
 
-def random(row: Row, seed: int, labels: tuple[str, ...] | None = None) -> Recipe:
-    """The network with seeded random weights: for shape, parity and speed, never for answers."""
+def random(row: ZooRow, seed: int, labels: tuple[str, ...] | None = None) -> Recipe:
+    """The network with seeded random weights: for tests of shape, parity and speed; its predictions mean nothing."""
     labels = labels or row.labels
     torch.manual_seed(seed)
     network = BUILDERS[row.family](row.architecture, len(labels))
@@ -53,10 +59,11 @@ def random(row: Row, seed: int, labels: tuple[str, ...] | None = None) -> Recipe
     return Recipe(row, network, labels, Weights(kind="random", detail=f"seed {seed}"))
 
 
-def checkpoint(row: Row, file: Path, labels: tuple[str, ...] | None = None) -> Recipe:
+def checkpoint(row: ZooRow, file: Path, labels: tuple[str, ...] | None = None) -> Recipe:
     """The network with the weights of ``file``: a state_dict, bare or under "state_dict" or "model".
 
-    A head with another number of classes than the row's needs ``labels``. BadInput says what does not fit.
+    The number of classes is that of the head in the file; when it is not the row's, ``labels`` is needed. Raises
+    BadInput with what does not fit.
     """
     state = read_checkpoint(file)
     head = (classifier.HEADS | segmenter.HEADS)[row.architecture]
@@ -69,9 +76,9 @@ def checkpoint(row: Row, file: Path, labels: tuple[str, ...] | None = None) -> R
 
 
 def images(count: int, height: int, width: int, seed: int) -> Tensor:
-    """float32 [count, 3, height, width], seeded: blobs and grain of mixed contrast and brightness.
+    """Seeded images, float32 [count, 3, height, width]: blobs and grain of mixed contrast and brightness.
 
-    The values spread like those of normalised photographs.
+    Their values are distributed like those of normalised photographs.
     """
     source = torch.Generator().manual_seed(seed)
     result = 0.3 * torch.randn(count, 3, height, width, generator=source)
@@ -82,7 +89,7 @@ def images(count: int, height: int, width: int, seed: int) -> Tensor:
     return result * contrast + torch.randn(count, 3, 1, 1, generator=source)
 
 
-def _labels_for(row: Row, labels: tuple[str, ...] | None, classes: int) -> tuple[str, ...]:
+def _labels_for(row: ZooRow, labels: tuple[str, ...] | None, classes: int) -> tuple[str, ...]:
     labels = labels or row.labels
     if len(labels) != classes:
         raise BadInput(
@@ -92,7 +99,10 @@ def _labels_for(row: Row, labels: tuple[str, ...] | None, classes: int) -> tuple
 
 
 def read_checkpoint(file: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint. BadInput when it is none; no code in the file is run."""
+    """The tensors of a checkpoint by parameter name, on the CPU. No code in the file is run.
+
+    Raises BadInput when the file does not exist or is no checkpoint.
+    """
     try:
         loaded: Any = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -110,11 +120,11 @@ def read_checkpoint(file: Path) -> dict[str, Tensor]:
 
 
 def load_state(network: nn.Module, state: dict[str, Tensor], file: Path) -> None:
-    """Put the tensors of ``file`` into the network. BadInput says what is missing, unexpected or of another shape."""
+    """Load the tensors of ``file`` into the network. Raises BadInput with what is missing, unexpected or misshapen."""
     state = {name: value for name, value in state.items() if not name.startswith(TRAINING_ONLY)}
     wanted = network.state_dict()
     problems = []
-    # Files of before PyTorch 0.4.1 lack the counters of BatchNorm, which nothing here reads.
+    # Files from before PyTorch 0.4.1 lack BatchNorm's counters, which inference does not read.
     missing = [name for name in wanted if name not in state and not name.endswith("num_batches_tracked")]
     for what, names in (("missing", missing), ("unexpected", [name for name in state if name not in wanted])):
         if names:
@@ -130,13 +140,13 @@ def load_state(network: nn.Module, state: dict[str, Tensor], file: Path) -> None
 
 
 def _calibrate(network: nn.Module, side: int) -> None:
-    """Choose every BatchNorm's numbers so that an image's signal neither dies nor explodes on its way down.
+    """Set the statistics of every BatchNorm so that activations neither vanish nor explode from layer to layer.
 
-    With those of a fresh network (mean 0, variance 1) EfficientNet-B0's logits come out below 1e-13, where no
-    comparison between runtimes means anything. The scale is one number per layer, not one per channel as training
-    would give: dividing channels of little variance by it magnifies rounding a thousandfold in a network that was
-    never trained. The median image sets it, and random biases of 0.3 keep faint images from fading to nothing:
-    smaller ones let bright photographs reach logits of 100, larger ones make all answers alike.
+    With those of a new network (mean 0, variance 1) EfficientNet-B0's logits are below 1e-13, where a comparison of
+    runtimes is meaningless. The variance is one number per layer, not one per channel as after training: in an
+    untrained network a division by the small variance of a channel magnifies rounding errors a thousandfold. It is set
+    by the median image. Random biases with deviation 0.3 keep the activations of images of low contrast from vanishing;
+    with smaller ones bright photographs reach logits of 100, with larger ones all images get nearly equal logits.
     """
 
     def keep_size(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:

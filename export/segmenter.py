@@ -1,4 +1,4 @@
-"""Segmentation networks of torchvision: pixels in, logits per pixel out."""
+"""Segmentation networks of torchvision: from normalised pixels to logits of every pixel."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ HEADS = {"deeplabv3_resnet50": "classifier.4.weight"}
 """Architecture -> the parameter whose first axis is the number of classes."""
 
 
-class Segmenter(nn.Module):
+class SegmentationNetwork(nn.Module):
     """The backbone and the main head of a torchvision segmentation network; parameters keep their published names."""
 
     def __init__(self, backbone: nn.Module, classifier: nn.Module) -> None:
@@ -17,7 +17,7 @@ class Segmenter(nn.Module):
         self.classifier = classifier
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Logits [N, classes, H, W] for float32 [N, 3, H, W]: torchvision's own steps, without the auxiliary head."""
+        """Logits [N, classes, H, W] for pixels float32 [N, 3, H, W]: torchvision's steps without the auxiliary head."""
         scores = self.classifier(self.backbone(pixels)["out"])
         enlarged: Tensor = nn.functional.interpolate(
             scores, size=pixels.shape[-2:], mode="bilinear", align_corners=False
@@ -26,7 +26,7 @@ class Segmenter(nn.Module):
 
 
 def build(architecture: str, classes: int) -> nn.Module:
-    """The network in eval mode, freshly initialised: float32 [N, 3, H, W] to logits [N, classes, H, W]."""
+    """A newly initialised network in eval mode: pixels float32 [N, 3, H, W] to logits float32 [N, classes, H, W]."""
     from export.torchvision_ops import declare_missing
 
     declare_missing()
@@ -34,4 +34,4 @@ def build(architecture: str, classes: int) -> nn.Module:
 
     networks = {"deeplabv3_resnet50": deeplabv3_resnet50}
     whole = networks[architecture](weights=None, weights_backbone=None, num_classes=classes, aux_loss=False)
-    return Segmenter(whole.backbone, whole.classifier).eval()
+    return SegmentationNetwork(whole.backbone, whole.classifier).eval()

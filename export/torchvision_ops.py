@@ -1,4 +1,4 @@
-"""Importing torchvision where its compiled operators do not load: a wheel for CUDA beside a torch for CPU.
+"""Import of torchvision where its compiled operators do not load, as its CUDA wheel beside a CPU torch.
 
 torchvision 0.28 registers shape functions for ``nms`` and ``qnms`` while it is imported, and that fails unless the
 operators are declared. No network here calls them, so a declaration without an implementation is enough.
@@ -15,11 +15,14 @@ _SCHEMAS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 )
-_declared: list[torch.library.Library] = []  # a Library that is collected takes its declarations with it
+_declared: list[torch.library.Library] = []  # a Library that is garbage-collected withdraws its declarations
 
 
 def declare_missing() -> None:
-    """Declare ``torchvision::nms`` and ``qnms`` unless torchvision's own operators load. Call it before the import."""
+    """Declare ``torchvision::nms`` and ``qnms`` unless torchvision's operators load.
+
+    Call it before importing torchvision.
+    """
     if _declared or hasattr(torch.ops.torchvision, "nms") or _compiled_operators_load():
         return
     library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]

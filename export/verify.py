@@ -1,4 +1,4 @@
-"""Proof that an exported network is the network: the same pixels through torch, ONNX Runtime and TorchScript."""
+"""Parity: differences between torch, ONNX Runtime and TorchScript on equal pixels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ekiben.errors import Refusal
 from export.recipe import images
 from models.artifact import ONNX, TORCHSCRIPT, Parity
 
-TOLERANCE = 1e-3
+TOLERANCE = 1e-3  # largest accepted absolute difference of a logit
 SEED = 7
 
 Shape = tuple[int, int, int]
@@ -27,7 +27,7 @@ Shape = tuple[int, int, int]
 
 
 class ParityError(Refusal):
-    """An export that does not give what torch gives."""
+    """An exported graph differs from torch by more than the tolerance, gives another shape, or fails."""
 
     code = "parity"
 
@@ -42,10 +42,9 @@ def measure_parity(
     real: Sequence[Tensor] = (),
     real_from: str = "",
 ) -> Parity:
-    """The largest absolute difference of each export from torch over ``shapes``, and over the batches in ``real``.
+    """The largest absolute difference of each export from torch on seeded images of ``shapes``, and on ``real``.
 
-    ``real_from``: what those are, for the manifest.
-
+    ``real``: batches float32 [N, 3, H, W] of normalised pixels; ``real_from`` describes them in the manifest. Raises
     ParityError when one is above ``tolerance``, is not a number, or an export fails or gives another shape.
     """
     session = ort.InferenceSession(str(onnx_file), providers=["CPUExecutionProvider"])
@@ -80,9 +79,10 @@ def measure_parity(
 
 
 def difference(case: str, run: Callable[[], NDArray[Any]], expected: NDArray[np.floating[Any]]) -> float:
-    """The largest absolute difference of what ``run`` gives; ParityError where it fails or gives another shape.
+    """The largest absolute difference between the result of ``run`` and ``expected``; ``case`` names it in errors.
 
-    Infinity where either side has a value that is no finite number: max() would lose a NaN.
+    Infinity where either has a value that is not finite, since max() does not keep a NaN. Raises ParityError when
+    ``run`` fails or returns another shape.
     """
     try:
         got = run()

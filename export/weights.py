@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ekiben.errors import Unavailable
-from export.zoo import Row
+from export.zoo import ZooRow
 from models.artifact import sha256_of
 
-CONNECT_S = 10.0
-STALL_S = 30.0
+CONNECT_S = 10.0  # to connect
+STALL_S = 30.0  # between two pieces of the body
 _CHUNK = 1 << 20
 
 Progress = Callable[[int, int | None], None]
-"""Called with the bytes that are there and, where the server says it, how many there will be."""
+"""Called with the number of bytes received and the total, None where the server does not send it."""
 
 
 class WeightsUnavailable(Unavailable):
@@ -33,12 +33,12 @@ class WeightsUnavailable(Unavailable):
 
 
 def fetch(
-    row: Row, folder: Path, progress: Progress, *, connect_s: float = CONNECT_S, stall_s: float = STALL_S
+    row: ZooRow, folder: Path, progress: Progress, *, connect_s: float = CONNECT_S, stall_s: float = STALL_S
 ) -> Path:
-    """The path of the row's published file in ``folder``, downloaded if it is not there with the right checksum.
+    """The path of the row's published file in ``folder``; downloaded unless a file with its checksum is there.
 
-    WeightsUnavailable in one sentence for whatever goes wrong. A file that was there stays as it was then, and no
-    part of a download is left.
+    ``connect_s``, ``stall_s``: time limits of connecting and of each wait for data. Raises WeightsUnavailable, one
+    sentence, for every failure; an existing file is then unchanged, and no partial download is left.
     """
     target = folder.absolute() / row.file
     found = f"; the file that lies at {target} has another checksum" if target.exists() else ""
@@ -46,7 +46,7 @@ def fetch(
         return target
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # A name of its own: two processes may be asked for the same file at once.
+        # A unique name: two processes may download one file at a time.
         handle, name = tempfile.mkstemp(prefix=f"{row.file}.", suffix=".part", dir=folder)
     except OSError as error:
         raise _unavailable(row, target, f"{folder.absolute()} cannot be written: {error.strerror}") from None
@@ -65,11 +65,11 @@ def fetch(
     return target
 
 
-def _is_published(path: Path, row: Row) -> bool:
+def _is_published(path: Path, row: ZooRow) -> bool:
     return path.is_file() and sha256_of(path).startswith(row.sha256_prefix)
 
 
-def _unavailable(row: Row, target: Path, reason: str) -> WeightsUnavailable:
+def _unavailable(row: ZooRow, target: Path, reason: str) -> WeightsUnavailable:
     return WeightsUnavailable(
         f"the weights of {row.name} could not be had from {row.url} ({reason}); put the file by hand at {target} "
         f"(its SHA-256 begins with {row.sha256_prefix})"
@@ -100,7 +100,7 @@ def _download(url: str, write: Callable[[bytes], Any], progress: Progress, conne
         raise ConnectionError(f"the connection ended after {done} of {total} bytes")
 
 
-# urllib has one timeout for everything. These take it for connecting, and another for every wait after that.
+# urllib has one timeout for everything. These classes use it for connecting, and stall_s for each later wait.
 class _HttpConnection(http.client.HTTPConnection):
     stall_s = STALL_S
 
@@ -147,7 +147,10 @@ class _Https(urllib.request.HTTPSHandler):
 
 
 class ShownProgress:
-    """Prints how far a download is: a line that changes on a terminal, else a line for every tenth."""
+    """Prints the progress of a download: one changing line on a terminal, else a line for every tenth.
+
+    ``stream``: stderr by default.
+    """
 
     def __init__(self, name: str, stream: TextIO | None = None) -> None:
         self._name = name
@@ -177,7 +180,7 @@ class ShownProgress:
             print(self._line(done, total, now), file=self._stream, flush=True)
 
     def close(self) -> None:
-        """End a line that a broken download left open, so that the next message has its own."""
+        """End the line that a broken download left open, so that the next message starts a new one."""
         if self._open_line:
             self._open_line = False
             print(file=self._stream, flush=True)

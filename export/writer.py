@@ -1,4 +1,4 @@
-"""One artifact folder from one network: ONNX, TorchScript and the manifest, written whole or not at all."""
+"""Writes the artifact folder of a network: ONNX, TorchScript and manifest, all or nothing."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from models.onnx_import.artifact_builder import whole_folder
 
 INPUT, OUTPUT = "input", "logits"
 OPSET = 17
-_TRACE_SIDE = 64
+_TRACE_SIDE = 64  # pixels, for graphs of dynamic size
 
 
 def write_artifact(
     recipe: Recipe, folder: Path, *, shapes: tuple[Shape, ...] | None = None, tolerance: float = TOLERANCE
 ) -> Manifest:
-    """Make ``folder`` the artifact of a network and give back its manifest.
+    """Write the artifact of a network to ``folder`` and return its manifest.
 
-    ParityError, and no folder, when ONNX Runtime or TorchScript differs from torch by more than ``tolerance`` on
-    ``shapes`` (batch, height, width; where not given, those of ``parity_shapes``). Conflict when the folder is there.
+    Raises ParityError when ONNX Runtime or TorchScript differs from torch by more than ``tolerance`` on ``shapes``
+    (default: ``parity_shapes``), and Conflict when the folder exists. After an error there is no folder.
     """
     row = recipe.row
     with whole_folder(folder) as staging:
@@ -59,19 +59,21 @@ def write_artifact(
 
 
 def parity_shapes(height: int | None, width: int | None) -> tuple[Shape, ...]:
-    """Batches of 1 and 3; of two sizes, neither square nor a multiple of 32, where the graph's size is dynamic."""
+    """Batches of 1 and 3 images of the graph's size; of two sizes where it is dynamic (None).
+
+    Those are neither square nor multiples of 32, so that rounding of feature map sizes is covered.
+    """
     if height is not None and width is not None:
         return ((1, height, width), (3, height, width))
     return ((1, 136, 184), (3, 136, 184), (1, 260, 347))
 
 
 def write_onnx(network: nn.Module, example: Tensor, path: Path, *, classes: int, dynamic_size: bool) -> None:
-    """The network as one ONNX file of opset 17 with a dynamic batch, and dynamic height and width where asked.
+    """Write the network as an ONNX file of opset 17 with a dynamic batch and, with ``dynamic_size``, height and width.
 
-    This is torch's TorchScript-based exporter. The newer one (``dynamo=True``) was tried on both networks: the same
-    numbers and, within noise, the same speed in ONNX Runtime, but it takes five times as long and needs a further
-    package (onnxscript). Constant folding, which merges BatchNorm into the convolutions before it, saves a third
-    of the nodes.
+    Uses torch's TorchScript-based exporter. On both networks of the zoo the newer one (``dynamo=True``) gave equal
+    results at equal speed in ONNX Runtime, within noise, but took five times as long and needs another package
+    (onnxscript). Constant folding merges BatchNorm into convolutions, which removes a third of the nodes.
     """
     axes = {0: "batch", 2: "height", 3: "width"} if dynamic_size else {0: "batch"}
     with warnings.catch_warnings(), torch.inference_mode():
@@ -96,9 +98,9 @@ def write_onnx(network: nn.Module, example: Tensor, path: Path, *, classes: int,
 
 
 def write_torchscript(network: nn.Module, example: Tensor, path: Path) -> None:
-    """The traced network; batch, height and width stay as free as they are in the network."""
+    """Write the network as traced TorchScript; batch, height and width stay dynamic where the network allows it."""
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")  # tracing's own deprecation; torch is pinned
-        # Unchecked here: measure_parity checks more than tracing would.
+        # measure_parity checks more than check_trace would.
         traced = torch.jit.trace(network, example, check_trace=False)  # type: ignore[no-untyped-call]
         torch.jit.save(traced, str(path))

@@ -12,12 +12,12 @@ _LABELS = Path(__file__).parent / "labels"
 
 
 @dataclass(frozen=True)
-class Row:
-    """A network with published weights: where they lie, and what they expect of pixels.
+class ZooRow:
+    """A network with published weights: their address and checksum, and the preprocessing that they expect.
 
-    ``height`` and ``width`` are the graph's input; None is dynamic. ``sha256_prefix`` is the whole checksum, or the
-    part of it that ends the published file's name, which torch hub checks the same way. ``label_file`` is empty
-    where a network has no classes. ``metrics`` are the publisher's own numbers, in percent.
+    ``height``, ``width``: input of the graph in pixels; None: dynamic. ``sha256_prefix``: the whole SHA-256, or the
+    part in the published file's name, which torch hub checks too. ``label_file``: empty for networks without classes.
+    ``metrics``: as published, in percent.
     """
 
     name: str
@@ -37,22 +37,22 @@ class Row:
 
     @property
     def file(self) -> str:
-        """Name of the published file."""
+        """The published file's name."""
         return self.url.rsplit("/", 1)[1]
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """One name per output channel, in order; none where there are no classes."""
+        """Class names by index; empty for networks without classes."""
         return read_labels(_LABELS / self.label_file) if self.label_file else ()
 
 
-# torchvision's licence is BSD-3-Clause and its README adds that weights may carry terms of the data they saw;
-# no separate licence is published for either file.
+# torchvision's licence is BSD-3-Clause; its README adds that terms of the training data may apply to weights.
+# No separate licence is published for either file.
 _LICENCE = "BSD-3-Clause (torchvision); the terms of the training data may apply: "
 
 
-def _sam(architecture: str, file: str, sha256: str, megabytes: int) -> Row:
-    return Row(
+def _sam(architecture: str, file: str, sha256: str, megabytes: int) -> ZooRow:
+    return ZooRow(
         name=f"sam_{architecture}",
         task="masks",
         family="sam",
@@ -72,8 +72,8 @@ def _sam(architecture: str, file: str, sha256: str, megabytes: int) -> Row:
     )
 
 
-ZOO: dict[str, Row] = {
-    "efficientnet_b0": Row(
+ZOO: dict[str, ZooRow] = {
+    "efficientnet_b0": ZooRow(
         name="efficientnet_b0",
         task="classify",
         family="classifier",
@@ -95,7 +95,7 @@ ZOO: dict[str, Row] = {
         label_file="imagenet1k.txt",
         metrics={"imagenet1k_top1": 77.692, "imagenet1k_top5": 93.532},
     ),
-    "deeplabv3_resnet50": Row(
+    "deeplabv3_resnet50": ZooRow(
         name="deeplabv3_resnet50",
         task="segment",
         family="segmenter",

@@ -1,1 +1,1 @@
-"""Segment Anything: published or seeded weights in, three graphs and their proof out."""
+"""Segment Anything: published or seeded weights to three ONNX graphs, with parity against the package measured."""

@@ -1,4 +1,4 @@
-"""One artifact folder from one Segment Anything: three graphs and the manifest, written whole or not at all."""
+"""Writes the artifact folder of a Segment Anything network: three graphs and the manifest, all or nothing."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def write_artifact(
     photos: Path | None = None,
     tolerance: float = TOLERANCE,
 ) -> Manifest:
-    """Make ``folder`` the artifact of a network and give back its manifest.
+    """Write the artifact of a network to ``folder`` and return its manifest.
 
-    ``precision`` int8 quantises the encoder after parity was measured at float32, and states how the masks of both
-    agree on the images in ``photos`` (on seeded ones where None). ParityError, and no folder, when a graph differs
-    from torch by more than ``tolerance``. Conflict when the folder is there.
+    ``precision``: float32, or int8, which quantises the encoder after parity was measured at float32 and then measures
+    the agreement of their masks on the images in the folder ``photos`` (None: on seeded images). Raises ParityError
+    when a graph differs from torch by more than ``tolerance``, Conflict when the folder exists; no folder is left then.
     """
-    row, known = recipe.row, recipe.weights.kind == "published"
+    row, published = recipe.row, recipe.weights.kind == "published"
     with whole_folder(folder) as staging:
         write_graphs(recipe.network, staging)
         parity = measure_parity(recipe.network, staging, tolerance=tolerance)
@@ -40,27 +40,27 @@ def write_artifact(
             input=GraphInput(name="pixels", height=row.height, width=row.width),
             preprocess=row.preprocess,
             weights=recipe.weights,
-            licence=row.licence if known else "unknown",
-            source=row.source if known else str(recipe.weights),
+            licence=row.licence if published else "unknown",
+            source=row.source if published else str(recipe.weights),
             opset=OPSET,
             parity=parity,
         )
         if precision == "int8":
             manifest = manifest.model_copy(
-                update={"precision": "int8", "agreement": _lighten(staging, manifest, photos, recipe.weights)}
+                update={"precision": "int8", "agreement": _quantize_encoder(staging, manifest, photos, recipe.weights)}
             )
         return write_manifest(staging, manifest)
 
 
-def _lighten(staging: Path, manifest: Manifest, photos: Path | None, weights: Weights) -> Agreement:
-    """Put the 8-bit encoder in the place of the float32 one; how they agree."""
-    lighter = staging / "lighter.onnx"
-    quantize(staging / ENCODER, lighter)
+def _quantize_encoder(staging: Path, manifest: Manifest, photos: Path | None, weights: Weights) -> Agreement:
+    """Replace the float32 encoder by its int8 version; return the agreement of their masks."""
+    quantized = staging / "quantized.onnx"
+    quantize(staging / ENCODER, quantized)
     agreement = measure_agreement(
-        staging, lighter, manifest, photos, proven=weights.kind != "random" and photos is not None
+        staging, quantized, manifest, photos, proven=weights.kind != "random" and photos is not None
     )
-    model = onnx.load(lighter)
-    for part in (*staging.glob(f"{ENCODER}*"), *staging.glob(f"{lighter.name}*")):
+    model = onnx.load(quantized)
+    for part in (*staging.glob(f"{ENCODER}*"), *staging.glob(f"{quantized.name}*")):
         part.unlink()
     save(model, staging / ENCODER)
     return agreement

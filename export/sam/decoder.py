@@ -1,13 +1,14 @@
-"""Segment Anything's prompt encoder and mask decoder, arranged so that a prompt costs a third of the published way.
+"""Segment Anything's prompt encoder and mask decoder, rearranged so that a prompt costs a third of the published order.
 
-The answers are those of ``segment_anything.modeling`` (Kirillov et al., arXiv:2304.02643); the order of work is not.
-A decoder layer joins few prompt tokens (T = 5 + points) with 4096 image tokens, so projecting the image tokens is
-what costs. Three things save it:
+The outputs are those of ``segment_anything.modeling`` (Kirillov et al., arXiv:2304.02643) up to rounding. A decoder
+layer attends between few prompt tokens (T = 5 + points) and 4096 image tokens, so most of the time is spent on
+projections of image tokens. Three changes avoid them:
 
-- In block 0 the image side does not depend on the prompt: ``ImageSide`` computes it once per image.
-- In block 1 and the last attention the projections move to the tokens' side, which is small:
+- In block 0 the projections of image tokens do not depend on the prompt: ``ImageSide`` computes them once per image.
+- In block 1 and the last attention the projections are applied to the few prompt tokens instead:
   ``q . (W x + b) = (W^T q) . x + q . b``, and ``sum_i a_i (W x_i + b) = W (sum_i a_i x_i) + b``.
-- The predicted IoUs need the tokens alone, so masks are upscaled for the prompts that pass a threshold.
+- The predicted IoUs depend on the prompt tokens alone, so masks are upscaled only for prompts above a threshold.
+
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from export.sam.reference_package import Attention, PromptEncoder, Sam, TwoWayAt
 from export.sam.upscaler import Upscaler
 
 ABSENT = -2.0
-"""Label of a point that takes no part: it lets prompts of different lengths share a batch."""
+"""Label of a point that is masked out: it pads prompts of different lengths to one batch."""
 
 _MASKED = -1e9  # added to a score: its softmax is exactly 0
 
@@ -33,7 +34,7 @@ def dense_positions(prompts: PromptEncoder) -> Tensor:
 
 
 class ImageSide(nn.Module):
-    """What block 0 needs of the image tokens: its own arrangement, read by ``PromptDecoder`` alone."""
+    """Projections of the image tokens for block 0, independent of the prompt; an input of ``PromptDecoder``."""
 
     positions: Tensor
 
@@ -54,7 +55,7 @@ class ImageSide(nn.Module):
 
 
 class MaskPrompt(nn.Module):
-    """Earlier logits as a prompt: the image tokens and their side of block 0, with a mask in place of none."""
+    """Low-resolution logits of an earlier mask as a prompt: image tokens and their projections, with the mask added."""
 
     def __init__(self, sam: Sam) -> None:
         super().__init__()
@@ -63,15 +64,15 @@ class MaskPrompt(nn.Module):
         self.image_side = ImageSide(sam)
 
     def forward(self, tokens: Tensor, mask_input: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Tokens [1, 4096, 256] and logits [M, 1, 256, 256] to tokens [M, 4096, 256] and what ``ImageSide`` gives."""
+        """Tokens [M, 4096, 256] and the outputs of ``ImageSide`` for tokens [1, 4096, 256], logits [M, 1, 256, 256]."""
         masks = self.downscaling(mask_input).flatten(2).transpose(1, 2)
-        # The tokens hold the embedding of "no mask", which the mask replaces.
+        # ``tokens`` include the embedding of "no mask", which the mask replaces.
         masked = tokens + (masks - self.no_mask)
         return masked, *self.image_side(masked)
 
 
 class PromptTokens(nn.Module):
-    """Points, box corners and the decoder's own five tokens."""
+    """Tokens of points and box corners, after the decoder's five output tokens (IoU, four masks)."""
 
     labels: Tensor
 
@@ -86,7 +87,11 @@ class PromptTokens(nn.Module):
         self.register_buffer("labels", torch.arange(-1.0, len(kinds) - 1.0))
 
     def forward(self, coords: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens [B, 5 + P, 256] for coords [B, P, 2] and labels [B, P]; what to add to a score of each, [B, 5 + P]."""
+        """Tokens [B, 5 + P, 256] and their score offsets [B, 5 + P]: 0, or a large negative number for absent points.
+
+        ``coords`` [B, P, 2]: x, y in pixels of the 1024 x 1024 frame. ``labels`` [B, P]: 0 background, 1 foreground, 2
+        and 3 corners of a box, -1 padding, ABSENT.
+        """
         labels = labels.unsqueeze(2)
         placed = self.positions._pe_encoding((coords + 0.5) / self.side) * torch.ge(labels, 0).float()
         points = placed + torch.eq(labels, self.labels).float() @ self.kinds
@@ -96,14 +101,14 @@ class PromptTokens(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Attention among the tokens of each prompt, absent ones left out."""
+    """Self-attention among the tokens of each prompt; absent ones are masked out."""
 
     def __init__(self, attention: Attention) -> None:
         super().__init__()
         self.attention = attention
 
     def forward(self, queries: Tensor, values: Tensor, added: Tensor) -> Tensor:
-        """[B, T, 256] for queries, which are the keys too, and values of that shape; ``added`` [B, T] to the scores."""
+        """[B, T, 256] for queries (also the keys) and values [B, T, 256]; ``added`` [B, T]: score offsets of keys."""
         own = self.attention
         q, k, v = (
             torch.unflatten(project(x), 2, (own.num_heads, -1)).transpose(1, 2)
@@ -114,8 +119,8 @@ class SelfAttention(nn.Module):
         return cast(Tensor, own.out_proj(mixed.transpose(1, 2).flatten(2)))
 
 
-class FewTokens(nn.Module):
-    """Between T tokens and 4096 image tokens, with every projection on the tokens' side."""
+class CrossAttention(nn.Module):
+    """Attention between T prompt tokens and 4096 image tokens, with all projections applied to the prompt tokens."""
 
     eye: Tensor
 
@@ -128,45 +133,45 @@ class FewTokens(nn.Module):
         self.register_buffer("eye", torch.eye(self.heads).view(1, self.heads, 1, self.heads, 1))
 
     def spread(self, projected: Tensor) -> Tensor:
-        """[B, T, heads * width] as a block-diagonal [B, heads * width, heads * T]: every head for itself."""
+        """[B, T, heads * width] as a block-diagonal matrix [B, heads * width, heads * T], one block per head."""
         parts = torch.unflatten(projected, 2, (self.heads, self.width)).permute(0, 2, 3, 1).unsqueeze(3)
         return (parts * self.eye).flatten(3).flatten(1, 2)
 
 
-class TokensToImage(FewTokens):
-    """Tokens that look at the image."""
+class TokensToImage(CrossAttention):
+    """Cross-attention with prompt tokens as queries."""
 
     def cached(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """[B, T, 256] for queries [B, T, 256] and projected keys [., 8, 16, 4096] and values [., 8, 4096, 16]."""
+        """[B, T, 256] for queries [B, T, 256]; projected keys [1 or B, 8, 16, 4096], values [1 or B, 8, 4096, 16]."""
         q = torch.unflatten(self.attention.q_proj(queries) * self.scale, 2, (self.heads, -1)).transpose(1, 2)
         mixed = torch.softmax(q @ keys, dim=-1) @ values
         return cast(Tensor, self.attention.out_proj(mixed.transpose(1, 2).flatten(2)))
 
     def forward(self, queries: Tensor, placed: Tensor, image: Tensor) -> Tensor:
-        """[B, T, 256] for queries [B, T, 256], image tokens with positions and without, [B, 4096, 256]."""
+        """[B, T, 256] for queries [B, T, 256] and image tokens [B, 4096, 256]; ``placed``: with positional encoding."""
         own = self.attention
-        requested = own.k_proj.weight.T @ self.spread(own.q_proj(queries) * self.scale)  # [B, 256, heads * T]
-        scores = (placed @ requested).transpose(1, 2)  # the key's bias adds the same to all of a softmax
+        projected = own.k_proj.weight.T @ self.spread(own.q_proj(queries) * self.scale)  # [B, 256, heads * T]
+        scores = (placed @ projected).transpose(1, 2)  # the key's bias would shift all scores of a softmax equally
         seen = torch.softmax(scores, dim=-1) @ image  # [B, heads * T, 256]
         by_head = torch.unflatten(own.v_proj.weight.T, 1, (self.heads, -1)).transpose(0, 1)  # [heads, 256, width]
         mixed = (torch.unflatten(seen, 1, (self.heads, -1)) @ by_head).transpose(1, 2).flatten(2) + own.v_proj.bias
         return cast(Tensor, own.out_proj(mixed))
 
 
-class ImageToTokens(FewTokens):
-    """Image tokens that look at the prompt."""
+class ImageToTokens(CrossAttention):
+    """Cross-attention with image tokens as queries."""
 
     def cached(self, image_queries: Tensor, keys: Tensor, values: Tensor, added: Tensor) -> Tensor:
-        """[B, 4096, 256] for projected image queries [., 4096, 128], keys and values [B, T, 256]."""
-        requested = self.spread(self.attention.k_proj(keys) * self.scale)
-        return self._mix(image_queries @ requested + self._added(added), values)
+        """[B, 4096, 256] for projected queries [1 or B, 4096, 128], keys and values [B, T, 256], offsets [B, T]."""
+        projected = self.spread(self.attention.k_proj(keys) * self.scale)
+        return self._mix(image_queries @ projected + self._added(added), values)
 
     def forward(self, placed: Tensor, keys: Tensor, values: Tensor, added: Tensor) -> Tensor:
-        """[B, 4096, 256] for image tokens with positions [B, 4096, 256], keys and values [B, T, 256]."""
+        """[B, 4096, 256] for image tokens with positions [B, 4096, 256], keys, values [B, T, 256], offsets [B, T]."""
         own = self.attention
-        requested = self.spread(own.k_proj(keys) * self.scale)
-        bias = own.q_proj.bias @ requested
-        return self._mix(placed @ (own.q_proj.weight.T @ requested) + (bias.unsqueeze(1) + self._added(added)), values)
+        projected = self.spread(own.k_proj(keys) * self.scale)
+        bias = own.q_proj.bias @ projected
+        return self._mix(placed @ (own.q_proj.weight.T @ projected) + (bias.unsqueeze(1) + self._added(added)), values)
 
     def _added(self, added: Tensor) -> Tensor:
         return added.unsqueeze(1).repeat(1, 1, self.heads)
@@ -174,13 +179,14 @@ class ImageToTokens(FewTokens):
     def _mix(self, scores: Tensor, values: Tensor) -> Tensor:
         shares = torch.softmax(torch.unflatten(scores, 2, (self.heads, -1)), dim=-1).flatten(2)
         own = self.attention
-        # A head's shares add up to 1, so an eighth of the bias in each head's values is the bias: a pass less.
-        given = self.spread(own.v_proj(values)).transpose(1, 2) @ own.out_proj.weight.T
-        return cast(Tensor, shares @ (given + own.out_proj.bias / self.heads))
+        # The shares of a head sum to 1, so an eighth of the bias in the values of each head adds the bias, without
+        # another pass over all image tokens.
+        values_out = self.spread(own.v_proj(values)).transpose(1, 2) @ own.out_proj.weight.T
+        return cast(Tensor, shares @ (values_out + own.out_proj.bias / self.heads))
 
 
 class PromptDecoder(nn.Module):
-    """Prompts on one image (or each on its own) to predicted IoUs, and logits of those worth it."""
+    """Prompts on one image, or on an image each, to predicted IoUs, and logits of the prompts above a threshold."""
 
     positions: Tensor
 
@@ -212,7 +218,12 @@ class PromptDecoder(nn.Module):
         point_labels: Tensor,
         min_iou: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """iou [B, 4], kept int64 [K] and logits [K, 4, 256, 256]; kept are those with an IoU of 1..3 > min_iou."""
+        """iou float32 [B, 4], kept int64 [K] and logits float32 [K, 4, 256, 256].
+
+        The first four inputs are the outputs of ``Encoder`` or ``MaskPrompt``, of one image or one per prompt; coords
+        and labels as in ``PromptTokens``. ``kept``: indices of prompts with the IoU of one of the masks 1 to 3 >
+        ``min_iou``.
+        """
         prompt, image = self.transform((tokens, keys, values, queries), point_coords, point_labels)
         iou = self.iou_head(prompt[:, 0])
         kept = torch.nonzero(iou[:, 1:].amax(dim=1) > min_iou).squeeze(1)
@@ -222,7 +233,7 @@ class PromptDecoder(nn.Module):
     def transform(
         self, features: tuple[Tensor, Tensor, Tensor, Tensor], point_coords: Tensor, point_labels: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Prompt tokens [B, T, 256] and image tokens [B, 4096, 256] as the transformer leaves them."""
+        """Prompt tokens [B, T, 256] and image tokens [B, 4096, 256] after the transformer."""
         placed, added = self.prompt_tokens(point_coords, point_labels)
         prompt, image = self._first_block(placed, added, *features)
         prompt, image = self._second_block(prompt, placed, added, image)

@@ -1,4 +1,4 @@
-"""Segment Anything's image encoder, arranged for a runtime: the same numbers in less time and memory."""
+"""Segment Anything's image encoder, rearranged for ONNX Runtime: equal outputs in less time and memory."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from export.sam.reference_package import Block, EncoderAttention, Sam, get_rel_p
 
 
 class FusedAttention(torch.autograd.Function):
-    """softmax(q k^T) v of ``heads`` heads side by side, [B, S, heads * width] each; one operator in ONNX Runtime.
+    """softmax(q k^T) v for ``heads`` heads, q, k and v [B, S, heads * width]; one operator in ONNX Runtime.
 
-    Its ``MultiHeadAttention`` works in tiles: scores of 12 heads between 4096 tokens would be 805 MB.
+    Its ``MultiHeadAttention`` computes in tiles. All scores of 12 heads between 4096 tokens would take 805 MB.
     """
 
     @staticmethod
@@ -25,16 +25,17 @@ class FusedAttention(torch.autograd.Function):
 
     @staticmethod
     def symbolic(graph: Any, q: Any, k: Any, v: Any, heads: int) -> Any:
-        """The operator that stands for it in a graph."""
+        """The node that the exporter writes for it."""
         output = graph.op("com.microsoft::MultiHeadAttention", q, k, v, num_heads_i=heads, scale_f=1.0)
         return output.setType(v.type().with_sizes([None, None, None]))
 
 
-class PlacedAttention(nn.Module):
-    """Attention with decomposed relative positions (arXiv:2112.01526), which ride along in the product of q and k.
+class RelativePositionAttention(nn.Module):
+    """Attention with decomposed relative positions (arXiv:2112.01526), computed within the product of q and k.
 
-    A score is ``q . k + q . R_h[row of k] + q . R_w[column of k]``: with the rows of both tables as further channels
-    of q, and one-hot rows and columns as those of k, it is one product instead of two passes over all scores.
+    A score is ``q . k + q . R_h[row of k] + q . R_w[column of k]``. With ``q . R_h`` and ``q . R_w`` as further
+    channels of q, and one-hot rows and columns as further channels of k, it is one product instead of two passes over
+    all scores.
     """
 
     where: Tensor
@@ -67,18 +68,18 @@ class PlacedAttention(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-    """A transformer block; where it looks through windows, only the attention itself sees their padding."""
+    """A transformer block on side x side tokens; with window attention only the attention computes on the padding."""
 
     def __init__(self, block: Block, side: int) -> None:
         super().__init__()
         self.norm1, self.norm2, self.mlp = block.norm1, block.norm2, block.mlp
         self.side, self.window = side, block.window_size
-        self.attention = PlacedAttention(block.attn, block.window_size or side)
+        self.attention = RelativePositionAttention(block.attn, block.window_size or side)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, side, side, C] to the same."""
+        """[B, side, side, C] to [B, side, side, C]."""
         own = self.attention
-        # The published block pads zeros before qkv, which turns them into its bias.
+        # The published block pads with zeros before qkv, so that padding has the value of qkv's bias.
         qkv = self.norm1(x) @ own.qkv.weight.T
         if self.window:
             qkv = self._windows(qkv)
@@ -103,7 +104,7 @@ class EncoderBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Pixels to the image embedding, and what ``PromptDecoder`` needs of an image."""
+    """Pixels to the image embedding and the image inputs of ``PromptDecoder``."""
 
     def __init__(self, sam: Sam) -> None:
         super().__init__()
@@ -115,7 +116,10 @@ class Encoder(nn.Module):
         self.image_side = ImageSide(sam)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """embedding [N, 256, 64, 64], tokens [N, 4096, 256] and what ``ImageSide`` gives, for [N, 3, 1024, 1024]."""
+        """embedding [N, 256, 64, 64], tokens [N, 4096, 256] and the outputs of ``ImageSide``.
+
+        ``pixels`` float32 [N, 3, 1024, 1024], normalised, padded with zeros at the right and bottom.
+        """
         x = self.patch_embed(pixels) + self.pos_embed
         for block in self.blocks:
             x = block(x)

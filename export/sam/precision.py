@@ -1,4 +1,4 @@
-"""A lighter encoder for Segment Anything, and how its masks agree with those it was made from."""
+"""The int8 encoder of Segment Anything, and the agreement of its masks with those of the float32 encoder."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ import onnx
 from numpy.typing import NDArray
 
 from export.recipe import images
-from export.sam.verify import Prompt, Sessions
+from export.sam.verify import PromptCase, Sessions
 from export.verify import SEED
 from models.artifact import Agreement, Manifest
 from models.images import decode
 from models.preprocess import Preprocessor
 
 PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
-_POINTS = 4  # per side
-_SYNTHETIC = 2
+_POINTS = 4  # per side of the grid
+_SYNTHETIC = 2  # seeded images where there are no photos
 
 Floats = NDArray[np.float32]
 
 
 def quantize(source: Path, target: Path) -> None:
-    """Write ``source`` to ``target`` with 8-bit weights, a scale per channel, in every product with a weight matrix.
+    """Write ``source`` to ``target`` with int8 weights, one scale per channel, in every product with a weight matrix.
 
-    Activations are quantised while it runs, by their own range. Convolutions, norms and attention stay float32, and
-    so does what the decoder is given: it costs next to nothing, and belongs to the embedding to the last digit.
+    Activations are quantised dynamically. Convolutions, norms and attention stay float32, and so do the projections of
+    ``ImageSide``: they cost little, and the decoder's inputs then match the embedding exactly.
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     model = onnx.load(source, load_external_data=False)
-    # A table of three axes (relative positions) has no channel scales.
+    # Tables of three axes (relative positions) have no channel scales.
     matrices = {tensor.name for tensor in model.graph.initializer if len(tensor.dims) == 2}
     products = [node for node in model.graph.node if node.op_type == "MatMul" and node.input[1] in matrices]
     nodes = [node.name for node in products if not node.name.startswith("/image_side/")]
-    known = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # it recommends a step that serves static quantisation
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # it recommends a preprocessing step for static quantisation
     try:
         quantize_dynamic(
             source,
@@ -51,7 +51,7 @@ def quantize(source: Path, target: Path) -> None:
             use_external_data_format=source.stat().st_size < sum(_bytes(tensor) for tensor in model.graph.initializer),
         )
     finally:
-        logging.disable(known)
+        logging.disable(disabled)
 
 
 def _bytes(tensor: onnx.TensorProto) -> int:
@@ -59,20 +59,21 @@ def _bytes(tensor: onnx.TensorProto) -> int:
 
 
 def measure_agreement(
-    folder: Path, lighter: Path, manifest: Manifest, photos: Path | None, *, proven: bool
+    folder: Path, quantized: Path, manifest: Manifest, photos: Path | None, *, proven: bool
 ) -> Agreement:
-    """Mask IoU of the encoder ``lighter`` with that in ``folder``, both before the same decoder.
+    """Mean and least IoU between masks of the encoder ``quantized`` and of the one in ``folder``, with one decoder.
 
-    A grid of points on every image; of each point's three masks, the one that the reference predicts to be best, at
-    256 x 256 and without the padding.
+    Prompts are a grid of points on every image. Of the three masks of a point, the one with the highest IoU predicted
+    from the float32 embedding is compared, at 256 x 256 without the padding. ``photos``: folder of images, None: seeded
+    images. ``proven`` is copied into the result.
     """
-    sessions, lighter_sessions = Sessions(folder), Sessions(folder, encoder=lighter)
+    sessions, quantized_sessions = Sessions(folder), Sessions(folder, encoder=quantized)
     ious: list[float] = []
     names: list[str] = []
     for name, pixels, height, width in _images(manifest, photos):
         prompts = _grid(height, width)
         names.append(name)
-        full, light = (each.decode(each.encode(pixels), prompts) for each in (sessions, lighter_sessions))
+        full, light = (each.decode(each.encode(pixels), prompts) for each in (sessions, quantized_sessions))
         best = full["iou"][:, 1:].argmax(axis=1) + 1
         rows = np.arange(len(prompts))
         window = (slice(None), slice(0, round(height / 4)), slice(0, round(width / 4)))
@@ -88,7 +89,7 @@ def measure_agreement(
 
 
 def _images(manifest: Manifest, photos: Path | None) -> Iterator[tuple[str, Floats, int, int]]:
-    """Name, input of the graph, and height and width of what is not padding."""
+    """Name, input of the graph float32 [1, 3, side, side], and height and width of its part that is not padding."""
     side = manifest.input.height or 0
     if photos is None:
         for index, pixels in enumerate(images(_SYNTHETIC, side, side, seed=SEED).numpy()):
@@ -102,9 +103,9 @@ def _images(manifest: Manifest, photos: Path | None) -> Iterator[tuple[str, Floa
         yield path.name, tensor[None], height, width
 
 
-def _grid(height: int, width: int) -> tuple[Prompt, ...]:
+def _grid(height: int, width: int) -> tuple[PromptCase, ...]:
     centres = (np.arange(_POINTS) + 0.5) / _POINTS
-    return tuple(Prompt(((float(x * width), float(y * height), 1.0),)) for y in centres for x in centres)
+    return tuple(PromptCase(((float(x * width), float(y * height), 1.0),)) for y in centres for x in centres)
 
 
 def _iou(mask: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:

@@ -1,4 +1,4 @@
-"""Seeded random weights for Segment Anything, of which masks, thresholds and small regions can be made."""
+"""Seeded random weights for Segment Anything whose outputs exercise masks, thresholds and small regions."""
 
 from __future__ import annotations
 
@@ -15,50 +15,50 @@ from export.sam.upscaler import Upscaler
 SIDE = 1024
 _GRID = 4  # prompts per side of the calibration image
 _RADII = (160.0, 90.0, 160.0, 280.0)  # pixels, of the masks of the four tokens
-_STEEP = 10.0  # of the attention's bump
-_VARIED = 0.3  # of a mask's weights, between prompts; a step has 10
+_STEEP = 10.0  # factor of the attention's scores
+_VARIED = 0.3  # deviation of a mask's weights between prompts; the weight of a step is 10
 _LOGITS = 10.0
-_IOU, _IOU_SPREAD = 0.88, 0.06  # the reference generator's threshold in the middle
-_STABLE_SHARE = 0.5  # of the masks pass the reference generator's 0.95
+_IOU, _IOU_SPREAD = 0.88, 0.06  # median, which is the reference generator's threshold, and deviation
+_STABLE_SHARE = 0.5  # of the masks reach the reference generator's stability threshold 0.95
 
 
 @torch.no_grad()
 def calibrate(sam: Sam) -> None:
-    """Change random weights so that the network's numbers are of a trained one's size; draws from torch's generator.
+    """Change random weights so that outputs have the magnitudes of a trained network; draws from torch's generator.
 
-    Embeddings have mean 0 and variance 1 in every channel, logits span about -10 to 10, and about half of the masks
-    pass each default threshold of the reference's mask generator: predicted IoU 0.88, stability 0.95.
+    Embeddings get mean 0 and variance 1 in every channel, logits span about -10 to 10, and about half of the masks pass
+    each default threshold of the reference's mask generator: predicted IoU 0.88, stability 0.95.
     """
     for name, parameter in sam.image_encoder.named_parameters():
         if name == "pos_embed" or "rel_pos" in name:
-            nn.init.normal_(parameter, 0.0, 0.1)  # zero when fresh: a wrong export of them would not show
-    _look_near_the_point(sam)
+            nn.init.normal_(parameter, 0.0, 0.1)  # initialised with zeros, which would hide a wrong export
+    _attend_near_the_point(sam)
     prompts = _Prompts(sam, _spread_embeddings(sam))
     _shape_masks(sam, prompts)
     _scale_ious(sam, prompts)
 
 
-def _look_near_the_point(sam: Sam) -> None:
-    """Make image tokens look at the prompt that is near them, and the upscaler keep what they saw in one piece."""
+def _attend_near_the_point(sam: Sam) -> None:
+    """Make image tokens attend to prompts near them, and the upscaler smooth, so that masks are connected regions."""
     prompts, (first, second) = sam.prompt_encoder, sam.mask_decoder.transformer.layers
     attention = cast(TwoWayAttentionBlock, second).cross_attn_image_to_token
     channels = _low_frequencies(sam, attention.internal_dim // 2)
-    # A score is then the likeness of two positional encodings: a bump about the point, wide in the first head, which
-    # has the lowest frequencies, and narrow in the last.
+    # A score is then the similarity of two positional encodings: a peak at the point, wide in the first head, which has
+    # the lowest frequencies, and narrow in the last.
     for projection in (attention.q_proj, attention.k_proj):
         projection.weight.copy_(torch.eye(attention.embedding_dim)[channels])
         nn.init.normal_(projection.bias, 0.0, 0.05)
     attention.k_proj.weight.mul_(_STEEP)
     for norm in (first.norm4, second.norm3):
-        norm.weight[channels] *= 0.3  # so that contents bend the bump, not drown it
+        norm.weight[channels] *= 0.3  # so that image contents change the shape of the peak and do not hide it
     for embedding in (*prompts.point_embeddings, prompts.not_a_point_embed):
-        embedding.weight.mul_(2.0)  # a point says what it is, above where it is
+        embedding.weight.mul_(2.0)  # emphasises the kind of a point over its position
         embedding.weight[:, channels] = 0.0
     attention.v_proj.weight.mul_(8.0)
     attention.out_proj.weight.mul_(8.0)
-    # Tokens hear less of the image, or an image's prompts would all be answered alike.
-    for deaf in (first.cross_attn_token_to_image, second.cross_attn_token_to_image, _last_attention(sam)):
-        cast(Attention, deaf).out_proj.weight.mul_(0.3)
+    # Prompt tokens take less from the image; otherwise all prompts on an image would give nearly equal masks.
+    for attenuated in (first.cross_attn_token_to_image, second.cross_attn_token_to_image, _last_attention(sam)):
+        cast(Attention, attenuated).out_proj.weight.mul_(0.3)
     for convolution in (sam.mask_decoder.output_upscaling[0], sam.mask_decoder.output_upscaling[3]):
         weight = cast(nn.ConvTranspose2d, convolution).weight
         weight.copy_(4.0 * weight.mean(dim=(2, 3), keepdim=True) + 0.02 * weight)
@@ -69,14 +69,17 @@ def _last_attention(sam: Sam) -> Attention:
 
 
 def _low_frequencies(sam: Sam, count: int) -> Tensor:
-    """Channels of the positional encoding with the ``count`` lowest frequencies: sine and cosine of each in turn."""
+    """Channels, int64 [2 * count], of the ``count`` lowest frequencies of the positional encoding: sine, cosine."""
     matrix = sam.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix
     lowest = matrix.norm(dim=0).argsort()[:count]
     return torch.stack([lowest, lowest + matrix.shape[1]], dim=1).flatten()
 
 
 def _spread_embeddings(sam: Sam) -> Tensor:
-    """The calibration image's embedding [256, 64, 64], after the neck's last norm was set to spread it."""
+    """Set the neck's last norm so that channels have mean 0 and variance 1; return the calibration embedding.
+
+    The embedding is float32 [256, 64, 64], of a mosaic of four seeded images.
+    """
     norm = sam.image_encoder.neck[3]
     four = images(4, SIDE // 2, SIDE // 2, seed=0)
     mosaic = torch.cat([torch.cat([four[0], four[1]], dim=2), torch.cat([four[2], four[3]], dim=2)], dim=1)
@@ -107,17 +110,17 @@ class _Prompts:
         return torch.cat([prompt for prompt, _ in done]), torch.cat([image for _, image in done])
 
     def near(self, radius: float) -> Tensor:
-        """Which image tokens are within ``radius`` pixels of each prompt's point, bool [n, 4096]."""
+        """bool [n, 4096]: whether an image token is within ``radius`` pixels of the prompt's point."""
         centres = torch.arange(64) * 16.0 + 8.0
         x, y = (self.coords[:, :1, axis] - centres for axis in (0, 1))
         return (x.square()[:, None, :] + y.square()[:, :, None] < radius**2).flatten(1)
 
 
 def _shape_masks(sam: Sam, prompts: _Prompts) -> None:
-    """Let each mask token's logits be a step between the pixels near the point and the others, soft at its edge.
+    """Make the logits of each mask token a step from the pixels near the point to the others, with a soft edge.
 
-    Two channels of the last layer, ``gelu(z + 1) - gelu(z - 1)``, make the step; ``z`` is a linear discriminant of
-    near and far, times a steepness that is searched: of steep masks more are stable.
+    Two channels of the last layer, ``gelu(z + 1) - gelu(z - 1)``, form the step. ``z`` is a linear discriminant of near
+    and far pixels times a steepness, found by bisection: the steeper, the more masks are stable.
     """
     prompt, image = prompts.transform()
     upscaler = Upscaler(sam.mask_decoder, 64)
@@ -137,7 +140,7 @@ def _shape_masks(sam: Sam, prompts: _Prompts) -> None:
 
 
 def _discriminant(features: Tensor, near: Tensor) -> tuple[Tensor, float]:
-    """Direction and threshold that part features [n, 4096, 4, C] where ``near`` [n, 4096], scaled to spread 1."""
+    """Direction [C] and threshold that separate features [n, 4096, 4, C] by ``near`` bool [n, 4096]; deviation 1."""
     inside, outside = features[near].flatten(0, 1), features[~near].flatten(0, 1)
     spread = inside.T.cov() + outside.T.cov()
     spread += 0.01 * spread.diagonal().mean() * torch.eye(len(spread))
@@ -148,7 +151,7 @@ def _discriminant(features: Tensor, near: Tensor) -> tuple[Tensor, float]:
 
 
 def _point_channels(sam: Sam, index: int, direction: Tensor, threshold: float) -> None:
-    """Make channels 2 i and 2 i + 1 of the last convolution ``z + 1`` and ``z - 1``."""
+    """Set channels 2 i and 2 i + 1 of the last convolution to ``z + 1`` and ``z - 1``."""
     last = cast(nn.ConvTranspose2d, sam.mask_decoder.output_upscaling[3])
     for channel, shift in ((2 * index, 1.0), (2 * index + 1, -1.0)):
         last.weight[:, channel] = direction[:, None, None]
@@ -156,12 +159,12 @@ def _point_channels(sam: Sam, index: int, direction: Tensor, threshold: float) -
 
 
 def _step(sam: Sam, index: int, tokens: Tensor) -> None:
-    """Weigh the channels of one mask token: the step's two, an offset, and a little of the others by prompt."""
+    """Set the weights of one mask token: its two step channels, an offset, and small weights that vary by prompt."""
     mlp = _hyper(sam)[index]
     layer = cast(nn.Linear, mlp.layers[-1])
     layer.weight.mul_(_VARIED / mlp(tokens).std(dim=0).mean())
     layer.bias.sub_(mlp(tokens).mean(dim=0))
-    # A step is 0 to 2; the last channel is constant.
+    # A step ranges from 0 to 2; the last channel is made constant, for the offset.
     last = cast(nn.ConvTranspose2d, sam.mask_decoder.output_upscaling[3])
     last.weight[:, -1] = 0.0
     cast(Tensor, last.bias)[-1] = 1.0
@@ -175,7 +178,7 @@ def _hyper(sam: Sam) -> list[MLP]:
 
 
 def _stability(logits: Tensor) -> Tensor:
-    """The reference's stability score at the low resolution, [n, masks] for [n, pixels, masks]; 0 of an empty mask."""
+    """The reference's stability score, [n, masks], of low-resolution logits [n, pixels, masks]; 0 for empty masks."""
     inner, outer = ((logits > offset).sum(dim=1) for offset in (1.0, -1.0))
     return inner / outer.clamp(min=1)
 

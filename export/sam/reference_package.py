@@ -1,4 +1,4 @@
-"""The reference package ``segment_anything``: the one place that imports it, since it imports torchvision."""
+"""Imports the reference package ``segment_anything``, here alone, after the operators of torchvision that it needs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The last part of Segment Anything's decoder: from tokens to low-resolution logits."""
+"""The last part of Segment Anything's decoder: tokens to low-resolution logits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from export.sam.reference_package import MLP, MaskDecoder
 
 
 class Upscaler(nn.Module):
-    """Image tokens and mask tokens to low-resolution logits; pixels stay rows until the end."""
+    """Mask tokens and image tokens to low-resolution logits. Pixels stay in the token axis until the last reshape.
+
+    ``side``: of the image embedding, 64.
+    """
 
     def __init__(self, decoder: MaskDecoder, side: int) -> None:
         super().__init__()
@@ -29,12 +32,15 @@ class Upscaler(nn.Module):
         return masks.permute(0, 7, 1, 3, 5, 2, 4, 6).reshape(image.shape[0], 4, self.side * 4, self.side * 4)
 
     def features(self, image: Tensor) -> Tensor:
-        """[K, 65536, 32], in the order 64 x 64, then 2 x 2 and 2 x 2 within, for image tokens [K, 4096, 256]."""
+        """Upscaled image features [K, 65536, 32] for image tokens [K, 4096, 256].
+
+        Pixels are ordered by token (64 x 64), then 2 x 2 within it, then 2 x 2 within those.
+        """
         x = self.activation(self.second(self.doubled(image)))
         return cast(Tensor, x.reshape(image.shape[0], self.side**2 * 16, self.second.out_features // 4))
 
     def doubled(self, image: Tensor) -> Tensor:
-        """The half of ``features`` that is at twice the embedding's resolution: [K * 16384, 64]."""
+        """Image features after the first of two upscalings: [K * 16384, 64] for image tokens [K, 4096, 256]."""
         pixels = image.shape[0] * self.side**2
         x = self.first(image.reshape(pixels, image.shape[2]))
         return cast(Tensor, self.activation(self.norm(x.reshape(pixels * 4, self.second.in_features))))

@@ -1,4 +1,4 @@
-"""Proof that the three graphs of Segment Anything are the package's network: the same prompts through both."""
+"""Parity of the three graphs of Segment Anything with the package's network, on equal images and prompts."""
 
 from __future__ import annotations
 
@@ -28,37 +28,43 @@ Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """Points (x, y, label), a box or None, both in the frame of 1024, and whether earlier logits are a mask prompt."""
+class PromptCase:
+    """A prompt in pixels of the 1024 x 1024 frame: points (x, y, label) and a box (x0, y0, x1, y1).
+
+    ``masked``: whether earlier logits are a mask prompt too.
+    """
 
     points: tuple[tuple[float, float, float], ...] = ()
     box: tuple[float, float, float, float] | None = None
     masked: bool = False
 
     def rows(self) -> list[tuple[float, float, float]]:
-        """Points as the decoder's graph takes them: the reference's padding or the box's corners included."""
+        """Points (x, y, label) for the decoder's graph, with the reference's padding or the corners of the box."""
         if self.box is None:
             return [*self.points, (0.0, 0.0, PADDING)]
         return [*self.points, (*self.box[:2], 2.0), (*self.box[2:], 3.0)]
 
 
-_POINT = Prompt(((500.0, 375.5, 1.0),))
-_BOX = Prompt(box=(100.0, 200.0, 612.25, 701.0))
-_BOTH = Prompt(((300.0, 400.0, 1.0), (120.0, 690.0, 0.0)), box=(100.0, 200.0, 612.25, 701.0))
-_GRID = tuple(Prompt(((64.0 + 128 * column, 64.0 + 512 * row, 1.0),)) for row in (0, 1) for column in (0, 2, 4, 7))
+_POINT = PromptCase(((500.0, 375.5, 1.0),))
+_BOX = PromptCase(box=(100.0, 200.0, 612.25, 701.0))
+_BOTH = PromptCase(((300.0, 400.0, 1.0), (120.0, 690.0, 0.0)), box=(100.0, 200.0, 612.25, 701.0))
+_GRID = tuple(PromptCase(((64.0 + 128 * column, 64.0 + 512 * row, 1.0),)) for row in (0, 1) for column in (0, 2, 4, 7))
 
-CASES: dict[str, tuple[Prompt, ...]] = {
+CASES: dict[str, tuple[PromptCase, ...]] = {
     "one point": (_POINT,),
     "eight prompts": _GRID,
     "box": (_BOX,),
     "box and points": (_BOTH,),
-    "mask prompt": (Prompt(((500.0, 375.5, 1.0),), masked=True), Prompt(box=(0.0, 0.0, 300.0, 300.0), masked=True)),
-    "mixed lengths": (_POINT, _BOX, _BOTH, Prompt(((10.0, 10.0, 0.0), (900.0, 900.0, 1.0), (5.0, 700.0, 1.0)))),
+    "mask prompt": (
+        PromptCase(((500.0, 375.5, 1.0),), masked=True),
+        PromptCase(box=(0.0, 0.0, 300.0, 300.0), masked=True),
+    ),
+    "mixed lengths": (_POINT, _BOX, _BOTH, PromptCase(((10.0, 10.0, 0.0), (900.0, 900.0, 1.0), (5.0, 700.0, 1.0)))),
 }
 
 
 class Sessions:
-    """The three graphs of a folder in ONNX Runtime, all inputs and outputs by name; ``encoder`` may be another's."""
+    """The three graphs of ``folder`` in ONNX Runtime; inputs and outputs by name. ``encoder``: another encoder file."""
 
     def __init__(self, folder: Path, *, encoder: Path | None = None) -> None:
         files = {name: folder / name for name in (ENCODER, MASK_PROMPT, DECODER)}
@@ -68,16 +74,18 @@ class Sessions:
         }
 
     def encode(self, pixels: Floats) -> dict[str, Any]:
-        """embedding and features of [N, 3, 1024, 1024]."""
+        """embedding and features, by name, of pixels float32 [N, 3, 1024, 1024]."""
         return self._run(ENCODER, {"pixels": pixels})
 
     def masked(self, features: dict[str, Any], mask_input: Floats) -> dict[str, Any]:
-        """Features under each of the masks [M, 1, 256, 256]."""
-        answers = self._run(MASK_PROMPT, {"tokens": features["tokens"], "mask_input": mask_input})
-        return {name.removeprefix("masked_"): values for name, values in answers.items()}
+        """Features, by name, with each of the mask prompts [M, 1, 256, 256] added."""
+        outputs = self._run(MASK_PROMPT, {"tokens": features["tokens"], "mask_input": mask_input})
+        return {name.removeprefix("masked_"): values for name, values in outputs.items()}
 
-    def decode(self, features: dict[str, Any], prompts: tuple[Prompt, ...], min_iou: float = -np.inf) -> dict[str, Any]:
-        """iou, kept and logits; absent points fill up the shorter prompts."""
+    def decode(
+        self, features: dict[str, Any], prompts: tuple[PromptCase, ...], min_iou: float = -np.inf
+    ) -> dict[str, Any]:
+        """iou, kept and logits, by name (see ``PromptDecoder``); absent points pad the shorter prompts."""
         rows = [prompt.rows() for prompt in prompts]
         longest = max(map(len, rows))
         table = np.array([each + [(0.0, 0.0, ABSENT)] * (longest - len(each)) for each in rows], np.float32)
@@ -92,8 +100,11 @@ class Sessions:
 
 
 @torch.no_grad()
-def reference_answer(sam: Sam, embedding: Tensor, prompt: Prompt, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """iou [1, 4] and logits [1, 4, 256, 256] as the package gives them, for an embedding [1, 256, 64, 64]."""
+def reference_answer(sam: Sam, embedding: Tensor, prompt: PromptCase, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """iou [1, 4] and logits [1, 4, 256, 256] of the package, for an embedding [1, 256, 64, 64].
+
+    ``mask``: logits [1, 1, 256, 256], used by prompts that are ``masked``.
+    """
     points = torch.tensor(prompt.points).unsqueeze(0)
     sparse, dense = sam.prompt_encoder(
         points=(points[:, :, :2], points[:, :, 2]) if prompt.points else None,
@@ -110,11 +121,11 @@ def reference_answer(sam: Sam, embedding: Tensor, prompt: Prompt, mask: Tensor) 
 
 
 def measure_parity(sam: Sam, folder: Path, *, tolerance: float = TOLERANCE) -> Parity:
-    """The largest absolute difference of the graphs in ``folder`` from the package, by case.
+    """The largest absolute difference between the graphs in ``folder`` and the package, by case.
 
-    The decoder is fed with what the exported encoder gives, the package with what its own gives. ``tolerance`` is for
-    values that spread by 1 or less; for logits, which spread by 5 to 10, it is multiplied by their standard deviation.
-    ParityError when a case is above it, is not a number, or a graph fails.
+    The exported decoder gets the outputs of the exported encoder, the package's decoder those of its encoder.
+    ``tolerance`` is for values with a standard deviation up to 1; for logits, with 5 to 10, it is multiplied by it.
+    Raises ParityError when a case exceeds it, is not a number, or a graph fails.
     """
     side = sam.image_encoder.img_size
     pixels = images(2, side, side, seed=SEED)
@@ -158,6 +169,8 @@ def measure_parity(sam: Sam, folder: Path, *, tolerance: float = TOLERANCE) -> P
     )
 
 
-def _decode_into(got: dict[str, Any], sessions: Sessions, features: dict[str, Any], prompts: tuple[Prompt, ...]) -> Any:
+def _decode_into(
+    got: dict[str, Any], sessions: Sessions, features: dict[str, Any], prompts: tuple[PromptCase, ...]
+) -> Any:
     got.update(sessions.decode(features, prompts))
     return got["iou"]

@@ -1,4 +1,4 @@
-"""The graphs of a Segment Anything artifact: encoder, mask prompt and decoder, as ONNX files."""
+"""Writes the graphs of a Segment Anything artifact: encoder, mask prompt and decoder, as ONNX files."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from models.artifact import DECODER, ENCODER, MASK_PROMPT
 OPSET = 17
 FEATURES = ("tokens", "keys", "values", "queries")
 ONE_FILE_BYTES = 1_800_000_000
-"""A graph with more than this has its tensors in a file beside it: an ONNX file holds 2 GB at most."""
+"""A graph with more bytes has its tensors in a file beside it: an ONNX file holds 2 GB at most."""
 
 Axes = dict[str, dict[int, str]]
 
 
 def write_graphs(sam: Sam, folder: Path, *, one_file_bytes: int = ONE_FILE_BYTES) -> None:
-    """Write the three graphs into ``folder``. Tensors of a graph of many bytes go to ``<name>.data`` beside it."""
+    """Write the three graphs into ``folder``. Tensors of a graph above ``one_file_bytes`` go to ``<name>.data``."""
     write_encoder(sam, folder / ENCODER, one_file_bytes)
     write_mask_prompt(sam, folder / MASK_PROMPT)
     write_decoder(sam, folder / DECODER)
 
 
 def write_encoder(sam: Sam, path: Path, one_file_bytes: int = ONE_FILE_BYTES) -> None:
-    """Graph of ``Encoder``: pixels to embedding and features, the first axis dynamic."""
+    """Write the graph of ``Encoder``: pixels to embedding and features, with a dynamic first axis."""
     side = sam.image_encoder.img_size
     outputs = ("embedding", *FEATURES)
     axes = {name: {0: "images"} for name in ("pixels", *outputs)}
@@ -38,7 +38,7 @@ def write_encoder(sam: Sam, path: Path, one_file_bytes: int = ONE_FILE_BYTES) ->
 
 
 def write_mask_prompt(sam: Sam, path: Path) -> None:
-    """Graph of ``MaskPrompt``: tokens of an image and M masks to features under each of them."""
+    """Write the graph of ``MaskPrompt``: tokens of an image and M masks to features with each of them."""
     outputs = tuple(f"masked_{name}" for name in FEATURES)
     axes = {name: {0: "masks"} for name in ("mask_input", *outputs)}
     given = (_tokens(sam), torch.zeros(2, 1, *sam.prompt_encoder.mask_input_size))
@@ -46,7 +46,7 @@ def write_mask_prompt(sam: Sam, path: Path) -> None:
 
 
 def write_decoder(sam: Sam, path: Path) -> None:
-    """Graph of ``PromptDecoder``: features of one image, or a row of them per prompt, and prompts to answers."""
+    """Write the graph of ``PromptDecoder``: prompts, and features of one image or one per prompt, to masks."""
     names = (*FEATURES, "point_coords", "point_labels", "min_iou")
     axes: Axes = {name: {0: "images"} for name in FEATURES}
     axes |= {name: {0: "prompts", 1: "points"} for name in ("point_coords", "point_labels")}
@@ -88,17 +88,17 @@ def _write(
         )
     model = onnx.load(path)
     for other in set(path.parent.iterdir()) - before - {path}:
-        other.unlink()  # above 2 GB the exporter leaves each tensor in a file of its own; the model holds them now
+        other.unlink()  # above 2 GB the exporter writes each tensor to its own file; they are in memory now
     save(model, path, one_file_bytes)
 
 
 def save(model: onnx.ModelProto, path: Path, one_file_bytes: int = ONE_FILE_BYTES) -> None:
-    """Write the model, and beside it ``<name>.data`` where it has more than ``one_file_bytes``; then check it."""
+    """Write the model and check it; with more than ``one_file_bytes`` its tensors go to ``<name>.data`` beside it."""
     if sum(len(tensor.raw_data) for tensor in model.graph.initializer) > one_file_bytes:
         path.unlink(missing_ok=True)
         location = f"{path.name}.data"
         onnx.save(model, path, save_as_external_data=True, location=location, all_tensors_to_one_file=True)
-        path.with_name(location).chmod(path.stat().st_mode)  # onnx makes it readable by its owner alone
+        path.with_name(location).chmod(path.stat().st_mode)  # onnx creates it readable for its owner alone
     else:
         onnx.save(model, path)
     onnx.checker.check_model(str(path))

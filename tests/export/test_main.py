@@ -249,7 +249,7 @@ def test_a_sam_is_published_under_the_name_of_its_precision(
     from export.sam import artifact, recipe
     from models.artifact import Manifest, Weights, write_manifest
 
-    def random(row: zoo.Row, seed: int) -> recipe.SamRecipe:
+    def random(row: zoo.ZooRow, seed: int) -> recipe.SamRecipe:
         return recipe.SamRecipe(row, None, Weights(kind="random", detail=f"seed {seed}"))
 
     def write(recipe: recipe.SamRecipe, folder: Path, *, precision: str, photos: Path | None) -> Manifest:

@@ -20,7 +20,7 @@ from export.recipe import images  # noqa: E402
 from export.sam import artifact, writer  # noqa: E402
 from export.sam import recipe as sam_recipes  # noqa: E402
 from export.sam.random_weights import calibrate  # noqa: E402
-from export.sam.verify import CASES, Prompt, Sessions, reference_answer  # noqa: E402
+from export.sam.verify import CASES, PromptCase, Sessions, reference_answer  # noqa: E402
 from export.verify import ParityError  # noqa: E402
 from export.zoo import ZOO  # noqa: E402
 from models.artifact import Weights, read_manifest, verify  # noqa: E402
@@ -107,7 +107,7 @@ def test_the_decoder_is_the_packages_on_any_embedding(
             dense_prompt_embeddings=dense,
         )
     prompts = tuple(
-        Prompt(tuple((float(x), float(y), float(label)) for (x, y), label in zip(places, kinds, strict=True)))
+        PromptCase(tuple((float(x), float(y), float(label)) for (x, y), label in zip(places, kinds, strict=True)))
         for places, kinds in zip(coords, labels, strict=True)
     )
     got = sessions.decode(features, prompts)
@@ -165,7 +165,7 @@ def test_random_weights_are_those_of_their_seed(seeded: Any, monkeypatch: pytest
 def test_random_weights_answer_as_trained_ones_do_in_kind(seeded: Any) -> None:
     with torch.inference_mode():
         embedding = seeded.image_encoder(images(1, 1024, 1024, seed=11))
-    points = [Prompt(((x, y, 1.0),)) for x in (100.0, 500.0, 900.0) for y in (300.0, 800.0)]
+    points = [PromptCase(((x, y, 1.0),)) for x in (100.0, 500.0, 900.0) for y in (300.0, 800.0)]
     answers = [reference_answer(seeded, embedding, prompt, torch.empty(0)) for prompt in points]
     iou, logits = (torch.cat(parts)[:, 1:] for parts in zip(*answers, strict=True))
     assert 0.2 <= (iou > 0.88).float().mean() <= 0.8

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from export.weights import ShownProgress, WeightsUnavailable, fetch
-from export.zoo import ZOO, Row
+from export.zoo import ZOO, ZooRow
 
 CONTENT = bytes(range(256)) * 12_000  # 3 MB
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -70,11 +70,11 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadingHTTPServer]:
     thread.join()
 
 
-def row_at(url: str, digest: str = DIGEST) -> Row:
+def row_at(url: str, digest: str = DIGEST) -> ZooRow:
     return replace(ZOO["efficientnet_b0"], url=url, sha256_prefix=digest[:8])
 
 
-def at(server: ThreadingHTTPServer, behaviour: str) -> Row:
+def at(server: ThreadingHTTPServer, behaviour: str) -> ZooRow:
     return row_at(f"http://127.0.0.1:{server.server_port}/{behaviour}/model-{DIGEST[:8]}.pth")
 
 
