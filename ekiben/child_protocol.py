@@ -1,11 +1,11 @@
 """How a child process reports to the worker that started it: one JSON object a line on standard output.
 
 - ``{"event": kind, "data": {...}, "progress": 0-1}``: an event of the job;
-- ``{"file": path}``: a file in the folder was replaced, and is worth keeping;
-- ``{"refusal": {"code", "message"}}``: why it ends without a result;
-- ``{"result": {...}}``: its last line.
+- ``{"file": path}``: a file in the folder was replaced, and is to be kept;
+- ``{"refusal": {"code", "message"}}``: the reason for an end without a result;
+- ``{"result": {...}}``: the last line of a child that succeeded.
 
-The child ends when its standard input closes. The worker's side is services/jobs/child_process.py.
+The child exits when its standard input closes. The reader is services/jobs/child_process.py.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ import time
 from collections.abc import Callable
 from typing import IO, Any
 
-EXIT_DONE = 0
-EXIT_REFUSED = 2
-EXIT_ORPHANED = 3
+EXIT_DONE = 0  # a result was written
+EXIT_REFUSED = 2  # a refusal was written
+EXIT_ORPHANED = 3  # the parent has ended
 
 
 class MessageWriter:
-    """Writes the lines. Thread-safe. A line that cannot be written ends the process: its parent is gone."""
+    """Writes the messages to ``stream``. Thread-safe. A failed write ends the process: the parent has ended."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
@@ -35,7 +35,7 @@ class MessageWriter:
 
     @classmethod
     def take_stdout(cls) -> MessageWriter:
-        """A writer on this process's standard output; whatever else prints, by any library, goes to standard error."""
+        """A writer on this process's standard output; what libraries print there later goes to standard error."""
         sys.stdout.flush()
         real = os.fdopen(os.dup(1), "w", encoding="utf-8")
         os.dup2(2, 1)
@@ -43,7 +43,7 @@ class MessageWriter:
         return cls(real)
 
     def event(self, kind: str, data: dict[str, Any], progress: float | None = None) -> None:
-        """``progress``, 0-1, is of the whole job; a lower value than the last one is reported as that one."""
+        """Write an event. ``progress``: of the whole job, 0-1; it never decreases: the highest value so far is sent."""
         line: dict[str, Any] = {"event": kind, "data": data}
         if progress is not None:
             self._progress = max(self._progress, min(max(progress, 0.0), 1.0))
@@ -51,19 +51,19 @@ class MessageWriter:
         self._write(line)
 
     def file(self, name: str) -> None:
-        """``name``, relative to the folder, was replaced atomically and is worth keeping now."""
+        """Announce that the file ``name``, relative to the folder, was replaced atomically and is to be kept."""
         self._write({"file": name})
 
     def refusal(self, code: str, message: str) -> None:
-        """Why there is no result."""
+        """Write the reason for an end without a result: a stable code and a sentence for the user."""
         self._write({"refusal": {"code": code, "message": message}})
 
     def result(self, result: dict[str, Any]) -> None:
-        """The last line of a child that has done its work."""
+        """Write the result: the last message of a child that succeeded."""
         self._write({"result": result})
 
     def _write(self, line: dict[str, Any]) -> None:
-        # JSON has no NaN, and a reader that is strict would stop at one.
+        # JSON has no NaN, and strict readers reject it.
         text = json.dumps(_finite(line), allow_nan=False)
         with self._lock:
             try:
@@ -74,7 +74,7 @@ class MessageWriter:
 
 
 class SilentWriter(MessageWriter):
-    """Writes nothing: for the processes of a distributed training beside the first one."""
+    """Writes nothing: for all processes of a distributed training but the first."""
 
     def __init__(self) -> None:
         super().__init__(sys.stderr)
@@ -84,9 +84,9 @@ class SilentWriter(MessageWriter):
 
 
 def on_parent_exit(callback: Callable[[], object]) -> None:
-    """Call ``callback``, on a thread of its own, when standard input ends.
+    """Call ``callback``, in a new thread, when standard input ends.
 
-    It is a pipe that the parent holds open: it closes when the parent ends, however that happens.
+    Standard input is a pipe that the parent holds open; the system closes it when the parent ends in any way.
     """
 
     def wait() -> None:
@@ -104,15 +104,15 @@ def end_with_parent() -> None:
 
 
 def end_on_sigterm() -> None:
-    """SIGTERM ends the process at once, whatever handler it inherited; its folder belongs to the parent.
+    """Let SIGTERM end the process at once, whatever handler it inherited; the parent cleans up its folder.
 
-    A handler of Python's would wait for the operation that runs now, which may be a long one.
+    A Python handler would run only after the current native operation, which may take long.
     """
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def log(message: str) -> None:
-    """One line on standard error, which the parent keeps."""
+    """Write a line with the time to standard error, which the parent keeps as the log."""
     print(f"{time.strftime('%H:%M:%S')} {message}", file=sys.stderr, flush=True)
 
 

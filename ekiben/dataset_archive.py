@@ -1,4 +1,4 @@
-"""A prepared archive, for reading: what is in it, and the bytes of any sample."""
+"""Reads a prepared dataset archive: its classes and samples, and the bytes of any sample."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ from typing import Any, Self
 
 from ekiben.errors import BadInput, NotFound
 
+FORMAT = 1
+INDEX = "dataset.json"
+"""The entry of the archive with names, classes and samples."""
+
 
 @dataclass(frozen=True, slots=True)
-class DatasetClass:
-    """A class by its index's place; the first is the background. ``color``: RGB, for drawing."""
+class ArchiveClass:
+    """A class of a dataset; its place in ``DatasetArchive.classes`` is its index. ``color``: RGB, 0-255."""
 
     name: str
     color: tuple[int, int, int]
@@ -24,9 +28,9 @@ class DatasetClass:
 class Sample:
     """An image with its mask.
 
-    ``width`` and ``height``: of the EXIF-turned image. ``sha256``: of its RGB pixels. ``group``: samples of one
-    group stay on one side of a split. ``image`` and ``mask``: entries of the archive. ``class_pixels``: by class.
-    ``geometry``: of a slice of a volume, and the entry with its file; else None.
+    ``width`` and ``height``: of the EXIF-turned image. ``sha256``: of its RGB pixels, hexadecimal. ``group``: samples
+    of one group stay in one part of a split. ``image`` and ``mask``: entries of the archive. ``class_pixels``: number
+    of pixels by class index. ``geometry``: of a slice of a volume, with the entry of the volume's file; else None.
     """
 
     name: str
@@ -41,24 +45,28 @@ class Sample:
 
 
 class DatasetArchive:
-    """An open archive. Any thread may read; ``close`` (or a ``with``) when done.
+    """An open archive; a context manager that closes it. Thread-safe.
 
-    ``images/``: images that models.images.decode reads. ``masks/``: 8-bit grey PNG, level = class index, of the
-    EXIF-turned image's size. ``source/``: volumes as they came.
+    ``images/``: files that models.images.decode reads. ``masks/``: 8-bit grey PNG, level = class index, of the size of
+    the EXIF-turned image. ``source/``: volumes as uploaded. The first of ``classes`` is the background; ``grey``:
+    whether all images are grey.
     """
 
     def __init__(self, archive: zipfile.ZipFile, index: dict[str, Any]) -> None:
         self._archive = archive
         self.name: str = index["name"]
         self.grey: bool = index["grey"]
-        self.classes = tuple(DatasetClass(c["name"], tuple(c["color"])) for c in index["classes"])
+        self.classes = tuple(ArchiveClass(c["name"], tuple(c["color"])) for c in index["classes"])
         self.samples = tuple(
             Sample(**{**sample, "class_pixels": tuple(sample["class_pixels"])}) for sample in index["samples"]
         )
 
     @classmethod
     def open(cls, path: Path) -> DatasetArchive:
-        """Raises BadInput where ``path`` is no prepared archive."""
+        """Open the archive at ``path``.
+
+        Raises BadInput ``bad_dataset`` when it is no prepared archive of this format.
+        """
         try:
             archive = zipfile.ZipFile(path)
         except (zipfile.BadZipFile, OSError):
@@ -76,14 +84,15 @@ class DatasetArchive:
         return len(self.samples)
 
     def image(self, number: int) -> bytes:
-        """The encoded image of sample ``number``. Raises NotFound."""
+        """The encoded image of sample ``number``, from 0. Raises NotFound."""
         return self._archive.read(self._sample(number).image)
 
     def mask(self, number: int) -> bytes:
-        """The PNG of sample ``number``'s mask. Raises NotFound."""
+        """The mask of sample ``number``, from 0, as PNG. Raises NotFound."""
         return self._archive.read(self._sample(number).mask)
 
     def close(self) -> None:
+        """Close the file."""
         self._archive.close()
 
     def __enter__(self) -> Self:
@@ -98,9 +107,3 @@ class DatasetArchive:
         if not 0 <= number < len(self.samples):
             raise NotFound(f"the dataset has {len(self.samples)} samples; there is no sample {number}")
         return self.samples[number]
-
-
-FORMAT = 1
-
-
-INDEX = "dataset.json"

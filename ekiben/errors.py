@@ -1,32 +1,32 @@
-"""The refusals: every error whose text a caller may see.
+"""Refusals: all errors whose text a client may see.
 
 ::
 
     Refusal
-     |-- BadInput            what was sent is wrong
+     |-- BadInput            the request or its body is invalid
      |    |-- BadImage       not an image, truncated, zero-size
      |    |-- UnsupportedImage   an image, in a format or pixel type that is not read
      |    |-- TooLarge       more bytes or pixels than the limit
      |    |-- TooSlow        the body did not arrive in time
      |    `-- BadModelFile   an ONNX file that cannot become a model
      |-- NotFound            no such model, image, prediction, artifact
-     |-- Conflict            the state of a thing forbids it
-     |-- Unsupported         a protocol has it, Ekiben does not
+     |-- Conflict            the state of a resource forbids it
+     |-- Unsupported         part of a protocol that Ekiben does not implement
      `-- Temporary           the same request may succeed later
           |-- Overloaded     the queue is full; carries retry_after_s
-          |-- Unavailable    database, store or model is not there now
-          |-- DeadlineExceeded   the request's own deadline passed
-          `-- CallerLeft     the caller went away; nobody reads this
+          |-- Unavailable    database, store or model is unavailable now
+          |-- DeadlineExceeded   the deadline of the request passed
+          `-- CallerLeft     the client has disconnected
 
-``services/rest/error_handlers.py`` is the one table from these classes to HTTP status and gRPC code. Anything that is
-not a Refusal reaches a caller as "internal error" with the request id, never with its text.
+``services/rest/error_handlers.py`` is the one table from these classes to HTTP status and gRPC code. The client
+gets any other exception as "internal error" with the request id, without its text.
 """
 
 from __future__ import annotations
 
 
 class Refusal(Exception):
-    """An error the caller may see: a stable ``code`` and a sentence."""
+    """An error that the client may see: a stable ``code`` (docs/reference/http.md) and a sentence."""
 
     code = "refused"
 
@@ -38,43 +38,61 @@ class Refusal(Exception):
 
 
 class BadInput(Refusal):
+    """The request or its body is invalid."""
+
     code = "bad_request"
 
 
 class BadImage(BadInput):
+    """The body is not an image, or it is truncated or empty."""
+
     code = "bad_image"
 
 
 class UnsupportedImage(BadInput):
+    """An image in a format or pixel type that Ekiben does not read."""
+
     code = "unsupported_image"
 
 
 class TooLarge(BadInput):
+    """More bytes or pixels than the limit."""
+
     code = "too_large"
 
 
 class TooSlow(BadInput):
+    """The body did not arrive in time."""
+
     code = "upload_timeout"
 
 
 class BadModelFile(BadInput):
+    """An ONNX file that cannot become a model."""
+
     code = "bad_model_file"
 
 
 class NotFound(Refusal):
+    """There is no such model, image, prediction, job, dataset or artifact."""
+
     code = "not_found"
 
 
 class Conflict(Refusal):
+    """The state of a resource forbids the operation."""
+
     code = "conflict"
 
 
 class Unsupported(Refusal):
+    """Part of a protocol that Ekiben does not implement."""
+
     code = "unsupported"
 
 
 class Temporary(Refusal):
-    """May succeed later; ``retry_after_s`` (whole seconds) is a hint, or None."""
+    """The request may succeed later. ``retry_after_s``: whole seconds to wait, a hint, or None."""
 
     code = "unavailable"
 
@@ -84,18 +102,26 @@ class Temporary(Refusal):
 
 
 class Overloaded(Temporary):
+    """The queue is full; ``retry_after_s`` is set."""
+
     code = "overloaded"
 
 
 class Unavailable(Temporary):
+    """The database, the store or the model is unavailable now."""
+
     code = "unavailable"
 
 
 class DeadlineExceeded(Temporary):
+    """The deadline of the request passed."""
+
     code = "deadline_exceeded"
 
 
 class CallerLeft(Temporary):
+    """The client has disconnected; it does not get this error."""
+
     code = "caller_left"
 
 
@@ -119,4 +145,4 @@ REFUSALS: dict[str, type[Refusal]] = {
         CallerLeft,
     )
 }
-"""Class name -> class: how a refusal crosses a process border by name, never by pickle."""
+"""Class name -> class: between processes a refusal is sent by name and never pickled."""

@@ -1,4 +1,4 @@
-"""Ids: UUIDv7 strings, so that ids made later sort later and indexes stay dense."""
+"""Ids: UUIDv7 strings, which sort by the time of their creation and keep database indexes dense."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ import uuid
 
 
 def new_id() -> str:
-    """A UUIDv7 (RFC 9562, section 5.7): 48 bits of Unix milliseconds, then 74 random bits."""
+    """A new UUIDv7 (RFC 9562, section 5.7): 48 bits of Unix milliseconds, then 74 random bits."""
     return _uuid7(time.time_ns() // 1_000_000, os.urandom(10))
 
 
 def derived_id(base: str, name: str, number: int = 0) -> str:
-    """The same UUIDv7 for the same ``base`` (a UUIDv7), ``name`` and ``number``, of the same time as ``base``: what a
-    repeated piece of work makes is called as it was the first time. Sorted, they stand by their numbers up to 4095."""
+    """A UUIDv7 that depends on ``base`` (a UUIDv7), ``name`` and ``number`` alone, with the time of ``base``.
+
+    Work that is repeated thus gives its results the ids of the first attempt. Ids of one ``base`` sort by ``number`` up
+    to 4095.
+    """
     random = hashlib.sha256(f"{base}/{name}/{number}".encode()).digest()[:10]
     ordered = min(number, 0xFFF).to_bytes(2, "big") + random[2:]  # the 12 bits after the version (RFC 9562: rand_a)
     return _uuid7(uuid.UUID(base).int >> 80, ordered)

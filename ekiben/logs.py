@@ -10,15 +10,16 @@ from datetime import UTC, datetime
 import orjson
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
-"""The id of the request being answered; empty outside one."""
+"""The id of the request that this task or thread handles; empty outside of requests."""
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
 class JsonFormatter(logging.Formatter):
-    """time (UTC, ISO 8601), level, logger, message, request_id, then whatever ``extra=`` gave."""
+    """Formats records as JSON: time (UTC, ISO 8601), level, logger, message, request_id, and fields of ``extra=``."""
 
     def format(self, record: logging.LogRecord) -> str:
+        """The line, without a newline; values that JSON lacks are written as strings."""
         line: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -36,7 +37,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure(level: str) -> None:
-    """Send every logger of this process to stderr as JSON, from ``level`` upwards."""
+    """Write the records of all loggers from ``level`` (debug, info, warning or error) up to stderr, as JSON."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     root = logging.getLogger()

@@ -16,7 +16,7 @@ Device = Literal["auto", "cpu", "cuda"]
 
 
 class Settings(BaseModel):
-    """Everything a person can set. The environment variable is the field's name in capitals after ``EKIBEN_``."""
+    """All settings. The environment variable of a field is its name in capitals after ``EKIBEN_``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -112,7 +112,7 @@ class Settings(BaseModel):
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] = os.environ) -> Settings:
-        """Settings from ``EKIBEN_*``; SystemExit with one line per wrong or unknown variable."""
+        """Settings from ``EKIBEN_*`` variables. Raises SystemExit that names every invalid or unknown one."""
         given = {k[len(PREFIX) :].lower(): v for k, v in environ.items() if k.startswith(PREFIX)}
         # Test harnesses use EKIBEN_TEST_*; they are not settings.
         given = {k: v for k, v in given.items() if not k.startswith("test_")}
@@ -124,12 +124,15 @@ class Settings(BaseModel):
 
     @property
     def resolved_database_url(self) -> str:
+        """SQLAlchemy URL of the database; SQLite in the home folder by default."""
         return self.database_url or f"sqlite:///{self.home.absolute() / 'ekiben.db'}"
 
     @property
     def resolved_store_url(self) -> str:
+        """Folder or s3:// URL of the blob store; a folder in the home folder by default."""
         return self.store_url or str(self.home.absolute() / "blobs")
 
     @property
     def preloaded(self) -> tuple[str, ...]:
+        """Names of the models to load at start."""
         return tuple(name.strip() for name in self.preload.split(",") if name.strip())

@@ -1,4 +1,4 @@
-"""What a training is asked for: the options that the API, the training program and the lineage of a model share."""
+"""The options of a training, shared by the API, the training program and the lineage of models."""
 
 from __future__ import annotations
 
@@ -11,16 +11,20 @@ Loss = Literal["dice_ce", "dice", "ce", "focal", "dice_focal", "tversky"]
 Augmentation = Literal["none", "light", "standard", "strong"]
 
 SIDE_MULTIPLE = 32
-"""Sides of what a network is fed are multiples of this: the deepest level halves them five times."""
+"""Sides of a network's input are multiples of this: with the largest depth, 6, they are halved five times."""
 
 FEW_IMAGES = 20
-"""With fewer images (or volumes) a single split says little: cross-validation unless shares or folds are given."""
+"""With fewer images (or volumes) a training uses cross-validation, unless shares or folds are given.
+
+The metrics of a single split would then rest on two or three test images.
+"""
 
 DEFAULT_TILE = 256
+"""Side of the windows in pixels."""
 
 
 class TrainingOptions(BaseModel):
-    """Every knob of one training. The defaults train a U-Net of 1.6 million parameters on windows of 256 pixels."""
+    """The options of one training. The defaults train a U-Net of 1.6 million parameters on windows of 256 pixels."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -80,7 +84,7 @@ class TrainingOptions(BaseModel):
             raise ValueError("give tile or image_size, not both")
         if self.validation_share + self.test_share >= 0.95:
             raise ValueError("validation_share and test_share leave too little to train on")
-        # Two pixels a side are left at the deepest level: the mean and deviation over a single one normalise nothing.
+        # At least two pixels per side must be left at the deepest level: normalising a single pixel always gives 0.
         levels = 6 if self.architecture == "resnet34_unet" else self.depth
         if self.side < 2**levels:
             raise ValueError(f"windows of {self.side} pixels are too small for {levels} levels; {2**levels} at least")
@@ -88,5 +92,5 @@ class TrainingOptions(BaseModel):
 
     @property
     def side(self) -> int:
-        """Pixels of the square that the network is fed."""
+        """Side in pixels of the network's square input."""
         return self.image_size or self.tile or DEFAULT_TILE

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ekiben.dataset_archive import DatasetArchive, DatasetClass
+from ekiben.dataset_archive import ArchiveClass, DatasetArchive
 from models.images import decode
 
 SHOWN = 8
@@ -89,7 +89,7 @@ def _images(dataset: DatasetArchive, number: int) -> tuple[Image.Image, Image.Im
     return image, shown, overlay
 
 
-def _legend(draw: ImageDraw.ImageDraw, classes: Sequence[DatasetClass], width: int) -> None:
+def _legend(draw: ImageDraw.ImageDraw, classes: Sequence[ArchiveClass], width: int) -> None:
     left = _MARGIN
     for entry in classes[:_LEGEND_MOST]:
         name = _shortened(entry.name, 160)
