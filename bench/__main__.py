@@ -24,12 +24,12 @@ LETTERS = "abcdef"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status 0 when every contender that was asked for has figures that count."""
+    """Exit status 0 when every contender that was selected has valid figures."""
     given = _parse(arguments)
     if wrk_is_missing():
         print(INSTALL, file=sys.stderr)
         return 1
-    scratch = ROOT / "build"  # the disk of the checkout: a folder in memory would flatter whoever stores
+    scratch = ROOT / "build"  # the disk of the checkout: a folder in memory would make storing cheaper
     scratch.mkdir(exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix="bench-", dir=scratch))
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # either way the servers are stopped

@@ -1,4 +1,4 @@
-"""Who is measured: each contender's command, environment and address."""
+"""The contenders: each one's command, environment and address."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def _export(work: Path, *arguments: str, home: Path | None = None) -> None:
 
 
 def request(url: str, image: bytes) -> Top5:
-    """What a server says of the image. ValueError when it is not a 200 with five classes."""
+    """A server's answer for the image. Raises ValueError when it is not a 200 with five classes."""
     request = urllib.request.Request(url, image, {"Content-Type": "image/jpeg"}, method="POST")
     try:
         with urllib.request.urlopen(request, timeout=60) as answer:

@@ -14,7 +14,7 @@ EKIBEN, STORING = "f-embedded", "f-embedded-stored"
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """``value`` is None where the run does not tell. ``disturbed``: others used the cores too meanwhile."""
+    """``value``: None when it was not measured. ``disturbed``: other processes used the cores too."""
 
     text: str
     value: float | None
@@ -24,6 +24,7 @@ class Goal:
 
     @property
     def verdict(self) -> str:
+        """Its result in words."""
         word = {True: "hit", False: "missed", None: "not measured"}[self.hit]
         return f"{word}, but disturbed: run it again" if self.disturbed else word
 

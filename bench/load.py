@@ -37,6 +37,7 @@ class Figures:
 
 
 def wrk_is_missing() -> bool:
+    """Whether wrk is not on the PATH."""
     return shutil.which("wrk") is None
 
 
@@ -56,7 +57,7 @@ def children_s() -> float:
 
 
 def parse(output: str, client_cores: float) -> Figures:
-    """Figures from the line that ``post.lua`` prints. RuntimeError with wrk's own words when there is none."""
+    """Figures from the line that ``post.lua`` prints. Raises RuntimeError with wrk's output when there is none."""
     for line in output.splitlines():
         if line.startswith(_MARK):
             found = json.loads(line.removeprefix(_MARK))

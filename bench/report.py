@@ -60,6 +60,7 @@ class Report:
         return path
 
     def as_json(self) -> dict[str, object]:
+        """The report with every round, for the JSON file."""
         return {
             "started": self.started.isoformat(timespec="seconds"),
             "machine": machine(),
@@ -72,6 +73,7 @@ class Report:
         }
 
     def markdown(self) -> str:
+        """The report as Markdown."""
         parts = [f"# EfficientNet-B0, one image a request: {self.started:%Y-%m-%d %H:%M} UTC", self._header()]
         parts += [self._goals(), *(self._table(each) for each in self.plan.concurrencies), self._servers()]
         return "\n\n".join(parts) + "\n"
@@ -173,6 +175,7 @@ def machine() -> dict[str, object]:
 
 
 def now() -> datetime:
+    """The time in UTC."""
     return datetime.now(UTC)
 
 

@@ -1,4 +1,4 @@
-"""One run: contenders started, asked whether they answer right, then measured in turn."""
+"""One run: contenders are started, their answers checked, then they are measured in turn."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Plan:
     rounds: int
     warm_s: int
     first_warm_s: int
-    """Warm-up before the first round of a concurrency: who learns how to batch does it then (BentoML: every 5 s)."""
+    """Warm-up before the first round of a concurrency: servers that learn to batch do it then (BentoML: every 5 s)."""
     tries: int
     """A measurement during which other processes used more than DISTURBED_CORES is made again, so often at most."""
     concurrencies: tuple[int, ...] = (1, 8, 32)
@@ -40,7 +40,7 @@ class Plan:
 
 @dataclass(slots=True)
 class Row:
-    """A contender and what was seen of it. ``wrong``: why its figures do not count, or why there are none."""
+    """A contender and its measurements. ``wrong``: why its figures are invalid or missing."""
 
     contender: Contender
     wrong: str = ""
@@ -66,6 +66,7 @@ class Row:
         )
 
     def as_json(self) -> dict[str, object]:
+        """The row with every round, for the JSON file."""
         return {
             "key": self.contender.key,
             "label": self.contender.label,
@@ -83,13 +84,13 @@ def run(rows: Sequence[Row], plan: Plan, artifact: Path, image: Path, say: Say) 
         _prepare(rows, plan, artifact, image, say)
         for concurrency in plan.concurrencies:
             for number in range(plan.rounds):
-                # Another one begins each round, so that nobody always follows the same neighbour.
+                # Each round starts with another contender, so that none always follows the same one.
                 turn = number % len(rows)
                 for row in (*rows[turn:], *rows[:turn]):
                     if not row.wrong:
                         warm_s = plan.warm_s if number else plan.first_warm_s
                         _measure(row, concurrency, warm_s, plan, artifact, image)
-                        _tell(row, concurrency, number, say)
+                        _log_round(row, concurrency, number, say)
     finally:
         for row in rows:
             if row.contender.server is not None:
@@ -133,7 +134,7 @@ def _prepare(rows: Sequence[Row], plan: Plan, artifact: Path, image: Path, say: 
     for row in rows:
         server = row.contender.server
         if server is not None and not server.stays and server.running:
-            say(f"{server.name} is not idle when nobody asks: it is started for each of its measurements")
+            say(f"{server.name} is not idle without requests: it is started for each of its measurements")
             server.stop()
 
 
@@ -198,7 +199,7 @@ def _loop(
     return read_top5(found.pop("answer")), Figures(**found, errors={}, other_cores=max(0.0, others))
 
 
-def _tell(row: Row, concurrency: int, number: int, say: Say) -> None:
+def _log_round(row: Row, concurrency: int, number: int, say: Say) -> None:
     if row.wrong:
         say(f"concurrency {concurrency}, round {number + 1}: {row.contender.label}: {row.wrong}")
     else:

@@ -1,4 +1,4 @@
-"""Servers under test: started, waited for, weighed and stopped, each with all of its processes."""
+"""Servers under test: started, measured and stopped, each with all of its processes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ READY_S = 120.0
 STOP_S = 20.0
 SETTLE_S = 10.0
 IDLE_CORES = 0.02
-"""A server that takes more than this share of a core while nobody asks is stopped between its measurements."""
+"""A server that takes more than this share of a core without requests is stopped between its measurements."""
 
 
 class Missing(Exception):
@@ -28,6 +28,7 @@ class Missing(Exception):
 
 
 def free_port() -> int:
+    """A TCP port of 127.0.0.1 that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -48,6 +49,7 @@ class Server:
 
     @property
     def running(self) -> bool:
+        """Whether its process is alive."""
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> float:
@@ -104,13 +106,13 @@ class Server:
         return total
 
     def idle_cores(self, seconds: float) -> float:
-        """Share of a core that it takes while nobody asks."""
+        """Share of a core that it takes without requests, over ``seconds``."""
         before = self.cpu_s()
         time.sleep(seconds)
         return max(0.0, self.cpu_s() - before) / seconds
 
     def settle(self) -> None:
-        """Wait until it has worked off what wrk left behind: many servers compute for callers who have gone."""
+        """Wait until it is idle: many servers go on computing for clients that have disconnected."""
         end = time.perf_counter() + SETTLE_S
         while self.idle_cores(0.1) > 0.2 and time.perf_counter() < end:
             pass
@@ -135,7 +137,7 @@ def busy_s() -> float:
 
 
 def clean_environ() -> dict[str, str]:
-    """This process's environment without what would change a contender behind the bench's back."""
+    """This process's environment without variables that would change a contender."""
     own = ("EKIBEN_", "BENTOML_", "BENCH_", "OMP_", "MKL_", "UVICORN_", "LIT_")
     return {name: value for name, value in os.environ.items() if not name.startswith(own)}
 

@@ -1,4 +1,4 @@
-"""The image that everybody classifies: 500 x 375, drawn by arithmetic, as heavy as a photo."""
+"""The image that all contenders classify: 500 x 375, drawn by arithmetic, as heavy as a photo."""
 
 from __future__ import annotations
 

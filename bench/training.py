@@ -37,6 +37,7 @@ class Epochs:
 
     @property
     def ratios(self) -> list[float]:
+        """Ekiben's time in terms of the script's, by round."""
         return [ours / plain for ours, plain in zip(self.ours, self.plain, strict=True)]
 
 
@@ -79,10 +80,10 @@ def _measure(given: argparse.Namespace, work: Path) -> dict[str, Any]:
         parts = work / "parts.json"
         for number in range(given.rounds):
             _say(f"round {number + 1}: {given.epochs} epochs each")
-            told = _train(server, dataset, epochs=given.epochs, patience=0)
-            epochs.ours.append(_median([one["seconds"] for one in told["epochs"]]))
+            training = _train(server, dataset, epochs=given.epochs, patience=0)
+            epochs.ours.append(_median([one["seconds"] for one in training["epochs"]]))
             if number == 0:
-                parts.write_text(json.dumps(_parts(server, told, pairs)))
+                parts.write_text(json.dumps(_parts(server, training, pairs)))
             lines = _plain(parts, "--epochs", str(given.epochs))
             epochs.plain.append(_median([line["seconds"] for line in lines if "seconds" in line]))
         _say(f"{given.minutes:g} minutes each")
@@ -130,13 +131,13 @@ def _train(server: Ekiben, dataset: str, **options: Any) -> dict[str, Any]:
     if status != 202:
         raise Missing(f"the training was answered with {status}: {answer[:300]!r}")
     job = server.wait(json.loads(answer)["job_id"], 3600, every_s=1.0)
-    told: dict[str, Any] = server.get(f"/v1/trainings/{job['id']}")
-    return told
+    training: dict[str, Any] = server.get(f"/v1/trainings/{job['id']}")
+    return training
 
 
-def _parts(server: Ekiben, told: dict[str, Any], pairs: dict[str, list[str]]) -> dict[str, list[list[str]]]:
+def _parts(server: Ekiben, training: dict[str, Any], pairs: dict[str, list[str]]) -> dict[str, list[list[str]]]:
     """The files of each part of a training."""
-    evaluation = server.get(told["artifacts"]["evaluation"])
+    evaluation = server.get(training["artifacts"]["evaluation"])
     found: dict[str, list[list[str]]] = {"train": [], "validation": [], "test": []}
     for sample in evaluation["samples"]:
         found[sample["part"]].append(pairs[sample["name"]])
@@ -157,9 +158,14 @@ def _plain(parts: Path, *options: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def _result(told: dict[str, Any]) -> dict[str, Any]:
-    job = told["job"]
-    return {"metrics": told["metrics"], "training": told["training"], "job": job, "epochs": len(told["epochs"])}
+def _result(training: dict[str, Any]) -> dict[str, Any]:
+    job = training["job"]
+    return {
+        "metrics": training["metrics"],
+        "training": training["training"],
+        "job": job,
+        "epochs": len(training["epochs"]),
+    }
 
 
 def _median(seconds: Sequence[float]) -> float:

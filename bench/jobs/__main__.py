@@ -29,9 +29,9 @@ PARTS: dict[int, tuple[str, Callable[[Homes, Plan], Part]]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status 0 when every part that was asked for has figures that count."""
+    """Exit status 0 when every part that was selected has valid figures."""
     given = _parse(arguments)
-    build = ROOT / "build"  # the disk of the checkout: a folder in memory would flatter whoever stores
+    build = ROOT / "build"  # the disk of the checkout: a folder in memory would make storing cheaper
     build.mkdir(exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix="bench-jobs-", dir=build))
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # either way the processes are stopped

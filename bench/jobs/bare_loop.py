@@ -1,4 +1,4 @@
-"""The bare loop that batches are held against: every image once, on threads that read and run; no server, no rows."""
+"""The bare loop that batches are compared with: every image once, on threads that read and run; no server, no rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parts 1 and 5: how fast a batch goes beside the bare loop, and how requests fare beside a batch."""
+"""Parts 1 and 5: throughput of a batch beside the bare loop, and latencies of requests while a batch runs."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def interactive(homes: Homes, plan: Plan) -> Part:
         for number in range(plan.rounds):
             for store in ("true", "false"):
                 for way in ("alone", "with") if number % 2 == 0 else ("with", "alone"):
-                    found = _ask(plan, server, data, store, image if way == "with" else None)
+                    found = _requests(plan, server, data, store, image if way == "with" else None)
                     rounds.setdefault((store, way), []).append(found)
                     homes.say(f"round {number + 1}, store={store}, {way}: p95 {found.p95_ms:.1f} ms, {found}")
     for store in ("true", "false"):
@@ -185,7 +185,7 @@ def interactive(homes: Homes, plan: Plan) -> Part:
     return part
 
 
-def _ask(plan: Plan, server: Ekiben, data: bytes, store: str, image: str | None) -> Requested:
+def _requests(plan: Plan, server: Ekiben, data: bytes, store: str, image: str | None) -> Requested:
     """``image``: of the batch that runs meanwhile, if one is to."""
     id = ""
     if image is not None:

@@ -30,7 +30,7 @@ def main() -> None:
     settings = Settings.from_environ(os.environ)
     engine = connect(settings.resolved_database_url)
     if engine.dialect.name == "sqlite":
-        # Nobody waits for these rows to be safe from a power cut; each job is a transaction of its own all the same.
+        # These rows need not survive a power cut; each job is still a transaction of its own.
         sa.event.listen(engine, "connect", lambda connection, record: connection.execute("PRAGMA synchronous=OFF"))
     records, queue = JobRecords(engine), JobQueue(settings.resolved_database_url)
     first = records.job("local", given.job)

@@ -35,7 +35,7 @@ class Taken:
 
 
 def submit(homes: Homes, plan: Plan) -> Part:
-    """Two servers without workers, one with few jobs in its queue and one with many, asked in turn."""
+    """Two servers without workers, one with few jobs in its queue and one with many, measured in turn."""
     part = Part(2, "Submitting")
     data = small_jpeg()
     depths = (plan.few, plan.many)
@@ -128,7 +128,7 @@ def _starts(server: Ekiben, data: bytes, count: int, more: str) -> tuple[list[fl
     random_ = random.Random(4)
     waits, ends = [], []
     for _ in range(count):
-        # The queue is looked at in steps: nobody may always come at the same moment of one.
+        # The queue is looked at in steps: submits must not always fall on one moment of a step.
         time.sleep(random_.uniform(0.1, 0.6))
         job = server.wait(server.submit(data, f"model={MODEL}&{more}"), _JOB_S, 0.05)
         created, started, finished = (seconds_of(job[name]) for name in ("created_at", "started_at", "finished_at"))

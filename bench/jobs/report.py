@@ -41,6 +41,7 @@ class Report:
         return path
 
     def as_json(self) -> dict[str, object]:
+        """The report with every number, for the JSON file."""
         return {
             "started": self.started.isoformat(timespec="seconds"),
             "machine": {**machine(), "queue": _versions()},
@@ -50,6 +51,7 @@ class Report:
         }
 
     def markdown(self) -> str:
+        """The report as Markdown."""
         sections = [f"# Jobs: {self.started:%Y-%m-%d %H:%M} UTC", self._header(), self._goals()]
         for part in self.parts:
             text = "\n".join(part.lines)
@@ -61,7 +63,7 @@ class Report:
 
     def _header(self) -> str:
         info, plan = machine(), self.plan
-        lines = ["- **`--quick`: it tells that everything works, its numbers tell nothing**"] if self.quick else []
+        lines = ["- **`--quick`: it shows that everything works; its numbers mean nothing**"] if self.quick else []
         lines += [
             f"- {info['cpu']}, {info['cores']} cores, {info['memory_gb']} GB; {info['system']}",
             f"- commit {info['commit']}",

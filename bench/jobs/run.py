@@ -27,6 +27,8 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
+    """Sizes and durations of the parts."""
+
     rounds: int = 3
     tries: int = 3
     """A measurement during which other processes used more than DISTURBED_CORES is made again, so often at most."""
@@ -61,6 +63,7 @@ class Part:
     worst_others: float = 0.0
 
     def as_json(self) -> dict[str, object]:
+        """The part for the JSON file, without its lines."""
         goals = [{**asdict(each), "verdict": each.verdict} for each in self.goals]
         return {**asdict(self), "goals": goals, "lines": None}
 
@@ -142,8 +145,10 @@ def undisturbed(plan: Plan, servers: Sequence[Server], measure: Callable[[], T])
 
 
 def percentile(values: Sequence[float], share: float) -> float:
+    """The percentile ``share``, 0-100."""
     return float(np.percentile(values, share))
 
 
 def say(line: str) -> None:
+    """Write a line to stderr, with paths relative to the checkout."""
     print(line.replace(f"{ROOT}/", ""), file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Ekiben as the job benchmark sees it: started with settings, asked over HTTP, weighed process by process."""
+"""Ekiben as the job benchmark sees it: started with settings, called over HTTP, measured process by process."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _JOB = {"Prefer": "respond-async", **_JPEG}
 
 
 class Ekiben(Server):
-    """A server on a home, with the settings that it ships with but for those named. ``url`` is asked by one thread."""
+    """A server on a home, with the settings that it ships with but for those named. For one thread."""
 
     def __init__(self, home: Path, **settings: str) -> None:
         port = free_port()
@@ -55,6 +55,7 @@ class Ekiben(Server):
             self.stop()
 
     def stop(self) -> None:
+        """Close the connection and end its processes."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -87,10 +88,11 @@ class Ekiben(Server):
         return answer.status, found
 
     def get(self, path: str, headers: dict[str, str] | None = None) -> Any:
+        """The JSON of a GET. Raises Missing for another status than 200."""
         return json.loads(self._ok(*self.request("GET", path, headers=headers)))
 
     def classify(self, image: bytes, query: str) -> dict[str, Any]:
-        """The answer to a request that somebody waits for."""
+        """The answer to a synchronous request."""
         answer: dict[str, Any] = json.loads(self._ok(*self.request("POST", f"/v1/classify?{query}", image, _JPEG)))
         return answer
 
@@ -111,6 +113,7 @@ class Ekiben(Server):
         return str(json.loads(self._ok(*self.request("POST", "/v1/batches", body, {"Content-Type": kind})))["job_id"])
 
     def job(self, id: str) -> dict[str, Any]:
+        """A job by its id."""
         found: dict[str, Any] = self.get(f"/v1/jobs/{id}")
         return found
 
@@ -131,9 +134,11 @@ class Ekiben(Server):
         return [json.loads(line) for line in lines.splitlines()]
 
     def cancel(self, id: str) -> None:
+        """Cancel a job."""
         self._ok(*self.request("POST", f"/v1/jobs/{id}/cancel"))
 
     def processes(self) -> list[psutil.Process]:
+        """Its process and all descendants."""
         if self._process is None:
             return []
         root = psutil.Process(self._process.pid)
@@ -141,8 +146,8 @@ class Ekiben(Server):
 
     def _ok(self, status: int, body: bytes) -> bytes:
         if status not in (200, 202):
-            said = body[:200].decode(errors="replace")
-            raise Missing(f"{self.name} answered {status}: {said}; its log ends: {self._last_line()}")
+            text = body[:200].decode(errors="replace")
+            raise Missing(f"{self.name} answered {status}: {text}; its log ends: {self._last_line()}")
         return body
 
 

@@ -1,4 +1,4 @@
-"""``python -m bench.loadgen``: MLCommons' LoadGen asks Ekiben: SingleStream, Offline, Server, accuracy."""
+"""``python -m bench.loadgen``: MLCommons' LoadGen against Ekiben: SingleStream, Offline, Server, accuracy."""
 
 from __future__ import annotations
 
@@ -22,24 +22,26 @@ from bench.servers import ROOT
 
 SUMMARY, ACCURACY = "mlperf_log_summary.txt", "mlperf_log_accuracy.json"
 P90_QUERIES, P99_QUERIES = 64, 662
-"""With so many queries LoadGen says with 99 % confidence what the percentile is (its early stopping)."""
+"""Queries that LoadGen's early stopping needs to state the percentile with 99 % confidence."""
 
 
 @dataclass(frozen=True)
 class Plan:
+    """Durations and limits of the runs. ``seconds``: the least of a run."""
+
     seconds: float = 10.0
     bound_ms: float = 100.0
     """What 99 % of the queries of Server have to keep for the run to be VALID."""
     load: float = 0.6
     """Of the throughput of Offline: the rate at which queries arrive in Server."""
     threads: int = 16
-    """Queries that are asked at the same time at most."""
+    """Queries in flight at most."""
 
 
 def scenarios(
     server: Ekiben, transport: Transport, images: Sequence[bytes], plan: Plan, work: Path, report: Report
 ) -> None:
-    """Measure one door: what Offline reaches says at which rate queries arrive in Server."""
+    """Measure one transport. The rate that Offline reaches determines the arrival rate of Server."""
 
     def measure(scenario: str, **settings: float) -> Row:
         say(f"{scenario} over {transport.name}")
@@ -69,7 +71,7 @@ def scenarios(
 def accuracy(
     server: Ekiben, transport: Transport, images: Sequence[bytes], plan: Plan, work: Path
 ) -> tuple[int, list[str]]:
-    """How many different answers there are, and for which samples LoadGen has another than /v1/classify gives."""
+    """The number of different answers, and the samples whose answer differs from that of /v1/classify."""
     say(f"accuracy over {transport.name}")
     expected = [request(f"{server.url}{V1.PATH}", each) for each in images]
     folder = work / f"accuracy-{transport.name}"
@@ -85,12 +87,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.loadgen", description=__doc__)
     parser.add_argument("--seconds", type=float, default=plan.seconds, help="of a run at least; default %(default)s")
     parser.add_argument("--bound-ms", type=float, default=plan.bound_ms, help="of Server's p99; default %(default)s")
-    parser.add_argument("--doors", default=",".join(TRANSPORTS), help="default %(default)s")
+    parser.add_argument("--transports", default=",".join(TRANSPORTS), help="default %(default)s")
     parser.add_argument("--out", type=Path, default=ROOT / "bench/results", help="folder of the report")
     parser.add_argument("--keep", action="store_true", help="keep the logs and the data of the run")
     given = parser.parse_args(arguments)
     if unknown := set(transports := given.transports.split(",")) - set(TRANSPORTS):
-        parser.error(f"--doors knows {','.join(TRANSPORTS)}, not {','.join(sorted(unknown))}")
+        parser.error(f"--transports knows {','.join(TRANSPORTS)}, not {','.join(sorted(unknown))}")
     plan = Plan(given.seconds, given.bound_ms)
 
     def measure(work: Path) -> Report:
@@ -102,7 +104,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"runs of {plan.seconds:g} s or more, {plan.threads} threads in the client; queries of Server arrive at "
             f"{plan.load:g} of the rate of Offline, and p99 has to keep {plan.bound_ms:g} ms",
         ]
-        report.lines += table(["scenario", "door", "queries/s", "p50 ms", "p90", "p99", "CPU ms", "LoadGen says"], [])
+        report.lines += table(
+            ["scenario", "transport", "queries/s", "p50 ms", "p90", "p99", "CPU ms", "LoadGen says"], []
+        )
         checked = []
         with serving(work) as server:
             for name in transports:
@@ -124,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _keep_summaries(work: Path, folder: Path) -> None:
-    """LoadGen's own words, in a folder beside the report."""
+    """Copy LoadGen's summaries to a folder beside the report."""
     for summary in work.glob(f"*-*/{SUMMARY}"):
         if not summary.parent.name.startswith("accuracy"):
             folder.mkdir(parents=True, exist_ok=True)

@@ -33,6 +33,7 @@ class Row:
     """Cores that other processes took meanwhile."""
 
     def cells(self) -> list[str]:
+        """The cells of its line in the report."""
         latencies = ["-" if each is None else f"{each:.2f}" for each in (self.p50_ms, self.p90_ms, self.p99_ms)]
         verdict = "VALID" if self.valid else "INVALID"
         return [self.scenario, self.transport, f"{self.per_s:.1f}", *latencies, f"{self.cpu_ms:.2f}", verdict]
@@ -63,19 +64,20 @@ def compare(log: Sequence[dict[str, Any]], expected: Sequence[Top5]) -> list[str
     wrong = []
     for each in log:
         try:
-            said = difference(expected[each["qsl_idx"]], unpack(bytes.fromhex(each["data"])))
+            reason = difference(expected[each["qsl_idx"]], unpack(bytes.fromhex(each["data"])))
         except ValueError as error:
-            said = str(error)
-        if said:
-            wrong.append(f"sample {each['qsl_idx']}: {said}")
+            reason = str(error)
+        if reason:
+            wrong.append(f"sample {each['qsl_idx']}: {reason}")
     return wrong
 
 
 def pack(top5: Top5) -> bytes:
+    """An answer as bytes of ANSWER."""
     return np.array((top5[0], top5[1]), ANSWER).tobytes()
 
 
 def unpack(data: bytes) -> Top5:
-    """ValueError when it is not an answer."""
+    """The answer in bytes of ANSWER. Raises ValueError when it is none."""
     found = np.frombuffer(data, ANSWER, 1)[0]
     return [int(each) for each in found["classes"]], [float(each) for each in found["confidences"]]

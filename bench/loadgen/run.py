@@ -1,4 +1,4 @@
-"""One run of LoadGen: its samples, the threads that ask for it, its settings and where its logs go."""
+"""One run of LoadGen: its samples, the threads that send its queries, its settings and logs."""
 
 from __future__ import annotations
 
@@ -16,22 +16,27 @@ from bench.loadgen.transports import Transport
 
 
 class Library:
-    """LoadGen's QuerySampleLibrary: images by index, made ready for a door when LoadGen says so."""
+    """LoadGen's QuerySampleLibrary: images by index, prepared for a transport when LoadGen loads them."""
 
     def __init__(self, images: Sequence[bytes], transport: Transport) -> None:
         self.images, self._transport = images, transport
         self.ready: dict[int, Any] = {}
 
     def load(self, indices: Sequence[int]) -> None:
+        """Prepare the images for requests."""
         self.ready |= {index: self._transport.prepare(self.images[index]) for index in indices}
 
     def unload(self, indices: Sequence[int]) -> None:
+        """Drop what was prepared."""
         for index in indices:
             self.ready.pop(index, None)
 
 
-class SamContender:
-    """LoadGen's system under test: threads that ask a door. ``errors``: what went wrong; such a sample is empty."""
+class SystemUnderTest:
+    """LoadGen's system under test: threads that send requests.
+
+    ``errors``: of requests that failed; they get no answer.
+    """
 
     requested = 0
 
@@ -44,11 +49,13 @@ class SamContender:
             thread.start()
 
     def issue(self, samples: Sequence[Any]) -> None:
+        """Queue the samples of a query."""
         self.requested += len(samples)
         for each in samples:
             self._waiting.put((each.id, each.index))
 
     def close(self) -> None:
+        """End the threads when the queue is empty."""
         for _ in self._threads:
             self._waiting.put(None)
         for thread in self._threads:
@@ -63,7 +70,7 @@ class SamContender:
         self._transport.leave()
 
     def _answer(self, index: int) -> bytes:
-        # Whatever happens, the sample is completed: LoadGen waits for it without end.
+        # The sample is completed in any case: LoadGen waits for it without a limit.
         try:
             return pack(self._transport.request(self._library.ready[index]))
         except Exception as error:
@@ -80,7 +87,7 @@ def run(
     settings: Mapping[str, float],
     mode: str = "PerformanceOnly",
 ) -> tuple[int, list[str]]:
-    """How many samples were asked, and the errors. LoadGen's logs are in ``folder``, which is made.
+    """The number of samples that were requested, and the errors. LoadGen's logs are in ``folder``, which is made.
 
     ``settings`` are its TestSettings.
     """
@@ -93,14 +100,14 @@ def run(
     output.outdir, output.copy_summary_to_stdout = str(folder), False
     logs.log_output, logs.enable_trace = output, False
     library = Library(images, transport)
-    contender = SamContender(transport, library, threads)
+    system = SystemUnderTest(transport, library, threads)
     count = len(images)
-    system = lg.ConstructSUT(contender.issue, lambda: None)
+    sut = lg.ConstructSUT(system.issue, lambda: None)
     samples = lg.ConstructQSL(count, count, library.load, library.unload)
     try:
-        lg.StartTestWithLogSettings(system, samples, test, logs)
+        lg.StartTestWithLogSettings(sut, samples, test, logs)
     finally:
-        contender.close()
+        system.close()
         lg.DestroyQSL(samples)
-        lg.DestroySUT(system)
-    return contender.requested, contender.errors
+        lg.DestroySUT(sut)
+    return system.requested, system.errors

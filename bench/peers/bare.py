@@ -59,6 +59,7 @@ def top5(logits: FloatArray) -> Answer:
 
 
 def classify(session: ort.InferenceSession, data: bytes) -> Answer:
+    """The five best classes of an encoded image."""
     return top5(session.run(None, {"input": preprocess(data)[None]})[0][0])
 
 

@@ -24,17 +24,21 @@ class Images(IODescriptor):
 
     @classmethod
     async def from_http_request(cls, request: Any, serde: Any) -> "Images":
+        """The body of a request as a batch of one image."""
         return cls.model_construct(images=[await request.body()])
 
 
 # uvloop and httptools are taken when they are installed, which they are.
 @bentoml.service(workers=1, metrics={"enabled": False}, logging={"access": {"enabled": False}})
 class Classifier:
+    """The service: a batch is divided between two threads."""
+
     def __init__(self) -> None:
         self.classify_one = partial(classify, open_session(os.environ["BENCH_MODEL"]))
         self.pool = ThreadPoolExecutor(2)
 
-    # It refuses the oldest caller when it expects to answer later than max_latency_ms; nobody is to be refused here.
+    # BentoML refuses the oldest request when it expects to exceed max_latency_ms; here none is to be refused.
     @bentoml.api(batchable=True, max_batch_size=MAX_BATCH, max_latency_ms=60_000, input_spec=Images)
     def classify(self, images: list[bytes]) -> list[Answer]:
+        """The answers of a batch, in its order."""
         return list(self.pool.map(self.classify_one, images))

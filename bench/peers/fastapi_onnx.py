@@ -22,6 +22,7 @@ session = open_session(os.environ["BENCH_MODEL"])
 
 @asynccontextmanager
 async def two_threads(_: FastAPI) -> AsyncIterator[None]:
+    """Limit the thread pool to THREADS."""
     anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
     yield
 
@@ -31,11 +32,13 @@ app = FastAPI(lifespan=two_threads)
 
 @app.get("/health")
 async def health() -> JSONResponse:
+    """Answers when the server is ready."""
     return JSONResponse("ok")
 
 
 @app.post("/classify")
 async def post_classify(request: Request) -> JSONResponse:
+    """The five best classes of the image in the body."""
     return JSONResponse(await run_in_threadpool(classify, session, await request.body()))
 
 

@@ -29,6 +29,7 @@ network.load_state_dict(torch.jit.load(os.environ["BENCH_TORCHSCRIPT"]).state_di
 
 @asynccontextmanager
 async def two_threads(_: FastAPI) -> AsyncIterator[None]:
+    """Limit the thread pool to THREADS."""
     anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
     yield
 
@@ -37,17 +38,20 @@ app = FastAPI(lifespan=two_threads)
 
 
 def classify(data: bytes) -> Answer:
+    """The five best classes of an encoded image."""
     with torch.inference_mode():
         return top5(network(torch.from_numpy(preprocess(data))[None])[0].numpy())
 
 
 @app.get("/health")
 async def health() -> JSONResponse:
+    """Answers when the server is ready."""
     return JSONResponse("ok")
 
 
 @app.post("/classify")
 async def post_classify(request: Request) -> JSONResponse:
+    """The five best classes of the image in the body."""
     return JSONResponse(await run_in_threadpool(classify, await request.body()))
 
 

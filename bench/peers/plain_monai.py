@@ -29,6 +29,7 @@ BOTH = ["image", "mask"]
 
 
 def main() -> None:
+    """Train, print a line of JSON per epoch, and the test Dice at last."""
     parser = argparse.ArgumentParser()
     parser.add_argument("parts", type=Path)
     parser.add_argument("--epochs", type=int, default=10_000)
@@ -58,7 +59,7 @@ def main() -> None:
             loss = criterion(network(batch["image"].as_tensor()), batch["mask"].as_tensor())
             loss.backward()
             optimizer.step()
-        dice = judge(network, parts["validation"])
+        dice = evaluate(network, parts["validation"])
         if dice > best_dice:
             best, best_dice = copy.deepcopy(network.state_dict()), dice
         print(json.dumps({"epoch": epoch, "seconds": time.monotonic() - started, "dice": dice}), flush=True)
@@ -66,16 +67,18 @@ def main() -> None:
             break
     network.load_state_dict(best)
     size = sum(parameter.numel() for parameter in network.parameters())
-    print(json.dumps({"test_dice": judge(network, parts["test"]), "epochs": epoch, "parameters": size}), flush=True)
+    print(json.dumps({"test_dice": evaluate(network, parts["test"]), "epochs": epoch, "parameters": size}), flush=True)
 
 
 def read(pair: list[str]) -> dict[str, Any]:
+    """Image float32 [3, H, W], normalised, and mask float32 [1, H, W], 0 or 1."""
     image, mask = (Image.open(path) for path in pair)
     pixels = np.asarray(image.convert("RGB"), np.float32).transpose(2, 0, 1) / 255
     return {"image": (pixels - 0.2) / 0.2, "mask": (np.asarray(mask.convert("L")) > 127)[None].astype(np.float32)}
 
 
-def judge(network: torch.nn.Module, samples: list[dict[str, Any]]) -> float:
+def evaluate(network: torch.nn.Module, samples: list[dict[str, Any]]) -> float:
+    """The mean Dice over ``samples``, at a threshold of 0.5."""
     metric = DiceMetric(include_background=True)
     network.eval()
     with torch.inference_mode():

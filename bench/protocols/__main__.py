@@ -39,31 +39,32 @@ from services.open_inference.inference import InferRequest
 from services.open_inference.tensors import Tensor
 
 MEAN = "mean_of_pixels"
-"""A network that costs next to nothing: what is measured is the way to it and back."""
+"""A network with negligible cost, so that the transport is measured."""
 
-Ask = Callable[[], Any]
+Send = Callable[[], Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """``ms``: of each request, in the order in which they were made."""
+    """The requests of one protocol. ``ms``: of each request, in their order."""
 
     label: str
     ms: list[float]
 
     @property
     def median(self) -> float:
+        """The median in ms."""
         return statistics.median(self.ms)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status 0 when everything could be measured; a goal that is missed is in the report."""
+    """Exit status 0 when everything was measured; the report says which goals were missed."""
     parser = argparse.ArgumentParser(prog="python -m bench.protocols", description=__doc__)
-    parser.add_argument("--requests", type=int, default=300, help="through each door (default 300)")
+    parser.add_argument("--requests", type=int, default=300, help="over each protocol (default 300)")
     parser.add_argument("--out", type=Path, default=ROOT / "bench/results", help="folder of the report")
     given = parser.parse_args(arguments)
     (ROOT / "build").mkdir(exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix="bench-doors-", dir=ROOT / "build"))
+    work = Path(tempfile.mkdtemp(prefix="bench-protocols-", dir=ROOT / "build"))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     started = now()
     server: Server | None = None
@@ -86,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         shutil.rmtree(work, ignore_errors=True)
     text = _markdown(f"{started:%Y-%m-%d %H:%M}", images, tensors, busy)
     given.out.mkdir(parents=True, exist_ok=True)
-    path = given.out / f"{started:%Y-%m-%d}-doors.md"
+    path = given.out / f"{started:%Y-%m-%d}-protocols.md"
     path.write_text(text)
     rows = {"images": [asdict(row) for row in images[False]], "storing": [asdict(row) for row in images[True]]}
     info = {"machine": machine(), "others_cores": busy, **rows, "tensors": [asdict(row) for row in tensors]}
@@ -114,17 +115,17 @@ def _images(server: Server, rpc: str, requests: int, *, store: bool) -> list[Row
         raw_input_contents=[tensor],
     )
     length = {"Inference-Header-Content-Length": str(len(head))}
-    asks: dict[str, Ask] = {
+    senders: dict[str, Send] = {
         "HTTP /v1/classify": lambda: _post(connection, f"/v1/classify?model={MODEL}&top_k=5&store={flag}", data, {}),
         "HTTP /v2 infer, BYTES": lambda: _post(connection, f"/v2/models/{MODEL}/infer", head + tensor, length),
         "gRPC ekiben.v1 Classify": lambda: vision.Classify(typed),
         "gRPC ModelInfer, BYTES": lambda: protocol.ModelInfer(infer),
     }
-    return _in_turn(asks, requests)
+    return _in_turn(senders, requests)
 
 
 async def _tensors(server: Server, rpc: str, home: Path, requests: int) -> list[Row]:
-    """A [1, 3, 224, 224] float32 tensor, 602 kB, through the doors and through the call that they make."""
+    """A [1, 3, 224, 224] float32 tensor, 602 kB, over the protocols, and by the call in process that they make."""
     values = np.random.Generator(np.random.PCG64(1)).random((1, 3, 224, 224), np.float32)
     raw = values.tobytes()
     address = urlsplit(server.url)
@@ -161,8 +162,8 @@ async def _tensors(server: Server, rpc: str, home: Path, requests: int) -> list[
             began = time.perf_counter()
             await platform.open_inference.infer(request)
             took = {"in process": time.perf_counter() - began}
-            for label, query in (("HTTP /v2", over_http), ("gRPC ModelInfer", over_grpc)):
-                took[label] = await loop.run_in_executor(None, _timed, query)
+            for label, send in (("HTTP /v2", over_http), ("gRPC ModelInfer", over_grpc)):
+                took[label] = await loop.run_in_executor(None, _timed, send)
             if number >= 20:
                 for label, seconds in took.items():
                     rows[label].append(seconds * 1e3)
@@ -171,20 +172,20 @@ async def _tensors(server: Server, rpc: str, home: Path, requests: int) -> list[
     return [Row(label, ms) for label, ms in rows.items()]
 
 
-def _in_turn(asks: dict[str, Ask], requests: int) -> list[Row]:
-    """One request through each door after the other, so that what disturbs one disturbs all."""
-    rows: dict[str, list[float]] = {label: [] for label in asks}
+def _in_turn(senders: dict[str, Send], requests: int) -> list[Row]:
+    """One request over each protocol in turn, so that a disturbance affects all of them."""
+    rows: dict[str, list[float]] = {label: [] for label in senders}
     for number in range(requests + 20):
-        for label, query in asks.items():
-            seconds = _timed(query)
+        for label, send in senders.items():
+            seconds = _timed(send)
             if number >= 20:
                 rows[label].append(seconds * 1e3)
     return [Row(label, ms) for label, ms in rows.items()]
 
 
-def _timed(query: Ask) -> float:
+def _timed(send: Send) -> float:
     began = time.perf_counter()
-    query()
+    send()
     return time.perf_counter() - began
 
 
@@ -226,21 +227,21 @@ def _ekiben(work: Path, home: Path) -> tuple[Server, str]:
 
 
 def _others(server: Server) -> float:
-    """CPU seconds of the machine so far that were neither ours nor the server's."""
+    """CPU seconds so far of all processes but this one and the server's."""
     own = os.times()
     return busy_s() - own.user - own.system - server.cpu_s()
 
 
 def _markdown(when: str, images: dict[bool, list[Row]], tensors: list[Row], busy: float) -> str:
-    lines = [f"# Doors: {when} UTC", ""]
+    lines = [f"# Protocols: {when} UTC", ""]
     info = machine()
     lines += [f"{info['cpu']}, {info['cores']} cores, {info['system']}; {info['versions']}; {info['commit']}", ""]
     note = "undisturbed" if busy < DISTURBED_CORES else "DISTURBED"
-    lines += [f"Others used {busy:.2f} cores ({note}). One request at a time, each door in turn.", ""]
+    lines += [f"Others used {busy:.2f} cores ({note}). One request at a time, each protocol in turn.", ""]
     for store, rows in images.items():
         first = rows[0].median
         lines += [f"## An encoded image, {'stored' if store else 'not stored'}", ""]
-        lines += ["| door | median ms | to /v1 | p90 ms |", "|---|---|---|---|"]
+        lines += ["| protocol | median ms | to /v1 | p90 ms |", "|---|---|---|---|"]
         for row in rows:
             p90 = statistics.quantiles(row.ms, n=10)[8]
             lines.append(f"| {row.label} | {row.median:.2f} | {row.median / first:.3f} | {p90:.2f} |")

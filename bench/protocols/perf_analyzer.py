@@ -44,18 +44,22 @@ NUMBERS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
-    """What is measured. ``storing`` is Ekiben's default; perf_analyzer can turn it off over gRPC only."""
+class Variant:
+    """A protocol to measure, storing or not.
+
+    ``storing`` is Ekiben's default; perf_analyzer can turn it off over gRPC only.
+    """
 
     protocol: str
     storing: bool
 
     @property
     def label(self) -> str:
+        """Its name in the report."""
         return f"{'HTTP' if self.protocol == 'http' else 'gRPC'}, {'storing' if self.storing else 'not storing'}"
 
 
-WAYS = (Way("http", True), Way("grpc", True), Way("grpc", False))
+VARIANTS = (Variant("http", True), Variant("grpc", True), Variant("grpc", False))
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +83,7 @@ class Row:
     others: float
 
     def cells(self) -> list[str]:
+        """The cells of its line in the report."""
         latencies = [f"{each / 1e3:.2f}" for each in (self.p50_us, self.p90_us, self.p99_us)]
         split = (self.queue_us, self.input_us, self.infer_us, self.output_us, self.around_us)
         return [self.way, str(self.concurrency), f"{self.per_s:.1f}", *latencies, *(f"{x / 1e3:.2f}" for x in split)]
@@ -86,10 +91,13 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Program:
+    """perf_analyzer, and the folder of the libraries that it needs."""
+
     path: Path
     libraries: Path
 
     def run(self, arguments: Sequence[str], timeout_s: float) -> subprocess.CompletedProcess[str]:
+        """Run it. Raises Missing when it cannot be run or exceeds ``timeout_s``."""
         places = [str(self.libraries), os.environ.get("LD_LIBRARY_PATH", "")]
         environ = {**clean_environ(), "LD_LIBRARY_PATH": ":".join(filter(None, places))}
         command = [str(self.path), *arguments]
@@ -104,8 +112,10 @@ class Program:
 
 
 def program(cache: Path) -> Program:
-    """perf_analyzer and the two libraries that it is linked against, fetched once into ``cache``. Missing if they
-    cannot be had."""
+    """perf_analyzer and the two libraries that it is linked against, fetched once into ``cache``.
+
+    Raises Missing when they cannot be obtained.
+    """
     cache.mkdir(parents=True, exist_ok=True)
     found = Program(cache / "perf_analyzer", cache)
     if not found.path.is_file():
@@ -120,8 +130,8 @@ def program(cache: Path) -> Program:
             _from_debian(name, cache / name)
         else:
             _from_wheel(CUDA_WHEEL, f"lib/{name}", cache / name)
-    if "SYNOPSIS" not in (said := found.run(["--help"], 20).stderr):
-        raise Missing(f"perf_analyzer does not start: {_last(said)}")
+    if "SYNOPSIS" not in (output := found.run(["--help"], 20).stderr):
+        raise Missing(f"perf_analyzer does not start: {_last(output)}")
     return found
 
 
@@ -185,27 +195,27 @@ def rows(text: str, way: str, others: float) -> list[Row]:
     ]
 
 
-def _measure(analyzer: Program, server: Ekiben, way: Way, data: Path, concurrency: int, window_ms: int) -> Row:
-    """Missing, with perf_analyzer's own words, when it measured nothing."""
-    address = http_address(server) if way.protocol == "http" else grpc_address(server)
-    out = data.with_name(f"{way.protocol}-{way.storing}-{concurrency}.csv")
-    options = ["-m", MODEL, "-i", way.protocol, "-u", address, "--input-data", str(data), "--shape", "image:1"]
+def _measure(analyzer: Program, server: Ekiben, variant: Variant, data: Path, concurrency: int, window_ms: int) -> Row:
+    """One row. Raises Missing with perf_analyzer's last line when it measured nothing."""
+    address = http_address(server) if variant.protocol == "http" else grpc_address(server)
+    out = data.with_name(f"{variant.protocol}-{variant.storing}-{concurrency}.csv")
+    options = ["-m", MODEL, "-i", variant.protocol, "-u", address, "--input-data", str(data), "--shape", "image:1"]
     # It takes windows until three in a row differ by at most so many percent. --request-count gives wrong rates: it
     # divides by whole seconds.
     options += ["--measurement-interval", str(window_ms), "--max-trials", "10", "--stability-percentage", "25"]
     options += ["--concurrency-range", str(concurrency), "--verbose-csv", "-f", str(out)]
-    if not way.storing:
+    if not variant.storing:
         options += ["--request-parameter", "store:false:bool"]
     with Others(server) as others:
         done = analyzer.run(options, 60 + window_ms / 100)
     if done.returncode != 0 or not out.exists():
-        raise Missing(f"{way.label}, concurrency {concurrency}: {_last(done.stderr or done.stdout)}")
-    return rows(out.read_text(), way.label, others.cores)[0]
+        raise Missing(f"{variant.label}, concurrency {concurrency}: {_last(done.stderr or done.stdout)}")
+    return rows(out.read_text(), variant.label, others.cores)[0]
 
 
 def _last(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1][:300] if lines else "it said nothing"
+    return lines[-1][:300] if lines else "no output"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -228,11 +238,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         (data := work / "input.json").write_text(input_data(images))
         measured: list[Row] = []
         with serving(work) as server:
-            for way in WAYS:
+            for variant in VARIANTS:
                 for concurrency in concurrencies:
-                    say(f"{way.label}, concurrency {concurrency}")
+                    say(f"{variant.label}, concurrency {concurrency}")
                     try:
-                        measured.append(_measure(analyzer, server, way, data, concurrency, window_ms))
+                        measured.append(_measure(analyzer, server, variant, data, concurrency, window_ms))
                     except Missing as error:
                         report.wrong.append(str(error))
         report.worst_others = max((each.others for each in measured), default=0.0)

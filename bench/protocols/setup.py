@@ -1,4 +1,4 @@
-"""What both measurements of the protocols share: an Ekiben to ask, different images, the head of a report."""
+"""Shared by the measurements of the protocols: a running Ekiben, different images, and the report."""
 
 from __future__ import annotations
 
@@ -62,6 +62,7 @@ class Report:
         return path
 
     def markdown(self) -> str:
+        """The report as Markdown."""
         info = machine()
         head = [
             f"- {info['cpu']}, {info['cores']} cores, {info['memory_gb']} GB; {info['system']}",
@@ -79,7 +80,7 @@ class Report:
 
 def finish(measure: Callable[[Path], Report], name: str, out: Path, keep: bool) -> int:
     """The exit status of a measurement: it gets a scratch folder, its report is written and printed."""
-    build = ROOT / "build"  # the disk of the checkout: a folder in memory would flatter whoever stores
+    build = ROOT / "build"  # the disk of the checkout: a folder in memory would make storing cheaper
     build.mkdir(exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f"bench-{name}-", dir=build))
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # either way the server is stopped
@@ -104,7 +105,10 @@ def finish(measure: Callable[[Path], Report], name: str, out: Path, keep: bool) 
 
 @contextmanager
 def serving(work: Path) -> Iterator[Ekiben]:
-    """Ekiben with EfficientNet-B0, started, and stopped at the end. Missing when it does not speak the protocol."""
+    """Ekiben with EfficientNet-B0, started, and stopped at the end.
+
+    Raises Missing when the model is not ready under /v2.
+    """
     say("exporting and publishing the model")
     home = work / "home"
     publish(work, [home])
@@ -121,6 +125,7 @@ def http_address(server: Ekiben) -> str:
 
 
 def grpc_address(server: Ekiben) -> str:
+    """``host:port`` of its gRPC port."""
     return f"127.0.0.1:{server.environ['EKIBEN_GRPC_PORT']}"
 
 
@@ -153,12 +158,12 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def clients() -> str:
-    """Versions of what asks; it lives in an environment of its own."""
+    """Versions of the client's packages, which are in another environment than the server's."""
     installed = {each.name.lower().replace("_", "-"): each.version for each in metadata.distributions()}
     return ", ".join(f"{name} {installed[name]}" for name in _CLIENTS if name in installed)
 
 
 def _served() -> str:
-    """Versions of what serves."""
+    """Versions of the server's packages."""
     done = subprocess.run([str(SERVING_PYTHON), "-c", _SERVED], capture_output=True, text=True, check=False)
     return done.stdout.strip()

@@ -23,7 +23,7 @@ PHOTO = ROOT.parent / "shared/data/photos/dog.jpg"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status 0 when every contender has figures that count."""
+    """Exit status 0 when every contender has valid figures."""
     given = _parse(arguments)
     build = ROOT / "build"
     build.mkdir(exist_ok=True)
@@ -71,15 +71,15 @@ def _measure(plan: Plan, photo: Path, work: Path) -> Report:
     copied.write_bytes(photo.read_bytes())
     _prepare(work)
     rows = {name: Row(name, label) for name, label in LABELS.items()}
-    askers: dict[str, SamContender] = {}
+    running: dict[str, SamContender] = {}
     try:
-        askers[PACKAGE] = Loop("bench.sam.peer_package", work)
-        askers[LOOP] = Loop("bench.sam.peer_onnx", work)
-        askers[EKIBEN] = Http(ekiben(work, "embedded", work / "home"))
-        run = Run(askers, rows, plan, copied, _say)
+        running[PACKAGE] = Loop("bench.sam.peer_package", work)
+        running[LOOP] = Loop("bench.sam.peer_onnx", work)
+        running[EKIBEN] = Http(ekiben(work, "embedded", work / "home"))
+        run = Run(running, rows, plan, copied, _say)
         run.measure()
     finally:
-        for contender in askers.values():
+        for contender in running.values():
             contender.stop()
     size = f"{photo.name}, {run.width} x {run.height}, {copied.stat().st_size / 1e3:.0f} kB"
     return Report(started, plan, size, rows, run.remarks)

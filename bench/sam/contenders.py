@@ -1,4 +1,4 @@
-"""Those who are asked: a loop in a process of its own, and Ekiben over HTTP, behind the same four questions."""
+"""The contenders: a loop in a process of its own, and Ekiben over HTTP, with one interface of four requests."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ Masks = list[dict[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """``seconds`` as the one who asked saw them; ``encode_s`` and ``decode_s``: the network's part, where told."""
+    """Masks and times of a request.
+
+    ``seconds``: as the client measures them; ``encode_s``, ``decode_s``: of the networks.
+    """
 
     seconds: float
     masks: Masks
@@ -35,7 +38,7 @@ class Answer:
 
 
 class Loop:
-    """A peer in a process of its own (``sam_loop.py``)."""
+    """A peer in a process of its own (``peer_loop.py``)."""
 
     def __init__(self, module: str, folder: Path) -> None:
         self._process = subprocess.Popen(
@@ -52,27 +55,32 @@ class Loop:
         self.note = str(self._read()["note"])
 
     def processes(self) -> list[psutil.Process]:
+        """The processes to measure."""
         return [psutil.Process(self._process.pid)]
 
     def point(self, image: Path, x: float, y: float) -> Answer:
-        return self._ask({"do": "point", "image": str(image), "point": [x, y]})
+        """One mask of a foreground point, x and y in pixels."""
+        return self._send({"do": "point", "image": str(image), "point": [x, y]})
 
     def boxes(self, image: Path, boxes: Sequence[Sequence[float]]) -> Answer:
-        return self._ask({"do": "boxes", "image": str(image), "boxes": boxes})
+        """One mask of each box (x0, y0, x1, y1)."""
+        return self._send({"do": "boxes", "image": str(image), "boxes": boxes})
 
     def automatic(self, image: Path, options: dict[str, Any]) -> Answer:
-        return self._ask({"do": "automatic", "image": str(image), "options": options})
+        """Automatic masks; ``options`` as of the reference\'s generator."""
+        return self._send({"do": "automatic", "image": str(image), "options": options})
 
     def forget(self, other: Path) -> None:
         """Nothing to do: automatic masks of a loop always begin with the image."""
 
     def stop(self) -> None:
+        """End its processes."""
         self._process.kill()
         self._process.wait()
 
-    def _ask(self, requested: dict[str, Any]) -> Answer:
+    def _send(self, request: dict[str, Any]) -> Answer:
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(requested) + "\n")
+        self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         found = self._read()
         return Answer(found["seconds"], found["masks"], found["encode_s"] or None)
@@ -102,15 +110,19 @@ class Http:
         self._used = 0.0
 
     def processes(self) -> list[psutil.Process]:
+        """The processes to measure."""
         return [*self._started, *(child for each in self._started for child in each.children(recursive=True))]
 
     def point(self, image: Path, x: float, y: float) -> Answer:
+        """One mask of a foreground point, x and y in pixels."""
         return self._prompts(image, [{"points": [[x, y, 1]]}])
 
     def boxes(self, image: Path, boxes: Sequence[Sequence[float]]) -> Answer:
+        """One mask of each box (x0, y0, x1, y1)."""
         return self._prompts(image, [{"box": list(box)} for box in boxes])
 
     def automatic(self, image: Path, options: dict[str, Any]) -> Answer:
+        """Automatic masks; ``options`` as of the reference\'s generator."""
         seconds, body = self._post("/v1/masks/auto", image, options)
         return Answer(seconds, body["masks"], body["embedding"]["encode_ms"] / 1e3)
 
@@ -125,6 +137,7 @@ class Http:
         self.point(other, 10, 10)
 
     def stop(self) -> None:
+        """End its processes."""
         self._connection.close()
         self._server.stop()
 

@@ -1,4 +1,4 @@
-"""A peer without a server: a process that answers one line of JSON with another, and says what it took."""
+"""A peer without a server: a process that answers each line of JSON with another, which has the time."""
 
 from __future__ import annotations
 
@@ -49,27 +49,27 @@ class Peer(ABC):
 def main(make: Any) -> None:
     """Serve standard input. ``make(folder)`` gives the peer; a call's time ends with the mask as an array."""
     peer: Peer = make(Path(sys.argv[1]))
-    _say({"note": peer.note()})
+    _write({"note": peer.note()})
     for line in sys.stdin:
-        requested = json.loads(line)
+        request = json.loads(line)
         start = time.perf_counter()
-        answer, encoded = _answer(peer, requested)
+        answer, encoded = _answer(peer, request)
         seconds = time.perf_counter() - start
-        _say({"seconds": seconds, "encode_s": encoded, "masks": [_record(one) for one in answer]})
+        _write({"seconds": seconds, "encode_s": encoded, "masks": [_record(one) for one in answer]})
 
 
-def _answer(peer: Peer, requested: dict[str, Any]) -> tuple[list[Any], float]:
-    image, start, encoded = Path(requested["image"]), time.perf_counter(), 0.0
-    if requested["do"] == "automatic":
+def _answer(peer: Peer, request: dict[str, Any]) -> tuple[list[Any], float]:
+    image, start, encoded = Path(request["image"]), time.perf_counter(), 0.0
+    if request["do"] == "automatic":
         peer.image = None
-        return peer.automatic(image, requested["options"]), encoded
+        return peer.automatic(image, request["options"]), encoded
     if peer.image != image:
         peer.see(image)
         peer.image = image
         encoded = time.perf_counter() - start
-    if requested["do"] == "point":
-        return [peer.point(*requested["point"])], encoded
-    return list(peer.boxes(requested["boxes"])), encoded
+    if request["do"] == "point":
+        return [peer.point(*request["point"])], encoded
+    return list(peer.boxes(request["boxes"])), encoded
 
 
 def _record(one: Any) -> dict[str, Any]:
@@ -82,5 +82,5 @@ def _record(one: Any) -> dict[str, Any]:
     return {"segmentation": {**encoded, "counts": encoded["counts"].decode("ascii")}, **scores}
 
 
-def _say(answer: dict[str, Any]) -> None:
+def _write(answer: dict[str, Any]) -> None:
     print(json.dumps(answer), flush=True)

@@ -21,6 +21,8 @@ Floats = NDArray[np.float32]
 
 
 class OnnxLoop(Peer):
+    """The encoder and the decoder of the package's export, with numpy around them."""
+
     def __init__(self, folder: Path) -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads = THREADS
@@ -30,6 +32,7 @@ class OnnxLoop(Peer):
         self._size, self._resized, self._embedding = (0, 0), (0, 0), np.zeros(0, np.float32)
 
     def see(self, photo: Path) -> None:
+        """Read and encode an image."""
         with Image.open(photo) as opened:
             image = ImageOps.exif_transpose(opened).convert("RGB")
         scale = SIDE / max(image.size)
@@ -41,10 +44,12 @@ class OnnxLoop(Peer):
         self._embedding = self._encoder.run(None, {"pixels": padded})[0]
 
     def point(self, x: float, y: float) -> Scored:
+        """The mask of a foreground point."""
         masks, scores = self._decode([(x, y, 1.0)])
         return masks[0] > 0, float(scores[0])
 
     def boxes(self, boxes: list[list[float]]) -> list[Scored]:
+        """The mask of each box, one run each."""
         found = []
         for x0, y0, x1, y1 in boxes:
             masks, scores = self._decode([(x0, y0, 2.0), (x1, y1, 3.0)])

@@ -15,6 +15,8 @@ from segment_anything import SamAutomaticMaskGenerator, SamPredictor, sam_model_
 
 
 class Package(Peer):
+    """The package's predictor and generator."""
+
     def __init__(self, folder: Path) -> None:
         torch.set_num_threads(THREADS)
         self._nms = provide_nms()
@@ -22,12 +24,15 @@ class Package(Peer):
         self._predictor = SamPredictor(self._sam)
 
     def note(self) -> str:
+        """Which non-maximum suppression the generator calls."""
         return f"(a) torchvision's nms, which the generator calls, is {self._nms}"
 
     def see(self, image: Path) -> None:
+        """Read and encode an image."""
         self._predictor.set_image(read_rgb(image.read_bytes()))
 
     def point(self, x: float, y: float) -> Scored:
+        """The mask of a foreground point."""
         masks, scores, _ = self._predictor.predict(np.array([[x, y]]), np.array([1]), multimask_output=False)
         return masks[0], float(scores[0])
 
@@ -39,6 +44,7 @@ class Package(Peer):
         return [(mask[0], float(score)) for mask, score in zip(masks.numpy(), scores, strict=True)]
 
     def automatic(self, image: Path, options: dict[str, Any]) -> list[dict[str, Any]]:
+        """Masks of the package's generator."""
         records: list[dict[str, Any]] = SamAutomaticMaskGenerator(self._sam, **options).generate(
             read_rgb(image.read_bytes())
         )

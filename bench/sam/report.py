@@ -44,6 +44,7 @@ class Report:
         return path
 
     def as_json(self) -> dict[str, object]:
+        """The report with every number, for the JSON file."""
         return {
             "started": self.started.isoformat(timespec="seconds"),
             "machine": machine(),
@@ -55,6 +56,7 @@ class Report:
         }
 
     def markdown(self) -> str:
+        """The report as Markdown."""
         parts = [f"# Segment Anything (vit_b): {self.started:%Y-%m-%d %H:%M} UTC", self._header(), self._goals()]
         return "\n\n".join([*parts, self._table(), self._memory()]) + "\n"
 
@@ -66,7 +68,7 @@ class Report:
             f"- Python {info['python']}; {info['versions']}",
             f"- image: {self.photo}",
             f"- {plan.rounds} rounds, contenders in turn, {plan.repeats} next prompts in each; medians over all",
-            "- everybody has the same seeded random weights, two threads, and the machine to himself while he is asked",
+            "- all contenders have equal seeded random weights, two threads, and the machine alone during a request",
             "- (a) and (b) are called in process, their time ends with masks as arrays; Ekiben's is that of a client "
             "that sends the JPEG each time, keeps its connection, and has read the JSON (format rle, nothing stored)",
             "- masks: with (a)'s an IoU of at least 0.999 (automatic: as many, each 0.99), predicted IoUs within "
@@ -108,7 +110,7 @@ class Report:
 
 
 def goals(rows: Mapping[str, Row], plan: Plan) -> list[Goal]:
-    """What is promised of Ekiben, from the medians; automatic masks of a smaller grid tell of the encoder alone."""
+    """Ekiben's goals, from the medians. Automatic masks of a smaller grid are not evaluated: the encoder dominates."""
 
     def times(name: str, what: str) -> float | None:
         row = rows.get(name)

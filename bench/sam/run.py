@@ -1,4 +1,4 @@
-"""One run of the Segment Anything benchmark: the same questions to each contender in turn, answers compared."""
+"""One run of the Segment Anything benchmark: equal requests to each contender in turn, with their answers compared."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
+    """Sizes of a run. ``grid``: points per side of automatic masks."""
+
     rounds: int
     repeats: int
     """Of what takes less than a second, in each round."""
@@ -36,7 +38,7 @@ class Plan:
 
 @dataclass(slots=True)
 class Row:
-    """A contender: seconds of every answer by what was asked, and why it does not count, if so."""
+    """A contender: seconds of every answer by kind of request; ``wrong``: why it is invalid."""
 
     name: str
     label: str
@@ -46,10 +48,12 @@ class Row:
     other_cores: float = 0.0
 
     def median(self, what: str) -> float | None:
+        """Median seconds of a kind of request; None without answers."""
         times = self.times.get(what)
         return statistics.median(times) if times else None
 
     def as_json(self) -> dict[str, object]:
+        """The row with every time, for the JSON file."""
         return {**asdict(self), "medians": {what: self.median(what) for what in self.times}}
 
 
@@ -57,21 +61,21 @@ class Run:
     """``rows`` are filled in; ``remarks`` are for the report."""
 
     def __init__(
-        self, askers: dict[str, SamContender], rows: dict[str, Row], plan: Plan, photo: Path, say: Say
+        self, contenders: dict[str, SamContender], rows: dict[str, Row], plan: Plan, photo: Path, say: Say
     ) -> None:
-        self.askers, self.rows, self.plan, self.photo, self.say = askers, rows, plan, photo, say
-        self.remarks = [contender.note for contender in askers.values() if contender.note]
+        self.contenders, self.rows, self.plan, self.photo, self.say = contenders, rows, plan, photo, say
+        self.remarks = [contender.note for contender in contenders.values() if contender.note]
         with Image.open(photo) as opened:
             self._image = opened.convert("RGB")
         self.width, self.height = self._image.size
 
     def measure(self) -> None:
-        """Everything, in rounds; who answers otherwise than the package is wrong, and left out from then on."""
+        """Measure in rounds. A contender whose answers differ from the package's is invalid and left out after it."""
         expected: dict[str, Masks] = {}
-        names = list(self.askers)
+        names = list(self.contenders)
         warm = self._shifted(-3)
         for name in names:
-            self._guarded(name, partial(self.askers[name].point, warm, 10, 10))
+            self._guarded(name, partial(self.contenders[name].point, warm, 10, 10))
         for number in range(self.plan.rounds):
             fresh = self._shifted(number)
             # The package is first in the first round: its answers are what the others' are held against.
@@ -82,7 +86,7 @@ class Run:
             for name in (PACKAGE, EKIBEN):
                 if name in self.rows and not self.rows[name].wrong:
                     self._guarded(name, partial(self._automatic, name, "crops", expected, {"crop_n_layers": 1}))
-        for name, contender in self.askers.items():
+        for name, contender in self.contenders.items():
             if not self.rows[name].wrong:
                 self.rows[name].peak_mb = sum(_peak_mb(process.pid) for process in contender.processes())
 
@@ -99,7 +103,7 @@ class Run:
         row.other_cores = max(row.other_cores, used / (time.perf_counter() - start))
 
     def _round(self, name: str, fresh: Path, expected: dict[str, Masks]) -> None:
-        contender, width, height = self.askers[name], self.width, self.height
+        contender, width, height = self.contenders[name], self.width, self.height
         first = contender.point(fresh, width * 0.5, height * 0.6)
         self._took(name, "first prompt", first.seconds)
         self._took(name, "encode", first.encode_s)
@@ -122,7 +126,7 @@ class Run:
         self.say(f"{name}: {medians}")
 
     def _automatic(self, name: str, what: str, expected: dict[str, Masks], more: dict[str, Any]) -> None:
-        contender = self.askers[name]
+        contender = self.contenders[name]
         contender.forget(self._shifted(-2))
         answer = contender.automatic(self.photo, {"points_per_side": self.plan.grid, **more})
         self._took(name, what, answer.seconds)
@@ -133,7 +137,7 @@ class Run:
             self.rows[name].times.setdefault(what, []).append(seconds)
 
     def _check(self, name: str, what: str, masks: Masks, expected: dict[str, Masks]) -> None:
-        """Missing unless the masks are those of the one who answered first, with the same predicted IoUs."""
+        """Raises Missing unless masks and predicted IoUs are those of the first contender."""
         masks = [{**mask, "segmentation": compressed(mask["segmentation"])} for mask in masks]
         if what not in expected:
             expected[what] = masks
@@ -159,7 +163,7 @@ class Run:
     def _cpu_s(self, name: str) -> float:
         own = psutil.Process().cpu_times()
         total = own.user + own.system
-        for process in self.askers[name].processes():
+        for process in self.contenders[name].processes():
             times = process.cpu_times()
             total += times.user + times.system
         return float(total)

@@ -1,4 +1,4 @@
-"""Made once with the export environment: seeded weights for everybody, and the plain ONNX loop's two graphs.
+"""Made once with the export environment: seeded weights for all contenders, and the graphs of the plain ONNX loop.
 
 Run as ``.venv-torch/bin/python -m bench.sam.weights FOLDER``; writes ``weights.pth``, ``encoder.onnx`` and
 ``decoder.onnx``. The graphs are exported as the package's own script does it (``scripts/export_onnx_model.py``): the
@@ -19,6 +19,7 @@ ARCHITECTURE, SEED, OPSET = "vit_b", 0, 17
 
 
 def main(folder: Path) -> None:
+    """Write the weights and both graphs into ``folder``."""
     from segment_anything.utils.onnx import SamOnnxModel
 
     sam = random_sam(ARCHITECTURE, SEED)
