@@ -35,12 +35,14 @@ T = TypeVar("T")
 
 
 class Client:
-    """Asks a server, and waits for the answer. One may be shared by threads.
+    """A client of one server whose methods wait for the response. Thread-safe; a context manager that closes it.
 
     ``url``: http://, https://, grpc:// or grpcs:// (TLS); ``ca``: a file of the certificates to trust. ``timeout_s``:
-    how long an answer may take; over HTTP, how long the server may be silent. ``retries``: further tries where nothing
-    was begun, because the server was too busy or no connection could be made; an inference that may have been computed
-    is never asked for twice. ``headers``: sent along, over gRPC as metadata.
+    the longest wait for a response; over HTTP, for the next bytes. ``retries``: further attempts when the server was
+    too busy to begin or no connection was made; an inference that may have been computed is never sent twice.
+    ``headers``: sent with every request, over gRPC as metadata.
+
+    Methods raise EkibenError; ValueError or TypeError for arguments that cannot be sent.
     """
 
     def __init__(
@@ -53,7 +55,7 @@ class Client:
         ca: str | Path | None = None,
         transport: Transport | None = None,
     ) -> None:
-        """``transport``: carries the requests instead, as in tests."""
+        """``transport``: sends the requests instead of one made for ``url``, as in tests."""
         self.url = url
         self._retries = retries
         self._transport = transport or connect(url, timeout_s, headers or {}, ca)
@@ -108,16 +110,17 @@ class Client:
     compare_trainings = threaded(training_operations.compare_trainings)
 
     def watch(self, job: JobLike, *, after: int = 0, timeout_s: float | None = None) -> Iterator[JobEvent]:
-        """What happens to a job, until it is over: each event once, whatever happens to the connection.
+        """The events of a job until it is over, each once; broken connections are made again.
 
-        ``after``: go on after the event of that number. ``timeout_s``: TimedOut after so long.
+        ``after``: start after the event of that number. ``timeout_s``: raises TimedOut when the job is not over by
+        then.
         """
         return self._follow(JobWatch(job, after, timeout_s))
 
     def wait(self, job: JobLike, *, progress: bool = False, timeout_s: float | None = None) -> Job:
-        """The job once it has succeeded. JobFailed where it has failed or was cancelled, TimedOut after ``timeout_s``.
+        """Wait for a job and return it. Raises JobFailed when it failed or was cancelled, TimedOut after ``timeout_s``.
 
-        ``progress``: show a bar meanwhile. Takes a dataset too, for its import.
+        ``progress``: show a progress bar on stderr. A dataset stands for its import.
         """
         watch, known = JobWatch(job, timeout_s=timeout_s), self.job(job)
         with bar_of(known, progress) as bar:
@@ -130,6 +133,7 @@ class Client:
         return known
 
     def close(self) -> None:
+        """Close the connections."""
         self._transport.close()
 
     def __enter__(self) -> Self:
@@ -155,20 +159,20 @@ class Client:
             steps.close()
 
     def _send(self, request: ClientRequest) -> object:
-        tries = RetryPolicy(request, self._retries)
+        policy = RetryPolicy(request, self._retries)
         while True:
             try:
                 return self._transport.send(request)
             except EkibenError as error:
-                time.sleep(tries.pause_s(error))
+                time.sleep(policy.pause_s(error))
 
     def _follow(self, watch: JobWatch) -> Iterator[JobEvent]:
         while True:
             try:
-                with closing(self._transport.stream(watch.request())) as told:
-                    for one in told:
-                        if one is not None:
-                            yield watch.take(one)
+                with closing(self._transport.stream(watch.request())) as messages:
+                    for message in messages:
+                        if message is not None:
+                            yield watch.take(message)
                         if watch.stale:
                             break
                 if watch.over or self.job(watch.id).over:

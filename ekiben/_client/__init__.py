@@ -1,1 +1,1 @@
-"""What ekiben/client.py is made of: operations, transports and answers, for those who ask a server from outside."""
+"""The parts of ekiben/client.py: operations, transports and results. Imported by clients of a server alone."""

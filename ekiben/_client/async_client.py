@@ -1,4 +1,4 @@
-"""The client for event loops."""
+"""``AsyncClient``, the client for event loops."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ T = TypeVar("T")
 
 
 class AsyncClient:
-    """The same as ``Client`` for event loops: every method is to be awaited, or iterated with ``async for``."""
+    """``Client`` for event loops: its methods are awaited, or iterated with ``async for``.
+
+    Arguments as for ``Client``.
+    """
 
     def __init__(
         self,
@@ -90,11 +93,11 @@ class AsyncClient:
     compare_trainings = awaited(training_operations.compare_trainings)
 
     def watch(self, job: JobLike, *, after: int = 0, timeout_s: float | None = None) -> AsyncIterator[JobEvent]:
-        """What happens to a job, until it is over; see ``Client.watch``."""
+        """The events of a job until it is over; see ``Client.watch``."""
         return self._follow(JobWatch(job, after, timeout_s))
 
     async def wait(self, job: JobLike, *, progress: bool = False, timeout_s: float | None = None) -> Job:
-        """The job once it has succeeded; see ``Client.wait``."""
+        """Wait for a job and return it; see ``Client.wait``."""
         watch, known = JobWatch(job, timeout_s=timeout_s), await self.job(job)
         with bar_of(known, progress) as bar:
             while not known.over:
@@ -106,6 +109,7 @@ class AsyncClient:
         return known
 
     async def close(self) -> None:
+        """Close the connections."""
         await self._transport.close()
 
     async def __aenter__(self) -> Self:
@@ -128,24 +132,24 @@ class AsyncClient:
                     return step.answer
                 reply = await self._send(step)
         finally:
-            with suppress(ValueError):  # cancelled while a thread is at it: it ends there
+            with suppress(ValueError):  # cancelled while a thread runs the generator, which ends it there
                 steps.close()
 
     async def _send(self, request: ClientRequest) -> object:
-        tries = RetryPolicy(request, self._retries)
+        policy = RetryPolicy(request, self._retries)
         while True:
             try:
                 return await self._transport.send(request)
             except EkibenError as error:
-                await asyncio.sleep(tries.pause_s(error))
+                await asyncio.sleep(policy.pause_s(error))
 
     async def _follow(self, watch: JobWatch) -> AsyncIterator[JobEvent]:
         while True:
             try:
-                async with aclosing(self._transport.stream(watch.request())) as told:
-                    async for one in told:
-                        if one is not None:
-                            yield watch.take(one)
+                async with aclosing(self._transport.stream(watch.request())) as messages:
+                    async for message in messages:
+                        if message is not None:
+                            yield watch.take(message)
                         if watch.stale:
                             break
                 if watch.over or (await self.job(watch.id)).over:

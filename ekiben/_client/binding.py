@@ -1,4 +1,4 @@
-"""Methods of the two clients out of one description of each operation."""
+"""Makes the methods of both clients from one description of each operation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class SyncRunner(Protocol):
-    """What ``Client`` gives to its bound methods."""
+    """The part of ``Client`` that bound methods use."""
 
     _transport: Transport
 
@@ -23,7 +23,7 @@ class SyncRunner(Protocol):
 
 
 class AsyncRunner(Protocol):
-    """What ``AsyncClient`` gives to its bound methods."""
+    """The part of ``AsyncClient`` that bound methods use."""
 
     _transport: AsyncTransport
 
@@ -41,7 +41,7 @@ def threaded(steps: Callable[P, Steps[T]]) -> Callable[Concatenate[SyncRunner, P
 
 
 def awaited(steps: Callable[P, Steps[T]]) -> Callable[Concatenate[AsyncRunner, P], Coroutine[Any, Any, T]]:
-    """The same as a method of ``AsyncClient``."""
+    """An operation as a method of ``AsyncClient``."""
 
     async def method(self: AsyncRunner, /, *args: P.args, **kwargs: P.kwargs) -> T:
         return await self._run(steps(*args, **kwargs))
@@ -51,50 +51,50 @@ def awaited(steps: Callable[P, Steps[T]]) -> Callable[Concatenate[AsyncRunner, P
 
 
 def iterated(
-    requested: Callable[P, ClientRequest], read: Callable[[dict[str, Any]], T]
+    make_request: Callable[P, ClientRequest], read: Callable[[dict[str, Any]], T]
 ) -> Callable[Concatenate[SyncRunner, P], Iterator[T]]:
-    """What is answered piece by piece, as a method of ``Client``."""
+    """A streaming request as a method of ``Client``; ``read`` converts each message."""
 
     def method(self: SyncRunner, /, *args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
         def pieces() -> Generator[T]:
-            with closing(self._transport.stream(request)) as told:
-                for one in told:
-                    if one is not None:
-                        yield read(one)
+            with closing(self._transport.stream(request)) as messages:
+                for message in messages:
+                    if message is not None:
+                        yield read(message)
 
-        request = requested(*args, **kwargs)
+        request = make_request(*args, **kwargs)
         return pieces()
 
-    _name(method, requested)
+    _name(method, make_request)
     return method
 
 
 def iterated_async(
-    requested: Callable[P, ClientRequest], read: Callable[[dict[str, Any]], T]
+    make_request: Callable[P, ClientRequest], read: Callable[[dict[str, Any]], T]
 ) -> Callable[Concatenate[AsyncRunner, P], AsyncIterator[T]]:
-    """The same as a method of ``AsyncClient``."""
+    """A streaming request as a method of ``AsyncClient``; ``read`` converts each message."""
 
     def method(self: AsyncRunner, /, *args: P.args, **kwargs: P.kwargs) -> AsyncIterator[T]:
         async def pieces() -> AsyncGenerator[T]:
-            async with aclosing(self._transport.stream(request)) as told:
-                async for one in told:
-                    if one is not None:
-                        yield read(one)
+            async with aclosing(self._transport.stream(request)) as messages:
+                async for message in messages:
+                    if message is not None:
+                        yield read(message)
 
-        request = requested(*args, **kwargs)
+        request = make_request(*args, **kwargs)
         return pieces()
 
-    _name(method, requested)
+    _name(method, make_request)
     return method
 
 
 def _name(method: Any, described: Callable[..., Any]) -> None:
-    """With the name, the documentation and the signature of what it does: ``help`` and notebooks show them."""
+    """Give the method the name, docstring and signature of the operation, for ``help`` and notebooks."""
     update_wrapper(method, described)
     del method.__wrapped__
     signature = inspect.signature(described)
     returned = str(signature.return_annotation).removeprefix("Steps[").removesuffix("]")
-    myself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    self_parameter = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
     method.__signature__ = signature.replace(
-        parameters=[myself, *signature.parameters.values()], return_annotation=returned
+        parameters=[self_parameter, *signature.parameters.values()], return_annotation=returned
     )

@@ -1,4 +1,4 @@
-"""From an address to what carries requests there. httpx and grpc are imported when they are needed."""
+"""From a URL to a transport. httpx and grpc are imported when they are needed."""
 
 from __future__ import annotations
 
@@ -14,30 +14,32 @@ GRPC_PORT = 3001
 
 
 def connect(url: str, timeout_s: float, headers: Mapping[str, str], ca: str | Path | None) -> Transport:
-    scheme, place, trusted = _read(url, ca)
+    """A transport to ``url``, HTTP or gRPC by its scheme. Raises ValueError for another scheme or no host."""
+    scheme, target, trusted = _read(url, ca)
     if scheme in ("grpc", "grpcs"):
         with _installed():
             from ekiben._client.grpc_transport import GrpcTransport
-        return GrpcTransport(place, timeout_s, headers, scheme == "grpcs", trusted)
+        return GrpcTransport(target, timeout_s, headers, scheme == "grpcs", trusted)
     from ekiben._client.http_transport import HttpTransport
 
-    return HttpTransport(place, timeout_s, headers, trusted)
+    return HttpTransport(target, timeout_s, headers, trusted)
 
 
 def connect_async(url: str, timeout_s: float, headers: Mapping[str, str], ca: str | Path | None) -> AsyncTransport:
-    scheme, place, trusted = _read(url, ca)
+    """A transport for event loops to ``url``; see ``connect``."""
+    scheme, target, trusted = _read(url, ca)
     if scheme in ("grpc", "grpcs"):
         with _installed():
             from ekiben._client.grpc_transport import AsyncGrpcTransport
-        return AsyncGrpcTransport(place, timeout_s, headers, scheme == "grpcs", trusted)
+        return AsyncGrpcTransport(target, timeout_s, headers, scheme == "grpcs", trusted)
     from ekiben._client.http_transport import AsyncHttpTransport
 
-    return AsyncHttpTransport(place, timeout_s, headers, trusted)
+    return AsyncHttpTransport(target, timeout_s, headers, trusted)
 
 
 @contextmanager
 def _installed() -> Iterator[None]:
-    """Of several packages that gRPC needs, the one that brings the others."""
+    """Name grpcio-status in the error: of the packages that gRPC needs it installs the others."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -45,7 +47,7 @@ def _installed() -> Iterator[None]:
 
 
 def _read(url: str, ca: str | Path | None) -> tuple[str, str, Path | None]:
-    """Scheme, what httpx or grpc call the place, and the file of certificates. ValueError for another scheme."""
+    """Scheme, the URL for httpx or ``host:port`` for grpc, and the file of certificates."""
     full = url if "://" in url else f"http://{url}"
     parts = urlsplit(full)
     port = parts.port  # ValueError for what is no number

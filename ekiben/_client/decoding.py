@@ -1,4 +1,4 @@
-"""Answers as values: dataclasses out of the dicts that both protocols give."""
+"""Converts responses, dicts in both protocols, to dataclasses."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ T = TypeVar("T")
 
 
 def read(kind: type[T], body: Mapping[str, Any], **more: Any) -> T:
-    """A dataclass from the fields of the same names. ``more``: fields that are not in ``body``.
+    """An instance of the dataclass ``kind`` from the keys of ``body``. ``more``: fields that are not in ``body``.
 
-    Keys that it does not have are left out: the server may be newer. EkibenError ``bad_answer`` where one is missing.
-    A field ``raw`` gets the whole of ``body``.
+    Unknown keys are ignored, since the server may be newer. A field ``raw`` gets the whole ``body``. Raises EkibenError
+    ``bad_answer`` when a key is missing.
     """
-    own: Any = kind  # mypy does not take a type of a type variable for hashable
+    own: Any = kind  # mypy does not accept type[T] as hashable
     hints, required = _info(own)
     if missing := [name for name in required if name not in body and name not in more and name != "raw"]:
         raise EkibenError(f"the answer has no {missing[0]!r}: is this an Ekiben server?", code="bad_answer")
@@ -31,12 +31,13 @@ def read(kind: type[T], body: Mapping[str, Any], **more: Any) -> T:
 
 
 def read_all(kind: type[T], bodies: Any) -> tuple[T, ...]:
+    """``read`` for each of a list of dicts."""
     return tuple(read(kind, body) for body in bodies)
 
 
 @cache
 def _info(kind: Any) -> tuple[dict[str, Any], list[str]]:
-    """The types of its fields, and the names of those without a default."""
+    """The types of a dataclass's fields, and the names of those without a default."""
     hints = get_type_hints(kind)
     own = [field for field in fields(kind) if field.init]
     required = [field.name for field in own if field.default is MISSING and field.default_factory is MISSING]

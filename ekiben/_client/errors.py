@@ -1,4 +1,4 @@
-"""What a client raises. The tree: EkibenError, and of it Unreachable, TimedOut and JobFailed."""
+"""The errors of the client: EkibenError and its subclasses Unreachable, TimedOut and JobFailed."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ if TYPE_CHECKING:
 
 
 BEFORE_ANY_WORK = frozenset({"overloaded", "model_loading", "memory_budget", "stopping"})
-"""Refusals that come before anything is computed or kept; others that ask to come back may come after."""
+"""Codes of refusals that come before anything is computed or stored. Others with retry_after_s may come later."""
 
 
 class EkibenError(Exception):
-    """What the server refused, in its words.
+    """A request failed; ``message`` is the server's sentence.
 
-    ``code``: one of docs/reference/http.md, to act on. ``status``: the HTTP status, or the name of the gRPC code.
-    ``request_id``: finds the request in the server's log. ``retry_after_s``: when the server says that another try
-    may succeed. ``safe_to_retry``: nothing was computed or kept, so that another try does nothing twice.
+    ``code``: stable, one of docs/reference/http.md. ``status``: the HTTP status, or the name of the gRPC code.
+    ``request_id``: identifies the request in the server's log. ``retry_after_s``: seconds after which the server
+    expects another attempt to succeed. ``safe_to_retry``: nothing was computed or stored, so that another attempt
+    repeats nothing.
     """
 
     def __init__(
@@ -44,15 +45,15 @@ class EkibenError(Exception):
 
 
 class Unreachable(EkibenError, ConnectionError):
-    """There is no connection, or it broke off. ``safe_to_retry``: nothing was sent."""
+    """No connection could be made, or it was lost. ``safe_to_retry``: nothing was sent."""
 
 
 class TimedOut(EkibenError, TimeoutError):
-    """The server's deadline passed, or this client's own (``timeout_s``)."""
+    """The deadline of the server or of this client (``timeout_s``) passed."""
 
 
 class JobFailed(EkibenError):
-    """A job that was waited for has failed or was cancelled. ``job``: what became of it."""
+    """The job has failed or was cancelled. ``job``: in its final state."""
 
     def __init__(self, job: Job) -> None:
         error = job.error
@@ -61,4 +62,4 @@ class JobFailed(EkibenError):
             code=error.code if error is not None else job.state,
         )
         self.job = job
-        self.args = (job,)  # what pickle makes it of again, between processes
+        self.args = (job,)  # pickle calls the class with these

@@ -1,4 +1,4 @@
-"""Requests over gRPC, for threads and for event loops; messages as the dicts that the JSON of /v1 would be."""
+"""Sends requests over gRPC, from threads and event loops; messages become dicts as in the JSON of /v1."""
 
 from __future__ import annotations
 
@@ -17,22 +17,24 @@ from google.protobuf.message_factory import GetMessageClass
 from google.rpc import error_details_pb2, status_pb2
 
 from ekiben._client.errors import BEFORE_ANY_WORK, EkibenError, TimedOut, Unreachable
-from ekiben._client.image_inputs import File
+from ekiben._client.image_inputs import FileSource
 from ekiben._client.requests import ClientRequest
 from ekiben.v1 import ekiben_pb2
 
 _OPTIONS = [
-    ("grpc.max_send_message_length", -1),  # the server has the limit, and words for it
+    ("grpc.max_send_message_length", -1),  # the server has a limit and refuses with a reason
     ("grpc.max_receive_message_length", -1),
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 5000),
 ]
 _DETAILS = "grpc-status-details-bin"
-# grpc says UNAVAILABLE too for a connection that broke off while a request was on it; these alone sent nothing.
+# grpc reports UNAVAILABLE also for a connection lost during a request; only these messages mean that nothing was sent.
 _NOT_CONNECTED = ("failed to connect", "connections to all backends failing", "dns resolution failed")
 
 
 class GrpcTransport:
+    """A transport over one gRPC channel. ``target``: host:port; ``ca``: certificates to trust, with ``tls``."""
+
     def __init__(self, target: str, timeout_s: float, headers: Mapping[str, str], tls: bool, ca: Path | None) -> None:
         self._timeout_s, self._metadata = timeout_s, _metadata(headers)
         self._channel = (
@@ -40,12 +42,14 @@ class GrpcTransport:
         )
 
     def send(self, request: ClientRequest) -> Any:
+        """Send a request and return what it reads from the response."""
         call, message, streams = _call(self._channel, request)
         with refusals():
             answer = call(message, timeout=_timeout(request, self._timeout_s), metadata=self._metadata)
             return _reply(request, [to_dict(each) for each in answer] if streams else to_dict(answer))
 
     def stream(self, request: ClientRequest) -> Generator[dict[str, Any] | None]:
+        """Send a request and yield the messages of its response."""
         call, message, _ = _call(self._channel, request)
         with refusals():
             answer = call(message, timeout=_timeout(request, self._timeout_s), metadata=self._metadata)
@@ -56,10 +60,13 @@ class GrpcTransport:
                 answer.cancel()
 
     def close(self) -> None:
+        """Close the connections."""
         self._channel.close()
 
 
 class AsyncGrpcTransport:
+    """A transport over one gRPC channel, for event loops; arguments as for ``GrpcTransport``."""
+
     def __init__(self, target: str, timeout_s: float, headers: Mapping[str, str], tls: bool, ca: Path | None) -> None:
         self._timeout_s, self._metadata = timeout_s, _metadata(headers)
         self._target, self._tls, self._ca = target, tls, ca
@@ -67,7 +74,7 @@ class AsyncGrpcTransport:
 
     @property
     def _channel(self) -> grpc.aio.Channel:
-        """Opened by the first request: a channel belongs to the event loop that runs then."""
+        """Opened by the first request: a channel belongs to the event loop that runs when it is opened."""
         if self._opened is None:
             self._opened = (
                 grpc.aio.secure_channel(self._target, _credentials(self._ca), _OPTIONS)
@@ -77,12 +84,14 @@ class AsyncGrpcTransport:
         return self._opened
 
     async def send(self, request: ClientRequest) -> Any:
+        """Send a request and return what it reads from the response."""
         call, message, streams = _call(self._channel, request)
         with refusals():
             answer = call(message, timeout=_timeout(request, self._timeout_s), metadata=self._metadata)
             return _reply(request, [to_dict(each) async for each in answer] if streams else to_dict(await answer))
 
     async def stream(self, request: ClientRequest) -> AsyncGenerator[dict[str, Any] | None]:
+        """Send a request and yield the messages of its response."""
         call, message, _ = _call(self._channel, request)
         with refusals():
             answer = call(message, timeout=_timeout(request, self._timeout_s), metadata=self._metadata)
@@ -93,6 +102,7 @@ class AsyncGrpcTransport:
                 answer.cancel()
 
     async def close(self) -> None:
+        """Close the connections."""
         if self._opened is not None:
             await self._opened.close()
             self._opened = None
@@ -100,7 +110,7 @@ class AsyncGrpcTransport:
 
 @contextmanager
 def refusals() -> Iterator[None]:
-    """grpc's errors as the client's."""
+    """Raise grpc's errors as EkibenError."""
     try:
         yield
     except (grpc.RpcError, grpc.aio.AioRpcError) as error:
@@ -113,7 +123,7 @@ def _method(service: str, name: str) -> MethodDescriptor:
 
 
 def _call(channel: Any, request: ClientRequest) -> tuple[Callable[..., Any], Message, bool]:
-    """What to call, the request's message, and whether the answer is a stream."""
+    """The method to call, its message, and whether the response is a stream."""
     if request.rpc is None:
         raise EkibenError("this goes over HTTP only: connect to http://...", code="http_only")
     method = _method(request.rpc.service, request.rpc.method)
@@ -131,9 +141,9 @@ def _call(channel: Any, request: ClientRequest) -> tuple[Callable[..., Any], Mes
 
 
 def _loaded(body: Mapping[str, Any]) -> dict[str, Any]:
-    """With the bytes of the files in it."""
+    """``body`` with the bytes of its files."""
     return {
-        name: value.data() if isinstance(value, File) else _loaded(value) if isinstance(value, Mapping) else value
+        name: value.data() if isinstance(value, FileSource) else _loaded(value) if isinstance(value, Mapping) else value
         for name, value in body.items()
     }
 
@@ -155,7 +165,7 @@ def _credentials(ca: Path | None) -> grpc.ChannelCredentials:
 
 
 def to_dict(message: Any) -> dict[str, Any]:
-    """A message as the JSON of /v1 says the same: None for what is absent, bytes as they are."""
+    """A message as a dict, as in the JSON of /v1: None for absent fields; bytes stay bytes."""
     return {field.name: _field(message, field) for field in message.DESCRIPTOR.fields}
 
 
@@ -172,7 +182,7 @@ def _field(message: Any, field: FieldDescriptor) -> Any:
 
 
 def _message(message: Any) -> Any:
-    """Those that JSON says in another shape, and the rest."""
+    """A message as a value; some have another shape in the JSON of /v1."""
     name = message.DESCRIPTOR.full_name
     if name == "google.protobuf.Struct":
         return _whole(MessageToDict(message))
@@ -186,7 +196,7 @@ def _message(message: Any) -> Any:
 
 
 def _whole(value: Any) -> Any:
-    """A Struct has no whole numbers: those that are whole become so again."""
+    """A Struct has floats alone: whole numbers become int again."""
     if isinstance(value, dict):
         return {name: _whole(one) for name, one in value.items()}
     if isinstance(value, list):
@@ -218,7 +228,7 @@ def _error(error: Any) -> EkibenError:
 
 
 def _details(value: bytes) -> tuple[str | None, str | None, float | None]:
-    """The code, the request's id and when to come back, of google.rpc's details."""
+    """Code, request id and retry_after_s from google.rpc's status details."""
     info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
     status = status_pb2.Status.FromString(value)
     found = [each.Unpack(info) or each.Unpack(retry) for each in status.details]

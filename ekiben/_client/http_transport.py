@@ -1,4 +1,4 @@
-"""Requests over HTTP, carried by httpx: for threads and for event loops."""
+"""Sends requests over HTTP with httpx, from threads and event loops."""
 
 from __future__ import annotations
 
@@ -13,38 +13,42 @@ from typing import Any
 import httpx
 
 from ekiben._client.errors import BEFORE_ANY_WORK, EkibenError, TimedOut, Unreachable
-from ekiben._client.image_inputs import File
+from ekiben._client.image_inputs import FileSource
 from ekiben._client.requests import ClientRequest
 
 _CONNECT_S = 10.0
-# Shorter than servers keep an idle connection (5 s): one that ends while a request is on its way cannot be told from
-# one that ended after it was computed.
+# Shorter than servers keep an idle connection (5 s): when one closes while a request is sent, the client cannot know
+# whether the request was computed.
 _LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=20, keepalive_expiry=4.0)
 
 
 class HttpTransport:
+    """A transport over HTTP connections that are kept. ``ca``: certificates to trust; None: those of the system."""
+
     def __init__(
-        self, url: str, timeout_s: float, headers: Mapping[str, str], ca: Path | None, *, through: Any = None
+        self, url: str, timeout_s: float, headers: Mapping[str, str], ca: Path | None, *, transport: Any = None
     ) -> None:
-        """``through``: a transport of httpx, for tests."""
+        """``transport``: of httpx, for tests."""
         self._timeout_s = timeout_s
         self._client = httpx.Client(
-            base_url=url, headers=dict(headers), limits=_LIMITS, verify=_trust(ca), transport=through
+            base_url=url, headers=dict(headers), limits=_LIMITS, verify=_trust(ca), transport=transport
         )
 
-    def send(self, query: ClientRequest) -> Any:
+    def send(self, request: ClientRequest) -> Any:
+        """Send a request and return what it reads from the response."""
         with refusals():
-            with self._client.stream(**_request(query, self._timeout_s)) as response:
-                if query.into is not None and response.is_success:
-                    with written(query.into) as file:
+            with self._client.stream(**_stream_arguments(request, self._timeout_s)) as response:
+                if request.into is not None and response.is_success:
+                    with written(request.into) as file:
                         for piece in response.iter_bytes():
                             file.write(piece)
-                    return query.into
+                    return request.into
                 response.read()
-            return _reply(query, response)
+            return _reply(request, response)
 
-    def stream(self, query: ClientRequest) -> Generator[dict[str, Any] | None]:
-        with refusals(), self._client.stream(**_request(query, self._timeout_s)) as response:
+    def stream(self, request: ClientRequest) -> Generator[dict[str, Any] | None]:
+        """Send a request and yield the messages of its response."""
+        with refusals(), self._client.stream(**_stream_arguments(request, self._timeout_s)) as response:
             if not response.is_success:
                 response.read()
                 raise _error(response)
@@ -53,32 +57,37 @@ class HttpTransport:
                 yield from events.take(line)
 
     def close(self) -> None:
+        """Close the connections."""
         self._client.close()
 
 
 class AsyncHttpTransport:
+    """A transport over HTTP for event loops; arguments as for ``HttpTransport``."""
+
     def __init__(
-        self, url: str, timeout_s: float, headers: Mapping[str, str], ca: Path | None, *, through: Any = None
+        self, url: str, timeout_s: float, headers: Mapping[str, str], ca: Path | None, *, transport: Any = None
     ) -> None:
         self._timeout_s = timeout_s
         self._client = httpx.AsyncClient(
-            base_url=url, headers=dict(headers), limits=_LIMITS, verify=_trust(ca), transport=through
+            base_url=url, headers=dict(headers), limits=_LIMITS, verify=_trust(ca), transport=transport
         )
 
-    async def send(self, query: ClientRequest) -> Any:
+    async def send(self, request: ClientRequest) -> Any:
+        """Send a request and return what it reads from the response."""
         with refusals():
-            async with self._client.stream(**_request(query, self._timeout_s)) as response:
-                if query.into is not None and response.is_success:
-                    with written(query.into) as file:
+            async with self._client.stream(**_stream_arguments(request, self._timeout_s)) as response:
+                if request.into is not None and response.is_success:
+                    with written(request.into) as file:
                         async for piece in response.aiter_bytes():
                             file.write(piece)
-                    return query.into
+                    return request.into
                 await response.aread()
-            return _reply(query, response)
+            return _reply(request, response)
 
-    async def stream(self, query: ClientRequest) -> AsyncGenerator[dict[str, Any] | None]:
+    async def stream(self, request: ClientRequest) -> AsyncGenerator[dict[str, Any] | None]:
+        """Send a request and yield the messages of its response."""
         with refusals():
-            async with self._client.stream(**_request(query, self._timeout_s)) as response:
+            async with self._client.stream(**_stream_arguments(request, self._timeout_s)) as response:
                 if not response.is_success:
                     await response.aread()
                     raise _error(response)
@@ -88,17 +97,21 @@ class AsyncHttpTransport:
                         yield event
 
     async def close(self) -> None:
+        """Close the connections."""
         await self._client.aclose()
 
 
 class Events:
-    """Server-sent events out of the lines of a stream (HTML standard, 9.2.6)."""
+    """Parses the lines of a stream of server-sent events (HTML standard, 9.2.6)."""
 
     def __init__(self) -> None:
         self._fields: dict[str, list[str]] = {}
 
     def take(self, line: str) -> Iterator[dict[str, Any] | None]:
-        """The event that this line ends, if it does; None for a comment, which says that the server is there."""
+        """The event that ``line`` completes, if any: number, kind and data.
+
+        None for a comment, sent to keep the stream.
+        """
         if line.startswith(":"):
             yield None
         elif line:
@@ -113,7 +126,7 @@ class Events:
 
 @contextmanager
 def written(path: Path) -> Iterator[Any]:
-    """A file that is there under its name when it is whole."""
+    """A file to write; it gets its name ``path`` when the block has ended without an error."""
     partial = path.with_name(path.name + ".partial")
     try:
         with partial.open("wb") as file:
@@ -125,7 +138,7 @@ def written(path: Path) -> Iterator[Any]:
 
 @contextmanager
 def refusals() -> Iterator[None]:
-    """httpx's errors as the client's."""
+    """Raise httpx's errors as EkibenError."""
     try:
         yield
     except (httpx.ConnectError, httpx.ConnectTimeout) as error:
@@ -142,59 +155,62 @@ def _trust(ca: Path | None) -> ssl.SSLContext | bool:
     return ssl.create_default_context(cafile=str(ca)) if ca is not None else True
 
 
-def _request(query: ClientRequest, timeout_s: float) -> dict[str, Any]:
-    """Arguments of httpx's ``stream``."""
-    if not query.path:
+def _stream_arguments(request: ClientRequest, timeout_s: float) -> dict[str, Any]:
+    """Arguments of httpx's ``stream``. Raises EkibenError ``grpc_only``."""
+    if not request.path:
         raise EkibenError("this goes over gRPC only: connect to grpc://...", code="grpc_only")
-    seconds = query.timeout_s if query.timeout_s is not None else timeout_s
-    request: dict[str, Any] = {
-        "method": query.method,
-        "url": query.path,
-        "params": _texts(query.query),
-        "headers": query.headers,
+    seconds = request.timeout_s if request.timeout_s is not None else timeout_s
+    arguments: dict[str, Any] = {
+        "method": request.method,
+        "url": request.path,
+        "params": _texts(request.query),
+        "headers": request.headers,
         "timeout": httpx.Timeout(seconds, connect=min(seconds, _CONNECT_S)),
-        "follow_redirects": query.method == "GET",  # files may lie in a store of their own
+        "follow_redirects": request.method == "GET",  # files may be in an object store
     }
-    if query.json is not None:
-        request["json"] = query.json
-    if query.fields is not None:
-        request["data"] = _texts(query.fields)
-    if query.files:
-        request["files"] = [(name, (file.name, _content(file), _BINARY)) for name, file in query.files]
-    return request
+    if request.json is not None:
+        arguments["json"] = request.json
+    if request.fields is not None:
+        arguments["data"] = _texts(request.fields)
+    if request.files:
+        arguments["files"] = [(name, (file.name, _content(file), _BINARY)) for name, file in request.files]
+    return arguments
 
 
 _BINARY = "application/octet-stream"
 
 
 def _texts(options: Mapping[str, Any]) -> dict[str, str]:
-    """As a query or a form says them: lists and dicts as JSON."""
+    """Values of a query or a form: strings as they are, others as JSON."""
     return {name: value if isinstance(value, str) else json.dumps(value) for name, value in options.items()}
 
 
-def _content(file: File) -> Any:
-    return LateFile(file.content) if isinstance(file.content, Path) else file.content
+def _content(file: FileSource) -> Any:
+    return LazyFile(file.content) if isinstance(file.content, Path) else file.content
 
 
-class LateFile:
-    """A file that is opened when it is first read: a batch may have more of them than can be open."""
+class LazyFile:
+    """A file that is opened by its first read: a batch may have more files than a process may open."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file: io.BufferedReader | None = None
         self._size = path.stat().st_size
-        self._requested = 0
+        self._position = 0
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Set the position; httpx seeks to the end for the size, and back to the start."""
         if whence == io.SEEK_SET and offset == 0 and self._file is not None:
             self._file.seek(0)
-        self._requested = self._size if whence == io.SEEK_END else offset
-        return self._requested
+        self._position = self._size if whence == io.SEEK_END else offset
+        return self._position
 
     def tell(self) -> int:
-        return self._requested
+        """The position."""
+        return self._position
 
     def read(self, size: int = -1) -> bytes:
+        """The next bytes; at the end of the file it is closed."""
         if self._file is None:
             self._file = self._path.open("rb")
         if not (data := self._file.read(size)):
@@ -203,11 +219,11 @@ class LateFile:
         return data
 
 
-def _reply(query: ClientRequest, response: httpx.Response) -> Any:
+def _reply(request: ClientRequest, response: httpx.Response) -> Any:
     if not response.is_success:
         raise _error(response)
     try:
-        return query.read(response.content)
+        return request.read(response.content)
     except ValueError as error:
         raise EkibenError(
             f"the answer cannot be read: {error}", code="bad_answer", status=response.status_code
@@ -219,7 +235,7 @@ def _error(response: httpx.Response) -> EkibenError:
     try:
         info = response.json()["error"]
         code, message, request_id = str(info["code"]), str(info["message"]), info.get("request_id")
-    except (ValueError, KeyError, TypeError):  # from something in between, as a proxy
+    except (ValueError, KeyError, TypeError):  # from something in between, such as a proxy
         code, message, request_id = f"http_{status}", response.text[:200] or response.reason_phrase, None
     retry_after_s = float(after) if after.isdigit() else None
     kind = TimedOut if status == 504 else EkibenError

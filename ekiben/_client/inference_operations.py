@@ -1,4 +1,4 @@
-"""The operations on one image: what they ask, and how the answer is read."""
+"""The operations on one image: their requests and results."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import numpy as np
 from PIL import Image
 
 from ekiben._client.decoding import read
-from ekiben._client.image_inputs import File, ImageLike, image_file, is_medical, open_image
+from ekiben._client.image_inputs import FileSource, ImageLike, image_file, is_medical, open_image
 from ekiben._client.masks import AutoMask, AutoMasks, Cutouts, DroppedMask, FoundMask, Mask, Masks, Progress
 from ekiben._client.operations import (
     AUTO_TIMEOUT_S,
-    AutoOptions,
+    AutoMaskOptions,
     Prompt,
     artifact_request,
     cut_from_zip,
@@ -41,7 +41,7 @@ def classify(
     """The best classes of an image, highest confidence first.
 
     ``image``: a path, bytes, a file, a PIL image or a uint8 array [H, W, 3] or [H, W]; or ``image_id`` of a stored
-    one. ``top_k``: 5 by default. ``store=False`` keeps nothing on the server.
+    one. ``top_k``: number of classes, 5 by default. ``store=False``: the server stores nothing.
     """
     options = given(model=model, version=version, top_k=top_k, store=store)
     reply = yield operation_request("classify", source_of(image, image_id), options, timeout_s=timeout_s)
@@ -62,23 +62,23 @@ def segment(
 ) -> Steps[Segmentation]:
     """The class of every pixel: ``.classes``, and ``.class_map`` uint8 [H, W] unless ``class_map=False``.
 
-    ``flips``: average over mirror images; ``probability``: store that of class 1 too; both of U-Nets. A volume (NIfTI,
-    DICOM of several frames) has no class map: see ``segment_volume``.
+    ``flips``: average over mirrored images; ``probability``: store the probability of class 1 too; both for U-Nets. A
+    volume (NIfTI, DICOM of several frames) has no class map: see ``segment_volume``.
     """
     options = given(model=model, version=version, flips=flips, probability=probability, store=store)
     source = source_of(image, image_id)
-    requested = operation_request("segment", source, options, timeout_s=timeout_s)
-    drawn = class_map and not (isinstance(source, File) and is_medical(source))
-    if drawn and requested.rpc is not None:
-        requested = replace(requested, rpc=replace(requested.rpc, body={**requested.rpc.body, "render": "mask"}))
-    if drawn and store is False:  # else it is stored, and fetched from there
-        requested = replace(requested, fields={**(requested.fields or {}), "render": "mask"})
-    reply = yield requested
+    request = operation_request("segment", source, options, timeout_s=timeout_s)
+    with_map = class_map and not (isinstance(source, FileSource) and is_medical(source))
+    if with_map and request.rpc is not None:
+        request = replace(request, rpc=replace(request.rpc, body={**request.rpc.body, "render": "mask"}))
+    if with_map and store is False:  # otherwise it is stored, and fetched from the store
+        request = replace(request, fields={**(request.fields or {}), "render": "mask"})
+    reply = yield request
     return (yield from read_segmentation(reply, class_map))
 
 
 def read_segmentation(reply: dict[str, Any], class_map: bool) -> Steps[Segmentation]:
-    """With the class map: of the reply itself, or fetched."""
+    """The result of a segmentation; with ``class_map``, the map from the reply, or fetched from the store."""
     png, kept = reply.pop("rendered", b""), reply.get("artifacts") or {}
     address = kept.get("mask", "")
     if address.startswith("data:"):
@@ -101,8 +101,11 @@ def render(
     image_id: str | None = None,
     timeout_s: float | None = None,
 ) -> Steps[Image.Image]:
-    """An image of the segmentation. ``overlay``: the photo, tinted; ``color``: the classes' colours; ``mask``: grey
-    level = class index; ``probability``: of class 1, 16-bit grey (U-Nets of two classes)."""
+    """The segmentation drawn as an image.
+
+    ``kind``: ``overlay``, the image tinted; ``color``, the colours of the classes; ``mask``, grey level = class index;
+    ``probability``, of class 1, 16-bit grey (U-Nets with two classes).
+    """
     options = given(model=model, version=version, flips=flips, store=store)
     return open_image((yield rendered_request(source_of(image, image_id), kind, "image/png", options, timeout_s)))
 
@@ -117,7 +120,7 @@ def segment_volume(
     store: bool | None = None,
     timeout_s: float | None = None,
 ) -> Steps[bytes]:
-    """The mask of a volume in its own format: of NIfTI a ``.nii.gz`` of the same shape and affine, of DICOM a SEG."""
+    """The mask of a volume: for NIfTI a ``.nii.gz`` of equal shape and affine, for DICOM a DICOM SEG."""
     mime_type = "application/gzip" if kind == "nifti" else "application/dicom"
     options = given(model=model, version=version, flips=flips, store=store)
     data: bytes = yield rendered_request(image_file(volume), kind, mime_type, options, timeout_s)
@@ -141,15 +144,18 @@ def masks(
     image_id: str | None = None,
     timeout_s: float | None = None,
 ) -> Steps[Masks]:
-    """Masks of what is pointed at: ``.results[p][m].array`` bool [H, W], ``.best`` the best of each prompt.
+    """Masks of prompts: ``.results[p][m].array`` bool [H, W], ``.best`` the best of each prompt.
 
     One prompt: ``points`` [K, 2] (x, y; or one point) with ``labels`` [K] (1 foreground, the default; 0 background),
-    ``box`` (x0, y0, x1, y1), ``mask_input`` (a mask of an earlier answer, or its id), or several of these. Many:
-    ``boxes`` [N, 4], or ``prompts``, dicts. None at all: the whole image's box. Pixels of the image as a person
-    sees it. ``multimask``: three masks a prompt (the default) or one. ``logits=False``: not to be refined later.
+    ``box`` (x0, y0, x1, y1), ``mask_input`` (a mask of an earlier result, or its id), or several of these. Many:
+    ``boxes`` [N, 4], or ``prompts``, dicts. None: the box of the whole image. Coordinates are pixels of the EXIF-turned
+    image. ``multimask``: three masks per prompt (the default) or one. ``logits=False``: no logits are stored, so that
+    the masks cannot be a ``mask_input`` later.
     """
-    requested = prompts_of(prompts, points, labels, box, boxes, mask_input)
-    options = given(model=model, version=version, prompts=requested, multimask=multimask, logits=logits, store=store)
+    given_prompts = prompts_of(prompts, points, labels, box, boxes, mask_input)
+    options = given(
+        model=model, version=version, prompts=given_prompts, multimask=multimask, logits=logits, store=store
+    )
     return read(Masks, (yield operation_request("masks", source_of(image, image_id), options, timeout_s=timeout_s)))
 
 
@@ -161,15 +167,15 @@ def auto_masks(
     store: bool | None = None,
     image_id: str | None = None,
     timeout_s: float = AUTO_TIMEOUT_S,
-    **options: Unpack[AutoOptions],
+    **options: Unpack[AutoMaskOptions],
 ) -> Steps[AutoMasks]:
-    """Masks of everything in the image, the largest first: ``.masks[i].array`` bool [H, W].
+    """Masks of all objects in the image, the largest first: ``.masks[i].array`` bool [H, W].
 
-    ``preset``: fast, full (the default) or dense; or the parameters of the reference's generator by their names.
+    ``preset``: fast, full (the default) or dense. Other options: the parameters of ``SamAutomaticMaskGenerator``.
     """
-    requested = given(model=model, version=version, store=store, **options)
+    fields = given(model=model, version=version, store=store, **options)
     return read(
-        AutoMasks, (yield operation_request("auto_masks", source_of(image, image_id), requested, timeout_s=timeout_s))
+        AutoMasks, (yield operation_request("auto_masks", source_of(image, image_id), fields, timeout_s=timeout_s))
     )
 
 
@@ -193,18 +199,20 @@ def cutouts(
     store: bool | None = None,
     image_id: str | None = None,
     timeout_s: float = AUTO_TIMEOUT_S,
-    **options: Unpack[AutoOptions],
+    **options: Unpack[AutoMaskOptions],
 ) -> Steps[Cutouts]:
-    """Objects without their background: ``.cutouts[i].image``, PIL, RGBA. Of prompts as ``masks`` takes them, or
-    without any of the automatic masks.
+    """Objects without their background: ``.cutouts[i].image``, PIL, RGBA.
 
-    ``min_pixels``: smaller objects are left out; ``padding_px``: transparent border; ``feather_px``: softness of the
-    edge; ``frame``: crop to the object (``box``) or keep the whole frame (``full``); ``limit``: at most so many.
+    Of the prompts, given as for ``masks``; without prompts of the automatic masks.
+
+    ``min_pixels``: smaller objects are left out; ``padding_px``: width of the transparent border; ``feather_px``: width
+    of the soft edge; ``frame``: crop to the object (``box``) or keep the size of the image (``full``); ``limit``:
+    largest number of cut-outs.
     """
-    requested = given(prompts=prompts_of(prompts, points, labels, box, boxes, mask_input), multimask=multimask)
-    requested |= given(min_pixels=min_pixels, padding_px=padding_px, feather_px=feather_px, frame=frame, limit=limit)
-    requested |= given(model=model, version=version, store=store, **options)
-    request = operation_request("cutouts", source_of(image, image_id), requested, timeout_s=timeout_s)
+    fields = given(prompts=prompts_of(prompts, points, labels, box, boxes, mask_input), multimask=multimask)
+    fields |= given(min_pixels=min_pixels, padding_px=padding_px, feather_px=feather_px, frame=frame, limit=limit)
+    fields |= given(model=model, version=version, store=store, **options)
+    request = operation_request("cutouts", source_of(image, image_id), fields, timeout_s=timeout_s)
     return read(Cutouts, (yield replace(request, headers={"Accept": "application/zip"}, read=cut_from_zip)))
 
 
@@ -216,11 +224,11 @@ def stream_request(
     store: bool | None = None,
     image_id: str | None = None,
     timeout_s: float = AUTO_TIMEOUT_S,
-    **options: Unpack[AutoOptions],
+    **options: Unpack[AutoMaskOptions],
 ) -> ClientRequest:
-    """Automatic masks as they are found, over gRPC: FoundMask, DroppedMask, Progress, and at the end AutoMasks."""
-    requested = given(model=model, version=version, store=store, **options)
-    request = operation_request("auto_masks", source_of(image, image_id), requested, timeout_s=timeout_s)
+    """Automatic masks as they are found: FoundMask, DroppedMask, Progress, and at the end AutoMasks. Over gRPC."""
+    fields = given(model=model, version=version, store=store, **options)
+    request = operation_request("auto_masks", source_of(image, image_id), fields, timeout_s=timeout_s)
     return replace(request, path="")
 
 
@@ -228,6 +236,7 @@ AutoMasksEvent = FoundMask | DroppedMask | Progress | AutoMasks
 
 
 def read_event(event: dict[str, Any]) -> AutoMasksEvent:
+    """An event of automatic masks from its message."""
     if (found := event["found"]) is not None:
         return FoundMask(found["number"], read(AutoMask, found["mask"]))
     if event["dropped"] is not None:

@@ -1,4 +1,4 @@
-"""Following a job: its events, over as many connections as it takes, each event once."""
+"""Follows a job: its events, each once, over as many connections as needed."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ from ekiben._client.records import OVER, JobEvent
 from ekiben._client.requests import ClientRequest, Rpc
 
 _SILENCE_S = 45.0
-"""Servers say every 15 s that they are there. Over gRPC, how long one stream lasts."""
+"""Over HTTP, the longest wait for a line: servers send a comment every 15 s. Over gRPC, the duration of a stream."""
 
 _PATIENCE_S = 60.0
-"""For so long a server may be away, as one that is restarted."""
+"""How long a server may be unreachable, for example while it restarts."""
 
 _LONGEST_PAUSE_S = 5.0
 
 
 class JobWatch:
-    """Where one is in the events of a job. ``timeout_s``: TimedOut after so long in all."""
+    """The position in the events of a job. ``after``: number of the last event that was read.
+
+    ``timeout_s``: of the whole watch; then methods raise TimedOut.
+    """
 
     def __init__(self, job: JobLike, after: int = 0, timeout_s: float | None = None) -> None:
         self.id = job_id(job)
@@ -34,7 +37,7 @@ class JobWatch:
         self._silence_s = _SILENCE_S
 
     def request(self) -> ClientRequest:
-        """The request for what comes next."""
+        """The request for the events after the last one."""
         self._opened_at = time.monotonic()
         self._silence_s = min(_SILENCE_S, self._left_s())
         return ClientRequest(
@@ -44,8 +47,9 @@ class JobWatch:
             timeout_s=self._silence_s,
         )
 
-    def take(self, told: dict[str, Any]) -> JobEvent:
-        event = JobEvent(int(told["number"]), told["kind"], told["data"] or {})
+    def take(self, message: dict[str, Any]) -> JobEvent:
+        """The event of a message; advances the position."""
+        event = JobEvent(int(message["number"]), message["kind"], message["data"] or {})
         self.after = event.number
         self._lost_at, self._pause_s = None, 0.0
         if event.kind == "state":
@@ -54,21 +58,22 @@ class JobWatch:
 
     @property
     def stale(self) -> bool:
-        """Whether to connect anew, because this connection would be waited for beyond the deadline."""
+        """Whether to reconnect, because waiting for this connection would exceed the deadline."""
         return self._left_s() < self._silence_s and time.monotonic() - self._opened_at > 1
 
     @property
     def over(self) -> bool:
-        """Whether the last that was told is that the job is over. Where it was not, and a stream ended, ask."""
+        """Whether the last state event says that the job is over. When a stream ends without it, get the job."""
         return self._over
 
     def pause_s(self, error: EkibenError | None = None) -> float:
-        """How long to wait before connecting again. Raises ``error`` where that is final, TimedOut."""
+        """Seconds to wait before reconnecting. Raises ``error`` when it is final, TimedOut at the deadline."""
         if isinstance(error, TimedOut) and time.monotonic() - self._opened_at > self._silence_s / 2:
-            self._left_s()  # a silence, or the deadline; what says so at once is something in between
+            # The silence limit, or the deadline. An immediate timeout comes from something in between, such as a proxy.
+            self._left_s()
             return 0.0
-        for_now = isinstance(error, Unreachable | TimedOut) or (error is not None and error.retry_after_s is not None)
-        if error is not None and not for_now and not error.safe_to_retry:
+        temporary = isinstance(error, Unreachable | TimedOut) or (error is not None and error.retry_after_s is not None)
+        if error is not None and not temporary and not error.safe_to_retry:
             raise error
         now = time.monotonic()
         if self._lost_at is None:
@@ -79,7 +84,7 @@ class JobWatch:
         return min(self._pause_s, self._left_s())
 
     def _left_s(self) -> float:
-        """Up to the deadline. TimedOut when there is none."""
+        """Seconds left to the deadline. Raises TimedOut when it has passed."""
         if self._deadline is None:
             return float("inf")
         if (left := self._deadline - time.monotonic()) <= 0:

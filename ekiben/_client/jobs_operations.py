@@ -1,4 +1,4 @@
-"""Jobs: submitted, looked at, and what came out of them."""
+"""Jobs: submit, read, cancel, and get results."""
 
 from __future__ import annotations
 
@@ -48,15 +48,16 @@ def submit(
 ) -> Steps[Job]:
     """An operation on one image as a job: ``classify``, ``segment``, ``masks``, ``auto_masks`` or ``cutouts``.
 
-    ``options``: those of the method of that name. ``priority``: 9 goes first, 0 last, 5 by default. ``timeout_s``: of
-    the job. ``webhook``: an address that is told when it is over. The same ``idempotency_key`` gives the first job.
+    ``options``: those of the method of that name. ``priority``: from 9, the first, to 0; 5 by default. ``timeout_s``:
+    of the job. ``webhook``: a URL that gets a POST when the job is over. A repeated ``idempotency_key`` returns the
+    first job.
     """
     if operation not in ROUTES:
         raise ValueError(f"there is no operation {operation!r}; there are {', '.join(ROUTES)}")
     prompt = {name: options.pop(name, None) for name in ("points", "labels", "box", "boxes", "mask_input")}
     options = given(**{**options, "prompts": prompts_of(options.pop("prompts", None), **prompt)})
     source, own = source_of(image, image_id), given(priority=priority, timeout_s=timeout_s, webhook=webhook)
-    key = idempotency_key or str(uuid4())  # so that a connection that breaks off can be tried again
+    key = idempotency_key or str(uuid4())  # makes the request repeatable after a lost connection
     reply = yield ClientRequest(
         "POST",
         ROUTES[operation][0],
@@ -82,10 +83,10 @@ def batch(
     webhook: str | None = None,
     idempotency_key: str | None = None,
 ) -> Steps[Job]:
-    """The same asked of many images, as one job. Over HTTP.
+    """An operation on many images, as one job. Over HTTP.
 
     ``images``: a list of images, a folder, or a ZIP; or ``image_ids`` of stored ones. ``parameters``: the options of
-    the operation. ``items_at_once``: images that are worked on at once, on all machines.
+    the operation. ``items_at_once``: largest number of images processed at a time, over all workers.
     """
     if (images is None) == (image_ids is None):
         raise ValueError("give images, or image_ids of stored ones")
@@ -120,9 +121,9 @@ def jobs(
 def items(
     job: JobLike, *, state: str | None = None, page: int | None = None, limit: int | None = None
 ) -> Steps[Page[Item]]:
-    """The images of a job in the order in which they were given, with their answers so far.
+    """The items of a job in the order of its images, with their results so far.
 
-    Answers come as they were stored: class maps and cut-outs are not fetched (see ``artifact``).
+    Class maps and the images of cut-outs are not fetched (see ``artifact``).
     """
     operation = (yield from _job(job)).operation
     ident, query = job_id(job), given(state=state, page=page, limit=limit)
@@ -133,8 +134,10 @@ def items(
 
 
 def result(job: JobLike) -> Steps[Result]:
-    """What came out of a job that is over: of a request its answer, of a batch all its items, of an import the
-    dataset, of a training the training. JobFailed where it has none, ValueError while it runs."""
+    """The result of a job that is over: a request's result, a batch's items, an import's dataset, or the training.
+
+    Raises JobFailed when it has none, ValueError while the job runs.
+    """
     known = yield from _job(job)
     if not known.over:
         raise ValueError(f"job {known.id} is {known.state}: wait for it first")
@@ -159,40 +162,42 @@ def result(job: JobLike) -> Steps[Result]:
 
 
 def download_result(job: JobLike, path: str | Path) -> Steps[Path]:
-    """The answers of a job with all their files, as a ZIP. Over HTTP."""
+    """Write the results of a job with all their files to ``path``, as a ZIP; return the path. Over HTTP."""
     address = f"/v1/jobs/{job_id(job)}/result"
     target: Path = yield ClientRequest(path=address, headers={"Accept": "application/zip"}, into=Path(path))
     return target
 
 
 def cancel(job: JobLike) -> Steps[Job]:
-    """Stop a job; what has ended stays."""
+    """Cancel a job; results of finished items are kept."""
     ident = job_id(job)
     rpc = Rpc("Jobs", "CancelJob", {"id": ident})
     return read(Job, (yield ClientRequest("POST", f"/v1/jobs/{ident}/cancel", rpc=rpc)))
 
 
 def retry(job: JobLike) -> Steps[Job]:
-    """Do again what did not succeed. Over HTTP."""
+    """Run the items that did not succeed again. Over HTTP."""
     return read(Job, (yield ClientRequest("POST", f"/v1/jobs/{job_id(job)}/retry")))
 
 
 def delete_job(job: JobLike) -> Steps[None]:
-    """Remove a job that is over, with its results and files. Over HTTP."""
+    """Delete a job that is over, with its results and files. Over HTTP."""
     yield ClientRequest("DELETE", f"/v1/jobs/{job_id(job)}")
 
 
 def job_id(job: JobLike) -> str:
+    """The id of a job; for a dataset that of its import."""
     return job.job_id if isinstance(job, Dataset) else one_id(job)
 
 
 def page_of(kind: type[T], reply: Mapping[str, Any]) -> Page[T]:
+    """A page of instances of the dataclass ``kind`` from a list response."""
     found = tuple(read(kind, each) for each in reply["items"])
     return Page(found, int(reply["total"]), int(reply["page"]), int(reply["limit"]))
 
 
 def _job(given: JobLike) -> Steps[Job]:
-    """As it is now, unless it is known to be over."""
+    """The current job; without a request when ``given`` is over."""
     return given if isinstance(given, Job) and given.over else (yield from job(given))
 
 
@@ -207,6 +212,6 @@ def _all_items(known: Job) -> Steps[tuple[Item, ...]]:
 
 def _item(reply: Mapping[str, Any], operation: str) -> Item:
     result, kind = reply["result"], _ANSWERS.get(operation)
-    # Of an import or a training, and where the answer was removed since, there is no such answer.
+    # Imports and trainings have no answer, and neither have items whose prediction was deleted.
     answer = read(kind, result) if kind is not None and result else None
     return read(Item, {**reply, "result": result or None}, answer=answer)

@@ -1,4 +1,4 @@
-"""What the server keeps besides jobs: models and their versions, images, predictions, artifacts."""
+"""What the server stores besides jobs: models and their versions, images, predictions, artifacts."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ from ekiben._client.requests import ClientRequest, Rpc, Steps, given, one_id
 _IMPORT_TIMEOUT_S = 600.0
 
 
-class ImportOptions(TypedDict, total=False):
-    """What an ONNX file does not say of itself; docs/howto/import-onnx.md. ``mean``, ``std``: of pixels 0-1."""
+class ModelImportOptions(TypedDict, total=False):
+    """Properties of a model that its ONNX file lacks; see docs/howto/import-onnx.md.
+
+    ``mean``, ``std``: of pixels 0-1.
+    """
 
     output: Literal["logits", "probabilities", "sigmoid"]
     mean: float | Sequence[float]
@@ -41,24 +44,24 @@ def models() -> Steps[tuple[Model, ...]]:
 
 
 def model(name: str) -> Steps[Model]:
-    """One model."""
+    """A model by its name."""
     return read(Model, (yield ClientRequest(path=f"/v1/models/{name}", rpc=Rpc("Models", "GetModel", {"name": name}))))
 
 
 def load_model(name: str) -> Steps[Model]:
-    """Load a model and keep it loaded, in every process. Returns when the one that answers has it."""
+    """Load a model in every process and keep it loaded. Returns when the process that responds has loaded it."""
     rpc = Rpc("Models", "LoadModel", {"name": name})
     return read(Model, (yield ClientRequest("POST", f"/v1/models/{name}/load", rpc=rpc, repeatable=True)))
 
 
 def unload_model(name: str) -> Steps[Model]:
-    """Take a model out of memory; the next request for it loads it again."""
+    """Remove a model from memory; the next request for it loads it again."""
     rpc = Rpc("Models", "UnloadModel", {"name": name})
     return read(Model, (yield ClientRequest("POST", f"/v1/models/{name}/unload", rpc=rpc, repeatable=True)))
 
 
 def activate(name: str, version: int) -> Steps[Model]:
-    """Make a version the one that the name means. Over HTTP."""
+    """Make a version the active one, which requests without a version use. Over HTTP."""
     address = f"/v1/models/{name}/activate"
     return read(Model, (yield ClientRequest("POST", address, json={"version": version}, repeatable=True)))
 
@@ -69,10 +72,12 @@ def import_model(
     *,
     task: Literal["classify", "segment"],
     labels: Sequence[str] | str | Path,
-    **options: Unpack[ImportOptions],
+    **options: Unpack[ModelImportOptions],
 ) -> Steps[Model]:
-    """An ONNX file as a new version of a model. ``labels``: the classes' names by index, or a file of them, one a
-    line. Over HTTP."""
+    """Import an ONNX file as a new version of a model. Over HTTP.
+
+    ``labels``: class names by index, or a file with one name per line.
+    """
     names = Path(labels).read_text("utf-8-sig") if isinstance(labels, str | Path) else "\n".join(labels)
     fields = {"name": name, "task": task, "labels": names}
     fields |= {option: _text(option, value) for option, value in options.items() if value is not None}
@@ -83,18 +88,18 @@ def import_model(
 
 
 def download_version(name: str, version: int, path: str | Path) -> Steps[Path]:
-    """All files of a version, as a ZIP. Over HTTP."""
+    """Write all files of a version to ``path``, as a ZIP; return the path. Over HTTP."""
     target: Path = yield ClientRequest(path=f"/v1/models/{name}/versions/{version}/files", into=Path(path))
     return target
 
 
 def delete_version(name: str, version: int) -> Steps[None]:
-    """Remove a version with its files. Over HTTP."""
+    """Delete a version with its files. Over HTTP."""
     yield ClientRequest("DELETE", f"/v1/models/{name}/versions/{version}")
 
 
 def upload_image(image: ImageLike) -> Steps[StoredImage]:
-    """Store an image, to be asked about by its id. Over HTTP."""
+    """Store an image, for requests by ``image_id``. Over HTTP."""
     return read(
         StoredImage, (yield ClientRequest("POST", "/v1/images", fields={}, files=(("file", image_file(image)),)))
     )
@@ -106,7 +111,7 @@ def images(*, page: int | None = None, limit: int | None = None) -> Steps[Page[S
 
 
 def image(image_id: str) -> Steps[StoredImage]:
-    """Facts of a stored image. Over HTTP."""
+    """A stored image: its size, type and checksum. Over HTTP."""
     return read(StoredImage, (yield ClientRequest(path=f"/v1/images/{one_id(image_id)}")))
 
 
@@ -117,7 +122,7 @@ def image_content(image: StoredImage | str) -> Steps[bytes]:
 
 
 def delete_image(image: StoredImage | str, *, cascade: bool = False) -> Steps[None]:
-    """Remove a stored image; with ``cascade`` the predictions that refer to it too. Over HTTP."""
+    """Delete a stored image; with ``cascade`` also the predictions that refer to it. Over HTTP."""
     yield ClientRequest("DELETE", f"/v1/images/{one_id(image)}", query={"cascade": cascade})
 
 
@@ -129,29 +134,29 @@ def predictions(
     page: int | None = None,
     limit: int | None = None,
 ) -> Steps[Page[Prediction]]:
-    """What was answered, newest first. Over HTTP."""
+    """Stored predictions, newest first. Over HTTP."""
     query = given(task=task, model=model, job_id=job_id, page=page, limit=limit)
     return page_of(Prediction, (yield ClientRequest(path="/v1/predictions", query=query)))
 
 
 def prediction(prediction_id: str) -> Steps[Prediction]:
-    """One answer with its whole result. Over HTTP."""
+    """A prediction with its whole result. Over HTTP."""
     return read(Prediction, (yield ClientRequest(path=f"/v1/predictions/{one_id(prediction_id)}")))
 
 
 def delete_prediction(prediction: Prediction | str) -> Steps[None]:
-    """Remove an answer, its files and, unless kept otherwise, its image. Over HTTP."""
+    """Delete a prediction, its files and, unless something else refers to it, its image. Over HTTP."""
     yield ClientRequest("DELETE", f"/v1/predictions/{one_id(prediction)}")
 
 
 def artifact(artifact: Any) -> Steps[bytes]:
-    """The bytes of a file that an answer made: of its id or its address."""
+    """The bytes of a file of a prediction, by its Artifact, id or URL."""
     data: bytes = yield artifact_request(artifact)
     return data
 
 
 def _text(name: str, value: Any) -> str:
-    """As the fields of a form say it."""
+    """An option as the value of a form field."""
     if name == "palette" and not isinstance(value, str):
         return "\n".join(",".join(map(str, colour)) for colour in value)
     return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -1,4 +1,4 @@
-"""What Segment Anything answers: masks of prompts and of everything, and objects cut out."""
+"""Results of Segment Anything: masks of prompts, automatic masks, and cut-outs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ekiben._client.results import Result, png_of
 
 @dataclass(frozen=True)
 class Embedding:
-    """``cached``: the image had been encoded before."""
+    """How the image embedding was obtained. ``cached``: from an earlier request; ``encode_ms``: time of the encoder."""
 
     cached: bool
     encode_ms: float
@@ -24,9 +24,10 @@ class Embedding:
 
 @dataclass(frozen=True)
 class Mask:
-    """One mask. ``id``: for ``mask_input`` of a next prompt; None when its logits were not stored.
+    """A mask. ``id``: for ``mask_input`` of a later prompt; None when its logits were not stored.
 
-    ``predicted_iou``: the network's own guess; may exceed 1. ``area``: pixels. ``bbox``: x, y, width, height.
+    ``predicted_iou``: estimate of the network, may exceed 1. ``area``: in pixels. ``bbox``: x, y, width, height in
+    pixels. ``segmentation``: as sent by the server, uncompressed run lengths by default.
     """
 
     predicted_iou: float
@@ -38,11 +39,14 @@ class Mask:
 
     @cached_property
     def array(self) -> NDArray[np.bool_]:
-        """bool [H, W]. Decoded when it is first asked for. ValueError unless ``segmentation`` holds runs."""
+        """bool [H, W], decoded on first access.
+
+        Raises ValueError unless ``segmentation`` holds uncompressed run lengths.
+        """
         return decode_rle(self.segmentation)
 
     def to_image(self) -> Image.Image:
-        """White where the mask is set."""
+        """A 1-bit image, white where the mask is set."""
         return Image.fromarray(self.array)
 
     def _repr_png_(self) -> bytes:
@@ -51,7 +55,7 @@ class Mask:
 
 @dataclass(frozen=True)
 class PromptResult:
-    """The masks of one prompt: three (whole, part, part of a part) or one."""
+    """The masks of a prompt: three (whole, part, subpart) or one. Indexable."""
 
     prompt: int
     masks: tuple[Mask, ...]
@@ -64,26 +68,26 @@ class PromptResult:
 
     @property
     def best(self) -> Mask:
-        """The one that is predicted to fit best."""
+        """The mask with the highest predicted IoU."""
         return max(self.masks, key=lambda mask: mask.predicted_iou)
 
 
 @dataclass(frozen=True)
 class Masks(Result):
-    """``results[p][m]``: mask ``m`` of prompt ``p``."""
+    """Masks of prompts. ``results[p][m]``: mask ``m`` of prompt ``p``."""
 
     results: tuple[PromptResult, ...]
     embedding: Embedding
 
     @property
     def best(self) -> tuple[Mask, ...]:
-        """Of each prompt the mask that is predicted to fit best."""
+        """Of each prompt the mask with the highest predicted IoU."""
         return tuple(result.best for result in self.results)
 
 
 @dataclass(frozen=True)
 class AutoMask(Mask):
-    """``point_coords``: the grid point it answers, (x, y). ``crop_box``: x, y, width, height of where it was found."""
+    """An automatic mask. ``point_coords``: its grid points (x, y). ``crop_box``: x, y, width, height of its crop."""
 
     point_coords: tuple[tuple[float, ...], ...] = ()
     crop_box: tuple[int, ...] = ()
@@ -91,7 +95,7 @@ class AutoMask(Mask):
 
 @dataclass(frozen=True)
 class AutoMasks(Result):
-    """``masks``: of everything, the largest first; they may lie in each other. ``parameters``: as they were used."""
+    """Automatic masks, the largest first; they may overlap. ``parameters``: those that were used, defaults included."""
 
     masks: tuple[AutoMask, ...] = field(repr=False)
     embedding: Embedding
@@ -104,7 +108,7 @@ class AutoMasks(Result):
 
 @dataclass(frozen=True)
 class FoundMask:
-    """While automatic masks are computed: one was found."""
+    """Event of ``stream_auto_masks``: a mask was found; it may be dropped later."""
 
     number: int
     mask: AutoMask
@@ -112,14 +116,14 @@ class FoundMask:
 
 @dataclass(frozen=True)
 class DroppedMask:
-    """A better one has replaced the mask of that number."""
+    """Event of ``stream_auto_masks``: a better mask has replaced the one with this number."""
 
     number: int
 
 
 @dataclass(frozen=True)
 class Progress:
-    """``share``: 0-1."""
+    """Event of ``stream_auto_masks``. ``share``: part of the work that is done, 0-1."""
 
     share: float
 
@@ -144,7 +148,7 @@ class Cutout:
 
     @cached_property
     def image(self) -> Image.Image:
-        """RGBA. ValueError where it came as a list's entry: then it is to be fetched from ``url``."""
+        """RGBA. Raises ValueError when the PNG was not sent with the result; fetch it from ``url`` then."""
         if not self.png:
             raise ValueError(f"the image was not sent along: client.artifact({self.url!r}) fetches it")
         return open_image(self.png)
@@ -155,14 +159,17 @@ class Cutout:
 
 @dataclass(frozen=True)
 class Cutouts(Result):
-    """``cutouts``: in the order of the prompts, or the largest automatic mask first."""
+    """Cut-outs in the order of the prompts, or of automatic masks, the largest first."""
 
     cutouts: tuple[Cutout, ...]
     embedding: Embedding
 
 
 def decode_rle(runs: Any) -> NDArray[np.bool_]:
-    """bool [H, W] of uncompressed run lengths: column by column, beginning with background."""
+    """bool [H, W] of uncompressed COCO run lengths: column by column, beginning with background.
+
+    Raises ValueError for other formats, or when the lengths do not add up to the size.
+    """
     if not isinstance(runs, dict) or isinstance(runs.get("counts"), str) or "counts" not in runs:
         raise ValueError("this mask was asked for in another format than rle: read it from segmentation")
     height, width = (int(side) for side in runs["size"])

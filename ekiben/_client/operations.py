@@ -1,4 +1,4 @@
-"""An operation's request out of its options: the same form fields and the same message, whoever asks."""
+"""Builds the request of an operation from its options: form fields for HTTP, a message for gRPC."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any, Literal, TypedDict
 
 import numpy as np
 
-from ekiben._client.image_inputs import File, ImageLike, image_file
+from ekiben._client.image_inputs import FileSource, ImageLike, image_file
 from ekiben._client.masks import Mask
 from ekiben._client.requests import ClientRequest, Rpc, one_id, plain
 
 AUTO_TIMEOUT_S = 330.0
-"""Automatic masks take long; the server ends them after EKIBEN_AUTO_TIMEOUT_S, 300 s."""
+"""Longer than the server's limit for automatic masks, EKIBEN_AUTO_TIMEOUT_S, 300 s by default."""
 
 ROUTES = {
     "classify": ("/v1/classify", "Classify"),
@@ -24,13 +24,13 @@ ROUTES = {
     "auto_masks": ("/v1/masks/auto", "AutoMasks"),
     "cutouts": ("/v1/cutouts", "Cutouts"),
 }
-"""Operation -> path, and method of the service Vision."""
+"""Operation -> HTTP path, and method of the gRPC service Vision."""
 
 Prompt = Mapping[str, Any]
-"""``{"points": [[x, y, label], ...], "box": [x0, y0, x1, y1], "mask_input": id}``, one of these at least."""
+"""``{"points": [[x, y, label], ...], "box": [x0, y0, x1, y1], "mask_input": id}``, with at least one of the keys."""
 
 
-class AutoOptions(TypedDict, total=False):
+class AutoMaskOptions(TypedDict, total=False):
     """Options of automatic masks: names, meaning and defaults of ``SamAutomaticMaskGenerator``."""
 
     preset: Literal["fast", "full", "dense"] | None
@@ -47,15 +47,15 @@ class AutoOptions(TypedDict, total=False):
     min_mask_region_area: int
 
 
-def source_of(image: ImageLike | None, image_id: str | None) -> File | str:
-    """What is asked about. ValueError unless there is one of both."""
+def source_of(image: ImageLike | None, image_id: str | None) -> FileSource | str:
+    """The image of a request: a file, or the id of a stored one. Raises ValueError unless exactly one is given."""
     if (image is None) == (image_id is None):
         raise ValueError("give an image, or image_id of a stored one")
     return image_file(image) if image is not None else one_id(image_id)
 
 
 def operation_request(
-    operation: str, source: File | str, options: Mapping[str, Any], *, timeout_s: float | None = None
+    operation: str, source: FileSource | str, options: Mapping[str, Any], *, timeout_s: float | None = None
 ) -> ClientRequest:
     """The request of an operation. ``source``: an image, or the id of a stored one."""
     path, method = ROUTES[operation]
@@ -64,18 +64,19 @@ def operation_request(
         "POST",
         path,
         fields=form_fields(source, options),
-        files=(("file", source),) if isinstance(source, File) else (),
+        files=(("file", source),) if isinstance(source, FileSource) else (),
         rpc=Rpc("Vision", method, message(source, options), gather),
         timeout_s=timeout_s,
     )
 
 
-def form_fields(source: File | str, options: Mapping[str, Any]) -> dict[str, Any]:
+def form_fields(source: FileSource | str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The form fields of an operation; a file is sent beside them."""
     return {**options, "image_id": source} if isinstance(source, str) else dict(options)
 
 
-def message(source: File | str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of an operation's message."""
+def message(source: FileSource | str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of an operation's gRPC message."""
     image = {"image_id": source} if isinstance(source, str) else {"data": source, "filename": source.name}
     body = {**options, "image": image}
     if "prompts" in body:
@@ -84,15 +85,15 @@ def message(source: File | str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def rendered_request(
-    source: File | str, kind: str, mime_type: str, options: Mapping[str, Any], timeout_s: float | None
+    source: FileSource | str, kind: str, mime_type: str, options: Mapping[str, Any], timeout_s: float | None
 ) -> ClientRequest:
-    """The request for an image of a segmentation; the reply is its bytes."""
+    """The request for a rendered segmentation; its reply is the bytes of the file."""
     options = {**options, "render": kind}
     return ClientRequest(
         "POST",
         "/v1/segment",
         fields=form_fields(source, options),
-        files=(("file", source),) if isinstance(source, File) else (),
+        files=(("file", source),) if isinstance(source, FileSource) else (),
         headers={"Accept": mime_type},
         read=bytes,
         rpc=Rpc("Vision", "Segment", message(source, options), _rendered),
@@ -101,7 +102,7 @@ def rendered_request(
 
 
 def artifact_request(artifact: Any) -> ClientRequest:
-    """The request for the bytes of a stored file: its id, or its address."""
+    """The request for the bytes of a stored file, by its Artifact, id or URL."""
     ident = one_id(artifact)
     rpc = Rpc("Artifacts", "GetArtifact", {"id": ident}, _joined)
     return ClientRequest("GET", f"/v1/artifacts/{ident}", read=bytes, rpc=rpc, repeatable=True)
@@ -115,7 +116,10 @@ def prompts_of(
     boxes: Any = None,
     mask_input: Mask | str | None = None,
 ) -> list[dict[str, Any]] | None:
-    """The prompts as JSON has them. ValueError for what does not go together."""
+    """The prompts as in the JSON of a request, None for no prompt.
+
+    Raises ValueError for arguments that exclude each other.
+    """
     single = {"points": points, "labels": labels, "box": box, "mask_input": mask_input}
     one = any(value is not None for value in single.values())
     if (prompts is not None) + (boxes is not None) + one > 1:
@@ -150,7 +154,7 @@ def _prompt(given: Prompt) -> dict[str, Any]:
 
 
 def _rows(values: Any, length: int, name: str) -> list[list[float]]:
-    """[N, length], of one row too."""
+    """``values`` as a list of N rows of ``length`` numbers; a single row gives N = 1. Raises ValueError."""
     array = np.asarray(values)
     if array.ndim == 1:
         array = array[None]
@@ -179,13 +183,13 @@ def _joined(chunks: list[dict[str, Any]]) -> bytes:
 
 
 def _finished(events: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of the events of automatic masks the answer."""
+    """The result in the last of the events of automatic masks."""
     answer: dict[str, Any] = events[-1]["finished"] if events else {}
     return answer
 
 
 def cut_from_zip(data: bytes) -> dict[str, Any]:
-    """The answer to a request for cut-outs, and their PNGs in it."""
+    """The result of a request for cut-outs, with their PNGs, from the ZIP. Raises ValueError for other data."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             body: dict[str, Any] = json.loads(archive.read("cutouts.json"))

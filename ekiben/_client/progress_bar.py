@@ -1,4 +1,4 @@
-"""The progress bar of a job that is waited for."""
+"""The progress bar of ``Client.wait``."""
 
 from __future__ import annotations
 
@@ -10,23 +10,28 @@ from ekiben._client.records import Job, JobEvent
 
 
 class Bar(Protocol):
-    def show(self, event: JobEvent) -> None: ...
+    """Shows the progress of a job."""
+
+    def show(self, event: JobEvent) -> None:
+        """Update the bar."""
 
 
 class NoBar:
+    """Shows nothing."""
+
     def show(self, event: JobEvent) -> None:
-        pass
+        """Do nothing."""
 
 
 class RichBar:
-    """One line: what is done, of how many, and how long it will take. ``console``: rich's, stderr by default."""
+    """A line with progress, total and time left, drawn with rich. ``console``: of rich, on stderr by default."""
 
     def __init__(self, job: Job, console: Any = None) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        self._many = job.counts.total > 1
-        count = [MofNCompleteColumn()] if self._many else [TextColumn("{task.percentage:>3.0f} %")]
+        self._counts_items = job.counts.total > 1
+        count = [MofNCompleteColumn()] if self._counts_items else [TextColumn("{task.percentage:>3.0f} %")]
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -35,14 +40,15 @@ class RichBar:
             TextColumn("{task.fields[note]}"),
             console=console or Console(stderr=True),
         )
-        self._total = job.counts.total if self._many else 1.0
-        done = job.counts.done if self._many else job.progress
+        self._total = job.counts.total if self._counts_items else 1.0
+        done = job.counts.done if self._counts_items else job.progress
         self._task = self.progress.add_task(_name(job), total=self._total, note=job.state)
         self.progress.update(self._task, completed=done)
 
     def show(self, event: JobEvent) -> None:
+        """Update the bar."""
         data = event.data
-        done = data.get("done") if self._many else data.get("progress")
+        done = data.get("done") if self._counts_items else data.get("progress")
         if event.kind == "state" and data.get("state") == "succeeded":
             done = self._total
         if event.kind in ("step", "epoch") and data.get("epochs"):
@@ -52,7 +58,7 @@ class RichBar:
 
 @contextmanager
 def bar_of(job: Job, progress: bool) -> Iterator[Bar]:
-    """A bar while the block runs; without ``progress`` one that shows nothing."""
+    """A bar during the block; a NoBar without ``progress``."""
     if not progress:
         yield NoBar()
         return

@@ -1,4 +1,4 @@
-"""What the server keeps, as it tells of it: jobs and their items, models, images, predictions, datasets, trainings."""
+"""What the server stores, as dataclasses: jobs, items, models, images, predictions, datasets, trainings."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ekiben._client.results import ImageRef, ModelRef, Raw, Timing
 T = TypeVar("T")
 
 OVER = ("succeeded", "failed", "cancelled")
-"""States that a job does not leave by itself."""
+"""Final states of a job; only a retry leaves them."""
 
 
 @dataclass(frozen=True)
 class Page(Generic[T]):
-    """One page of a list; ``total`` counts all pages."""
+    """A page of a list; iterable and indexable. ``total``: number of items over all pages."""
 
     items: tuple[T, ...]
     total: int
@@ -36,6 +36,8 @@ class Page(Generic[T]):
 
 @dataclass(frozen=True)
 class JobError:
+    """Why a job, an item or an import failed. ``code``: stable, see docs/reference/http.md."""
+
     code: str
     message: str
 
@@ -45,7 +47,7 @@ class JobError:
 
 @dataclass(frozen=True)
 class Counts:
-    """Of items. ``done``: ended, either way; ``running``: in a worker's hand."""
+    """Numbers of items. ``done``: ended, failed ones included; ``running``: claimed by a worker."""
 
     total: int
     done: int
@@ -55,6 +57,8 @@ class Counts:
 
 @dataclass(frozen=True)
 class Webhook:
+    """The webhook of a job. ``state``: of its delivery; ``tries``: attempts so far."""
+
     url: str
     state: str
     tries: int
@@ -62,7 +66,10 @@ class Webhook:
 
 @dataclass(frozen=True)
 class Job:
-    """``state``: queued, running, succeeded, failed or cancelled. ``kind``: request, batch, import or training."""
+    """A job. ``state``: queued, running, succeeded, failed or cancelled. ``kind``: request, batch, import or training.
+
+    ``progress``: 0-1. ``priority``: from 9, the first, to 0. ``raw``: the whole response.
+    """
 
     id: str
     kind: str
@@ -87,6 +94,7 @@ class Job:
 
     @property
     def over(self) -> bool:
+        """Whether the state is final."""
         return self.state in OVER
 
     def __str__(self) -> str:
@@ -95,7 +103,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Item:
-    """One image of a job. ``answer``: what its operation answers, None unless it succeeded; ``result``: as a dict."""
+    """An image of a job. ``answer``: the result of its operation, None unless it succeeded; ``result``: as a dict.
+
+    ``position``: from 0, in the order of the batch.
+    """
 
     position: int
     state: str
@@ -113,7 +124,10 @@ class Item:
 
 @dataclass(frozen=True)
 class JobEvent:
-    """``kind``: state, progress, worker_lost; of imports import; of trainings plan, step, epoch, preview."""
+    """An event of a job. ``number``: increases by event.
+
+    ``kind``: state, progress, worker_lost; of imports also import; of trainings also plan, step, epoch, preview.
+    """
 
     number: int
     kind: str
@@ -122,6 +136,8 @@ class JobEvent:
 
 @dataclass(frozen=True)
 class Replica:
+    """A model in one process of the server."""
+
     process_id: str
     host: str
     version: int
@@ -132,6 +148,8 @@ class Replica:
 
 @dataclass(frozen=True)
 class Version:
+    """A version of a model. ``digest``: SHA-256 of its files; ``bytes``: their size; ``lineage``: how it was made."""
+
     version: int
     active: bool
     digest: str = field(repr=False)
@@ -143,7 +161,10 @@ class Version:
 
 @dataclass(frozen=True)
 class Model:
-    """``state``: ready, loading, unloaded (the next request loads it) or unavailable, with the ``reason``."""
+    """A model. ``state``: ready, loading, unloaded (the next request loads it) or unavailable, with the ``reason``.
+
+    ``version``: the active one. ``classes``: their number.
+    """
 
     name: str
     task: str | None
@@ -165,7 +186,7 @@ class Model:
 
 @dataclass(frozen=True)
 class StoredImage:
-    """Width and height of the image as a person sees it (EXIF-turned)."""
+    """A stored image. ``width``, ``height``: of the EXIF-turned image; ``sha256``: of the file."""
 
     id: str
     filename: str | None
@@ -181,6 +202,8 @@ class StoredImage:
 
 @dataclass(frozen=True)
 class Artifact:
+    """A stored file of a prediction, such as a mask; ``Client.artifact`` fetches it."""
+
     id: str
     kind: str
     url: str
@@ -191,7 +214,7 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Prediction:
-    """``result``: as it was answered; None in lists for masks and cut-outs."""
+    """A stored prediction. ``result``: the response as a dict; None in lists for masks and cut-outs."""
 
     id: str
     task: str
@@ -212,6 +235,11 @@ class Prediction:
 
 @dataclass(frozen=True)
 class DatasetClass:
+    """A class of a dataset.
+
+    ``color``: RGB, 0-255; ``share``: of all pixels, 0-1; ``images``: number that contain it.
+    """
+
     class_index: int
     name: str
     color: tuple[int, ...]
@@ -222,7 +250,7 @@ class DatasetClass:
 
 @dataclass(frozen=True)
 class Dataset:
-    """``state``: importing, ready, refused or failed; ``report`` says what was found. ``job_id``: of its import."""
+    """A dataset. ``state``: importing, ready, refused or failed; ``report``: findings of the import job ``job_id``."""
 
     id: str
     name: str
@@ -243,7 +271,10 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Training:
-    """``epochs``: the curve so far. ``model``, ``metrics`` (on the test images alone): None unless it succeeded."""
+    """A training. ``epochs``: data of its epoch events so far; ``now``: of the last step event.
+
+    ``model``, ``metrics`` (on the test images alone): None unless it succeeded.
+    """
 
     id: str
     job: Job

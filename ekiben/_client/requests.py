@@ -1,4 +1,4 @@
-"""What an operation asks of a server, said once for both protocols; when it is asked again; who carries it."""
+"""Requests for both protocols, operations as generators of requests, transports, and the retry policy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 import numpy as np
 
 from ekiben._client.errors import EkibenError, TimedOut, Unreachable
-from ekiben._client.image_inputs import File
+from ekiben._client.image_inputs import FileSource
 
 T = TypeVar("T")
 
@@ -22,9 +22,9 @@ _LONGEST_PAUSE_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Rpc:
-    """The same over gRPC: a method of a service of ``ekiben.v1`` and the fields of its request.
+    """A request over gRPC: a method of a service of ``ekiben.v1`` and the fields of its message.
 
-    ``gather``: the reply out of the answer, or of a method that streams out of the list of its messages.
+    ``gather``: makes the reply from the response, or from the list of messages of a streaming method.
     """
 
     service: str
@@ -35,17 +35,18 @@ class Rpc:
 
 @dataclass(frozen=True, slots=True)
 class ClientRequest:
-    """One request. Over HTTP the ``query``, and as body ``json`` or a form of ``fields`` and ``files``.
+    """A request. Over HTTP ``query``, and as the body ``json`` or a form of ``fields`` and ``files``.
 
-    ``read``: the reply out of the body. ``into``: the body goes into this file. ``repeatable``: asking twice does no
-    more than asking once. ``timeout_s``: where it is not the client's. No ``path``, no ``rpc``: not over that protocol.
+    ``read``: makes the reply from the body. ``into``: file to write the body to. ``repeatable``: sending it twice has
+    no further effect. ``timeout_s``: instead of the client's. Without ``path`` or without ``rpc`` the request cannot be
+    sent over HTTP or over gRPC.
     """
 
     method: str = "GET"
     path: str = ""
     query: Mapping[str, Any] = field(default_factory=dict)
     fields: Mapping[str, Any] | None = None
-    files: tuple[tuple[str, File], ...] = ()
+    files: tuple[tuple[str, FileSource], ...] = ()
     json: Any = None
     headers: Mapping[str, str] = field(default_factory=dict)
     read: Callable[[bytes], Any] = lambda body: json.loads(body) if body else None
@@ -56,18 +57,21 @@ class ClientRequest:
 
 
 Steps: TypeAlias = Generator[ClientRequest, Any, T]
-"""An operation: it yields what to ask, is sent the reply, and returns its answer. No input or output of its own."""
+"""An operation: a generator that yields requests, is sent their replies, and returns its result. It does no I/O."""
 
 
 @dataclass(frozen=True, slots=True)
 class Done(Generic[T]):
-    """An operation is over."""
+    """The result of an operation that has ended."""
 
     answer: T
 
 
 def advance(steps: Steps[T], reply: Any) -> ClientRequest | Done[T]:
-    """The next request of an operation, or its answer. Encodes and decodes images: not for an event loop."""
+    """The next request of an operation, or its result.
+
+    Encodes and decodes images, so it must not run on an event loop.
+    """
     try:
         return steps.send(reply)
     except StopIteration as end:
@@ -75,23 +79,36 @@ def advance(steps: Steps[T], reply: Any) -> ClientRequest | Done[T]:
 
 
 class Transport(Protocol):
-    """Carries requests for threads that wait. ``stream`` gives None now and then while nothing happens."""
+    """Sends requests, from threads. Raises EkibenError."""
 
-    def send(self, request: ClientRequest) -> Any: ...
-    def stream(self, request: ClientRequest) -> Generator[dict[str, Any] | None]: ...
-    def close(self) -> None: ...
+    def send(self, request: ClientRequest) -> Any:
+        """Send a request and return its reply."""
+
+    def stream(self, request: ClientRequest) -> Generator[dict[str, Any] | None]:
+        """Send a request and yield the messages of its response; None at intervals without a message."""
+
+    def close(self) -> None:
+        """Close the connections."""
 
 
 class AsyncTransport(Protocol):
-    """The same on an event loop."""
+    """``Transport`` for event loops."""
 
-    async def send(self, request: ClientRequest) -> Any: ...
-    def stream(self, request: ClientRequest) -> AsyncGenerator[dict[str, Any] | None]: ...
-    async def close(self) -> None: ...
+    async def send(self, request: ClientRequest) -> Any:
+        """Send a request and return its reply."""
+
+    def stream(self, request: ClientRequest) -> AsyncGenerator[dict[str, Any] | None]:
+        """Send a request and yield the messages of its response; None at intervals without a message."""
+
+    async def close(self) -> None:
+        """Close the connections."""
 
 
 class RetryPolicy:
-    """How often one request is tried. An inference that may have been computed is not asked for again."""
+    """Decides whether a request is sent again. An inference that may have been computed is not.
+
+    ``retries``: largest number of further attempts. Pauses double from 0.25 s unless the server sets them.
+    """
 
     def __init__(self, request: ClientRequest, retries: int) -> None:
         self._repeatable = request.repeatable or request.method == "GET"
@@ -99,20 +116,20 @@ class RetryPolicy:
         self._made = 0
 
     def pause_s(self, error: EkibenError) -> float:
-        """How long to wait before the next try. Raises ``error`` where none is due."""
-        for_now = isinstance(error, Unreachable) or (
+        """Seconds to wait before the next attempt. Raises ``error`` when there is none."""
+        temporary = isinstance(error, Unreachable) or (
             error.retry_after_s is not None and not isinstance(error, TimedOut)
         )
-        safe = error.safe_to_retry or (self._repeatable and for_now)
+        safe = error.safe_to_retry or (self._repeatable and temporary)
         pause = error.retry_after_s if error.retry_after_s is not None else _FIRST_PAUSE_S * 2**self._made
         if not safe or self._made >= self._left or pause > _LONGEST_PAUSE_S:
             raise error
         self._made += 1
-        return pause * (1 + random.random() / 4)  # not all who were refused together come back together
+        return pause * (1 + random.random() / 4)  # clients that were refused together must not return together
 
 
 def plain(value: Any) -> Any:
-    """Numbers and lists of Python: of numpy's, of tuples."""
+    """``value`` with numpy numbers, arrays and tuples as Python numbers and lists."""
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
     if isinstance(value, Mapping):
@@ -121,12 +138,15 @@ def plain(value: Any) -> Any:
 
 
 def given(**options: Any) -> dict[str, Any]:
-    """The options that are not None."""
+    """The options that are not None, as plain values."""
     return {name: plain(value) for name, value in options.items() if value is not None}
 
 
 def one_id(thing: Any) -> str:
-    """The id of a thing: itself, or its last part where it is an address; of a record its ``id``."""
+    """The id in a string, which is an id or a URL that ends with it, or of a record.
+
+    Raises ValueError without an id.
+    """
     text = thing if isinstance(thing, str) else thing.id
     if not text:
         raise ValueError("it was not stored: it has no id")

@@ -1,4 +1,4 @@
-"""What the operations answer: classes and class maps. All are immutable; ``raw`` has the whole answer."""
+"""Results of the operations: classes and class maps. All are immutable; ``raw`` has the whole response."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ Raw = dict[str, Any]
 
 @dataclass(frozen=True)
 class ModelRef:
+    """The model version that a request used."""
+
     name: str
     version: int
 
@@ -24,7 +26,7 @@ class ModelRef:
 
 @dataclass(frozen=True)
 class ImageRef:
-    """``id``: None when nothing was stored. Width and height of the image as a person sees it (EXIF-turned)."""
+    """The image of a request. ``id``: None when it was not stored. ``width``, ``height``: of the EXIF-turned image."""
 
     id: str | None
     width: int
@@ -33,6 +35,8 @@ class ImageRef:
 
 @dataclass(frozen=True)
 class Timing:
+    """Times of a request on the server; ``batch_size``: of the inference that included it."""
+
     queue_ms: float
     inference_ms: float
     batch_size: int
@@ -40,6 +44,8 @@ class Timing:
 
 @dataclass(frozen=True)
 class Score:
+    """A class with its confidence, 0-1."""
+
     class_index: int
     class_name: str
     confidence: float
@@ -50,7 +56,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Result:
-    """``id``: of the stored prediction; None when nothing was stored."""
+    """What all results have. ``id``: of the stored prediction; None when nothing was stored."""
 
     id: str | None
     model: ModelRef
@@ -61,12 +67,13 @@ class Result:
 
 @dataclass(frozen=True)
 class Classification(Result):
-    """``predictions``: highest confidence first."""
+    """The best classes of an image. ``predictions``: highest confidence first."""
 
     predictions: tuple[Score, ...]
 
     @property
     def top(self) -> Score:
+        """The class with the highest confidence."""
         return self.predictions[0]
 
     def __str__(self) -> str:
@@ -75,7 +82,7 @@ class Classification(Result):
 
 @dataclass(frozen=True)
 class Area:
-    """``color``: RGB, 0-255. ``share``: of all pixels, 0-1."""
+    """A class in a segmentation. ``color``: RGB, 0-255. ``share``: of all pixels, 0-1."""
 
     class_index: int
     class_name: str
@@ -89,9 +96,10 @@ class Area:
 
 @dataclass(frozen=True)
 class Segmentation(Result):
-    """``classes``: those that occur, most pixels first. ``artifacts``: addresses by kind (mask, color, overlay, ...).
+    """A segmentation. ``classes``: those that occur, most pixels first.
 
-    ``class_map``: uint8 [H, W], the class index of every pixel; None of a volume, and where it was not asked for.
+    ``artifacts``: URLs by kind (mask, color, overlay, ...). ``class_map``: uint8 [H, W], the class index of every
+    pixel; None for a volume, and when it was not requested.
     """
 
     classes: tuple[Area, ...]
@@ -99,14 +107,14 @@ class Segmentation(Result):
     class_map: NDArray[np.uint8] | None = field(default=None, repr=False, compare=False)
 
     def of(self, class_name: str) -> NDArray[np.bool_]:
-        """bool [H, W]: where that class is. Nowhere where the image has none of it."""
+        """bool [H, W]: the pixels of a class; none when it does not occur. Raises ValueError without a class map."""
         if self.class_map is None:
             raise ValueError("there is no class map: it was not asked for, or this is a volume")
         index = next((area.class_index for area in self.classes if area.class_name == class_name), -1)
         return np.asarray(self.class_map == index)
 
     def to_image(self) -> Image.Image:
-        """The class map in the colours of the classes."""
+        """The class map in the colours of the classes, RGB. Raises ValueError without a class map."""
         if self.class_map is None:
             raise ValueError("there is no class map: it was not asked for, or this is a volume")
         palette = np.zeros((256, 3), np.uint8)
@@ -122,6 +130,7 @@ class Segmentation(Result):
 
 
 def png_of(image: Image.Image) -> bytes:
+    """The image as PNG."""
     out = io.BytesIO()
     image.save(out, "PNG")
     return out.getvalue()

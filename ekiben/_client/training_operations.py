@@ -1,4 +1,4 @@
-"""Datasets and trainings: from images with masks to a model of one's own. Over HTTP."""
+"""Datasets and trainings. Over HTTP."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any, Literal, TypedDict, Unpack
 from uuid import uuid4
 
 from ekiben._client.decoding import read
-from ekiben._client.image_inputs import File, stored_file
+from ekiben._client.image_inputs import FileSource, stored_file
 from ekiben._client.jobs_operations import job, page_of
 from ekiben._client.records import Dataset, Job, Page, Training
 from ekiben._client.requests import ClientRequest, Steps, given, one_id
 
 
-class TrainingOptions(TypedDict, total=False):
-    """Every knob of a training, and of its job; docs/howto/train.md has meaning and defaults."""
+class TrainOptions(TypedDict, total=False):
+    """The options of a training and of its job; docs/howto/train.md has their meanings and defaults."""
 
     architecture: Literal["unet", "attention_unet", "resnet34_unet"]
     width: int
@@ -57,11 +57,12 @@ def upload_dataset(
     webhook: str | None = None,
     idempotency_key: str | None = None,
 ) -> Steps[Dataset]:
-    """Bring a dataset: ``path`` of a ZIP or a folder with ``images/`` and ``masks/`` of equal file names, a ``url``
-    that the server fetches, or ``samples`` of stored images: ``{"image_id", "mask", "class_name"}``.
+    """Upload a dataset. Its import is a job: ``wait`` accepts the dataset.
 
-    It is imported as a job: ``wait`` takes the dataset. ``name``: that of the file unless given. ``classes``: names by
-    class index, the first is the background. ``background``: mask values that count as background.
+    ``path``: a ZIP, or a folder with ``images/`` and ``masks/`` of equal file names; or a ``url`` that the server
+    fetches; or ``samples`` of stored images: ``{"image_id", "mask", "class_name"}``. ``name``: that of the file by
+    default. ``classes``: names by class index, the first is the background. ``background``: mask values that count as
+    background.
     """
     if (path is not None) + (url is not None) + (samples is not None) != 1:
         raise ValueError("give one of path, url and samples")
@@ -84,7 +85,7 @@ def upload_dataset(
 
 
 def dataset(dataset: Dataset | str) -> Steps[Dataset]:
-    """A dataset as it is now, with the report of its import."""
+    """A dataset with the report of its import."""
     return read(Dataset, (yield ClientRequest(path=f"/v1/datasets/{one_id(dataset)}")))
 
 
@@ -100,16 +101,17 @@ def dataset_preview(dataset: Dataset | str) -> Steps[bytes]:
 
 
 def delete_dataset(dataset: Dataset | str) -> Steps[None]:
-    """Remove a dataset with its files; models that were trained on it stay."""
+    """Delete a dataset with its files; models that were trained on it are kept."""
     yield ClientRequest("DELETE", f"/v1/datasets/{one_id(dataset)}")
 
 
 def train(
-    dataset: Dataset | str, name: str, *, idempotency_key: str | None = None, **options: Unpack[TrainingOptions]
+    dataset: Dataset | str, name: str, *, idempotency_key: str | None = None, **options: Unpack[TrainOptions]
 ) -> Steps[Job]:
-    """Train a U-Net on a dataset that is ready. ``name``: of the model; a known name gets a new version.
+    """Train a U-Net on a dataset that is ready, as a job. ``name``: of the model; an existing model gets a new version.
 
-    It is a job: ``wait(job, progress=True)``, then ``result(job)`` is the Training; ``segment(model=name)`` asks it.
+    After ``wait(job, progress=True)``, ``result(job)`` is the Training, and ``segment(image, model=name)`` uses the
+    model.
     """
     body = {"dataset_id": one_id(dataset), "name": name, **given(**options)}
     headers = {"Idempotency-Key": idempotency_key or str(uuid4())}
@@ -118,25 +120,25 @@ def train(
 
 
 def training(training: Training | Job | str) -> Steps[Training]:
-    """A training: the curve so far, and what came out."""
+    """A training, with the metrics of its epochs so far and, when it has succeeded, its model."""
     return read(Training, (yield ClientRequest(path=f"/v1/trainings/{one_id(training)}")))
 
 
 def trainings(*, page: int | None = None, limit: int | None = None) -> Steps[Page[Training]]:
-    """Trainings, newest first, without their curves."""
+    """Trainings, newest first, without the metrics of their epochs."""
     return page_of(Training, (yield ClientRequest(path="/v1/trainings", query=given(page=page, limit=limit))))
 
 
 def compare_trainings(trainings: Iterable[Training | Job | str]) -> Steps[dict[str, Any]]:
-    """Trainings side by side: metrics, parameters, size, speed, and Dice over the test images that they share."""
+    """A comparison of trainings: metrics, parameters, size, speed, and Dice over their common test images."""
     ids = ",".join(one_id(each) for each in trainings)
     compared: dict[str, Any] = yield ClientRequest(path="/v1/trainings/compare", query={"ids": ids})
     return compared
 
 
 @contextmanager
-def zipped(path: Path) -> Iterator[File]:
-    """A file as it is; a folder as a ZIP of it, which is there until the block ends."""
+def zipped(path: Path) -> Iterator[FileSource]:
+    """A file unchanged; a folder as a temporary ZIP, which is deleted when the block ends."""
     if not path.is_dir():
         yield stored_file(path)
         return
@@ -146,4 +148,4 @@ def zipped(path: Path) -> Iterator[File]:
             for file in sorted(path.rglob("*")):
                 if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts):
                     archive.write(file, file.relative_to(path))
-        yield File(packed, packed.name)
+        yield FileSource(packed, packed.name)

@@ -71,7 +71,7 @@ def handled(kind: str, handler: Handler, *, url: str = "http://ekiben.test", **o
     through = httpx.MockTransport(handler)
     carrier = HttpTransport if kind == "sync" else AsyncHttpTransport
     headers = options.pop("headers", {})
-    with connected(kind, url, transport=carrier(url, 5.0, headers, None, through=through), **options) as client:
+    with connected(kind, url, transport=carrier(url, 5.0, headers, None, transport=through), **options) as client:
         yield client
 
 

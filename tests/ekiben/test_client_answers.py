@@ -15,11 +15,11 @@ from ekiben._client import inference_operations, jobs_operations, training_opera
 from ekiben._client.async_client import AsyncClient
 from ekiben._client.decoding import read
 from ekiben._client.errors import EkibenError
-from ekiben._client.library_operations import ImportOptions
+from ekiben._client.library_operations import ModelImportOptions
 from ekiben._client.masks import Mask, PromptResult, decode_rle
-from ekiben._client.operations import AutoOptions, prompts_of
+from ekiben._client.operations import AutoMaskOptions, prompts_of
 from ekiben._client.results import Area, Classification, Segmentation
-from ekiben._client.training_operations import TrainingOptions
+from ekiben._client.training_operations import TrainOptions
 from ekiben.client import Client
 from ekiben.training import TrainingOptions as ServerTrainingOptions
 from models.onnx_import.options import ImportOptions as ServerImportOptions
@@ -124,7 +124,7 @@ def names(steps: Any) -> set[str]:
 
 
 def test_every_option_of_the_server_can_be_given() -> None:
-    auto = set(AutoOptions.__annotations__)
+    auto = set(AutoMaskOptions.__annotations__)
     assert auto == set(ServerAutoOptions.model_fields)
     assert set(ClassifyOptions.model_fields) <= names(inference_operations.classify)
     drawn = names(inference_operations.segment) | names(inference_operations.render)
@@ -135,9 +135,9 @@ def test_every_option_of_the_server_can_be_given() -> None:
     assert set(AsyncRequestOptions.model_fields) <= names(jobs_operations.submit)
     assert set(BatchOptions.model_fields) <= names(jobs_operations.batch)
     assert set(DatasetUploadOptions.model_fields) <= names(training_operations.upload_dataset)
-    training = set(TrainingOptions.__annotations__)
+    training = set(TrainOptions.__annotations__)
     assert training == set(ServerTrainingOptions.model_fields) | set(AsyncRequestOptions.model_fields)
-    assert set(ImportOptions.__annotations__) | {"task", "labels"} == set(ServerImportOptions.model_fields)
+    assert set(ModelImportOptions.__annotations__) | {"task", "labels"} == set(ServerImportOptions.model_fields)
 
 
 def test_both_clients_have_the_same_methods() -> None:

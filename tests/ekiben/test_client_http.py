@@ -204,7 +204,7 @@ def test_a_task_that_is_cancelled_leaves_nothing_behind(tmp_path: Path, monkeypa
             await asyncio.sleep(60)
             raise AssertionError("it was not cancelled")
 
-        through = AsyncHttpTransport("http://ekiben.test", 5.0, {}, None, through=httpx.MockTransport(never))
+        through = AsyncHttpTransport("http://ekiben.test", 5.0, {}, None, transport=httpx.MockTransport(never))
         async with AsyncClient(transport=through) as client:
             task = asyncio.create_task(client.upload_dataset(folder))
             while not there:
