@@ -1,0 +1,72 @@
+"""Which Python trains, and how its environment is made."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from services.trainings import environment
+from services.trainings.environment import TorchMissing, training_python
+from tests.waiting import async_eventually, eventually
+
+
+def pretend(known: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """This interpreter has the packages that are ``known``, and no others."""
+    finder = SimpleNamespace(util=SimpleNamespace(find_spec=lambda name: name if name in known else None))
+    monkeypatch.setattr(environment, "importlib", finder)
+
+
+def test_which_python_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known: set[str] = set()
+    pretend(known, monkeypatch)
+    monkeypatch.setattr(environment, "_ROOT", tmp_path)
+    # The setting goes first, and has to be there.
+    assert asyncio.run(training_python(sys.executable)) == sys.executable
+    with pytest.raises(TorchMissing, match="EKIBEN_TRAINING_PYTHON is /nowhere/python") as missing:
+        asyncio.run(training_python("/nowhere/python"))
+    assert missing.value.code == "training_unavailable"
+    # Then this one, if it has all that it takes.
+    known.update(("torch", "monai"))
+    assert asyncio.run(training_python("")) == sys.executable
+    known.remove("monai")
+    with pytest.raises(TorchMissing, match="EKIBEN_TRAINING_PYTHON"):
+        asyncio.run(training_python(""))
+    # Then that of the checkout, which make brings up to date.
+    makefile = tmp_path / "Makefile"
+    makefile.write_text(".venv-torch/.installed:\n\tmkdir -p .venv-torch/bin && touch $@\n")
+    assert asyncio.run(training_python("")) == str(tmp_path / ".venv-torch" / "bin" / "python")
+    assert (tmp_path / ".venv-torch" / ".installed").is_file()
+    makefile.write_text(".venv-torch/.installed: .PHONY\n\techo no network here >&2; exit 1\n.PHONY:\n")
+    with pytest.raises(TorchMissing, match="could not be made") as failed:
+        asyncio.run(training_python(""))
+    assert failed.value.code == "training_unavailable"
+
+
+def test_making_the_environment_can_be_cancelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With all that make has started: pip would go on for minutes."""
+    pretend(set(), monkeypatch)
+    monkeypatch.setattr(environment, "_ROOT", tmp_path)
+    recipe = "sh -c 'echo $$$$ > pid.new; mv pid.new pid; sleep 600; true'"
+    (tmp_path / "Makefile").write_text(f".venv-torch/.installed:\n\t{recipe}\n")
+
+    async def main() -> None:
+        task = asyncio.create_task(training_python(""))
+        await async_eventually((tmp_path / "pid").is_file)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    pid = int((tmp_path / "pid").read_text())
+    eventually(lambda: not _alive(pid), "the end of what make started")
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
