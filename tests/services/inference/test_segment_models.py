@@ -46,7 +46,7 @@ def template(artifacts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def work(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    monkeypatch.setattr(engine, "give_back", lambda: None)
+    monkeypatch.setattr(engine, "reclaim_memory", lambda: None)
 
     def work(main: Callable[[AtWork], Awaitable[None]]) -> None:
         async def whole() -> None:

@@ -23,7 +23,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.setattr(engine, "give_back", lambda: None)  # takes longer than most of these tests
+    monkeypatch.setattr(engine, "reclaim_memory", lambda: None)  # takes longer than most of these tests
     monkeypatch.setattr(os, "fsync", lambda handle: None)  # nobody pulls the plug here
     monkeypatch.setattr(executor, "WATCH_S", 0.05)
 

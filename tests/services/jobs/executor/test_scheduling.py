@@ -199,7 +199,7 @@ def test_threads_that_ask_the_database(run: Run, monkeypatch: pytest.MonkeyPatch
 
             return call
 
-        names = ("claim", "give_back", "claimed_by", "running", "fail", "enqueue_entry", "states", "report")
+        names = ("claim", "requeue", "claimed_by", "running", "fail", "enqueue_entry", "states", "report")
         for name in names:
             monkeypatch.setattr(bench.records, name, noted(name))
         infer, calls = bench.app_state.runner.infer, 0

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from db import job_states
+from db.job_states import OVER, dead_workers
 from db.workers import Workers
 from ekiben.errors import Conflict, Unavailable
 from ekiben.ids import LOCAL_OWNER
@@ -41,7 +41,7 @@ def test_a_repeat_writes_over_what_was_written(run: Run, monkeypatch: pytest.Mon
         written = bench.blobs()
         assert len(written) == 4  # the image and three files
         ids = sorted(values["id"] for _, values in rows)
-        assert workers.bury_dead(0.0) == {bench.worker_id: [job.id]}
+        assert workers.fail_silent(0.0) == {bench.worker_id: [job.id]}
         assert [(item.state, item.deaths) for item in bench.items(job.id)] == [("queued", 1)]
 
         monkeypatch.setattr(bench.app_state.records, "save", save)
@@ -145,7 +145,7 @@ def test_workers_that_are_thought_dead_at_any_moment(run: Run, monkeypatch: pyte
     chance = random.Random(seed)
     monkeypatch.setattr(executor, "FIRST_RETRY_S", 0.001)
     monkeypatch.setattr(executor, "MAX_TRIES", 1000)
-    monkeypatch.setattr(job_states, "MAX_DEATHS", 1000)
+    monkeypatch.setattr(dead_workers, "MAX_DEATHS", 1000)
 
     async def main(bench: AtWork) -> None:
         infer, workers = bench.app_state.runner.infer, Workers(bench.app_state.database)
@@ -163,14 +163,14 @@ def test_workers_that_are_thought_dead_at_any_moment(run: Run, monkeypatch: pyte
         job = await bench.submit("segment", [*images, b"no image"], AREAS)
         tasks: list[asyncio.Task[None]] = []
         deaths = 0
-        while bench.job(job.id).state not in job_states.OVER:
+        while bench.job(job.id).state not in OVER:
             work = bench.another_worker()
             worker_id = bench.worker_id
             await asyncio.to_thread(workers.enter, worker_id)
             tasks += [asyncio.create_task(work.work(job.id)) for _ in range(2)]
             await asyncio.sleep(chance.random() * 0.15)
             if deaths < 6:
-                deaths += bool(await asyncio.to_thread(workers.bury, worker_id))
+                deaths += bool(await asyncio.to_thread(workers.fail_worker, worker_id))
             assert len(tasks) < 400
         await asyncio.gather(*tasks)
         monkeypatch.setattr(bench.app_state.runner, "infer", infer)

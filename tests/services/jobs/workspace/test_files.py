@@ -43,11 +43,11 @@ def test_what_it_tells(run: Run) -> None:
         assert [event.kind for event in told] == ["state", "state", "plan", "step", "epoch", "state"]
         assert [event.number for event in told] == [1, 2, 3, 4, 5, 6]
         assert told[3].data == {"loss": 0.5, "name": "große Zelle"}
-        epochs, last = bench.records.told(LOCAL_OWNER, job.id, "epoch")
+        epochs, last = bench.records.event_history(LOCAL_OWNER, job.id, "epoch")
         assert [event.data for event in epochs] == [{"epoch": 1}]
         assert {kind: event.number for kind, event in last.items()} == {"state": 6, "plan": 3, "step": 4, "epoch": 5}
         with pytest.raises(NotFound):
-            bench.records.told("someone", job.id, "epoch")
+            bench.records.event_history("someone", job.id, "epoch")
 
     run(main)
 

@@ -57,7 +57,7 @@ def test_whoever_lost_it_leaves_nothing(run: Run) -> None:
             assert list(bench.app_state.store.list("models/painted/")) == []
             with pytest.raises((NotFound, Unavailable)):
                 bench.app_state.registry.resolve("painted")
-            raise Conflict("this item is not in this worker's hand any more", code=LOST)
+            raise Conflict("this item is not claimed by this worker any more", code=LOST)
 
         bench.does = does
         job = await bench.submit()
@@ -115,7 +115,7 @@ async def begun_and_killed(bench: Bench, job_id: str) -> None:
     working = asyncio.create_task(bench.work.work(job_id))
     await async_eventually(lambda: bench.attempts > before)
     await asyncio.sleep(0.02)
-    workers.bury(bench.workspace.worker_id)
+    workers.fail_worker(bench.workspace.worker_id)
     bench.work._stopping = True  # the dead do not claim
     for entry in bench.work._active.values():
         for task in entry.tasks:

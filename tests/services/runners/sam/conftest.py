@@ -25,7 +25,7 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def run(artifacts: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Run a test's coroutine with a fresh runner; no lease is left over afterwards."""
-    monkeypatch.setattr(engine, "give_back", lambda: None)  # takes longer than most of these tests
+    monkeypatch.setattr(engine, "reclaim_memory", lambda: None)  # takes longer than most of these tests
 
     def run(main: Callable[[Served], Awaitable[None]], **settings: Any) -> None:
         async def whole() -> None:
