@@ -10,6 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from db.blobs import BlobStore, open_store
+from db.jobs import JobRecords
 from db.migrate import migrate
 from db.records import Records
 from db.registry import Registry
@@ -101,3 +102,8 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[BlobStore]
 def key() -> str:
     """The key of a blob that is not there yet."""
     return f"images/2026/11/20/{uuid.uuid4()}.jpg"
+
+
+@pytest.fixture
+def jobs(engine: sa.Engine) -> JobRecords:
+    return JobRecords(engine)

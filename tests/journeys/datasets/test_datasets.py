@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import io
 import json
 import os
@@ -20,57 +19,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.artifact import read_manifest
 from models.masks.rle import encode, to_coco
-from tests import toy_models
-from tests.conftest import publish
-from tests.journeys.datasets.dataset_client import as_openapi_says, bring, brought, disc, discs, png, ready, zipped
-from tests.journeys.jobs.job_client import all_items, events, eventually, finished, get, refusal
+from tests.journeys.datasets.dataset_client import as_openapi_says, bring, brought, disc, png, ready, zipped
+from tests.journeys.datasets.stored_files import SIX, ZIP, publish_toys, stored
+from tests.journeys.jobs.job_client import all_items, events, finished, get, refusal
 from tests.serving import TOPOLOGIES, Server, serving
-
-NOWHERE = "01890000-0000-7000-8000-000000000000"
-ZIP = {"content-type": "application/zip"}
-SIX = discs(range(6))
-
-
-def publish_toys(home: Path, artifacts: dict[str, Path]) -> Path:
-    for name, artifact in artifacts.items():
-        publish(home, name, artifact)
-    return home
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, toy_artifacts: dict[str, Path]) -> Iterator[Server]:
-    home = publish_toys(tmp_path_factory.mktemp("datasets") / "var", toy_artifacts)
-    with serving(home, EKIBEN_WORKERS="1") as server:
-        yield server
-
-
-@pytest.fixture
-def client(server: Server) -> Iterator[httpx.Client]:
-    with server.client() as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def six(server: Server) -> str:
-    """A dataset of six discs that nobody removes."""
-    with server.client() as client:
-        return ready(client, SIX, name="six")
-
-
-@pytest.fixture(scope="module")
-def openapi(server: Server) -> dict[str, Any]:
-    schema: dict[str, Any] = httpx.get(f"{server.url}/openapi.json").json()
-    return schema
-
-
-def stored(home: Path) -> set[str]:
-    """Keys of all files of datasets, and what lies in the home besides: work, uploads, caches."""
-    found = {path for folder in ("blobs/datasets", "work", "cache/datasets") for path in (home / folder).rglob("*")}
-    loose = (path for path in home.iterdir() if path.is_file() and path.suffix not in (".log", ".lock"))
-    there = {path for path in found if path.is_file()} | {path for path in loose if "ekiben.db" not in path.name}
-    return {path.relative_to(home).as_posix() for path in there}
 
 
 @contextmanager
@@ -281,128 +234,6 @@ def test_a_refused_dataset_keeps_its_report(
     assert client.get(f"/v1/datasets/{six}/samples").status_code == 200
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"classes": '["background", " "]'},
-        {"classes": json.dumps(["background", "x" * 101])},
-        {"classes": '["background", "a", "a"]'},
-        {"classes": json.dumps([str(n) for n in range(257)])},
-        {"classes": '["background"]'},
-        {"classes": '["background", 7]'},
-        {"classes": "background, disc"},
-        {"classes": '["background", "a\\u0000b"]'},
-        {"background": "[1.5]"},
-        {"background": '{"a": 1}'},
-        {"name": ""},
-        {"name": "a\0b"},
-        {"name": "x" * 201},
-        {"colour": "red"},
-        {"priority": "11"},
-        {"timeout_s": "-1"},
-        {"webhook": "http://127.0.0.1:1/"},
-        {"url": "http://example.org/a.zip"},
-        {"samples": f'[{{"image_id": "{NOWHERE}", "mask": "x"}}]'},
-        {"samples": '[{"image_id": "\\u0000", "mask": "x"}]'},
-    ],
-    ids=str,
-)
-def test_options_that_are_wrong_are_said_at_once(
-    server: Server, client: httpx.Client, options: dict[str, str], six: str
-) -> None:
-    """Not by the job, later, and never as an internal error."""
-    before, total = stored(server.home), get(client, "/v1/datasets")["total"]
-    answer = client.post("/v1/datasets", data={"name": "wrong", **options}, files={"file": ("a.zip", SIX)})
-    assert next(iter(options)) in refusal(answer, 400)[1] or "one of" in refusal(answer, 400)[1]
-    assert get(client, "/v1/datasets")["total"] == total
-    assert stored(server.home) == before
-
-
-def test_nothing_or_too_much(server: Server, client: httpx.Client, six: str) -> None:
-    before = stored(server.home)
-    image_id = client.post("/v1/images", content=png(disc(0)[0])).json()["id"]
-    rle = to_coco(encode(disc(0)[1]))
-
-    def refused(status: int, **body: Any) -> str:
-        return refusal(client.post("/v1/datasets", json={"name": "x", **body}), status)[1]
-
-    assert "one of" in refused(400)
-    assert "one of" in refused(400, url="http://example.org/a.zip", samples=[{"image_id": image_id, "mask": rle}])
-    assert "samples" in refused(400, samples=[])
-    assert "samples" in refused(400, samples=[{"image_id": image_id}])
-    assert "samples" in refused(400, samples=[{"image_id": image_id, "mask": 7}])
-    assert f"no image {NOWHERE}" in refused(404, samples=[{"image_id": NOWHERE, "mask": rle}])
-    assert "samples[0].mask" in refused(404, samples=[{"image_id": image_id, "mask": NOWHERE}])
-    wrong = {"size": [32, 128], "counts": [4096]}
-    assert "samples[0].mask is 128 x 32" in refused(400, samples=[{"image_id": image_id, "mask": wrong}])
-    lacks = {"samples": [{"image_id": image_id, "mask": rle, "class_name": "cell"}], "classes": ["no", "disc"]}
-    assert "cell" in refused(400, **lacks)
-    for odd in (" ", "x" * 101, ""):
-        assert "class_name" in refused(400, samples=[{"image_id": image_id, "mask": rle, "class_name": odd}]), odd
-    assert "NUL" in refused(400, samples=[{"image_id": image_id, "mask": rle, "class_name": "a\0b"}])
-    assert "NUL" in refused(400, **{"a\0b": 1})
-    answer = client.post("/v1/trainings", json={"dataset_id": "\0", "name": "x"})
-    assert "NUL" in refusal(answer, 400)[1]
-    assert "name" in refusal(client.post("/v1/datasets", json={"url": "http://example.org/"}), 400)[1]
-    for body in (b"", b"[]", b"{", b"nothing", b"null"):
-        answer = client.post("/v1/datasets", content=body, headers={"content-type": "application/json"})
-        refusal(answer, 400)
-    assert "JSON" in refusal(client.post("/v1/datasets", content=b"x", headers={"content-type": "text/plain"}), 400)[1]
-    assert "JSON" in refusal(client.post("/v1/datasets"), 400)[1]
-    assert stored(server.home) == before
-
-
-FORM = {"content-type": "multipart/form-data; boundary=b"}
-NAME = b'--b\r\nContent-Disposition: form-data; name="name"\r\n\r\nx\r\n'
-FILE = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.zip"\r\n\r\nPK\r\n'
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        NAME + FILE,  # no end
-        NAME + FILE + FILE + b"--b--\r\n",
-        NAME + NAME + FILE + b"--b--\r\n",
-        NAME + FILE.replace(b'"file"', b'"upload"') + b"--b--\r\n",
-        NAME + b"--b\r\nContent-Disposition: form-data\r\n\r\nx\r\n--b--\r\n",
-        NAME + b"--b\r\nContent-Disposition: attachment; name=x\r\n\r\nx\r\n--b--\r\n",
-        NAME.replace(b"\r\nx\r\n", b"\r\n\xff\xfe\r\n") + FILE + b"--b--\r\n",
-        b"no form at all",
-        b"",
-        b"--b--\r\n",
-        NAME + b"--b--\r\n",
-    ],
-    ids=range(11),
-)
-def test_hostile_forms(server: Server, client: httpx.Client, body: bytes, six: str) -> None:
-    before = stored(server.home)
-    refusal(client.post("/v1/datasets", content=body, headers=FORM), 400)
-    assert stored(server.home) == before
-
-
-def test_a_form_with_too_much_in_its_fields(server: Server, client: httpx.Client, six: str) -> None:
-    before = stored(server.home)
-    answer = client.post("/v1/datasets", data={"name": "x" * 4_100_000}, files={"file": ("a.zip", SIX)})
-    assert "fields" in refusal(answer, 413)[1]
-    assert stored(server.home) == before
-
-
-@pytest.mark.acceptance
-def test_more_than_may_be_uploaded(tmp_path: Path, toy_artifacts: dict[str, Path]) -> None:
-    home = publish_toys(tmp_path / "var", toy_artifacts)
-    with serving(home, EKIBEN_DATASET_MB="1") as small, small.client() as client:
-        before = stored(home)
-
-        def endless() -> Iterator[bytes]:
-            for _ in range(80):
-                yield bytes(100_000)
-
-        for more in ({"content": bytes(7_000_000)}, {"content": endless()}):  # by what it declares, and by what comes
-            answer = client.post("/v1/datasets?name=x", headers=ZIP, **more)
-            assert "EKIBEN_DATASET_MB" in refusal(answer, 413)[1]
-        assert stored(home) == before
-
-
 def test_while_it_waits(toy_server: Server, waiting: httpx.Client) -> None:
     """There is no worker: it is shown as what it is, and can be taken back."""
     before = stored(toy_server.home)
@@ -451,76 +282,3 @@ def test_several_gateways_agree(tmp_path: Path, toy_artifacts: dict[str, Path]) 
         for _ in range(8):
             assert client.get(f"/v1/datasets/{dataset_id}/samples?limit=1").status_code == 404
             assert client.get(f"/v1/datasets/{dataset_id}/samples/0/image").status_code == 404
-
-
-# ---- versions of models ----
-
-
-def test_versions_of_a_model(server: Server, client: httpx.Client, openapi: dict[str, Any], tmp_path: Path) -> None:
-    for seed in range(3):
-        toy_models.segmenter(tmp_path / str(seed))
-        publish(server.home, "many", tmp_path / str(seed))
-    eventually(lambda: client.get("/v1/models/many").status_code == 200, "it is listed", 5)
-
-    listed = get(client, "/v1/models/many/versions")
-    as_openapi_says(openapi, "/v1/models/{name}/versions", listed)
-    assert [(one["version"], one["active"]) for one in listed["items"]] == [(3, True), (2, False), (1, False)]
-    assert refusal(client.delete("/v1/models/many/versions/3"), 409)
-    activated = client.post("/v1/models/many/activate", json={"version": 2})
-    assert activated.status_code == 200
-    as_openapi_says(openapi, "/v1/models/{name}/activate", activated.json(), "post")
-    assert activated.json()["version"] == 2
-    red = toy_models.encoded(toy_models.solid((255, 0, 0)))
-    assert client.post("/v1/segment?model=many", content=red).json()["model"]["version"] == 2
-
-    answer = client.get("/v1/models/many/versions/1/files")
-    assert answer.headers["content-type"] == "application/zip"
-    assert answer.headers["content-disposition"] == 'attachment; filename="many-1.zip"'
-    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
-        assert archive.testzip() is None
-        archive.extractall(tmp_path / "taken")
-    manifest = read_manifest(tmp_path / "taken")
-    assert manifest.digest == listed["items"][2]["digest"]
-    assert sorted(path.name for path in (tmp_path / "taken").iterdir()) == ["manifest.json", "model.onnx"]
-    for name, info in manifest.files.items():
-        data = (tmp_path / "taken" / name).read_bytes()
-        assert hashlib.sha256(data).hexdigest() == info.sha256
-        assert data == (tmp_path / "0" / name).read_bytes()
-
-    where = server.home / "blobs" / "models" / "many"
-    assert sorted(path.name for path in where.iterdir()) == ["1", "2", "3"]
-    assert client.delete("/v1/models/many/versions/3").status_code == 204
-    assert [one["version"] for one in get(client, "/v1/models/many/versions")["items"]] == [2, 1]
-    assert not [path for path in (where / "3").rglob("*") if path.is_file()]
-    refusal(client.post("/v1/segment?model=many&version=3", content=red), 404)
-    refusal(client.delete("/v1/models/many/versions/3"), 404)
-    refusal(client.get("/v1/models/many/versions/3/files"), 404)
-    refusal(client.post("/v1/models/many/activate", json={"version": 3}), 404)
-
-
-@pytest.mark.parametrize("version", ["0", "-1", "x", str(2**31), str(2**63), "9" * 30])
-def test_versions_that_there_are_not(client: httpx.Client, version: str) -> None:
-    for method, path in (("GET", f"/v1/models/areas/versions/{version}/files"),
-                         ("DELETE", f"/v1/models/areas/versions/{version}")):  # fmt: skip
-        assert client.request(method, path).status_code in (400, 404), (method, path)
-    number = int(version) if version != "x" else version
-    assert client.post("/v1/models/areas/activate", json={"version": number}).status_code in (400, 404)
-    assert client.get("/v1/models/areas/versions").status_code == 200
-
-
-def test_activate_and_its_bodies(client: httpx.Client, openapi: dict[str, Any]) -> None:
-    bodies: list[Any] = [{}, {"version": None}, {"version": 1, "more": 2}, {"version": 1.5}, []]
-    for body in bodies:
-        refusal(client.post("/v1/models/areas/activate", json=body), 400)
-    refusal(client.post("/v1/models/nobody/activate", json={"version": 1}), 404)
-    refusal(client.get("/v1/models/nobody/versions"), 404)
-    assert client.post("/v1/models/areas/activate", json={"version": 1}).json()["version"] == 1
-    described = openapi["paths"]["/v1/models/{name}/activate"]["post"]["requestBody"]["content"]["application/json"]
-    assert described["schema"]["required"] == ["version"]
-    for path in ("/v1/datasets", "/v1/trainings"):
-        body = openapi["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
-        text = json.dumps(body)
-        for name in (part.split('"')[0] for part in text.split('"#/')[1:]):
-            assert (
-                name.startswith("components/schemas/") and name.rpartition("/")[2] in (openapi["components"]["schemas"])
-            ), f"{path} refers to {name}, which is nowhere in the document"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import struct
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -13,56 +11,17 @@ import numpy as np
 import pydicom
 import pytest
 from numpy.typing import NDArray
-from pydicom.data import get_testdata_file
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.encaps import encapsulate
+from pydicom.dataset import Dataset
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi_lut
 from pydicom.pixels.utils import pixel_array
 
-from ekiben.errors import BadImage, BadInput, Refusal, TooLarge, UnsupportedImage
+from ekiben.errors import BadInput, UnsupportedImage
 from models.images import decode, sniff
 from models.medical.dicom import DicomVolume
 from models.medical.dicom_seg import NO_SEG
 from models.medical.formats import is_dicom, open_volume, write_dicom_seg
-from tests.models.peak import peak_growth_bytes
+from tests.models.medical.dicom_files import GRADIENT, LABELS, PALETTE, PLAIN, dicom, file
 from tests.toy_models import encoded, noise
-
-EXPLICIT = "1.2.840.10008.1.2.1"
-DEFLATED = "1.2.840.10008.1.2.1.99"
-RLE = "1.2.840.10008.1.2.5"
-JPEG = "1.2.840.10008.1.2.4.50"
-GRADIENT = np.arange(-600, 600, dtype=np.int16).reshape(30, 40)
-LABELS = ("background", "liver", "spleen", "リンパ節")
-PALETTE = ((0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255))
-
-
-def file(name: str) -> Path:
-    return Path(str(get_testdata_file(name, download=False)))
-
-
-def dicom(pixels: NDArray[Any] | bytes, syntax: str = EXPLICIT, **attributes: Any) -> bytes:
-    """A file of these pixels; ``attributes`` change what it says of them."""
-    data = Dataset()
-    data.file_meta = FileMetaDataset()
-    data.file_meta.TransferSyntaxUID = pydicom.uid.UID(syntax)
-    data.SOPClassUID = "1.2.840.10008.5.1.4.1.1.7"
-    data.SOPInstanceUID = data.StudyInstanceUID = data.SeriesInstanceUID = "1.2.3"
-    data.PhotometricInterpretation, data.SamplesPerPixel = "MONOCHROME2", 1
-    if isinstance(pixels, bytes):
-        data.PixelData = pixels
-    else:
-        data.Rows, data.Columns = pixels.shape[-2:]
-        data.BitsAllocated = data.BitsStored = pixels.dtype.itemsize * 8
-        data.HighBit, data.PixelRepresentation = data.BitsStored - 1, int(pixels.dtype.kind == "i")
-        if pixels.ndim == 3:
-            data.NumberOfFrames = len(pixels)
-        data.PixelData = pixels.tobytes()
-    data["PixelData"].VR = "OW"
-    for name, value in attributes.items():
-        setattr(data, name, value)
-    out = io.BytesIO()
-    pydicom.dcmwrite(out, data, enforce_file_format=True)
-    return out.getvalue()
 
 
 def grey_of(data: bytes | Path, index: int = 0) -> NDArray[np.uint8]:
@@ -219,122 +178,6 @@ def test_an_image_is_sniffed_and_a_volume_is_sent_elsewhere() -> None:
     assert (image.width, image.height, image.rgb.mode) == (128, 128, "RGB")
     with pytest.raises(UnsupportedImage, match=r"a volume of 15 frames, not an image; /v1/segment takes volumes"):
         decode(file("rtdose.dcm").read_bytes())
-
-
-def deflate_bomb() -> bytes:
-    packer = zlib.compressobj(9, wbits=-15)
-    packed = b"".join(packer.compress(bytes(1 << 20)) for _ in range(300)) + packer.flush()
-    uid = DEFLATED.encode()
-    return bytes(128) + b"DICM\x02\0\x10\0UI" + struct.pack("<H", len(uid)) + uid + packed
-
-
-def rle_bomb() -> bytes:
-    runs = b"\x81\0" * (5 << 20)
-    return dicom(
-        encapsulate([struct.pack("<16L", 1, 64, *[0] * 14) + runs]),
-        RLE,
-        **says(64, 64),
-    )
-
-
-def says(rows: int, columns: int, bits: int = 8, **more: Any) -> dict[str, Any]:
-    return {
-        "Rows": rows,
-        "Columns": columns,
-        "BitsAllocated": bits,
-        "BitsStored": bits,
-        "HighBit": bits - 1,
-        "PixelRepresentation": 0,
-        **more,
-    }
-
-
-def many_attributes() -> bytes:
-    """A sequence of two million empty items, which are 16 MB here and a gigabyte as objects."""
-    uid = EXPLICIT.encode() + b"\0"
-    head = bytes(128) + b"DICM\x02\0\x10\0UI" + struct.pack("<H", len(uid)) + uid
-    return head + struct.pack("<HH2sHL", 0x0008, 0x1140, b"SQ", 0, 2**32 - 1) + b"\xfe\xff\0\xe0\0\0\0\0" * 2_000_000
-
-
-JPEG_64 = encoded(noise(64, 48).convert("L"), "JPEG")
-PLAIN = dicom(GRADIENT)
-
-
-@pytest.mark.parametrize(
-    ("data", "refusal", "sentence"),
-    [
-        pytest.param(bytes(128) + b"DICM" + bytes(30), BadImage, "does not say its transfer syntax", id="nothing else"),
-        pytest.param(PLAIN[:-7], BadImage, "pixel data of the DICOM file are truncated", id="truncated"),
-        pytest.param(PLAIN[:200], BadImage, "DICOM file", id="header truncated"),
-        pytest.param(dicom(bytes(100), **says(65535, 65535)), TooLarge, "is 65535 x 65535; at most", id="lying size"),
-        pytest.param(dicom(bytes(100), **says(0, 10)), BadImage, "has no pixels", id="no rows"),
-        pytest.param(dicom(bytes(100), **says(4000, 4000)), BadImage, "are truncated", id="fewer than it says"),
-        pytest.param(
-            dicom(bytes(100), **says(1000, 1000, NumberOfFrames=99_999)),
-            TooLarge,
-            "unpacks to 99999000000",
-            id="frames",
-        ),
-        pytest.param(dicom(bytes(100), **says(5, 5, NumberOfFrames=9)), BadImage, "truncated", id="lying frames"),
-        pytest.param(dicom(bytes(100), **says(5, 5, NumberOfFrames=-1)), BadImage, "no pixels", id="negative frames"),
-        pytest.param(dicom(bytes(100), **says(5, 5, 64)), UnsupportedImage, "64 bits a pixel", id="64 bits"),
-        pytest.param(
-            dicom(encapsulate([b"x" * 50]), "1.2.840.10008.1.2.4.70", **says(48, 64)),
-            UnsupportedImage,
-            r"JPEG Lossless.*1\.2\.840\.10008\.1\.2\.4\.70",
-            id="no decoder",
-        ),
-        pytest.param(
-            dicom(encapsulate([b"x" * 50]), "1.2.840.10008.1.2.4.201", **says(48, 64)),
-            UnsupportedImage,
-            r"High-Throughput JPEG 2000.*1\.2\.840\.10008\.1\.2\.4\.201",
-            id="no decoder either",
-        ),
-        pytest.param(
-            dicom(encapsulate([JPEG_64]), JPEG, **says(480, 640)),
-            BadImage,
-            "the compressed frame is 64 x 48, the DICOM file says 640 x 480",
-            id="JPEG of another size",
-        ),
-        pytest.param(
-            dicom(encapsulate([JPEG_64[:200]]), JPEG, **says(48, 64)), BadImage, "damaged", id="JPEG truncated"
-        ),
-        pytest.param(rle_bomb(), BadImage, "unpacks to more than the DICOM file says", id="RLE bomb"),
-        pytest.param(many_attributes(), BadImage, "the attributes of the DICOM file are longer", id="attributes"),
-        pytest.param(deflate_bomb(), TooLarge, "the deflated DICOM file unpacks to more than", id="deflate bomb"),
-        pytest.param(
-            dicom(np.zeros((2, 2), np.uint8), PhotometricInterpretation="HSV"), UnsupportedImage, "HSV", id="HSV"
-        ),
-        pytest.param(file("MR_truncated.dcm").read_bytes(), BadImage, "truncated", id="a real truncated one"),
-        pytest.param(file("test-SR.dcm").read_bytes(), UnsupportedImage, "SR Storage.*no image", id="a report"),
-        pytest.param(file("liver_1frame.dcm").read_bytes(), UnsupportedImage, "is a segmentation", id="a SEG"),
-        pytest.param(file("JPGExtended.dcm").read_bytes(), UnsupportedImage, "JPEG of 12 bits", id="12-bit JPEG"),
-    ],
-)
-def test_what_cannot_be_read_is_refused_cheaply(data: bytes, refusal: type[Refusal], sentence: str) -> None:
-    def refused() -> None:
-        with pytest.raises(refusal, match=sentence):
-            decode(data)
-
-    assert peak_growth_bytes(refused) < 400 << 20
-
-
-def test_no_damage_is_more_than_a_refusal() -> None:
-    random = np.random.default_rng(0)
-    whole = [
-        file(name).read_bytes()
-        for name in ("CT_small.dcm", "MR_small_RLE.dcm", "SC_rgb_jpeg_dcmtk.dcm", "image_dfl.dcm")
-    ]
-    read = 0
-    for turn in range(120):
-        data = bytearray(whole[turn % len(whole)])
-        for place in random.integers(132, min(len(data), 4000), 6):
-            data[place] = random.integers(256)
-        try:
-            read += decode(bytes(data)).width > 0
-        except Refusal as refusal:
-            assert len(refusal.message) < 400
-    assert 0 < read < 120
 
 
 def mask_for(name: str | bytes) -> tuple[bytes, NDArray[np.uint8]]:

@@ -18,7 +18,7 @@ from models.images import decode
 from models.limits import MAX_PIXELS
 from models.medical.formats import is_nifti, open_volume, write_nifti
 from models.medical.nifti import NiftiVolume
-from tests.models.medical.test_dicom import dicom
+from tests.models.medical.dicom_files import dicom
 from tests.models.peak import peak_growth_bytes
 from tests.toy_models import encoded, noise
 

@@ -14,7 +14,7 @@ from tests import toy_models, toy_sam
 from tests.services.runners.sam.served import Served, until
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("artifacts")
     toy_sam.sam(folder / "sam_toy")
