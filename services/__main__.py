@@ -28,7 +28,8 @@ class _Stop(Exception):
 
 
 def main() -> int:
-    """Start the runner (split topology) and the gateway, wait; 0 after a signal, else what ended first."""
+    """Start the runner (split topology) and the gateway, and wait. 0 after a signal, else the status of the process
+    that ended first."""
     settings = Settings.from_environ()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, _ask_to_stop)
@@ -45,7 +46,7 @@ def main() -> int:
         return 1
     processes: list[subprocess.Popen[bytes]] = []
     try:
-        # In a process of its own: this one stays, and should stay small.
+        # In a process of its own: this one lives as long as the server, and should stay small.
         if subprocess.run([sys.executable, "-m", "services.processes.preflight"], check=False).returncode != 0:
             return 1
         return _serve_until_one_ends(settings, processes)
@@ -54,8 +55,8 @@ def main() -> int:
     finally:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
-        # The gateway first: its requests in flight still need the runner. They have their deadline to end, and some;
-        # its workers have theirs.
+        # The gateway first: its requests in flight still need the runner. It gets the deadline of a request, or the
+        # time its workers have, and 10 s more.
         for process in reversed(processes):
             _stop(process, max(settings.timeout_s, STOP_S) + 10)
 
@@ -65,7 +66,7 @@ def _serve_until_one_ends(settings: Settings, processes: list[subprocess.Popen[b
     if settings.topology == "split" and not settings.runner_url:
         port = _free_port()
         environ["EKIBEN_RUNNER_URL"] = f"http://127.0.0.1:{port}"
-        # One BENTOML_HOME per server: a second server on the same one wipes the first one's metrics.
+        # One BENTOML_HOME per server: a second server that shares it wipes the first one's metrics.
         home = {"BENTOML_HOME": environ["BENTOML_HOME"] + "-runner"}
         processes.append(_serve(RUNNER, "127.0.0.1", port, {**environ, **home}))
         if not _wait_ready(f"http://127.0.0.1:{port}/readyz", processes[0]):
@@ -73,7 +74,7 @@ def _serve_until_one_ends(settings: Settings, processes: list[subprocess.Popen[b
             return 1
     gateway = _serve(GATEWAY, settings.host, settings.port, environ)
     processes.append(gateway)
-    # A server on every address is asked on the nearest one.
+    # A server that listens on every address is probed on the loopback address.
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)
     address = f"http://{host}:{settings.port}"
     if not _wait_ready(f"{address}/readyz", gateway):
@@ -119,8 +120,8 @@ def _wait_ready(url: str, process: subprocess.Popen[bytes]) -> bool:
     end = time.monotonic() + _READY_S
     while time.monotonic() < end and process.poll() is None:
         try:
-            with opener.open(url, timeout=5) as answer:
-                if answer.status == 200:
+            with opener.open(url, timeout=5) as response:
+                if response.status == 200:
                     return True
         except (urllib.error.URLError, http.client.HTTPException, OSError):
             time.sleep(0.1)

@@ -62,14 +62,14 @@ class AppState:
     jobs: JobService
     datasets: DatasetService
     trainings: TrainingService
-    watch: ModelReconciler
+    reconciler: ModelReconciler
     health: HealthChecks
 
     @classmethod
     async def start(cls, settings: Settings, bundled: Path | None = None, *, for_jobs: bool = False) -> AppState:
-        """Migrate, connect, warm the pinned models. ``carried``: artifact folders that the Bento brought along.
+        """Migrate, connect, warm the pinned models. ``bundled``: artifact folders that the Bento holds.
 
-        ``for_jobs``: no model is loaded before a job needs it, and what is cancelled is broken off.
+        ``for_jobs``: no model is loaded before a job needs it, and a cancelled computation is broken off.
         """
         await asyncio.to_thread(migrate, settings.resolved_database_url)
         job_queue = JobQueue(settings.resolved_database_url)
@@ -86,13 +86,14 @@ class AppState:
         index = ModelIndex(registry, store, settings.home.absolute() / "models")
         local: LocalRunner | None = None
         if settings.topology == "embedded":
-            # Imported here: in the split topology a runner's metrics are those of its own process alone.
+            # Imported here: importing it defines the runner's metrics, which in the split topology are those of the
+            # runner process alone.
             from services.runners.local import LocalRunner
 
             local = LocalRunner(settings, index.locate, break_off=for_jobs)
         runner: Runner = local if local is not None else RemoteRunner(settings.runner_url)
-        watch = ModelReconciler(index, local, settings.preloaded, eager=not for_jobs)
-        await watch.start()
+        reconciler = ModelReconciler(index, local, settings.preloaded, eager=not for_jobs)
+        await reconciler.start()
         inference = InferenceCore(
             index, runner, InferencePipeline(records, recorder), settings.timeout_s, settings.auto_timeout_s
         )
@@ -101,9 +102,10 @@ class AppState:
         datasets = DatasetService(settings, Datasets(database), records, store, jobs)
         trainings = TrainingService(settings, Datasets(database), job_records, jobs, index, store)
         health = HealthChecks(
-            {"database": lambda: ping(database), "store": store.check}, {"runner": runner.check, "pinned": watch.check}
+            {"database": lambda: ping(database), "store": store.check},
+            {"runner": runner.check, "pinned": reconciler.check},
         )
-        models = ModelRepository(registry, index, runner, watch.process_id)
+        models = ModelRepository(registry, index, runner, reconciler.process_id)
         open_inference = OpenInference(inference)
         return cls(
             settings=settings,
@@ -122,14 +124,14 @@ class AppState:
             jobs=jobs,
             datasets=datasets,
             trainings=trainings,
-            watch=watch,
+            reconciler=reconciler,
             health=health,
         )
 
     async def stop(self) -> None:
-        """Answer what is under way, write what waits, close."""
+        """Finish the requests under way, write what is still queued for the store, close."""
         self.health.close()
-        await self.watch.stop()
+        await self.reconciler.stop()
         await self.runner.close()
         await self.recorder.close()
         await asyncio.to_thread(self.records.close)

@@ -23,7 +23,7 @@ from services import metrics
 
 log = logging.getLogger(__name__)
 
-# The first row whose class fits wins, so subclasses stand before their parents. Then: HTTP status, gRPC code.
+# Class, HTTP status, gRPC code. The first row whose class fits wins, so subclasses stand before their parents.
 STATUS: tuple[tuple[type[Refusal], int, str], ...] = (
     (TooLarge, 413, "INVALID_ARGUMENT"),
     (TooSlow, 408, "DEADLINE_EXCEEDED"),
@@ -34,16 +34,18 @@ STATUS: tuple[tuple[type[Refusal], int, str], ...] = (
     (Unsupported, 501, "UNIMPLEMENTED"),
     (CallerLeft, 499, "CANCELLED"),  # nginx's number for it; only logs and metrics see it
     (DeadlineExceeded, 504, "DEADLINE_EXCEEDED"),
-    (Overloaded, 503, "UNAVAILABLE"),  # which clients may try again; RESOURCE_EXHAUSTED they may not
+    (Overloaded, 503, "UNAVAILABLE"),  # clients may retry UNAVAILABLE, but not RESOURCE_EXHAUSTED
     (Unavailable, 503, "UNAVAILABLE"),
     (Temporary, 503, "UNAVAILABLE"),
     (Refusal, 400, "INVALID_ARGUMENT"),
 )
 
+# Error codes of what the web framework refuses before a route is reached.
 ROUTING_CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 415: "unsupported_media_type"}
 
 
 def status_of(refusal: Refusal) -> int:
+    """The HTTP status of a refusal."""
     return next(status for kind, status, _ in STATUS if isinstance(refusal, kind))
 
 
@@ -53,7 +55,8 @@ def grpc_code_of(refusal: Refusal) -> str:
 
 
 def code_and_message(error: BaseException) -> tuple[str, str]:
-    """What any error is called and what a caller is told of it; counted, and logged where it is no refusal."""
+    """The error code and the message for the caller. A refusal is counted; any other error is logged, and its text kept
+    from the caller."""
     if isinstance(error, Refusal):
         metrics.refused.labels(error.code).inc()
         return error.code, error.message

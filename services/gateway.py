@@ -1,8 +1,8 @@
 """The gateway: the BentoML service that hosts Ekiben's HTTP application. ``bentoml serve services.gateway:Gateway``.
 
-BentoML imports this module in its supervising process too, which never answers a request; so what a worker needs is
-imported when a worker starts (in ``front`` and ``open``), but for the table of operations. Over HTTP the endpoints are
-answered by services/rest/routers/bento.py, for the reasons given there.
+BentoML imports this module in its supervising process too, which never serves a request; so what a worker needs is
+imported when a worker starts (in ``middleware`` and ``open``), but for the table of operations. Over HTTP the
+endpoints are served by services/rest/routers/bento.py, for the reasons given there.
 """
 
 from __future__ import annotations
@@ -30,20 +30,23 @@ SETTINGS = Settings.from_environ()
 
 
 class GatewayService(HostedService):
+    """The BentoML service behind Ekiben's middleware."""
+
     @staticmethod
-    def front(inner: App) -> App:
+    def middleware(inner: App) -> App:
+        """The ASGI application of the gateway around BentoML's own (``inner``)."""
         from services.rest.app import APP
         from services.rest.middleware import RequestMiddleware
 
         access = access_line if SETTINGS.access_log else None
-        # What waits for a slot is a quarter of what may be held: the rest is being sent, computed or stored.
+        # Queued images may take a quarter of this; the rest is being received, computed or stored.
         return RequestMiddleware(inner, APP, access, max_body_bytes=4 * SETTINGS.queue_mb * 1_000_000)
 
 
 @bentoml.service(name="ekiben", service_class=GatewayService, workers=SETTINGS.gateways, **HOSTING)
 @with_endpoints(OPERATIONS.values())
 class Gateway:
-    """Classify and segment images, mask what is pointed at. The HTTP API under /v1 is its own (see /docs)."""
+    """Classify and segment images, mask prompted objects. The HTTP API under /v1 is documented at /docs."""
 
     bundled = BundledModels()
     app_state: AppState
@@ -55,6 +58,7 @@ class Gateway:
 
     @bentoml.on_startup
     async def open(self) -> None:
+        """Start everything this process serves. BentoML calls it in each worker process."""
         from services.app_state import AppState
         from services.bento.model_store import bundled_folder
         from services.processes.shutdown import on_shutdown_signal
@@ -81,6 +85,7 @@ class Gateway:
 
     @bentoml.on_shutdown
     async def close(self) -> None:
+        """Refuse new calls, finish those under way, stop the workers."""
         if self.grpc is not None:
             await self.grpc.stop()
         if self.supervisor is not None:
@@ -89,6 +94,7 @@ class Gateway:
 
 
 def _worker_environ() -> dict[str, str]:
-    """A worker's metrics go with the gateway's; not in the split topology, where the runner has the same families."""
+    """The environment of job workers. Their metrics are merged with the gateway's, but not in the split topology: the
+    runner process defines these families there."""
     split = SETTINGS.topology == "split"
     return {name: value for name, value in os.environ.items() if not (split and name == "PROMETHEUS_MULTIPROC_DIR")}

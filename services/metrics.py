@@ -27,7 +27,9 @@ request_seconds = Histogram(
     "ekiben_request_seconds", "From the first byte of a request to the last of its answer.", ["route"], buckets=_SECONDS
 )
 in_progress = Gauge("ekiben_requests_in_progress", "Requests being answered.", multiprocess_mode="livesum")
-queue_seconds = Histogram("ekiben_queue_seconds", "Wait before a slot took the image.", ["model"], buckets=_SECONDS)
+queue_seconds = Histogram(
+    "ekiben_queue_seconds", "Wait of an image until a worker thread took it.", ["model"], buckets=_SECONDS
+)
 inference_seconds = Histogram(
     "ekiben_inference_seconds", "Run of the network, whole batch.", ["model"], buckets=_SECONDS
 )
@@ -35,18 +37,18 @@ refused = Counter("ekiben_refused_total", "Requests refused, by code of the refu
 stored = Counter("ekiben_stored_predictions_total", "Predictions recorded.")
 registry_cache = Counter(
     "ekiben_registry_lookups_total",
-    "Look-ups of a model, answered by this process's copy (hit) or the database (miss).",
+    "Look-ups of a model, served by this process's copy (hit) or the database (miss).",
     ["outcome"],
 )
 
 model_requests = Counter(
     "ekiben_model_requests_total",
-    "Images that a model was asked about, over any door.",
+    "Images that a model was asked to process, over any protocol.",
     ["model", "version", "outcome"],
 )
 model_seconds = Counter(
     "ekiben_model_seconds_total",
-    "Seconds of those that succeeded (of failed: the phase failed), by phase: all; queue, prepare, run, finish.",
+    "Seconds of requests that succeeded, by phase: all; queue, prepare, run, finish. Phase failed: of failed requests.",
     ["model", "version", "phase"],
 )
 model_runs = Counter("ekiben_model_runs_total", "Runs of the network; a shared run counts once.", ["model", "version"])
@@ -67,7 +69,7 @@ workers = Gauge("ekiben_workers", "Workers that live, on all machines.", multipr
 
 
 def model_served(name: str, version: int, seconds: float, timing: Timing, share: float) -> None:
-    """A model answered about an image. ``share``: of the run that it was in."""
+    """Count an image that a model has processed. ``share``: its part of the run of the network, 1 / batch size."""
     spent = (seconds, timing.queue_ms / 1e3, timing.prepare_ms / 1e3, timing.inference_ms / 1e3, timing.finish_ms / 1e3)
     labels = name, str(version)
     for phase, each in zip(PHASES, spent, strict=True):
@@ -78,14 +80,17 @@ def model_served(name: str, version: int, seconds: float, timing: Timing, share:
 
 
 def model_failed(name: str, version: int, seconds: float) -> None:
-    """A request about an image ended in an error."""
+    """Count an image whose request ended in an error, after ``seconds``."""
     model_seconds.labels(name, str(version), "failed").inc(seconds)
     model_requests.labels(name, str(version), "failed").inc()
 
 
 def model_totals() -> dict[tuple[str, str], dict[str, float]]:
-    """By model and version: requests ``succeeded`` and ``failed``, seconds by phase (``failed_seconds`` too),
-    ``runs``, ``last``; of all processes that share the metrics, since the server started. Reads files: blocks."""
+    """By model and version: requests ``succeeded`` and ``failed``, seconds by phase (``failed_seconds`` too), ``runs``,
+    and ``last``, the Unix time in seconds.
+
+    Of all processes that share the metrics, since the server started. Reads files: blocks.
+    """
     totals: dict[tuple[str, str], dict[str, float]] = {}
     for family in _collector().collect():
         if not family.name.startswith("ekiben_model_"):
@@ -123,7 +128,7 @@ def render() -> tuple[bytes, str]:
 
 
 def other_families(text: bytes, own: bytes) -> bytes:
-    """The families of ``text`` (another process's exposition) that ``own`` does not have: a family must stand once."""
+    """The families of ``text`` (another process's exposition) that ``own`` lacks: a family may occur only once."""
     mine = {line.split()[2] for line in own.splitlines() if line.startswith(b"# HELP ")}
     kept: list[bytes] = []
     keep = False
@@ -136,7 +141,7 @@ def other_families(text: bytes, own: bytes) -> bytes:
 
 
 def _drop_dead(folder: Path) -> None:
-    # A killed process leaves its live gauges behind, and its queue would be counted for ever.
+    # A killed process leaves its live gauges behind; without this its queue would be counted for ever.
     for path in folder.glob("gauge_live*_*.db"):
         pid = path.stem.rsplit("_", 1)[-1]
         if pid.isdigit() and not Path("/proc", pid).exists():

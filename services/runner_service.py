@@ -1,4 +1,4 @@
-"""The runner process of the split topology: a BentoML service around one LocalRunner. It answers gateways only."""
+"""The runner process of the split topology: a BentoML service around one LocalRunner. It serves gateways only."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ _BYTES = "application/octet-stream"
 
 
 def _refusing(handler: Callable[[Request, LocalRunner], Awaitable[bytes]]) -> Callable[[Request], Awaitable[Response]]:
-    async def answer(request: Request) -> Response:
+    async def endpoint(request: Request) -> Response:
         logs.request_id.set(request.headers.get("x-request-id", ""))
         try:
             return Response(await handler(request, request.app.state.runner), media_type=_BYTES)
@@ -72,12 +72,12 @@ def _refusing(handler: Callable[[Request, LocalRunner], Awaitable[bytes]]) -> Ca
             log.exception("runner")
             return Response(encode_refusal(Unavailable("the runner failed; its log has the reason")), 500)
 
-    return answer
+    return endpoint
 
 
 async def _infer(request: Request, runner: LocalRunner) -> bytes:
     deadline = _deadline(request, SETTINGS.timeout_s)
-    # Pixels and prepared tensors may be larger than a file.
+    # Raw pixels and prepared tensors may be larger than an encoded file.
     key, inference_request = decode_request(
         await read_body(request, max(MAX_IMAGE_BYTES, tensors.MAX_BYTES), FORM_OVERHEAD)
     )
@@ -85,7 +85,7 @@ async def _infer(request: Request, runner: LocalRunner) -> bytes:
 
 
 async def _masks(request: Request, runner: LocalRunner) -> bytes:
-    # Each mask that a prompt starts from is 256 KB.
+    # The mask input of a prompt has 256 KB.
     key, inference_request = decode_mask_request(
         await read_body(request, MAX_IMAGE_BYTES + MAX_PROMPTS * MASK_BYTES, FORM_OVERHEAD)
     )
@@ -106,7 +106,10 @@ async def _auto_masks(request: Request, runner: LocalRunner) -> bytes:
 
 
 async def _auto_masks_with_updates(request: Request) -> Response:
-    """Parts: mask updates as they come, then the answer or a refusal. A caller who leaves ends the computation."""
+    """A stream of parts: mask updates while they are found, then the response or a refusal.
+
+    A caller who disconnects ends the computation. Without ``?updates=1`` one message, as the other endpoints.
+    """
     if request.query_params.get("updates") != "1":
         return await _refusing(_auto_masks)(request)
     logs.request_id.set(request.headers.get("x-request-id", ""))
@@ -120,19 +123,19 @@ async def _auto_masks_with_updates(request: Request) -> Response:
     async def parts() -> AsyncIterator[bytes]:
         queue: asyncio.Queue[MaskUpdate | None] = asyncio.Queue()
         progress = ProgressSink(on_masks=queue.put_nowait)
-        answering = asyncio.create_task(runner.auto_masks(key, inference_request, deadline, progress))
-        answering.add_done_callback(lambda _: queue.put_nowait(None))
+        computing = asyncio.create_task(runner.auto_masks(key, inference_request, deadline, progress))
+        computing.add_done_callback(lambda _: queue.put_nowait(None))
         try:
             while (update := await queue.get()) is not None:
                 yield pack_part(UPDATE_PART, encode_mask_update(update))
-            yield pack_part(ANSWER_PART, encode_auto_mask_response(*answering.result()))
+            yield pack_part(ANSWER_PART, encode_auto_mask_response(*computing.result()))
         except Refusal as error:
             yield pack_part(REFUSAL_PART, encode_refusal(error))
         except Exception:
             log.exception("runner")
             yield pack_part(REFUSAL_PART, encode_refusal(Unavailable("the runner failed; its log has the reason")))
         finally:
-            answering.cancel()
+            computing.cancel()
 
     return StreamingResponse(parts(), media_type=_BYTES)
 
@@ -183,8 +186,12 @@ APP = Starlette(
 
 
 class RunnerService(HostedService):
+    """The BentoML service of the runner process."""
+
     @staticmethod
-    def front(inner: App) -> App:
+    def middleware(inner: App) -> App:
+        """``APP`` for every HTTP path; lifespan events go to BentoML (``inner``)."""
+
         async def every_path(scope: Any, receive: Any, send: Any) -> None:
             await (APP if scope["type"] == "http" else inner)(scope, receive, send)
 
@@ -193,13 +200,14 @@ class RunnerService(HostedService):
 
 @bentoml.service(name="ekiben_runner", service_class=RunnerService, workers=1, **HOSTING)
 class Runner:
-    """Loads models and runs them; its payloads are frames of bytes (services/runners/messages.py)."""
+    """Loads models and runs them; its payloads are binary messages (services/runners/messages.py)."""
 
     def __init__(self) -> None:
         logs.configure(SETTINGS.log_level)
 
     @bentoml.on_startup
     async def open(self) -> None:
+        """Connect, start the runner and the reconciler. BentoML calls it when the process starts."""
         await asyncio.to_thread(migrate, SETTINGS.resolved_database_url)
         self.database = connect(SETTINGS.resolved_database_url)
         store = await asyncio.to_thread(
@@ -207,12 +215,13 @@ class Runner:
         )
         index = ModelIndex(Registry(self.database), store, SETTINGS.home.absolute() / "models")
         self.runner = LocalRunner(SETTINGS, index.locate)
-        self.watch = ModelReconciler(index, self.runner, SETTINGS.preloaded)
-        await self.watch.start()
+        self.reconciler = ModelReconciler(index, self.runner, SETTINGS.preloaded)
+        await self.reconciler.start()
         APP.state.runner = self.runner
 
     @bentoml.on_shutdown
     async def close(self) -> None:
-        await self.watch.stop()
+        """Stop following the registry, close the runner and the database."""
+        await self.reconciler.stop()
         await self.runner.close()
         self.database.dispose()

@@ -1,4 +1,4 @@
-"""File names as strangers send them, made safe to keep."""
+"""File names from requests, made safe to store."""
 
 from __future__ import annotations
 

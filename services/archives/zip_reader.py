@@ -1,4 +1,4 @@
-"""ZIP archives of images, read entry by entry; what an archive says of itself is not believed."""
+"""ZIP archives of images, read entry by entry. Sizes that an archive states are not trusted."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from services.archives.filenames import clean_filename
 MAX_DIRECTORY = 64_000_000
 """Bytes of an archive's list of entries, which is read at once: some 400,000 of them."""
 
-# The others unpack as much as they like for one byte that is read.
+# Only these are read: zipfile cannot bound what the other methods unpack per byte read.
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 DAMAGED = (
     zipfile.BadZipFile,
@@ -37,7 +37,7 @@ Entry = tuple[bytes | Refusal, str | None]
 
 
 def open_archive(file: IO[bytes]) -> Iterator[Entry]:
-    """The files of an archive by their names; hidden ones and folders are passed over. BadInput for what is no ZIP."""
+    """The files of an archive, sorted by name, without hidden ones and folders. BadInput for what is no ZIP."""
     if directory_bytes(file) > MAX_DIRECTORY:
         raise BadInput("the archive has too many entries")
     file.seek(0)
@@ -60,7 +60,7 @@ def _read(archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo]) -> Iterator[
             continue
         try:
             with archive.open(info) as entry:
-                # Not what the archive says of its size: what comes out of it.
+                # Bounded by what comes out, not by the size that the archive states.
                 data = entry.read(MAX_IMAGE_BYTES + 1)
         except DAMAGED as error:
             yield BadInput(f"this entry of the archive cannot be read: {error}"[:200]), name
@@ -74,7 +74,7 @@ def too_large() -> TooLarge:
 
 
 def directory_bytes(file: IO[bytes]) -> int:
-    """What the end of the archive says of its list of entries; 0 where there is no such end.
+    """The size in bytes of the list of entries, as the end of the archive states it; 0 where there is no such record.
 
     PKWARE's APPNOTE.TXT, 4.3.16 (end of central directory), 4.3.14 and 4.3.15 (ZIP64).
     """
@@ -88,8 +88,8 @@ def directory_bytes(file: IO[bytes]) -> int:
     locator = tail[end - 20 : end] if end >= 20 else b""
     if listed != 0xFFFF_FFFF or not locator.startswith(b"PK\x06\x07"):
         return int(listed)
-    (place,) = struct.unpack_from("<Q", locator, 8)
-    if place + 56 > size:
+    (position,) = struct.unpack_from("<Q", locator, 8)
+    if position + 56 > size:
         return 0
-    file.seek(place)
+    file.seek(position)
     return int(struct.unpack_from("<Q", file.read(56), 40)[0])

@@ -25,7 +25,8 @@ NOT_HERE = frozenset({"image_id"})
 
 
 def with_endpoints(operations: Iterable[Operation]) -> Callable[[ServiceT], ServiceT]:
-    """Adds a Bento endpoint for each of ``operations`` to a service class whose instances have ``app_state``."""
+    """A decorator that adds a Bento endpoint for each of ``operations`` to a service class whose instances have
+    ``app_state``."""
 
     def add(service: ServiceT) -> ServiceT:
         for operation in operations:
@@ -42,8 +43,8 @@ def _method(operation: Operation, service: type) -> Callable[..., Awaitable[dict
         options = check(operation.request, {name: value for name, value in given.items() if value is not None})
         source = ImageSource(await asyncio.to_thread(image.read_bytes), image.name)
         outcome = await operation.run(RequestContext(self.app_state.inference), source, options)
-        answer: dict[str, Any] = to_dict(outcome.body)
-        return answer
+        response: dict[str, Any] = to_dict(outcome.body)
+        return response
 
     keyword = inspect.Parameter.POSITIONAL_OR_KEYWORD
     image = inspect.Parameter("image", keyword, annotation=Annotated[Path, ContentType("image/*")])

@@ -30,17 +30,18 @@ HOSTING: dict[str, Any] = {
 
 
 class HostedService(Service[Any]):  # type: ignore[misc]
-    """A BentoML service whose ASGI application stands behind another one."""
+    """A BentoML service whose ASGI application is wrapped in ``middleware``."""
 
-    front: Callable[[App], App]
+    middleware: Callable[[App], App]
 
     def to_asgi(self, is_main: bool = True) -> Any:
+        """The ASGI application that BentoML serves. ``is_main``: of the entry service."""
         inner = super().to_asgi(is_main)
-        return type(self).front(inner) if is_main else inner
+        return type(self).middleware(inner) if is_main else inner
 
 
 def access_line(scope: Any, route: str, status: int, seconds: float) -> None:
-    """One log line for an answered request."""
+    """Write the access log line of a request. ``route``: the template of its route."""
     log.info(
         "request",
         extra={

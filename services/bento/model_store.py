@@ -23,7 +23,10 @@ log = logging.getLogger(__name__)
 
 
 def write_to_model_store(settings: Settings) -> bentoml.Model:
-    """Copy the chosen models' folders into BentoML's model store; one entry, a folder per model name."""
+    """Copy the artifact folders of the chosen models into BentoML's model store: one entry, a folder per model name.
+
+    SystemExit where EKIBEN_BENTO_MODELS names a model that is not there.
+    """
     url = settings.resolved_database_url
     migrate(url)
     registry = Registry(connect(url))
@@ -51,7 +54,7 @@ def write_to_model_store(settings: Settings) -> bentoml.Model:
 
 
 def bundled_folder(bento: Any) -> Path | None:
-    """Where the models of the Bento being served lie, or None when it is no Bento or carries none."""
+    """Where the models of the Bento being served lie, or None when it is no Bento or bundles none."""
     if bento is None:
         return None
     for info in bento.info.all_models:

@@ -1,4 +1,4 @@
-"""Several of one kind at once: their answers in order, and the first error ends the others."""
+"""Concurrent calls with a bound: results in order, and the first error ends the others."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ T = TypeVar("T")
 
 
 async def gather_bounded(request: Callable[[P], Coroutine[Any, Any, T]], calls: Sequence[P], at_once: int) -> list[T]:
-    """The answers to ``calls`` in order, ``at_once`` under way. The first error, or a cancellation, ends the others."""
+    """The results of ``request(call)`` in the order of ``calls``, at most ``at_once`` running.
+
+    The first error, or a cancellation, cancels the others.
+    """
     results: dict[int, T] = {}
     waiting = iter(enumerate(calls))
 

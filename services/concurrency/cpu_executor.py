@@ -1,4 +1,4 @@
-"""Drawing: turning masks into answers on threads of its own, until it is done, late, or nobody waits for it."""
+"""CPU-bound work, such as rendering masks, on two threads of its own, with deadline and cancellation."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ from ekiben.errors import CallerLeft, DeadlineExceeded
 T = TypeVar("T")
 
 CheckCancelled = Callable[[], None]
-"""To be called between masks: raises DeadlineExceeded or CallerLeft where the rest would be in vain."""
+"""To be called between masks: raises DeadlineExceeded or CallerLeft once the result is no longer wanted."""
 
-# Apart from the threads of everything else: an image of many masks takes seconds, and is in no hurry.
+# Not the default executor: an image of many masks takes seconds, and would delay short file reads.
 _THREADS = ThreadPoolExecutor(2, thread_name_prefix="draw")
 
 
 async def run_cpu_bound(deadline: float, work: Callable[[CheckCancelled], T]) -> T:
-    """The result of ``work(check)``; ``deadline`` is in ``time.monotonic()`` seconds."""
+    """The result of ``work(check)``; ``deadline`` is in ``time.monotonic()`` seconds.
+
+    ``work`` has to call ``check`` between its steps: it raises once the deadline has passed or the call is cancelled.
+    """
     gone = threading.Event()
 
     def check() -> None:

@@ -1,4 +1,4 @@
-"""The limiter of a worker: many items at once, or one that may kill the process and is let through exclusive."""
+"""A limiter of concurrent items: many at once, or one alone that may kill the process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 
 
 class Permit:
-    """A place inside. ``leave`` may be called early, and more than once."""
+    """The right to run one item. ``leave`` may be called early, and more than once."""
 
     def __init__(self, limiter: ConcurrencyLimiter, *, heavy: bool, exclusive: bool) -> None:
         self._limiter: ConcurrencyLimiter | None = limiter
@@ -18,6 +18,7 @@ class Permit:
         self.exclusive = exclusive
 
     def leave(self) -> None:
+        """Give the permit back."""
         limiter, self._limiter = self._limiter, None
         if limiter is not None:
             limiter._left(self)
@@ -27,7 +28,8 @@ _Waiting = tuple[int, "asyncio.Future[Permit]"]
 
 
 class ConcurrencyLimiter:
-    """Bounds the items at once: ``places``, and of ``heavy`` ones fewer. On one event loop."""
+    """Bounds the items that run at once: ``places`` permits, of them ``heavy_places`` for heavy items. For one event
+    loop."""
 
     def __init__(self, places: int, heavy_places: int) -> None:
         self.places = places
@@ -41,35 +43,38 @@ class ConcurrencyLimiter:
 
     @property
     def inside(self) -> int:
-        """How many hold a place."""
+        """How many permits are held."""
         return self._inside
 
     @asynccontextmanager
     async def acquire(self, *, heavy: bool = False, exclusive: bool = False) -> AsyncIterator[Permit]:
-        """Wait for a permit, and hold it. An ``exclusive`` one is held alone, and whoever waits for one is next."""
+        """Wait for a permit, and hold it within the block.
+
+        An ``exclusive`` permit is held alone; while one is waited for, no other is given.
+        """
         future: asyncio.Future[Permit] = asyncio.get_running_loop().create_future()
         (self._exclusive if exclusive else self._waiting[heavy]).append((next(self._numbers), future))
-        self._let_in()
+        self._admit_waiting()
         try:
-            place = await future
+            permit = await future
         except asyncio.CancelledError:
             if future.done() and not future.cancelled():
-                future.result().leave()  # let in and cancelled in the same moment
-            self._let_in()
+                future.result().leave()  # admitted and cancelled in one moment
+            self._admit_waiting()
             raise
         try:
-            yield place
+            yield permit
         finally:
-            place.leave()
+            permit.leave()
 
-    def _left(self, place: Permit) -> None:
+    def _left(self, permit: Permit) -> None:
         self._inside -= 1
-        self._heavy_inside -= place.heavy
-        if place.exclusive:
+        self._heavy_inside -= permit.heavy
+        if permit.exclusive:
             self._exclusive_inside = False
-        self._let_in()
+        self._admit_waiting()
 
-    def _let_in(self) -> None:
+    def _admit_waiting(self) -> None:
         while not self._exclusive_inside:
             if _head(self._exclusive) is not None:
                 if self._inside:
@@ -83,7 +88,7 @@ class ConcurrencyLimiter:
                 heavy = None
             if light is None and heavy is None:
                 return
-            is_heavy = light is None or (heavy is not None and heavy < light)  # whoever came first
+            is_heavy = light is None or (heavy is not None and heavy < light)  # the earlier arrival
             self._admit(self._waiting[is_heavy], heavy=is_heavy, exclusive=False)
 
     def _admit(self, waiting: deque[_Waiting], *, heavy: bool, exclusive: bool) -> None:
@@ -95,7 +100,7 @@ class ConcurrencyLimiter:
 
 
 def _head(waiting: deque[_Waiting]) -> int | None:
-    """The number of the first who still waits; those who went away are forgotten."""
+    """The arrival number of the first that still waits; cancelled ones are dropped."""
     while waiting and waiting[0][1].done():
         waiting.popleft()
     return waiting[0][0] if waiting else None

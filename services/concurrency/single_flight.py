@@ -1,4 +1,4 @@
-"""Flights: one computation for all who ask for the same thing at the same time."""
+"""Single flight: concurrent requests for one key share one computation."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ class _Call(Generic[T]):
 
 
 class SingleFlight(Generic[T]):
-    """Runs at most one coroutine per key. It is cancelled when the last who waits for it has left."""
+    """Runs at most one coroutine per key at a time. It is cancelled when its last waiter is."""
 
     def __init__(self) -> None:
         self._calls: dict[Hashable, _Call[T]] = {}
 
     def get(self, key: Hashable) -> bool:
-        """Whether somebody is at it."""
+        """Whether a computation for ``key`` is running."""
         return key in self._calls
 
     async def do(self, key: Hashable, start: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """The result of ``start()``, begun by whoever came first. Its error is raised to all."""
+        """The result of ``start()``, which only the first caller begins. An error is raised to all callers."""
         call = self._calls.get(key)
         if call is None:
             call = _Call(asyncio.create_task(start()))
             self._calls[key] = call
-            call.task.add_done_callback(lambda task: self._landed(key, task))
+            call.task.add_done_callback(lambda task: self._finished(key, task))
         call.waiting += 1
         try:
             return await asyncio.shield(call.task)
         finally:
             call.waiting -= 1
             if call.waiting == 0 and not call.task.done():
-                # Nobody may join what is being cancelled.
+                # Later callers must not join a computation that is being cancelled.
                 self._calls.pop(key, None)
                 call.task.cancel()
 
-    def _landed(self, key: Hashable, task: asyncio.Task[T]) -> None:
+    def _finished(self, key: Hashable, task: asyncio.Task[T]) -> None:
         known = self._calls.get(key)
         if known is not None and known.task is task:
             del self._calls[key]
         if not task.cancelled():
-            task.exception()  # it was raised to those who waited; nobody else is to hear of it
+            task.exception()  # retrieved, so that asyncio does not log it: the waiters had it raised

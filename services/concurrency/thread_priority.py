@@ -1,7 +1,7 @@
-"""Priority: which threads of a worker give way to interactive requests, and which must not.
+"""Priority of a worker's threads: those that compute give way to interactive requests, the others do not.
 
-On Linux niceness is a thread's own, and inherited from the thread that starts it. Threads that compute give way. One
-that holds the database's write lock, or says that the worker lives, must not: others would wait for it.
+On Linux niceness is a property of a thread, inherited from the thread that starts it. A thread that holds the write
+lock of the database, or sends heartbeats, must not be nice: other processes would wait for it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 
 def steady_threads(count: int) -> ThreadPoolExecutor:
-    """``count`` threads that have the priority of the present thread, whatever becomes of that; all started now."""
+    """An executor of ``count`` threads, all started now: they keep the priority that the calling thread has now."""
     threads = ThreadPoolExecutor(count, thread_name_prefix="steady")
     all_there = threading.Barrier(count)
     for future in [threads.submit(all_there.wait) for _ in range(count)]:
@@ -21,6 +21,6 @@ def steady_threads(count: int) -> ThreadPoolExecutor:
 
 
 def be_nice(nice: int) -> None:
-    """The present thread, and those that it starts from now on, take what others leave of the processor."""
+    """Set the niceness of the calling thread, and of the threads that it starts from now on, to ``nice`` (0-19)."""
     if nice and hasattr(os, "setpriority"):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)

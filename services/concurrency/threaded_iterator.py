@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator, Iterator
 
 
 async def iterate_in_thread(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
-    """The pieces of a generator that blocks, made in threads; it is closed when nobody reads on."""
+    """The pieces of a blocking generator, each made in a thread, empty ones left out. The generator is closed when the
+    iteration ends, early or not."""
     making: asyncio.Future[bytes | None] | None = None
 
     async def close() -> None:

@@ -1,4 +1,4 @@
-"""Health: a verdict on each part of a process, asked on threads of their own: one part's outage is only its own."""
+"""Health checks of the parts of a process, each on a thread of its own: one that hangs does not delay the others."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ log = logging.getLogger(__name__)
 
 PATIENCE_S = 5.0
 KEPT_S = 0.5
-"""A verdict is kept so long: probes come often, and the store's check writes."""
+"""Seconds that a verdict is cached: probes are frequent, and the check of the store writes."""
 
 Verdict = dict[str, Any]
 
 
 class HealthChecks:
-    """``blocking`` checks run on one thread each; ``awaited`` ones on the event loop. A check raises what is wrong."""
+    """``blocking`` checks run on one thread each; ``awaited`` ones on the event loop. A check raises the refusal
+    that says what is wrong."""
 
     def __init__(
         self, blocking: Mapping[str, Callable[[], None]], awaited: Mapping[str, Callable[[], Awaitable[None]]]
@@ -33,11 +34,12 @@ class HealthChecks:
         self._known: dict[str, tuple[float, Verdict]] = {}
 
     async def parts(self) -> dict[str, Verdict]:
-        """The verdict on every part, at most KEPT_S old; a part that does not answer in time is not ok."""
+        """The verdict on every part, at most KEPT_S old; a part whose check takes over PATIENCE_S is not ok."""
         names = [*self._blocking, *self._awaited]
         return dict(zip(names, await asyncio.gather(*(self._part(name) for name in names)), strict=True))
 
     def close(self) -> None:
+        """Stop the threads; does not wait for checks under way."""
         for threads in self._threads.values():
             threads.shutdown(wait=False, cancel_futures=True)
 

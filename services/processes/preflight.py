@@ -1,4 +1,5 @@
-"""``python -m services.processes.preflight``: migrate, and say in one line what keeps every process from starting."""
+"""``python -m services.processes.preflight``: migrate, and print in one line what would keep every process from
+starting."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from services.jobs.dbos_queue import JobQueue
 
 
 def preflight(settings: Settings) -> str | None:
-    """None, or what is wrong: found here it is said once, and not by each process."""
+    """None, or what is wrong with settings, database or store: reported once here instead of by each process."""
     if settings.grpc_port and (wrong := _certificate(settings.grpc_tls_cert, settings.grpc_tls_key)) is not None:
         return wrong
     try:
@@ -44,7 +45,7 @@ def _certificate(certificate: str, key: str) -> str | None:
         except OSError as error:
             return f"{name}: {path} cannot be read: {error.strerror}"
     try:
-        # With a password nobody is asked for one: gRPC takes no encrypted keys.
+        # An empty password, so that OpenSSL does not prompt for one: gRPC takes no encrypted keys.
         ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key, password="")
     except (ssl.SSLError, ValueError):
         return f"EKIBEN_GRPC_TLS_CERT: {certificate} and {key} are not a certificate and its key in PEM"

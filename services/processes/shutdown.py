@@ -1,4 +1,4 @@
-"""Stopping: knowing at once that this process was asked to end, before the server waits for its open answers."""
+"""Shutdown signals: a callback at the moment of the signal, before the server waits for its open responses."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 
 
 def on_shutdown_signal(then: Callable[[], object]) -> None:
-    """Call ``then`` on this loop when SIGTERM or SIGINT comes; whoever handled these before still does.
+    """Call ``then`` on the running loop when SIGTERM or SIGINT arrives; the earlier handlers are called too.
 
-    For the main thread.
+    To be called in the main thread.
     """
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

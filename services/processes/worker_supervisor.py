@@ -1,4 +1,4 @@
-"""The supervisor: one gateway process of a machine keeps the workers of its home running, and takes them along."""
+"""The worker supervisor: one gateway process of a machine keeps the workers of its home running, and ends them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 LOOK_S = 0.5
 STOP_S = 20.0
-"""A worker that was asked to end has so long; see worker.FINISH_S."""
+"""Seconds that a worker has to end after SIGTERM; longer than worker.FINISH_S."""
 
 _BACK_OFF_S = (0.5, 1, 2, 5, 10)
 _STEADY_S = 30.0
@@ -28,7 +28,8 @@ _STEADY_S = 30.0
 class WorkerSupervisor:
     """A thread of a gateway process. Of several gateways the one that holds the lock of the home does the work.
 
-    ``ended`` is told the id of each worker whose process has ended. ``environ``: theirs; None: this process's own.
+    ``ended`` is called with the id of each worker whose process has ended. ``environ``: of the workers; None: that of
+    this process.
     """
 
     def __init__(
@@ -44,10 +45,11 @@ class WorkerSupervisor:
         self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
 
     def start(self) -> None:
+        """Start the thread."""
         self._thread.start()
 
     def ask_to_stop(self) -> None:
-        """Begin to end the workers: what they have in hand is finished or handed back."""
+        """Begin to end the workers: they finish or give back their claimed items."""
         self._stop.set()
 
     def stop(self) -> None:
@@ -88,12 +90,12 @@ class WorkerSupervisor:
         for child in self._children:
             try:
                 child.keep_running()
-            except Exception:  # no process or memory to spare now: it is tried again
-                log.exception("a worker could not be looked after")
+            except Exception:  # no process or memory to spare now: retried at the next look
+                log.exception("a worker could not be supervised")
 
 
 class _Child:
-    """One worker process. It ends when this process does: the pipe to its standard input closes then."""
+    """One worker process. It ends with this process: the pipe to its standard input closes then."""
 
     def __init__(self, ended: Callable[[str], object], environ: Mapping[str, str] | None) -> None:
         self._ended = ended
@@ -104,7 +106,7 @@ class _Child:
         self._failures = 0
 
     def keep_running(self) -> None:
-        """Start it if it does not run; one that keeps failing is started ever more seldom."""
+        """Start it if it does not run. After repeated failures it waits 0.5 to 10 s before that (_BACK_OFF_S)."""
         if self._process is not None:
             status = self._process.poll()
             if status is None:
@@ -112,14 +114,14 @@ class _Child:
             steady = time.monotonic() - self._started > _STEADY_S
             self._failures = 1 if steady else self._failures + 1
             log.warning("a worker ended", extra={"pid": self._process.pid, "status": status})
-            self._let_go(self._process)
+            self._close_pipe(self._process)
             self._process = None
             self._ended(self._id)
             self._started = time.monotonic()
         if self._failures and time.monotonic() - self._started < _BACK_OFF_S[min(self._failures, len(_BACK_OFF_S)) - 1]:
             return
         self._started = time.monotonic()
-        # A session of its own: Ctrl-C reaches the launcher alone, which ends all in order.
+        # A session of its own: Ctrl-C reaches the launcher alone, which stops the processes in order.
         self._id = new_id()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "services.worker", "--with-parent", "--id", self._id],
@@ -143,8 +145,8 @@ class _Child:
             log.warning("a worker did not end, and is killed", extra={"pid": self._process.pid})
             os.killpg(self._process.pid, 9)
             self._process.wait()
-        self._let_go(self._process)
+        self._close_pipe(self._process)
 
-    def _let_go(self, process: subprocess.Popen[bytes]) -> None:
+    def _close_pipe(self, process: subprocess.Popen[bytes]) -> None:
         if process.stdin is not None:
             process.stdin.close()
