@@ -26,6 +26,7 @@ from ekiben.ids import new_id
 from ekiben.settings import Settings
 from models.engine.session_options import cores
 from services.app_state import AppState
+from services.concurrency.run_in_executor import run_in_executor
 from services.concurrency.thread_priority import be_nice, steady_threads
 from services.datasets import import_job
 from services.datasets.import_job import DatasetImportHandler
@@ -42,31 +43,34 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 FINISH_S = 10.0
-"""After SIGTERM items in hand have so long to end; then they are handed back."""
+"""Seconds that claimed items have to end after SIGTERM; then they are given back."""
 
 IDLE_S = 120.0
-"""After so long without a job the models leave the memory."""
+"""Seconds without a job after which the models are unloaded."""
 
 DELAY_S = 0.25
-"""The end of an item waits so long for others, while any are computed: a commit for many costs little more than one."""
+"""Seconds that the end of an item waits for others while any is computed: a commit of many costs little more than of
+one."""
 
-PLACES_PER_CORE = 4
-"""Items at once: while one is computed, another is read, and more wait so that no slot ever does."""
+ITEMS_PER_CORE = 4
+"""Concurrent items per core: while one is computed another is read, and more wait so that no core idles."""
 
 DATABASE_THREADS = 3
 
 BURIED = 3
-"""Exit status of a worker that others had thought dead: it must not go on as if nothing had happened."""
+"""Exit status of a worker that was declared dead: others have its work, so it must not go on."""
 
-_SLOTS = {"request": 16, "batch": 4, "import": 1}
-"""Hands at once. More of them than items at once: the next items are there when a place is free."""
+_CONCURRENCY = {"request": 16, "batch": 4, "import": 1}
+"""Queue entries worked on at once, by kind of job. Together they claim more items than run at once, so that the next
+item is there when a permit is free."""
 
 
 def main() -> int:
-    """Work until SIGTERM or SIGINT; 0 then."""
+    """Work until SIGTERM or SIGINT; 0 then, 1 where it cannot start."""
     parser = argparse.ArgumentParser(prog="python -m services.worker", description="Work on jobs.")
     parser.add_argument("--with-parent", action="store_true", help="end when the standard input is closed")
-    parser.add_argument("--id", default="", help=argparse.SUPPRESS)  # whoever starts it may choose how it is called
+    # The supervisor chooses the id, to know which worker ended.
+    parser.add_argument("--id", default="", help=argparse.SUPPRESS)
     given = parser.parse_args()
     settings = Settings.from_environ()
     logs.configure(settings.log_level)
@@ -87,18 +91,18 @@ async def _work(settings: Settings, worker_id: str, *, with_parent: bool) -> int
         on_parent_exit(lambda: loop.call_soon_threadsafe(ended.set))
     threads = steady_threads(DATABASE_THREADS)
     be_nice(settings.worker_nice)
-    # Its own engine, whatever the gateways do; and no model before the first job that needs it.
+    # An engine of its own, whatever the topology; and no model is loaded before a job needs it.
     own = settings.model_copy(update={"topology": "embedded", "preload": ""})
     app_state = await AppState.start(own, for_jobs=True)
 
     async def steadily(work: Callable[..., T], *given: Any) -> T:
-        return await loop.run_in_executor(threads, work, *given)
+        return await run_in_executor(threads, work, *given)
 
     workers, records, queue = Workers(app_state.database), JobRecords(app_state.database), app_state.job_queue
     workspace = JobWorkspace(own, app_state.store, records, worker_id, threads)
     datasets = Datasets(app_state.database)
-    places = settings.items_at_once or PLACES_PER_CORE * cores()
-    work = JobExecutor(
+    places = settings.items_at_once or ITEMS_PER_CORE * cores()
+    executor = JobExecutor(
         app_state.inference,
         records,
         queue,
@@ -111,53 +115,54 @@ async def _work(settings: Settings, worker_id: str, *, with_parent: bool) -> int
             job.OPERATION: TrainingHandler(workspace, datasets, app_state.index),
         },
     )
-    app_state.records.delay(DELAY_S, lambda: work.computing)
-    heartbeat = Heartbeat(workers, worker_id, lambda: work.busy, lambda: os._exit(BURIED))
-    housekeeping = Maintenance(
+    app_state.records.delay(DELAY_S, lambda: executor.computing)
+    heartbeat = Heartbeat(workers, worker_id, lambda: executor.busy, lambda: os._exit(BURIED))
+    maintenance = Maintenance(
         settings, app_state.records, records, datasets, workers, queue, app_state.store, heartbeat
     )
-    entries = QueueConsumer(
+    consumer = QueueConsumer(
         settings.resolved_database_url,
         worker_id,
-        lambda job_id: asyncio.run_coroutine_threadsafe(work.work(job_id), loop).result(),
-        {**_SLOTS, **({"training": own.trainings_at_once} if own.trainings_at_once else {})},
+        lambda job_id: asyncio.run_coroutine_threadsafe(executor.work(job_id), loop).result(),
+        {**_CONCURRENCY, **({"training": own.trainings_at_once} if own.trainings_at_once else {})},
     )
     await steadily(workers.enter, worker_id)
     await steadily(lambda: workspace.tidy(workers.known()))
-    for start in (app_state.records.start, heartbeat.start, housekeeping.start, entries.start):
+    for start in (app_state.records.start, heartbeat.start, maintenance.start, consumer.start):
         await steadily(start)
-    gc.freeze()  # what is here now stays: a full collection need not look at it
-    watching = asyncio.create_task(work.watch())
+    gc.freeze()  # what was imported stays: full collections need not visit it
+    watching = asyncio.create_task(executor.watch())
     log.info("worker ready", extra={"worker": worker_id, "items_at_once": places})
     try:
-        await _until(ended, app_state, work)
+        await _until(ended, app_state, executor)
     finally:
         begun = time.monotonic()
-        await work.stop(FINISH_S)
+        await executor.stop(FINISH_S)
         watching.cancel()
-        await asyncio.to_thread(entries.stop, 2)
-        await asyncio.to_thread(housekeeping.stop)
+        await asyncio.to_thread(consumer.stop, 2)
+        await asyncio.to_thread(maintenance.stop)
         await asyncio.to_thread(heartbeat.stop)
         try:
             await steadily(workers.leave, worker_id)
         except Refusal as error:
-            log.warning("not signed off: %s", error)  # what is in hand is taken over as from a dead worker
+            log.warning("not signed off: %s", error)  # claimed items are taken over as from a dead worker
         await app_state.stop()
         threads.shutdown(wait=False)
         log.info("worker stopped", extra={"worker": worker_id, "seconds": round(time.monotonic() - begun, 1)})
     return 0
 
 
-async def _until(ended: asyncio.Event, app_state: AppState, work: JobExecutor) -> None:
+async def _until(ended: asyncio.Event, app_state: AppState, executor: JobExecutor) -> None:
+    """Return once ``ended`` is set; unload the models after IDLE_S without work."""
     while not ended.is_set():
         try:
             await asyncio.wait_for(ended.wait(), BEAT_S * 5)
         except TimeoutError:
-            if time.monotonic() - work.last_busy > IDLE_S and not work.busy:
-                await _empty(app_state)
+            if time.monotonic() - executor.last_busy > IDLE_S and not executor.busy:
+                await _unload_all(app_state)
 
 
-async def _empty(app_state: AppState) -> None:
+async def _unload_all(app_state: AppState) -> None:
     for state in await app_state.runner.states():
         if state.state == "ready":
             await app_state.runner.unload(state.key)

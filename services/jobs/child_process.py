@@ -1,6 +1,6 @@
-"""Child processes: programs that a worker starts for work that is long, or that may take the process along.
+"""Child processes: programs that a worker starts for work that is long, or that may crash or exhaust its process.
 
-What a child writes is ekiben/child_protocol.py.
+The messages that a child writes are those of ekiben/child_protocol.py.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ log = logging.getLogger(__name__)
 Message = dict[str, Any]
 
 PATIENCE_S = 1.0
-"""A child that is asked to end has so long before it is killed."""
+"""Seconds between SIGTERM and SIGKILL."""
 
-_LINE = 16_000_000
-_LAST_LINES = 30
-_FIRST_VICTIM = b"1000"
+_LINE = 16_000_000  # bytes of one message
+_LAST_LINES = 30  # of the log, kept for the error
+_FIRST_VICTIM = b"1000"  # the highest oom_score_adj (man 5 proc)
 
 
 class ChildFailed(Refusal):
-    """A child ended without a result. ``code`` and text are its own, or say how it died."""
+    """A child ended without a result. Code and message are those of its refusal, or say how it died."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message, code=code)
@@ -40,14 +40,14 @@ class ChildFailed(Refusal):
 
 async def run_child(
     command: Sequence[str],
-    say: Callable[[Message], Awaitable[None]],
+    on_message: Callable[[Message], Awaitable[None]],
     *,
     folder: Path,
     environ: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """The result of a child that works in ``folder``; ``say`` gets what it says before that, in order.
+    """The result of a child that works in ``folder``; ``on_message`` is called with each message before it, in order.
 
-    ChildFailed. When this is cancelled, or ``say`` raises, the child is ended with all that it started.
+    ChildFailed. When this is cancelled, or ``on_message`` raises, the child is ended with all that it started.
     """
     child = await start_process(
         *command,
@@ -58,7 +58,7 @@ async def run_child(
         stderr=asyncio.subprocess.PIPE,
         limit=_LINE,
     )
-    _offer_to_the_kernel(child.pid)
+    _kill_first_on_low_memory(child.pid)
     last: deque[str] = deque(maxlen=_LAST_LINES)
     listening = asyncio.create_task(_listen(child, last))
     refusal: dict[str, str] | None = None
@@ -73,7 +73,7 @@ async def run_child(
             elif "refusal" in message:
                 refusal = message["refusal"]
             elif message:
-                await say(message)
+                await on_message(message)
         status = await child.wait()
     except BaseException:
         await asyncio.shield(_end(child))
@@ -88,7 +88,10 @@ async def run_child(
 
 
 async def start_process(*command: str, **options: Any) -> asyncio.subprocess.Process:
-    """Start a process with a group of its own; cancelled meanwhile, all that it has started by then is killed."""
+    """Start a process in a process group of its own. Cancelled meanwhile, the group is killed.
+
+    ``options``: of ``asyncio.create_subprocess_exec``.
+    """
     starting = asyncio.ensure_future(asyncio.create_subprocess_exec(*command, **options, start_new_session=True))
     try:
         return await asyncio.shield(starting)
@@ -105,19 +108,19 @@ def _message(line: bytes) -> Message:
     except orjson.JSONDecodeError:
         message = None
     if not isinstance(message, dict):
-        log.warning("a child said what is no message", extra={"line": line[:200].decode(errors="replace")})
+        log.warning("a child wrote a line that is no message", extra={"line": line[:200].decode(errors="replace")})
         return {}
     return message
 
 
 async def _listen(child: asyncio.subprocess.Process, last: deque[str]) -> None:
-    """What it logs goes into this process's log; the last lines say why it died."""
+    """Copy what it logs into this process's log, and the last lines into ``last``: they say why it died."""
     if child.stderr is None:
         return
     while True:
         try:
             line = await child.stderr.readline()
-        except ValueError:  # longer than any limit
+        except ValueError:  # longer than the limit of the stream
             continue
         if not line:
             return
@@ -142,13 +145,13 @@ def _died(status: int, last: list[str]) -> ChildFailed:
 
 
 async def _end(child: asyncio.subprocess.Process) -> None:
-    """End it with its group; it has PATIENCE_S after the first signal."""
+    """End it and its group: SIGTERM, then SIGKILL after PATIENCE_S."""
     if child.returncode is not None:
         return
     _signal(child.pid, signal.SIGTERM)
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(child.wait(), PATIENCE_S)
-    _signal(child.pid, signal.SIGKILL)  # it, or what it started and left behind
+    _signal(child.pid, signal.SIGKILL)  # it, or processes that it left behind
     await child.wait()
 
 
@@ -157,7 +160,7 @@ def _signal(group: int, number: int) -> None:
         os.killpg(group, number)
 
 
-def _offer_to_the_kernel(pid: int) -> None:
-    """When memory runs out this process goes first, before the server that others are asking."""
+def _kill_first_on_low_memory(pid: int) -> None:
+    """Have the kernel kill this process first when memory runs out, before those that serve requests."""
     with contextlib.suppress(OSError):
         Path(f"/proc/{pid}/oom_score_adj").write_bytes(_FIRST_VICTIM)

@@ -1,8 +1,8 @@
-"""The queue of hands: who works on which job next. DBOS behind a few verbs; no other module knows of it.
+"""The job queue, on DBOS; no other module uses it.
 
-A queue entry names a job: the worker that takes it works on that job for a time slice (services/jobs/executor.py).
-What of a job is done is recorded in our own rows alone; DBOS orders the entries, gives each to one worker, and keeps
-those of dead workers.
+A queue entry names a job: the worker that takes it works on that job for a time slice (services/jobs/executor.py). A
+job may have several entries, so that several workers share it. What of a job is done is recorded in Ekiben's own rows
+alone; DBOS orders the entries, gives each to one worker, and keeps those of dead workers.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ QUEUES = {
     "import": "ekiben-imports",
     "training": "ekiben-trainings",
 }
-"""By kind of job: what somebody waits for does not stand behind what nobody waits for."""
+"""DBOS queue by kind of job: a request, whose caller waits, is not queued behind batches and trainings."""
 
 POLL_S = {"request": 0.25, "batch": 0.25, "import": 1.0, "training": 1.0}
-"""How often each queue is looked into: an idle worker's processor time is spent on that."""
+"""Seconds between polls of each queue: they are most of an idle worker's processor time."""
 
 _NAME = "ekiben"
-_VERSION = "1"  # of what a hand is: workers of another version leave the entries of this one alone
-_WORKFLOW = "hand"  # in the databases of every version so far
+_VERSION = "1"  # of what an entry means: workers of another version do not take entries of this one
+_WORKFLOW = "hand"  # stored in existing databases: it must not change
 _WAITING = ["ENQUEUED", "PENDING", "DELAYED"]
-_AT_ONCE = 500
+_AT_ONCE = 500  # entries deleted in one transaction
 
 
 class JobQueue:
-    """The queue as those see it who put hands in. Safe to use from several threads; every method blocks."""
+    """Puts entries into the queue, looks them up and removes them. Thread-safe; every method blocks."""
 
     def __init__(self, database_url: str) -> None:
         self._url = database_url
@@ -55,7 +55,7 @@ class JobQueue:
             DBOS.migrate(dbos_url(self._url))
 
     def enqueue(self, session: Session, job: Job, number: int, *, delay_s: float = 0) -> None:
-        """Put an entry for ``job`` in, in the session's transaction: it is there when that commits."""
+        """Add entry ``number`` of ``job`` in the session's transaction, to be taken after ``delay_s`` seconds."""
         options: EnqueueOptions = {
             "workflow_name": _WORKFLOW,
             "workflow_id": f"{job.id}.{number}",
@@ -68,20 +68,20 @@ class JobQueue:
         self._open().enqueue_in_transaction(session.connection(), options, job.id)
 
     def withdraw(self, job: Job) -> None:
-        """Take the hands of a job that is over out of the queue; those in a worker see for themselves that it is."""
-        # Those of a retry that came meanwhile have later numbers.
+        """Remove the waiting entries of a job that is over; a worker that has taken one sees the state of the job."""
+        # Entries of a retry that came meanwhile have later numbers.
         ids = self._ids(job, ["ENQUEUED", "DELAYED"])
         if waiting := [ident for ident in ids if int(ident.rpartition(".")[2]) < job.entries]:
             self._open().cancel_workflows(waiting)
 
     def forget(self, job: Job) -> None:
-        """Remove all trace of a job that is removed."""
+        """Remove all entries of a job that is deleted."""
         ids = self._ids(job)
         for start in range(0, len(ids), _AT_ONCE):
             self._open().delete_workflows(ids[start : start + _AT_ONCE])
 
     def forget_done(self, before: datetime) -> int:
-        """Remove some of the entries that were worked off before a moment; how many. 0: there are no more."""
+        """Remove some of the entries that were completed ``before`` a moment; how many. 0: there are no more."""
         done = self._open().list_workflows(
             status=["SUCCESS", "ERROR", "CANCELLED"],
             completed_before=before.isoformat(),
@@ -94,16 +94,16 @@ class JobQueue:
         return len(done)
 
     def has_entries(self, job_id: str) -> bool:
-        """Whether a hand for the job waits, or is in some worker."""
+        """Whether an entry of the job waits, or is taken by a worker."""
         found = self._open().list_workflows(
             workflow_id_prefix=f"{job_id}.", status=_WAITING, limit=1, load_input=False, load_output=False
         )
         return bool(found)
 
     def resume_orphans(self, workers: Collection[str]) -> list[str]:
-        """Hands whose worker is none of these go back into the queue; their jobs' ids.
+        """Put entries back that a worker besides ``workers`` has taken; the ids of their jobs.
 
-        Never in a coroutine, and never in a hand.
+        Not to be called in a coroutine, nor in a DBOS workflow.
         """
         pending = self._open().list_workflows(status="PENDING", load_input=False, load_output=False)
         lost = [row for row in pending if row.executor_id not in workers and row.queue_name]
@@ -112,6 +112,7 @@ class JobQueue:
         return [row.workflow_id.partition(".")[0] for row in lost]
 
     def close(self) -> None:
+        """Close the connections."""
         with self._lock:
             if self._client is not None:
                 self._client.destroy()
@@ -142,20 +143,22 @@ class JobQueue:
 
 
 class QueueConsumer:
-    """The queue as a worker sees it: calls ``work(job_id)`` on threads of its own for each hand that it takes.
+    """Takes entries from the queue: calls ``work(job_id)`` for each, on threads of its own.
 
     One per process: DBOS keeps its state in the module. ``start`` and ``stop`` must not be called in a coroutine.
     """
 
-    def __init__(self, database_url: str, worker_id: str, work: Callable[[str], Any], slots: Mapping[str, int]) -> None:
+    def __init__(
+        self, database_url: str, worker_id: str, work: Callable[[str], Any], concurrency: Mapping[str, int]
+    ) -> None:
         self._url = database_url
         self._worker_id = worker_id
         self._work = work
-        self._slots = slots
+        self._concurrency = concurrency
         self._engine: sa.Engine | None = None
 
     def start(self) -> None:
-        """Take hands from now on, of each kind of job as many at once as ``slots`` says."""
+        """Take entries from now on, of each kind of job at most ``concurrency`` at once."""
         self._engine = _engine(self._url)
         config: DBOSConfig = {
             "name": _NAME,
@@ -166,33 +169,33 @@ class QueueConsumer:
             "log_level": "WARNING",
             "run_migrations": False,
             "use_listen_notify": False,
-            "scheduler_polling_interval_sec": 600.0,  # of schedules, which are not used here
+            "scheduler_polling_interval_sec": 600.0,  # for schedules, which are not used here
         }
         if self._engine is not None:
             config["system_database_engine"] = self._engine
         DBOS(config=config)
 
-        # Attempts are counted in our own rows: what is taken over counts anew in DBOS.
+        # Attempts are counted in our own rows; DBOS must not give up an entry that was taken over often.
         @DBOS.workflow(name=_WORKFLOW, max_recovery_attempts=1_000_000)
         def entry(job_id: str) -> str:
             self._work(job_id)
             return ""
 
         DBOS.launch()
-        for kind, slots in self._slots.items():
+        for kind, at_once in self._concurrency.items():
             DBOS.register_queue(
-                QUEUES[kind], worker_concurrency=slots, polling_interval_sec=POLL_S[kind], on_conflict="always_update"
+                QUEUES[kind], worker_concurrency=at_once, polling_interval_sec=POLL_S[kind], on_conflict="always_update"
             )
 
     def stop(self, patience_s: float) -> None:
-        """Take no more; wait for the hands that work."""
+        """Take no more entries; wait up to ``patience_s`` seconds for those that are worked on."""
         DBOS.destroy(workflow_completion_timeout_sec=max(0, round(patience_s)))
         if self._engine is not None:
             self._engine.dispose()
 
 
 def dbos_url(database_url: str) -> str:
-    """The address as DBOS takes it: it brings a PostgreSQL driver of its own."""
+    """The database URL for DBOS, which brings a PostgreSQL driver of its own."""
     url = parse_url(database_url)
     if url.get_backend_name() == "postgresql":
         url = url.set(drivername="postgresql")
@@ -200,7 +203,10 @@ def dbos_url(database_url: str) -> str:
 
 
 def _engine(database_url: str) -> sa.Engine | None:
-    """For SQLite, connections like our own ones; DBOS would leave the journal mode and the timeout to the driver."""
+    """For SQLite, an engine set up as ours: DBOS would leave journal mode and timeout to the driver.
+
+    None: DBOS's own.
+    """
     url = parse_url(database_url)
     if url.get_backend_name() != "sqlite":
         return None
@@ -208,10 +214,10 @@ def _engine(database_url: str) -> sa.Engine | None:
 
     @sa.event.listens_for(engine, "connect")
     def prepare(connection: Any, record: object) -> None:
-        connection.isolation_level = "IMMEDIATE"  # of what writes; what only reads takes no lock
+        connection.isolation_level = "IMMEDIATE"  # for transactions that write; those that only read take no lock
         connection.execute(f"PRAGMA busy_timeout={BUSY_MS}")
         set_wal(connection)
-        # A queue entry is repeated by our rows: losing the last ones in a power cut loses no work.
+        # Entries lost in a power cut are made again from our rows (Maintenance.sweep).
         connection.execute("PRAGMA synchronous=NORMAL")
         connection.execute("PRAGMA foreign_keys=ON")
 

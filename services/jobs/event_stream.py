@@ -1,4 +1,4 @@
-"""The events of a job as they come, for the doors that stream them."""
+"""The events of a job as they happen, for the protocols that stream them."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from ekiben.ids import LOCAL_OWNER
 from services.jobs.service import JobService
 
 LOOK_S = 0.3
-"""How often a stream of events looks for new ones."""
+"""Seconds between two looks for new events."""
 
 
 async def follow(jobs: JobService, id: str, after: int, *, owner: str = LOCAL_OWNER) -> AsyncIterator[list[JobEvent]]:
-    """New events, every LOOK_S, perhaps none, until the job is over.
+    """The events numbered above ``after``: a list every LOOK_S, perhaps empty, until the job is over.
 
-    A refusal where it cannot be followed to its end: NotFound once it is removed, Unavailable while the database is
-    away, and when this process is asked to end.
+    NotFound once the job is removed; Unavailable without the database, and when this process is stopping.
     """
     while True:
         found, ended = await jobs.events(id, after, owner=owner)

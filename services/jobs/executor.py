@@ -1,4 +1,5 @@
-"""Hands: how a worker works on a job - claims some of its items, answers them, ends them, and makes room for others."""
+"""The executor: how a worker works on a job. It claims some of its items, runs and settles them, and after a time slice
+makes room for other jobs."""
 
 from __future__ import annotations
 
@@ -6,55 +7,53 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from datetime import timedelta
 from functools import partial
-from typing import Any, TypeVar
 
-from db.job_states import LOST, OVER, ClaimedItem, ItemResult
+from db.job_states import OVER, ClaimedItem
 from db.jobs import JobRecords
 from db.tables import Job, now
-from ekiben.errors import Conflict, Refusal, Temporary, Unavailable
-from ekiben.logs import request_id
-from services import metrics
+from ekiben.errors import Refusal, Unavailable
 from services.concurrency.limiter import ConcurrencyLimiter
 from services.concurrency.retry import retry_while_unavailable
+from services.concurrency.run_in_executor import run_in_executor
 from services.inference import operations
-from services.inference.context import InferenceCore, RequestContext
-from services.inference.pipeline import ImageSource, JobItemSource
+from services.inference.context import InferenceCore
 from services.jobs.dbos_queue import JobQueue
+from services.jobs.item_runner import ItemRunner
+from services.jobs.item_settler import ItemSettler
+from services.jobs.time_limit import seconds_left, timeout_error
 from services.jobs.workspace import JobHandler
 from services.runners.progress import NO_PROGRESS, ProgressSink
 from services.schemas.inference import InferenceOptions
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
 SLICE_S = 5.0
-"""A hand that worked about so long goes back to the end of the queue: jobs of equal priority take turns."""
-
-MAX_TRIES = 6
-FIRST_RETRY_S = 1.0
-"""What may pass is tried so often; before the second try this long is waited, then twice as long each time."""
+"""Seconds, on average, that a queue entry is worked on before it goes back to the end of the queue: jobs of equal
+priority take turns."""
 
 WATCH_S = 0.5
+"""Seconds between looks for jobs that are over."""
+
 REPORT_S = 1.0
+"""Least seconds between two reports of progress."""
+
 SEARCH_S = 30.0
-GRACE_S = 60.0
-"""When a job's time is up none of its items begins; those in hand have so long to end."""
+"""Seconds between looks for claimed items that nothing in this worker works on."""
 
 AFTER_FAULT_S = 5.0
+"""Seconds until a queue entry that failed, or a job whose last items run past its limit, is worked on again."""
+
 READ_AHEAD_BYTES = 16_000_000
-"""Of images that one hand may have read before their turn."""
-_TIME_IS_UP = "timed_out"
+"""Bytes of images that one claim reads before their turn."""
 
 
 @dataclass(slots=True)
 class _JobProgress:
-    """A job that hands of this worker are at."""
+    """What this worker does for one job. ``share``: of the computation of its only item, 0-1."""
 
     slices: int = 0
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
@@ -63,14 +62,20 @@ class _JobProgress:
     reported: tuple[int, float | None] = (0, None)
 
     @property
-    def news(self) -> bool:
+    def changed(self) -> bool:
+        """Whether there is progress since the last report."""
         return (self.ended, self.share) != self.reported
+
+    def advance(self, share: float) -> None:
+        """``share`` of the only item is computed."""
+        self.share = share
 
 
 class JobExecutor:
-    """Works on jobs, as many hands at once as the queue gives. Runs on one event loop.
+    """Works on the queue entries of one worker, as many at once as the queue gives. Runs on one event loop.
 
-    ``threads`` ask the database; None: those of the loop.
+    ``places``: items that run at once, of them ``heavy_places`` of heavy operations. ``handlers``: by operation, of
+    jobs that are no inference. ``threads`` run the database calls; None: those of the loop.
     """
 
     def __init__(
@@ -90,29 +95,34 @@ class JobExecutor:
         self._jobs = jobs
         self._queue = queue
         self._worker_id = worker_id
-        self._limiter = ConcurrencyLimiter(places, heavy_places)
         self._handlers = handlers or {}
+        self._stopping = False
+        self._limiter = ConcurrencyLimiter(places, heavy_places)
+        self._settler = ItemSettler(inference.pipeline.records, jobs, worker_id, threads)
+        self._runner = ItemRunner(
+            inference, jobs, worker_id, self._limiter, self._settler, lambda: self._stopping, threads
+        )
         self._handling: set[asyncio.Task[None]] = set()
         self._active: dict[str, _JobProgress] = {}
         self._slices: set[asyncio.Task[None]] = set()
-        self._stopping = False
         self._astray: set[str] = set()
         self.last_busy = time.monotonic()
+        """When it last worked on anything, by ``time.monotonic()``."""
 
     @property
     def busy(self) -> int:
-        """Items in hand."""
+        """How many items are claimed and not settled."""
         return sum(len(each.tasks) for each in self._active.values())
 
     @property
     def computing(self) -> bool:
-        """Whether any item is being answered, apart from those that only have to be stored. From any thread."""
+        """Whether any item is computed; one that only has to be stored does not count. From any thread."""
         return self._limiter.inside > 0
 
     async def work(self, job_id: str) -> None:
-        """One hand: work on the job until it is done, others have the rest, or the time slice is over.
+        """Work on one queue entry: until the job is done, other workers have the rest, or the time slice is over.
 
-        Whatever goes wrong, what was claimed waits again, and a hand is in the queue for it.
+        Whatever fails, claimed items are queued again, and an entry for them is in the queue.
         """
         progress = self._active.setdefault(job_id, _JobProgress())
         progress.slices += 1
@@ -122,13 +132,15 @@ class JobExecutor:
             current.add_done_callback(self._slices.discard)
         try:
             try:
-                delay = await self._work(progress, job_id)
+                delay = await self._work_slice(progress, job_id)
             except Exception:
-                log.exception("a hand broke off", extra={"job": job_id})
+                log.exception("a queue entry failed", extra={"job": job_id})
                 delay = AFTER_FAULT_S
             if delay is not None:
                 enqueue = partial(self._queue.enqueue, delay_s=delay)
-                await retry_while_unavailable(lambda: self._in_thread(self._jobs.enqueue_entry, job_id, enqueue))
+                await retry_while_unavailable(
+                    lambda: run_in_executor(self._threads, self._jobs.enqueue_entry, job_id, enqueue)
+                )
         finally:
             self.last_busy = time.monotonic()
             progress.slices -= 1
@@ -136,7 +148,7 @@ class JobExecutor:
                 del self._active[job_id]
 
     async def watch(self) -> None:
-        """Drop what belongs to jobs that are over, and say how far the others are. Runs until it is cancelled."""
+        """Cancel the items of jobs that are over, and report the progress of the others. Runs until it is cancelled."""
         last_report = last_search = time.monotonic()
         while True:
             await asyncio.sleep(WATCH_S)
@@ -147,7 +159,7 @@ class JobExecutor:
                 if not self._active:
                     continue
                 self.last_busy = time.monotonic()
-                await self._drop_ended()
+                await self._cancel_ended()
                 if time.monotonic() - last_report >= REPORT_S:
                     last_report = time.monotonic()
                     await self._report()
@@ -157,9 +169,9 @@ class JobExecutor:
                 log.exception("jobs not watched")
 
     async def stop(self, patience_s: float) -> None:
-        """Begin nothing more; let what is in hand end, then hand back the rest.
+        """Begin nothing more, let claimed items end within ``patience_s`` seconds, then give the rest back.
 
-        Undertakings are handed back at once: whoever takes one over goes on where it got to.
+        Items of job handlers are given back at once: another worker resumes them from what they have stored.
         """
         self._stopping = True
         for task in self._handling:
@@ -172,28 +184,32 @@ class JobExecutor:
         if self._slices:
             await asyncio.wait(self._slices, timeout=5)
 
-    async def _work(self, progress: _JobProgress, job_id: str) -> float | None:
-        """None: this hand is done. Else after how many seconds another is to go on."""
-        # Not all hands of a worker at once: until the queue gives them out again, nobody would work.
+    async def _work_slice(self, progress: _JobProgress, job_id: str) -> float | None:
+        """None: this entry is done. Else the seconds until another entry of the job is due."""
+        # Random, so that the entries of a worker do not all end at once: until the queue gives out new ones, its cores
+        # would be idle.
         slice_end = time.monotonic() + SLICE_S * random.uniform(0.5, 1.5)
         while not self._stopping:
-            job, items, more_at = await self._in_thread(self._jobs.claim, job_id, self._worker_id, _claim_size)
+            job, items, more_at = await run_in_executor(
+                self._threads, self._jobs.claim, job_id, self._worker_id, _claim_size
+            )
             if job is None or job.state in OVER:
                 return None
-            if not items and _seconds_left(job) <= 0:
-                return await self._time_is_up(job)
+            if not items and seconds_left(job) <= 0:
+                return await self._time_out(job)
             if not items:
                 return None if more_at is None else max(0.0, (more_at - now()).total_seconds())
-            await self._run(progress, job, items)
+            await self._run_claimed(progress, job, items)
             if time.monotonic() > slice_end:
                 break
         return 0.0
 
-    async def _run(self, progress: _JobProgress, job: Job, items: list[ClaimedItem]) -> None:
+    async def _run_claimed(self, progress: _JobProgress, job: Job, items: list[ClaimedItem]) -> None:
         if (handler := self._handlers.get(job.operation)) is not None:
-            tasks = [asyncio.create_task(self._handle(job, item, handler), name=item.id) for item in items]
+            run = self._runner.run_handler
+            tasks = [asyncio.create_task(run(job, item, handler), name=item.id) for item in items]
             self._handling.update(tasks)
-            await self._all(progress, job, items, tasks)
+            await self._wait_for(progress, job, items, tasks)
             self._handling.difference_update(tasks)
             return
         try:
@@ -201,180 +217,79 @@ class JobExecutor:
             options = operations.read_parameters(chosen, {**job.parameters, "store": job.store})
         except Refusal as error:  # they were right when the job was submitted, to another version of Ekiben
             for item in items:
-                await self._fail(job.operation, item, {"code": error.code, "message": error.message})
+                await self._settler.fail(job.operation, item, {"code": error.code, "message": error.message})
             return
-        images = await self._images(items)
+        images = await self._read_images(items)
         tasks = [
             asyncio.create_task(
-                self._item(progress, job, item, options, images.pop(item.storage_key or "", None)), name=item.id
+                self._run_item(progress, job, item, options, images.pop(item.storage_key or "", None)), name=item.id
             )
             for item in items
         ]
-        await self._all(progress, job, items, tasks)
+        await self._wait_for(progress, job, items, tasks)
 
-    async def _all(
+    async def _run_item(
+        self, progress: _JobProgress, job: Job, item: ClaimedItem, options: InferenceOptions, data: bytes | None
+    ) -> None:
+        sink = ProgressSink(progress.advance) if job.total == 1 else NO_PROGRESS
+        await self._runner.run_operation(job, item, options, data, sink)
+        progress.ended += 1
+
+    async def _wait_for(
         self, progress: _JobProgress, job: Job, items: list[ClaimedItem], tasks: list[asyncio.Task[None]]
     ) -> None:
-        """Wait for all ``tasks``, one for each item; what was not ended goes back."""
+        """Wait for ``tasks``, one for each item; items that were cancelled or not settled are queued again."""
         progress.tasks.update(tasks)
         await asyncio.wait(tasks)
         progress.tasks.difference_update(tasks)
-        left = [item.id for item, task in zip(items, tasks, strict=True) if task.cancelled()]
-        if left:
-            await retry_while_unavailable(lambda: self._in_thread(self._jobs.requeue, self._worker_id, left))
+        if left := [item.id for item, task in zip(items, tasks, strict=True) if task.cancelled()]:
+            await self._settler.give_back(left)
         for item, task in zip(items, tasks, strict=True):
             if not task.cancelled() and (broken := task.exception()) is not None:
                 log.error("an item could not be ended", exc_info=broken, extra={"item": item.id})
-                await self._try_later(job, item, Unavailable("its end could not be stored"))
+                await self._settler.retry_later(job, item, Unavailable("its end could not be stored"))
 
-    async def _images(self, items: list[ClaimedItem]) -> dict[str, bytes]:
-        """Images of the items by their keys, read together: a hop for each costs more than to read a small one."""
+    async def _read_images(self, items: list[ClaimedItem]) -> dict[str, bytes]:
+        """Images by their keys, read in one call: for small files a thread hop each costs more than the read."""
         keys = [item.storage_key for item in items if item.storage_key and item.bytes <= READ_AHEAD_BYTES // len(items)]
         return await self._inference.pipeline.recorder.read_some(keys) if len(keys) > 1 else {}
 
-    async def _item(
-        self, progress: _JobProgress, job: Job, item: ClaimedItem, options: InferenceOptions, data: bytes | None
-    ) -> None:
-        chosen = operations.OPERATIONS[job.operation]
-        alone = item.deaths > 0
-        async with self._limiter.acquire(heavy=chosen.heavy, exclusive=alone) as place:
-            if self._stopping or _seconds_left(job) <= 0:
-                raise asyncio.CancelledError
-            if alone:
-                await self._in_thread(self._jobs.begin_alone, self._worker_id, item.id)
-            request_id.set(job.id)
-            sink = ProgressSink(partial(self._advanced, progress)) if job.total == 1 else NO_PROGRESS
-            context = RequestContext(self._inference, owner=job.owner, progress=sink)
-            source = ImageSource(
-                filename=item.filename,
-                item=JobItemSource(
-                    item,
-                    self._worker_id,
-                    timeout_s=max(1.0, _seconds_left(job) + GRACE_S),
-                    # While it is stored the next one may be computed. One that is alone stays so to its end.
-                    on_computed=_nothing if alone else place.leave,
-                    data=data,
-                ),
-            )
-            try:
-                await chosen.run(context, source, options)
-                metrics.job_items.labels(job.operation, "succeeded").inc()
-            except Exception as error:
-                if not alone:
-                    place.leave()
-                await self._not_answered(job, item, error)
-            progress.ended += 1
-
-    async def _handle(self, job: Job, item: ClaimedItem, handler: JobHandler) -> None:
-        """Outside the gate: it works in a process of its own, for hours perhaps."""
-        if self._stopping:
-            raise asyncio.CancelledError
-        request_id.set(job.id)
-        if item.deaths > 0:  # a worker that dies now died of it
-            await self._in_thread(self._jobs.begin_alone, self._worker_id, item.id)
-        limit = asyncio.timeout(max(0.0, _seconds_left(job)))
-        try:
-            async with limit:
-                await handler(job, item)
-            metrics.job_items.labels(job.operation, "succeeded").inc()
-        except Exception as error:
-            if limit.expired() and isinstance(error, TimeoutError):
-                await self._in_thread(self._jobs.fail, job.id, time_is_up(job))
-                return
-            await self._not_answered(job, item, error)
-
-    async def _not_answered(self, job: Job, item: ClaimedItem, error: Exception) -> None:
-        match error:
-            case Conflict(code=code) if code == LOST:
-                log.info("an item was lost: %s", error, extra={"item": item.id})
-            case Temporary():
-                await self._try_later(job, item, error)
-            case Refusal():  # a Conflict, too: a row that its answer refers to was removed meanwhile
-                await self._fail(job.operation, item, {"code": error.code, "message": error.message})
-            case _:
-                log.error("internal error", exc_info=error, extra={"item": item.id})
-                message = "internal error; the log has it under this job's id"
-                await self._fail(job.operation, item, {"code": "internal_error", "message": message})
-
-    async def _try_later(self, job: Job, item: ClaimedItem, error: Temporary) -> None:
-        """Once more after a while, twice as long each time; what has been tried MAX_TRIES times fails."""
-        if item.tries + 1 >= MAX_TRIES or _seconds_left(job) <= 0:
-            code = _TIME_IS_UP if _seconds_left(job) <= 0 else error.code
-            await self._fail(job.operation, item, {"code": code, "message": error.message})
-            return
-        wait_s = FIRST_RETRY_S * 2**item.tries * random.uniform(0.8, 1.2)
-        log.warning("an item is tried again: %s", error, extra={"item": item.id, "in_s": round(wait_s, 1)})
-        at = now() + timedelta(seconds=wait_s)
-        await retry_while_unavailable(lambda: self._in_thread(self._jobs.requeue, self._worker_id, [item.id], at))
-
-    async def _fail(self, operation: str, item: ClaimedItem, error: dict[str, Any]) -> None:
-        item_result = ItemResult(item.job_id, item.id, self._worker_id, error=error)
-
-        async def save() -> None:
-            await asyncio.wrap_future(self._inference.pipeline.records.save([], item_result))
-
-        try:
-            await retry_while_unavailable(save)
-            metrics.job_items.labels(operation, "failed").inc()
-        except Conflict:
-            log.info("an item was lost", extra={"item": item.id})
-
-    async def _time_is_up(self, job: Job) -> float | None:
-        """Fail the job, once nothing of it is in anybody's hand; Housekeeping does not wait for that for ever."""
-        if (await self._in_thread(self._jobs.running, [job.id])).get(job.id):
+    async def _time_out(self, job: Job) -> float | None:
+        """Fail the job once none of its items is claimed; maintenance fails it after GRACE_S in any case."""
+        if (await run_in_executor(self._threads, self._jobs.running, [job.id])).get(job.id):
             return AFTER_FAULT_S
-        await self._in_thread(self._jobs.fail, job.id, time_is_up(job))
+        await run_in_executor(self._threads, self._jobs.fail, job.id, timeout_error(job))
         return None
 
-    def _advanced(self, progress: _JobProgress, share: float) -> None:
-        progress.share = share
-
-    async def _drop_ended(self) -> None:
-        states = await self._in_thread(self._jobs.states, list(self._active))
+    async def _cancel_ended(self) -> None:
+        states = await run_in_executor(self._threads, self._jobs.states, list(self._active))
         for job_id, progress in list(self._active.items()):
             if states.get(job_id, "gone") in (*OVER, "gone"):
                 for task in list(progress.tasks):
                     task.cancel()
 
     async def _give_back_astray(self) -> None:
-        """Items that are this worker's by the database but in none of its hands: an answer of the database got lost.
+        """Queue items again that the database has as this worker's, but no task works on: a response of the database
+        was lost.
 
-        Only those that were astray the last time too: others may just be on their way.
+        Only those found at the last look too: others may have been claimed just now.
         """
         claimed = {task.get_name() for progress in self._active.values() for task in progress.tasks}
-        astray = set(await self._in_thread(self._jobs.claimed_by, self._worker_id)) - claimed
+        astray = set(await run_in_executor(self._threads, self._jobs.claimed_by, self._worker_id)) - claimed
         if lost := sorted(astray & self._astray):
             log.warning("items had gone astray, and wait again", extra={"items": lost})
-            await self._in_thread(self._jobs.requeue, self._worker_id, lost)
+            await run_in_executor(self._threads, self._jobs.give_back, self._worker_id, lost)
         self._astray = astray
 
-    async def _in_thread(self, work: Callable[..., T], *given: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *given)
-
     async def _report(self) -> None:
-        news = {job_id: progress for job_id, progress in self._active.items() if progress.news}
-        shares = {job_id: progress.share for job_id, progress in news.items()}
-        for progress in news.values():
+        changed = {job_id: progress for job_id, progress in self._active.items() if progress.changed}
+        shares = {job_id: progress.share for job_id, progress in changed.items()}
+        for progress in changed.values():
             progress.reported = (progress.ended, progress.share)
         if shares:
-            await self._in_thread(self._jobs.report, shares)
-
-
-def _nothing() -> None:
-    pass
-
-
-def time_is_up(job: Job) -> dict[str, Any]:
-    """The error of a job that ran into its limit."""
-    return {"code": _TIME_IS_UP, "message": f"the job ran for more than {job.timeout_s:g} s"}
+            await run_in_executor(self._threads, self._jobs.report, shares)
 
 
 def _claim_size(job: Job) -> int:
     known = operations.OPERATIONS.get(job.operation)
     return known.claim_size if known is not None else 1
-
-
-def _seconds_left(job: Job) -> float:
-    if job.started_at is None:
-        return job.timeout_s
-    return (job.started_at + timedelta(seconds=job.timeout_s) - now()).total_seconds()

@@ -1,4 +1,4 @@
-"""Clean-up: finished jobs past their time, images that nothing refers to, blobs that no row knows."""
+"""Garbage collection: old finished jobs, images without reference, blobs without a row."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from services.jobs.dbos_queue import JobQueue
 log = logging.getLogger(__name__)
 
 ORPHAN_AGE = timedelta(days=1)
-"""A blob is written before its row; one so old without a row never gets one."""
+"""A blob is written before its row; one of this age without a row is garbage."""
 
 MARKS = "ekiben/databases/"
-"""Keys under which a store holds the names of the databases that use it."""
+"""Prefix of the keys under which a store holds the names of the databases that use it."""
 
 
 class GarbageCollector:
-    """Removes what is past ``keep``. An image that was uploaded for itself stays until somebody deletes it."""
+    """Removes what ended longer than ``keep`` ago. An image uploaded by POST /v1/images stays until it is deleted."""
 
     def __init__(
         self,
@@ -46,13 +46,13 @@ class GarbageCollector:
         self._keep = keep
 
     def run(self, stopping: Callable[[], bool] = lambda: False) -> dict[str, int]:
-        """Remove jobs and unused images that are past their time; how many."""
+        """Remove jobs and unused images older than ``keep``; how many of each. Ends early once ``stopping()``."""
         counts = {"jobs": 0, "images": 0}
         before = now() - self._keep
         for owner, job_id in self._jobs.over_since(before):
             if stopping():
                 return counts
-            # Somebody may remove it, or try it again, in this moment.
+            # It may be removed or retried at this moment.
             with contextlib.suppress(NotFound, Conflict):
                 remove_job(self._jobs, self._queue, owner, job_id, self._delete)
                 counts["jobs"] += 1
@@ -64,10 +64,10 @@ class GarbageCollector:
         return counts
 
     def sweep(self, stopping: Callable[[], bool] = lambda: False) -> int:
-        """Remove blobs of images and artifacts that no row knows; how many. It lists the whole store.
+        """Remove blobs without a row; how many. Lists the whole store.
 
-        Only what is older than ORPHAN_AGE and younger than this database: what was in the store before is not its to
-        judge. Nothing in a store that another database uses as well.
+        Only blobs older than ORPHAN_AGE and younger than this database: earlier ones may belong to another database.
+        None in a store that another database uses as well.
         """
         since = self._own_since()
         if since is None:
@@ -76,7 +76,7 @@ class GarbageCollector:
         for keys in _chunks(self._blobs(since, now() - ORPHAN_AGE), 500):
             if stopping():
                 break
-            # What items leave has ids of the time of the item, and may be on its way into the rows.
+            # Results of an item have ids from the time of the item; their rows may be written only now.
             active = self._jobs.oldest_active()
             spared = {key for key in keys if active is not None and _id_time(key) >= _id_time(active)}
             known = self._records.known_keys(keys) | self._datasets.known_keys(keys)
@@ -88,12 +88,12 @@ class GarbageCollector:
         return removed
 
     def _own_since(self) -> datetime | None:
-        """Since when this database keeps records of the store; None where it is not alone in that."""
+        """Since when this database has used the store; None where another one uses it too."""
         installation = self._records.installation()
         own = MARKS + installation.name
         marks = set(self._store.list(MARKS))
         if own not in marks:
-            # Others that begin in this moment do the same, and then see each other.
+            # Written before the second look: databases that begin at one moment see each other's mark.
             self._store.put(own, b"", "text/plain")
             marks = set(self._store.list(MARKS))
         if marks != {own}:
@@ -105,7 +105,7 @@ class GarbageCollector:
         return installation.since
 
     def _blobs(self, after: datetime, before: datetime) -> Iterator[str]:
-        """Blobs made between the two, by the time in their ids: stores need not tell when a blob was written."""
+        """Blobs made between the two, by the time in their ids: not every store knows when a blob was written."""
         first, last = int(after.timestamp() * 1000), int(before.timestamp() * 1000)
         for area in ("images/", "artifacts/", "datasets/"):
             for key in self._store.list(area):
@@ -123,7 +123,10 @@ class GarbageCollector:
 def remove_job(
     jobs: JobRecords, queue: JobQueue, owner: str, job_id: str, delete: Callable[[list[str]], object]
 ) -> None:
-    """Remove a job that is over, with all that it made: rows, files, entries of the queue. NotFound, Conflict."""
+    """Remove a job that is over with its rows, files and queue entries. ``delete`` removes blobs by their keys.
+
+    NotFound; Conflict for a job that is not over. Blocks.
+    """
     job = jobs.job(owner, job_id)
     done = False
     while not done:
@@ -132,11 +135,11 @@ def remove_job(
     try:
         queue.forget(job)
     except (NotFound, Conflict):
-        log.exception("entries of the queue stay", extra={"job": job_id})
+        log.exception("queue entries were not removed", extra={"job": job_id})
 
 
 def _id_time(key: str) -> int:
-    """Milliseconds since 1970 in the id that is the name of a blob, or in an id; -1 where there is none."""
+    """Unix time in milliseconds of an id (UUID version 7), or of the id in a blob's key; -1 where there is none."""
     stem = key.rpartition("/")[2].partition(".")[0]
     try:
         ident = uuid.UUID(stem)

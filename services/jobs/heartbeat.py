@@ -1,4 +1,4 @@
-"""The heartbeat of a worker: a thread that tells the database that it lives."""
+"""The heartbeat of a worker: a thread that records in the database that it is alive."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ BEAT_S = 2.0
 
 
 class Heartbeat:
-    """A thread that says every BEAT_S that this worker lives. ``buried``: called when others took it for dead."""
+    """A thread that records every BEAT_S seconds that this worker is alive, and how many items it has claimed.
+
+    ``running``: counts them. ``buried``: called when another process has declared this worker dead.
+    """
 
     def __init__(
         self, workers: Workers, worker_id: str, running: Callable[[], int], buried: Callable[[], object]
@@ -27,12 +30,14 @@ class Heartbeat:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self.steady_since = time.monotonic()
-        """Since then every beat was heard."""
+        """By ``time.monotonic()``: since then every beat was recorded."""
 
     def start(self) -> None:
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
+        """Stop the thread; waits up to 5 s for it."""
         self._stop.set()
         self._thread.join(5)
 
@@ -41,9 +46,11 @@ class Heartbeat:
             try:
                 alive = self._workers.beat(self._worker_id, self._running())
             except Exception as error:
-                log.warning("not heard: %s", error)
+                log.warning("heartbeat not recorded: %s", error)
                 self.steady_since = time.monotonic()
                 continue
             if not alive:
-                log.error("others took this worker for dead, and its work over: it ends", extra={"id": self._worker_id})
+                log.error(
+                    "this worker was declared dead and its work taken over: it ends", extra={"id": self._worker_id}
+                )
                 self._buried()

@@ -1,4 +1,4 @@
-"""Housekeeping: what workers do besides jobs - say that they live, take over from the dead, tidy up."""
+"""Maintenance: what workers do besides jobs - take over from dead workers, clean up, deliver webhooks."""
 
 from __future__ import annotations
 
@@ -17,28 +17,29 @@ from db.workers import Workers
 from ekiben.errors import Refusal
 from ekiben.settings import Settings
 from services.jobs.dbos_queue import JobQueue
-from services.jobs.executor import GRACE_S, time_is_up
 from services.jobs.garbage_collection import GarbageCollector
 from services.jobs.heartbeat import Heartbeat
+from services.jobs.time_limit import GRACE_S, timeout_error
 from services.jobs.webhooks import Webhooks
 
 log = logging.getLogger(__name__)
 
-
 DEAD_S = 8.0
-"""A worker not heard of for so long is dead."""
+"""Seconds without a heartbeat after which a worker is dead."""
 
 SWEEP_S = 3.0
 STALLED_S = 30.0
+"""Seconds without a change after which a running job may have lost its queue entries."""
+
 CLEAN_UP_S = 600.0
 ORPHANS_S = 86_400.0
 WEBHOOK_S = 1.0
 FORGET_DONE = timedelta(hours=1)
-"""Entries of the queue that were worked off say nothing that our own rows do not."""
+"""Completed queue entries are kept so long; our own rows have all that they say."""
 
 
 class Maintenance:
-    """A thread that does the chores whose turn is this worker's."""
+    """Threads of a worker for periodic tasks; of all workers, one at a time does each."""
 
     def __init__(
         self,
@@ -56,31 +57,33 @@ class Maintenance:
         self._queue = queue
         self._heartbeat = heartbeat
         self._webhooks = Webhooks(jobs, settings.webhook_secret)
-        self._clean_up = GarbageCollector(records, jobs, datasets, queue, store, timedelta(days=settings.keep_days))
+        self._garbage = GarbageCollector(records, jobs, datasets, queue, store, timedelta(days=settings.keep_days))
         self._chores: list[tuple[str, float, Callable[[], object]]] = [
             ("sweep", SWEEP_S, self.sweep),
             ("clean-up", CLEAN_UP_S, self.clean_up),
-            ("orphans", ORPHANS_S, lambda: self._clean_up.sweep(self._stop.is_set)),
+            ("orphans", ORPHANS_S, lambda: self._garbage.sweep(self._stop.is_set)),
         ]
         self._stop = threading.Event()
         self._threads = [
-            threading.Thread(target=self._run, name="housekeeping", daemon=True),
+            threading.Thread(target=self._run, name="maintenance", daemon=True),
             threading.Thread(target=self._deliver, name="webhooks", daemon=True),
         ]
 
     def start(self) -> None:
+        """Start the threads."""
         for thread in self._threads:
             thread.start()
 
     def stop(self) -> None:
+        """Stop the threads; waits up to 5 s for each."""
         self._stop.set()
         self._webhooks.stop()
         for thread in self._threads:
             thread.join(5)
 
     def sweep(self) -> None:
-        """Take over from dead workers; end jobs whose time is up; bring those on that nobody works on."""
-        # Where the database was away a moment ago, others could not be heard either.
+        """Take over from dead workers, end jobs past their time limit, queue jobs again that lost their entries."""
+        # If the database was unavailable a moment ago, the heartbeats of other workers are missing too.
         if time.monotonic() - self._heartbeat.steady_since >= DEAD_S:
             for worker_id, jobs in self._workers.fail_silent(DEAD_S).items():
                 log.warning("a worker died", extra={"worker": worker_id, "jobs": jobs})
@@ -89,20 +92,20 @@ class Maintenance:
         for job_id in sorted(set(self._queue.resume_orphans(self._workers.known()))):
             log.warning("a job is taken over", extra={"job": job_id})
         for job in self._workers.late(GRACE_S):
-            self._jobs.fail(job.id, time_is_up(job))
-        self._bring_on(self._workers.stalled(STALLED_S))
+            self._jobs.fail(job.id, timeout_error(job))
+        self._enqueue_stalled(self._workers.stalled(STALLED_S))
 
     def clean_up(self) -> None:
-        """Remove what is past its time; see CleanUp."""
-        self._clean_up.run(self._stop.is_set)
-        self._bring_on(self._workers.stalled(CLEAN_UP_S, limit=50, state="queued"))
+        """Remove old jobs, images and queue entries (services/jobs/garbage_collection.py)."""
+        self._garbage.run(self._stop.is_set)
+        self._enqueue_stalled(self._workers.stalled(CLEAN_UP_S, limit=50, state="queued"))
         while not self._stop.is_set() and self._queue.forget_done(now() - FORGET_DONE):
             pass
 
-    def _bring_on(self, job_ids: Sequence[str]) -> None:
+    def _enqueue_stalled(self, job_ids: Sequence[str]) -> None:
         for job_id in job_ids:
             if not self._queue.has_entries(job_id):
-                log.warning("a job that nobody worked on goes on", extra={"job": job_id})
+                log.warning("a job without a queue entry is queued again", extra={"job": job_id})
                 self._jobs.enqueue_entry(job_id, self._queue.enqueue)
 
     def _run(self) -> None:

@@ -1,4 +1,4 @@
-"""All results of a job at once: as JSON lines, or as a ZIP with the files that were made. Written as they are read."""
+"""All results of a job in one file: JSON lines, or a ZIP with the artifacts. Written as they are read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from services.archives.zip_stream import GrowingBuffer
 from services.jobs.service import JobService
 from services.schemas.jobs import item_body, job_body
 
-_PAGE = 200
+_PAGE = 200  # items read at a time
 _EXTENSIONS = {
     "image/png": "png",
     "application/x-npy": "npy",
@@ -28,13 +28,13 @@ _EXTENSIONS = {
 
 
 def json_lines(jobs: JobService, store: BlobStore, owner: str, job: Job) -> Iterator[bytes]:
-    """One line per item, in the order in which they were given. Blocks."""
+    """One ItemBody per line, in the order of the items in the request. Blocks."""
     for items in _pages(jobs, owner, job):
-        yield b"".join(_line(item, answer) for item, answer in items)
+        yield b"".join(_line(item, result) for item, result in items)
 
 
 def zip_archive(jobs: JobService, store: BlobStore, owner: str, job: Job) -> Iterator[bytes]:
-    """``job.json``, ``results.jsonl``, and a folder ``00012-NAME/`` with the files of each item that made some."""
+    """``job.json``, ``results.jsonl``, and a folder ``00012-NAME/`` with the artifacts of each item. Blocks."""
     out = GrowingBuffer()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
         dated = (job.finished_at or job.created_at).timetuple()[:6]
@@ -66,15 +66,15 @@ def zip_archive(jobs: JobService, store: BlobStore, owner: str, job: Job) -> Ite
 def _pages(jobs: JobService, owner: str, job: Job) -> Iterator[list[tuple[JobItem, dict[str, Any] | None]]]:
     page = 1
     while True:
-        found, answers = jobs.read_items(owner, job.id, None, page, _PAGE)
-        yield [(item, answers.get(item.id)) for item in found.items]
+        found, results = jobs.read_items(owner, job.id, None, page, _PAGE)
+        yield [(item, results.get(item.id)) for item in found.items]
         if page * _PAGE >= found.total:
             return
         page += 1
 
 
-def _line(item: JobItem, answer: dict[str, Any] | None) -> bytes:
-    return orjson.dumps(item_body(item, answer), option=orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE)
+def _line(item: JobItem, result: dict[str, Any] | None) -> bytes:
+    return orjson.dumps(item_body(item, result), option=orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE)
 
 
 def _stem(item: JobItem) -> str:

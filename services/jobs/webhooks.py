@@ -1,4 +1,4 @@
-"""Webhooks: telling an address of the caller's that a job is over, signed, and again until it listens.
+"""Webhooks: signed messages to an address of the caller that a job is over, retried until one is accepted.
 
 Headers and signature are those of Standard Webhooks (https://www.standardwebhooks.com): the HMAC-SHA256, under
 EKIBEN_WEBHOOK_SECRET, of ``id.timestamp.body``.
@@ -27,14 +27,14 @@ log = logging.getLogger(__name__)
 
 MAX_TRIES = 8
 FIRST_RETRY_S = 2.0
-"""Before the second try this long is waited, then three times as long each time: 36 minutes in all."""
+"""Seconds before the second try; three times as long before each further one: 36 minutes in all."""
 
 TIMEOUT_S = 10.0
-_LEASE = timedelta(seconds=60)
+_LEASE = timedelta(seconds=60)  # another process may try a webhook again after so long
 
 
 def check_url(url: str, secret: str) -> str:
-    """The address, if it can be one. BadInput."""
+    """``url``. BadInput where it cannot be a webhook, or the server has no ``secret`` to sign with."""
     try:
         parts, port = urlsplit(url), urlsplit(url).port
     except ValueError:
@@ -47,13 +47,13 @@ def check_url(url: str, secret: str) -> str:
 
 
 def sign(secret: str, ident: str, timestamp: int, body: bytes) -> str:
-    """What ``webhook-signature`` says of a message: ``v1,`` and the base64 of its HMAC."""
+    """The header ``webhook-signature``: ``v1,`` and the base64 of the HMAC. ``timestamp``: Unix time in seconds."""
     digest = hmac.new(_key(secret), f"{ident}.{timestamp}.".encode() + body, hashlib.sha256).digest()
     return "v1," + base64.b64encode(digest).decode()
 
 
 def message(job: Job) -> bytes:
-    """What is sent: the job's id, its state and its counts; the result is fetched."""
+    """The body of a webhook: id, state and counts of the job. The receiver fetches the result."""
     return orjson.dumps(
         {
             "type": f"job.{job.state}",
@@ -73,7 +73,7 @@ def message(job: Job) -> bytes:
 
 
 class Webhooks:
-    """Delivers what is due. Addresses are asked directly: no proxy, no redirect. Without a secret nothing is sent."""
+    """Delivers webhooks that are due, without proxies and redirects. Without a ``secret`` nothing is sent."""
 
     def __init__(self, jobs: JobRecords, secret: str) -> None:
         self._jobs = jobs
@@ -81,26 +81,29 @@ class Webhooks:
         self._stop = threading.Event()
 
     def deliver_due(self, moment: datetime) -> None:
-        """Try every webhook whose time has come. One process tries each: it takes it off the list first."""
-        # One at a time: a job is due for nobody else only for as long as one address may take.
+        """Try every webhook that is due at ``moment``. Blocks.
+
+        Each is tried by one process: it takes a lease on it first.
+        """
+        # One at a time: the lease covers no more than one delivery.
         while not self._stop.is_set() and self._secret and (due := self._jobs.due_webhooks(moment, _LEASE, limit=1)):
             job = due[0]
-            said = self.deliver(job)
+            failure = self.deliver(job)
             tries = job.webhook_tries + 1
-            if said is None:
+            if failure is None:
                 self._jobs.webhook_tried(job, "delivered", tries, None)
             elif tries >= MAX_TRIES:
-                log.error("a webhook was given up", extra={"job": job.id, "said": said})
+                log.error("a webhook was given up", extra={"job": job.id, "said": failure})
                 self._jobs.webhook_tried(job, "failed", tries, None)
             else:
                 wait_s = FIRST_RETRY_S * 3 ** (tries - 1)
-                log.warning("a webhook is tried again", extra={"job": job.id, "said": said, "in_s": wait_s})
+                log.warning("a webhook is tried again", extra={"job": job.id, "said": failure, "in_s": wait_s})
                 self._jobs.webhook_tried(job, "pending", tries, moment + timedelta(seconds=wait_s))
 
     def deliver(self, job: Job) -> str | None:
-        """None when the address took it, else what it said."""
+        """None when the address accepted it with a status 2xx, else the status or the error in words. Blocks."""
         body, timestamp = message(job), int(time.time())
-        # The same for every try; another when the job ends again after a retry.
+        # One id for every try, so that receivers can drop repeats; a new one when the job ends again after a retry.
         ident = f"{job.id}.{job.last_event}"
         headers = {
             "content-type": "application/json",
@@ -115,21 +118,22 @@ class Webhooks:
             return type(error).__name__
 
     def stop(self) -> None:
+        """Let ``deliver_due`` end after the present delivery."""
         self._stop.set()
 
 
 async def _post(url: str, body: bytes, headers: dict[str, str]) -> str | None:
-    # The bound is of the whole exchange: an address that drips would keep the others waiting.
+    # The timeout covers the whole exchange: a slow address would delay the others.
     timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
     async with (
         aiohttp.ClientSession(timeout=timeout, trust_env=False) as session,
-        session.post(url, data=body, headers=headers, allow_redirects=False) as answer,
+        session.post(url, data=body, headers=headers, allow_redirects=False) as response,
     ):
-        return None if 200 <= answer.status < 300 else f"status {answer.status}"
+        return None if 200 <= response.status < 300 else f"status {response.status}"
 
 
 def _key(secret: str) -> bytes:
-    """A secret of the form ``whsec_BASE64`` is its bytes, as the libraries that check signatures take it."""
+    """The key of a secret: of ``whsec_BASE64`` the decoded bytes, as Standard Webhooks libraries take it."""
     if secret.startswith("whsec_"):
         try:
             return base64.b64decode(secret.removeprefix("whsec_"), validate=True)

@@ -1,4 +1,4 @@
-"""Undertakings: jobs of one long piece of work - to import a dataset, to train a model - that children do."""
+"""Job handlers: jobs of one long piece of work, such as a dataset import or a training, done by a child process."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from ekiben.errors import Unavailable
 from ekiben.ids import derived_id, new_id
 from ekiben.settings import PREFIX, Settings
 from services.concurrency.retry import retry_while_unavailable
+from services.concurrency.run_in_executor import run_in_executor
 
 T = TypeVar("T")
 
@@ -29,17 +30,22 @@ _HERE = Path(__file__).parents[2]
 
 
 class JobHandler(Protocol):
-    async def __call__(self, job: Job, item: ClaimedItem) -> None:
-        """Do the work of ``job``, and end ``item`` in the transaction that stores what came out.
+    """The work of jobs that are no inference."""
 
-        Refusals fail the item, temporary ones let it be tried again. Cancelled, it leaves nothing running.
+    async def __call__(self, job: Job, item: ClaimedItem) -> None:
+        """Do the work of ``job``, and settle ``item`` in the transaction that stores the result.
+
+        A Temporary refusal lets the item be tried again, any other fails it. Cancelled, it leaves nothing running.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class JobWorkspace:
-    """What undertakings of one worker share: where they work, and how they tell and keep what comes of it."""
+    """What the job handlers of one worker share: working folders, events and files of their jobs.
+
+    ``threads`` run the database calls.
+    """
 
     settings: Settings
     store: BlobStore
@@ -48,20 +54,21 @@ class JobWorkspace:
     threads: Executor
 
     def folder(self, job: Job) -> Path:
-        """An empty folder for this job."""
+        """An empty folder for the work on ``job``."""
         folder = self._folder(job)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         return folder
 
     def clear(self, job: Job) -> None:
+        """Remove the folder of ``job``."""
         folder = self._folder(job)
         shutil.rmtree(folder, ignore_errors=True)
-        with contextlib.suppress(OSError):  # there is other work
+        with contextlib.suppress(OSError):  # not empty: other jobs use it
             folder.parent.rmdir()
 
     def tidy(self, workers: Collection[str]) -> None:
-        """Remove what workers left that were killed: all folders but those of ``workers``."""
+        """Remove the folders that killed workers left: all but those of ``workers``, by id."""
         for folder in self._root.iterdir() if self._root.is_dir() else ():
             if folder.name not in workers:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -69,11 +76,17 @@ class JobWorkspace:
     async def emit_event(
         self, item: ClaimedItem, kind: str, data: dict[str, Any], progress: float | None = None
     ) -> None:
-        """An event of the job. Conflict (LOST) when somebody else has the item now."""
+        """Record an event of the job, and its ``progress`` (0-1).
+
+        Conflict (LOST) when another worker has the item now.
+        """
         await retry_while_unavailable(lambda: self.run(self.jobs.note, item, self.worker_id, kind, data, progress))
 
     async def store_file(self, item: ClaimedItem, kind: str, path: Path) -> Artifact:
-        """Store a file as the job's; one of the same name and kind is replaced. Conflict (LOST) as above."""
+        """Store a file as an artifact of the job, in place of an earlier one of its name and kind.
+
+        Conflict (LOST) when another worker has the item now.
+        """
         return await retry_while_unavailable(lambda: asyncio.to_thread(self._store_file, item, kind, path))
 
     async def put(self, key: str, path: Path, mime_type: str) -> None:
@@ -81,28 +94,30 @@ class JobWorkspace:
         await retry_while_unavailable(lambda: asyncio.to_thread(self.store.put_file, key, path, mime_type))
 
     async def fetch(self, key: str, path: Path) -> None:
-        """Write a blob into a file, or link to it where it lies on this disk. NotFound."""
+        """Write a blob into a file, or hard-link it where the store is on this disk. NotFound."""
         await retry_while_unavailable(lambda: asyncio.to_thread(self._fetch, key, path))
 
     async def run(self, work: Callable[..., T], *given: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self.threads, work, *given)
+        """The result of the blocking ``work(*given)``, called in one of ``threads``."""
+        return await run_in_executor(self.threads, work, *given)
 
     @property
     def _root(self) -> Path:
         return self.settings.home.absolute() / "work"
 
     def _folder(self, job: Job) -> Path:
-        # One for each worker: the child of one that is thought dead may still write when another takes its work over.
+        # One for each worker: the child of a worker declared dead may still write when another takes over.
         return self._root / self.worker_id / job.id
 
     def _store_file(self, item: ClaimedItem, kind: str, path: Path) -> Artifact:
-        # The child may replace the file meanwhile: a link holds on to this one.
+        # The child may replace the file meanwhile: the link keeps this version.
         held = path.with_name(f".{path.name}.kept")
         held.unlink(missing_ok=True)
         os.link(path, held)
         try:
             mime_type = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
-            # The row is known by its name, the blob is new each time: whoever lost the item must not write over it.
+            # The id of the row follows from the name; the key of the blob is new each time: a worker that lost the item
+            # must not overwrite it.
             ident = derived_id(item.id, f"{kind}/{path.name}")
             with held.open("rb") as file:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -146,10 +161,11 @@ class JobWorkspace:
 
 
 def child_environ() -> dict[str, str]:
-    """This process's environment without Ekiben's settings: a child has no business with keys and databases.
+    """The environment of a child: this process's, without Ekiben's settings, which hold keys and database URLs.
 
-    It finds Ekiben where this process did: in a Bento it is not installed, and the child works in another folder. Where
-    it is installed a child has it too, and perhaps another Python, which must not see the packages of this one.
+    PYTHONPATH leads to the code of this process: in a Bento it is not installed, and the child works in another folder.
+    Where it is installed the child finds it too; its Python may be another one, which must not import the packages of
+    this one.
     """
     environ = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
     if _HERE.name in ("site-packages", "dist-packages"):

@@ -21,8 +21,8 @@ from db.workers import Workers
 from ekiben.errors import Unavailable
 from ekiben.ids import LOCAL_OWNER, new_id
 from models.engine import engine
-from services.jobs import executor, maintenance
 from services.jobs import heartbeat as heartbeats
+from services.jobs import maintenance, time_limit
 from services.jobs.heartbeat import BEAT_S, Heartbeat
 from services.jobs.maintenance import DEAD_S, STALLED_S, Maintenance
 from tests import toy_models
@@ -187,8 +187,8 @@ def test_a_job_far_beyond_its_time(run: Run) -> None:
         in_time = await bench.submit("segment", IMAGES, AREAS, timeout_s=5)
         for job in (late, in_time):
             claim(bench, job.id, alive, 1)
-        bench.change_job(late.id, started_at=now() - timedelta(seconds=5 + executor.GRACE_S + 1))
-        bench.change_job(in_time.id, started_at=now() - timedelta(seconds=5 + executor.GRACE_S - 5))
+        bench.change_job(late.id, started_at=now() - timedelta(seconds=5 + time_limit.GRACE_S + 1))
+        bench.change_job(in_time.id, started_at=now() - timedelta(seconds=5 + time_limit.GRACE_S - 5))
         await asyncio.to_thread(housekeeper(bench).sweep)
         job = bench.job(late.id)
         assert job.state == "failed" and job.error is not None and job.error["code"] == "timed_out"
