@@ -278,7 +278,7 @@ class JobExecutor:
         astray = set(await run_in_executor(self._threads, self._jobs.claimed_by, self._worker_id)) - claimed
         if lost := sorted(astray & self._astray):
             log.warning("items had gone astray, and wait again", extra={"items": lost})
-            await run_in_executor(self._threads, self._jobs.give_back, self._worker_id, lost)
+            await run_in_executor(self._threads, self._jobs.requeue, self._worker_id, lost)
         self._astray = astray
 
     async def _report(self) -> None:

@@ -66,7 +66,7 @@ class ItemSettler:
         """Queue claimed items again: at once, or to be begun after ``wait_s`` seconds, which count as a try."""
         not_before = () if wait_s is None else (now() + timedelta(seconds=wait_s),)
         await retry_while_unavailable(
-            lambda: run_in_executor(self._threads, self._jobs.give_back, self._worker_id, item_ids, *not_before)
+            lambda: run_in_executor(self._threads, self._jobs.requeue, self._worker_id, item_ids, *not_before)
         )
 
     async def fail(self, operation: str, item: ClaimedItem, error: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from ekiben.ids import LOCAL_OWNER
 from services.inference.context import RequestContext
 from services.inference.pipeline import ImageSource
 from services.inference.stored_images import store_image
-from services.jobs import executor
+from services.jobs import item_settler
 from tests.services.jobs.executor.inputs import AREAS, COLOURS, IMAGES, SOLIDS, Held, Run, check_files
 from tests.services.jobs.job_homes import AtWork
 
@@ -63,7 +63,7 @@ def test_an_image_that_was_deleted_meanwhile(run: Run) -> None:
 def test_an_image_that_is_deleted_while_it_is_computed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """The item cannot be stored any more, so it ends: it must not stay in this worker's hand."""
 
-    monkeypatch.setattr(executor, "FIRST_RETRY_S", 0.005)
+    monkeypatch.setattr(item_settler, "FIRST_RETRY_S", 0.005)
 
     async def main(bench: AtWork) -> None:
         image = await store_image(RequestContext(bench.app_state.inference), ImageSource(SOLIDS[0]))
@@ -83,8 +83,8 @@ def test_an_image_that_is_deleted_while_it_is_computed(run: Run, monkeypatch: py
 
 
 def test_what_may_pass_is_tried_again_ever_later(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(executor, "FIRST_RETRY_S", 0.04)
-    monkeypatch.setattr(executor, "MAX_TRIES", 4)
+    monkeypatch.setattr(item_settler, "FIRST_RETRY_S", 0.04)
+    monkeypatch.setattr(item_settler, "MAX_TRIES", 4)
 
     async def main(bench: AtWork) -> None:
         async def away(*given: Any) -> Any:
@@ -117,7 +117,7 @@ def test_what_may_pass_is_tried_again_ever_later(run: Run, monkeypatch: pytest.M
 
 
 def test_nothing_is_begun_before_its_time(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(executor, "FIRST_RETRY_S", 30.0)
+    monkeypatch.setattr(item_settler, "FIRST_RETRY_S", 30.0)
 
     async def main(bench: AtWork) -> None:
         async def away(*given: Any) -> Any:
@@ -134,7 +134,7 @@ def test_nothing_is_begun_before_its_time(run: Run, monkeypatch: pytest.MonkeyPa
 
 
 def test_what_passes_succeeds_after_all(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(executor, "FIRST_RETRY_S", 0.005)
+    monkeypatch.setattr(item_settler, "FIRST_RETRY_S", 0.005)
 
     async def main(bench: AtWork) -> None:
         infer, calls = bench.app_state.runner.infer, 0

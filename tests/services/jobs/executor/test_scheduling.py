@@ -14,7 +14,7 @@ import pytest
 
 from db.tables import now
 from ekiben.errors import Unavailable
-from services.jobs import executor
+from services.jobs import executor, item_settler
 from services.jobs.executor import JobExecutor
 from tests.services.jobs.executor.inputs import AREAS, CLAIM_SIZE, COLOURS, IMAGES, SOLIDS, Held, Run
 from tests.services.jobs.job_homes import AtWork
@@ -185,7 +185,7 @@ def test_threads_that_ask_the_database(run: Run, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(executor, "REPORT_S", 0.0)
     monkeypatch.setattr(executor, "SEARCH_S", 0.0)
     monkeypatch.setattr(executor, "SLICE_S", 0.0)
-    monkeypatch.setattr(executor, "FIRST_RETRY_S", 0.0)
+    monkeypatch.setattr(item_settler, "FIRST_RETRY_S", 0.0)
 
     async def main(bench: AtWork) -> None:
         requested: set[tuple[str, bool]] = set()

@@ -14,7 +14,7 @@ from db.workers import Workers
 from ekiben.errors import Conflict, Unavailable
 from ekiben.ids import LOCAL_OWNER
 from services.inference.pipeline import ImageSource
-from services.jobs import executor
+from services.jobs import item_settler
 from tests.operations import ask
 from tests.services.jobs.executor.inputs import AREAS, IMAGES, Held, Run, check_files
 from tests.services.jobs.job_homes import AtWork, comparable
@@ -143,8 +143,8 @@ def test_an_item_that_killed_a_worker_runs_alone(run: Run, monkeypatch: pytest.M
 def test_workers_that_are_thought_dead_at_any_moment(run: Run, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     """They go on like ghosts beside those who took over: every item ends once, and no file is lost or left over."""
     chance = random.Random(seed)
-    monkeypatch.setattr(executor, "FIRST_RETRY_S", 0.001)
-    monkeypatch.setattr(executor, "MAX_TRIES", 1000)
+    monkeypatch.setattr(item_settler, "FIRST_RETRY_S", 0.001)
+    monkeypatch.setattr(item_settler, "MAX_TRIES", 1000)
     monkeypatch.setattr(dead_workers, "MAX_DEATHS", 1000)
 
     async def main(bench: AtWork) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from models.engine import engine
-from services.jobs import executor
+from services.jobs import executor, item_settler
 from tests.services.jobs.job_homes import at_work, make_home
 from tests.services.jobs.workspace.bench import Bench, Run
 
@@ -27,7 +27,7 @@ def run(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setattr(engine, "reclaim_memory", lambda: None)  # takes longer than most of these tests
     monkeypatch.setattr(os, "fsync", lambda handle: None)  # nobody pulls the plug here
     monkeypatch.setattr(executor, "WATCH_S", 0.02)
-    monkeypatch.setattr(executor, "FIRST_RETRY_S", 0.01)
+    monkeypatch.setattr(item_settler, "FIRST_RETRY_S", 0.01)
 
     def run(main: Callable[[Bench], Awaitable[None]], **given: Any) -> None:
         async def whole() -> None:

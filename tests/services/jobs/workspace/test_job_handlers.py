@@ -12,7 +12,7 @@ from sqlmodel import Session
 from db.job_states import ClaimedItem, finish_items
 from db.tables import Job, ModelVersion
 from ekiben.errors import NotFound, Refusal, Unavailable
-from services.jobs import executor
+from services.jobs import item_settler
 from services.jobs.child_process import ChildFailed
 from tests import toy_models
 from tests.services.jobs.workspace.bench import Bench, Run, never, nothing, publishing
@@ -109,7 +109,7 @@ def test_what_may_pass_is_tried_again(run: Run) -> None:
         bench.attempts = -1000
         job = await bench.finish((await bench.submit()).id)
         assert job.error == {"code": "unavailable", "message": "the store is away"}
-        assert bench.attempts == -1000 + executor.MAX_TRIES
+        assert bench.attempts == -1000 + item_settler.MAX_TRIES
 
     run(main)
 
