@@ -140,8 +140,8 @@ def test_what_computes_in_a_worker_gives_way_and_the_rest_does_not(tmp_path: Pat
 
     found = asyncio.run(whole())
     steady = [f"steady_{number}" for number in range(DATABASE_THREADS)]
-    assert {name: found[name] for name in ("records-writer", "heartbeat", "housekeeping", *steady)} == {
-        name: {OWN} for name in ("records-writer", "heartbeat", "housekeeping", *steady)
+    assert {name: found[name] for name in ("records-writer", "heartbeat", "maintenance", *steady)} == {
+        name: {OWN} for name in ("records-writer", "heartbeat", "maintenance", *steady)
     }
     assert found["main"] == {NICE}  # the event loop, and whoever it starts
     for computing in ("batcher", "load"):  # the networks, and who loads them
