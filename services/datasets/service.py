@@ -23,7 +23,8 @@ from ekiben.settings import Settings
 from services.datasets.annotations import Annotation, classes_of, pack
 from services.datasets.import_job import OPERATION
 from services.datasets.importer import fetch
-from services.jobs.service import JobService, JobTerms
+from services.jobs.service import JobService
+from services.jobs.submission import JobTerms
 from services.schemas.datasets import DatasetOptions
 
 _OPEN = 4

@@ -12,7 +12,7 @@ from ekiben.errors import BadInput
 from services.app_state import AppState
 from services.inference.context import RequestContext
 from services.inference.pipeline import ImageSource
-from services.jobs.service import JobTerms
+from services.jobs.submission import JobTerms
 from services.rest.query_options import gather
 from services.rest.responses import json_response
 from services.rest.uploads.multipart import Upload

@@ -13,7 +13,7 @@ from ekiben.v1 import ekiben_pb2_grpc
 from services.inference.context import RequestContext
 from services.inference.operations import OPERATIONS, operation, read_parameters
 from services.jobs.event_stream import follow
-from services.jobs.service import JobTerms
+from services.jobs.submission import JobTerms
 from services.rpc import converters
 from services.rpc.method_wrappers import ServicerState, required, streaming, unary
 from services.schemas.jobs import IDEMPOTENCY_KEY, JobOptions, Kind, State, item_body, job_body

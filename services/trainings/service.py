@@ -17,7 +17,8 @@ from db.tables import Artifact, Job, JobEvent
 from ekiben.errors import BadInput, Conflict, NotFound
 from ekiben.ids import LOCAL_OWNER
 from ekiben.settings import Settings
-from services.jobs.service import JobService, JobTerms
+from services.jobs.service import JobService
+from services.jobs.submission import JobTerms
 from services.model_registry.index import ModelIndex
 from services.schemas.trainings import TrainingRequest
 from services.trainings.comparison import Comparison, compare

@@ -13,7 +13,7 @@ from ekiben.errors import BadInput, Refusal
 from services.app_state import AppState
 from services.inference import operations
 from services.inference.context import RequestContext
-from services.jobs.service import MAX_ITEMS, JobTerms, NewItem
+from services.jobs.submission import MAX_ITEMS, JobTerms, NewItem, failed_item
 from services.rest.async_requests import AsyncRequestOptions, accepted, idempotency_key
 from services.rest.openapi import IDEMPOTENCY
 from services.rest.query_options import gather
@@ -96,9 +96,7 @@ async def submit(request: Request) -> Response:
     async def take(data: bytes | Refusal, filename: str | None) -> None:
         if len(items) >= MAX_ITEMS:
             raise BadInput(f"a batch has at most {MAX_ITEMS} images")
-        items.append(
-            jobs.failed_item(filename, data) if isinstance(data, Refusal) else await jobs.new_item(data, filename)
-        )
+        items.append(failed_item(filename, data) if isinstance(data, Refusal) else await jobs.new_item(data, filename))
 
     try:
         form = await read_batch(request, app_state.settings.batch_mb * 1_000_000, take, app_state.settings.home)

@@ -20,7 +20,7 @@ from services.app_state import AppState
 from services.inference import operations
 from services.inference.context import RequestContext
 from services.jobs.executor import JobExecutor
-from services.jobs.service import JobTerms
+from services.jobs.submission import JobTerms
 from tests import toy_models, toy_sam
 from tests.conftest import publish
 

@@ -14,7 +14,7 @@ from db.tables import Job
 from ekiben.errors import BadInput, Conflict
 from ekiben.ids import LOCAL_OWNER
 from services.inference.context import RequestContext
-from services.jobs.service import JobTerms
+from services.jobs.submission import JobTerms
 from services.rest.async_requests import AsyncRequestOptions, accepted, idempotency_key, split, wants_job
 from services.schemas.inference import ClassifyOptions
 from services.schemas.masks import MasksOptions
