@@ -1,4 +1,4 @@
-"""What Prometheus sees. Labels are bounded: routes are templates, models are those of the registry."""
+"""Prometheus metrics of every process. Labels are bounded: routes are templates, models are those of the registry."""
 
 from __future__ import annotations
 

@@ -36,10 +36,8 @@ from services.rest.disconnect import cancel_on_disconnect
 from services.rest.uploads.image_upload import FORM_OVERHEAD
 from services.rest.uploads.request_body import read_body
 from services.runners.local import LocalRunner
+from services.runners.message_format import ANSWER_PART, REFUSAL_PART, UPDATE_PART, pack_part
 from services.runners.messages import (
-    ANSWER_PART,
-    REFUSAL_PART,
-    UPDATE_PART,
     decode_auto_mask_request,
     decode_key,
     decode_mask_request,
@@ -50,7 +48,6 @@ from services.runners.messages import (
     encode_refusal,
     encode_response,
     encode_states,
-    pack_part,
 )
 from services.runners.progress import ProgressSink
 from services.runners.remote import DEADLINE_HEADER

@@ -1,4 +1,4 @@
-"""Lanes from a coroutine's side: submit an item, wait for its answer, leave when the caller does."""
+"""The batcher from a coroutine: submit an item, wait for its result, leave the queue when the caller is cancelled."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ R = TypeVar("R")
 
 
 class AsyncBatcher:
-    """The batcher and the engine's leases together.
+    """Submits items to a batcher, and releases the engine's leases.
 
-    ``break_off``: a run is broken off when all whom it is for have left. A person who leaves often comes back for the
-    same image, so what was begun is finished for them; a job that is cancelled does not.
+    ``break_off``: a run of the network is aborted when all its callers have left. Gateways let it finish: a person who
+    leaves often sends the image again. Workers abort it: cancelled jobs do not
+    come back.
     """
 
     def __init__(self, batcher: Batcher, engine: Engine[LoadedModel], *, break_off: bool = False) -> None:
@@ -32,7 +33,7 @@ class AsyncBatcher:
     async def submit(
         self, queue: ModelQueue[P, R], loaded: LoadedModel, payload: P, size: int, deadline: float
     ) -> tuple[R, Timing]:
-        """The answer to ``payload``. Takes over one lease on ``loaded``.
+        """The result for ``payload``, which has ``size`` bytes. Takes over one lease on ``loaded``.
 
         DeadlineExceeded once ``deadline`` (``time.monotonic()`` seconds) has passed; the item is not computed then,
         nor when the call is cancelled.
@@ -43,13 +44,14 @@ class AsyncBatcher:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[tuple[R, Timing]] = loop.create_future()
 
-        def answer(result: R | None, timing: Timing | None, error: BaseException | None) -> None:
-            # On a slot's thread, exactly once: the lease ends with the computation, not with the caller's patience.
+        def settle(result: R | None, timing: Timing | None, error: BaseException | None) -> None:
+            # Called in a thread of the batcher, exactly once: the lease ends with the computation, also of a caller who
+            # left.
             self._engine.release(loaded)
             with contextlib.suppress(RuntimeError):  # the loop is closed: the server stopped without this caller
                 loop.call_soon_threadsafe(_settle, future, result, timing, error)
 
-        item: Item[P, R] = Item(payload, size, deadline, answer)
+        item: Item[P, R] = Item(payload, size, deadline, settle)
         try:
             self.batcher.submit(queue, item)
         except BaseException:

@@ -1,4 +1,4 @@
-"""The interface of a runner: images in, answers out, wherever the models are."""
+"""The interface of a runner, which computes requests wherever the models are loaded."""
 
 from __future__ import annotations
 
@@ -18,49 +18,60 @@ from services.runners.progress import NO_PROGRESS, ProgressSink
 
 
 class TimedAnswer(NamedTuple):
+    """A response, and the times that it took."""
+
     answer: InferenceResponse
     timing: Timing
 
 
 class Runner(Protocol):
-    """Where inference happens: in this process (local.py), or in a runner process (remote.py)."""
+    """Computes requests in this process (local.py), or in a runner process (remote.py).
+
+    Deadlines are in ``time.monotonic()`` seconds. Cancelling a call cancels its computation. Calls raise
+    DeadlineExceeded, Overloaded, Unavailable, and BadInput for a request that does not fit the model.
+    """
 
     async def infer(
         self, key: ModelKey, request: InferenceRequest, deadline: float, progress: ProgressSink = NO_PROGRESS
     ) -> TimedAnswer:
-        """The answer; ``deadline`` is in ``time.monotonic()`` seconds. Cancelling the call cancels the computation."""
+        """The response of a model that classifies or segments."""
         ...
 
     async def masks(self, key: ModelKey, request: MaskRequest, deadline: float) -> tuple[MaskResponse, Timing]:
-        """Masks of prompts, by a Segment Anything model."""
+        """The masks of prompts, by a Segment Anything model."""
         ...
 
     async def auto_masks(
         self, key: ModelKey, request: AutoMaskRequest, deadline: float, progress: ProgressSink = NO_PROGRESS
     ) -> tuple[AutoMaskResponse, Timing]:
-        """Masks of everything."""
+        """The masks of everything in an image, by a Segment Anything model."""
         ...
 
     async def load(self, key: ModelKey, *, pin: bool = False) -> None:
-        """Return when the model is ready; raises the refusal that the load ended in."""
+        """Return when the model is ready; raises the refusal that the load ended in. ``pin``: it is not evicted."""
         ...
 
     async def unload(self, key: ModelKey) -> bool:
         """Take a model out of memory; False when it was not loaded."""
         ...
 
-    async def states(self) -> list[ModelState]: ...
+    async def states(self) -> list[ModelState]:
+        """The states of the models that the engine knows."""
+        ...
 
     async def counters(self, key: ModelKey) -> dict[str, int]:
-        """predictions, batches, loads: since the start; waiting: now; batch_size: learned so far."""
+        """``predictions``, ``batches``, ``loads`` since the start; ``waiting`` items now; ``batch_size`` learned so
+        far."""
         ...
 
     async def metrics_text(self) -> bytes:
-        """Prometheus lines of another process, if the models are in one."""
+        """Prometheus lines of the runner process; empty where the models are in this one."""
         ...
 
     async def check(self) -> None:
-        """Raises Unavailable where it cannot answer."""
+        """Unavailable where it cannot compute requests."""
         ...
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """Release threads, models and connections."""
+        ...

@@ -1,4 +1,4 @@
-"""The runner in this process: one engine and one batcher. The embedded topology calls it directly."""
+"""The runner in this process: one engine and one batcher."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from services.runners.unet import UnetRunner
 
 
 class LocalRunner:
-    """An engine and a batcher in this process. ``break_off`` as in AsyncBatcher."""
+    """Computes in this process. ``locate``: the artifact folder of a model. ``break_off`` as in AsyncBatcher."""
 
     def __init__(self, settings: Settings, locate: Callable[[ModelKey], Path], *, break_off: bool = False) -> None:
         self._locate = locate
@@ -64,6 +64,7 @@ class LocalRunner:
     async def infer(
         self, key: ModelKey, request: InferenceRequest, deadline: float, progress: ProgressSink = NO_PROGRESS
     ) -> TimedAnswer:
+        """See ``Runner.infer``."""
         loaded = await self._lease(key, deadline)
         if not isinstance(loaded, LoadedNetwork):
             self.engine.release(loaded)
@@ -72,35 +73,41 @@ class LocalRunner:
         whole_at_once = isinstance(request.image, PreparedTensor) and not request.flips
         if isinstance(family, Unet) and (family.tiled or request.flips) and not whole_at_once:
             try:
-                answer, timing = await self.unet.segment(loaded, family, queue, request, deadline, progress)
+                response, timing = await self.unet.segment(loaded, family, queue, request, deadline, progress)
             finally:
                 self._release(loaded)
         else:
             whole, timing = await self.async_batcher.submit(queue, loaded, request, request.nbytes, deadline)
-            answer = cast(InferenceResponse, whole)
+            response = cast(InferenceResponse, whole)
         self._counts[key, "predictions"] += 1
-        return TimedAnswer(answer, timing)
+        return TimedAnswer(response, timing)
 
     async def masks(self, key: ModelKey, request: MaskRequest, deadline: float) -> tuple[MaskResponse, Timing]:
+        """See ``Runner.masks``."""
         async with self._sam(key, deadline) as sam:
             return await self.sam.masks(sam, request, deadline)
 
     async def auto_masks(
         self, key: ModelKey, request: AutoMaskRequest, deadline: float, progress: ProgressSink = NO_PROGRESS
     ) -> tuple[AutoMaskResponse, Timing]:
+        """See ``Runner.auto_masks``."""
         async with self._sam(key, deadline) as sam:
             return await self.sam.auto_masks(sam, request, deadline, progress)
 
     async def load(self, key: ModelKey, *, pin: bool = False) -> None:
+        """See ``Runner.load``."""
         await asyncio.get_running_loop().run_in_executor(self._loads, lambda: self.engine.load(key, pin=pin))
 
     async def unload(self, key: ModelKey) -> bool:
+        """See ``Runner.unload``."""
         return await asyncio.get_running_loop().run_in_executor(self._loads, self.engine.unload, key)
 
     async def states(self) -> list[ModelState]:
+        """See ``Runner.states``."""
         return self.engine.states()
 
     async def counters(self, key: ModelKey) -> dict[str, int]:
+        """See ``Runner.counters``."""
         return {
             "predictions": self._counts[key, "predictions"],
             "batches": self._counts[key, "batches"] + self.sam.counts[key, "batches"],
@@ -110,24 +117,27 @@ class LocalRunner:
         }
 
     async def metrics_text(self) -> bytes:
-        self.observe_gauges()  # they are this process's own: no lines of another one
+        """Empty: the metrics are this process's own. Refreshes the gauges."""
+        self.observe_gauges()
         return b""
 
     async def check(self) -> None:
+        """Nothing to check: the models are in this process."""
         return None
 
     async def close(self) -> None:
+        """Stop the batcher, then close the models."""
         await asyncio.to_thread(self.batcher.close)
         self._loads.shutdown(wait=False, cancel_futures=True)
         await asyncio.to_thread(self.engine.close)
 
     def observe_gauges(self) -> None:
-        """Refresh the gauges that no request moves."""
+        """Refresh the gauges that are not set by requests: queues and memory."""
         gauges.queue_bytes.set(self.batcher.waiting_bytes)
         gauges.model_budget_bytes.set(self.engine.budget_bytes)
         memory: Counter[str] = Counter()
         depth: Counter[str] = Counter()
-        for state in self.engine.states():  # versions of one model are one label
+        for state in self.engine.states():  # the label is the name: versions of one model are added
             memory[state.key.name] += state.memory_bytes
             depth[state.key.name] += self._depth(state.key)
         for name in memory:
@@ -149,7 +159,7 @@ class LocalRunner:
             self._release(loaded)
 
     def _release(self, loaded: LoadedModel) -> None:
-        if loaded.detached:  # perhaps the last lease: closing a model frees gigabytes, which is no work for the loop
+        if loaded.detached:  # perhaps the last lease: closing a model frees gigabytes, which would block the loop
             asyncio.get_running_loop().run_in_executor(self._loads, self.engine.release, loaded)
         else:
             self.engine.release(loaded)
@@ -194,13 +204,13 @@ class LocalRunner:
         if isinstance(loaded, LoadedSam):
             self.sam.close_queues(loaded)
             return
-        # The model may have been loaded again meanwhile: its new lane is not ours to close.
+        # The model may have been loaded again meanwhile: then the queue is the new one's.
         known = self._queues.get(loaded.key)
         if known is not None and known[0] is loaded:
             self._queues.pop(loaded.key, None)
             self.batcher.close_queue(loaded.key)
 
     def _ran(self, key: Any, count: int, _seconds: float) -> None:
-        if isinstance(key, ModelKey):  # Segment Anything's lanes count for themselves
+        if isinstance(key, ModelKey):  # the queues of Segment Anything have other keys, and count their own runs
             self._counts[key, "batches"] += 1
             gauges.batch_size.labels(key.name).observe(count)

@@ -1,9 +1,8 @@
-"""Frames: how asks and answers cross between gateway and runner. A JSON header, then the bytes it counts."""
+"""Requests, responses, updates and refusals as the bytes that gateway and runner exchange."""
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -30,70 +29,22 @@ from models.sam.auto_options import AutoOptions
 from models.sam.graphs import SIDE
 from models.sam.prompts import Prompt
 from services.runners.interface import TimedAnswer
-
-_LENGTH = struct.Struct("<I")
-
-
-def pack_message(header: dict[str, Any], *parts: bytes) -> bytes:
-    """``header`` (JSON) and ``parts``, self-delimiting: length of the header, header with the parts' lengths, parts."""
-    text = orjson.dumps({**header, "parts": [len(pack_part) for pack_part in parts]})
-    return b"".join((_LENGTH.pack(len(text)), text, *parts))
-
-
-def unpack_message(data: bytes) -> tuple[dict[str, Any], list[bytes]]:
-    """The header and the parts. ValueError for bytes that are no frame."""
-    if len(data) < _LENGTH.size:
-        raise ValueError("a frame has at least 4 bytes")
-    (length,) = _LENGTH.unpack_from(data)
-    start = _LENGTH.size + length
-    header = orjson.loads(data[_LENGTH.size : start])
-    parts = []
-    for size in header.pop("parts"):
-        parts.append(data[start : start + size])
-        start += size
-    if start != len(data):
-        raise ValueError(f"the frame says {start} bytes and has {len(data)}")
-    return header, parts
-
-
-UPDATE_PART, ANSWER_PART, REFUSAL_PART = b"n", b"a", b"r"
-"""Of an answer that comes in parts: news first, then the answer or a refusal."""
-
-
-def pack_part(kind: bytes, data: bytes) -> bytes:
-    """One part of a streamed answer: kind, length, bytes."""
-    return b"".join((kind, _LENGTH.pack(len(data)), data))
-
-
-class PartReader:
-    """Cuts a stream into its parts again."""
-
-    def __init__(self) -> None:
-        self._left = bytearray()
-
-    def feed(self, data: bytes) -> Iterator[tuple[bytes, bytes]]:
-        """Kind and bytes of each part that is complete now."""
-        self._left += data
-        head = 1 + _LENGTH.size
-        while len(self._left) >= head:
-            end = head + _LENGTH.unpack_from(self._left, 1)[0]
-            if len(self._left) < end:
-                return
-            kind, body = bytes(self._left[:1]), bytes(self._left[head:end])
-            del self._left[:end]
-            yield kind, body
+from services.runners.message_format import pack_array, pack_message, unpack_array, unpack_message
 
 
 def encode_key(key: ModelKey) -> bytes:
+    """The key as JSON: owner, name, version."""
     return orjson.dumps(list(key))
 
 
 def decode_key(data: bytes) -> ModelKey:
+    """The key that ``encode_key`` wrote."""
     owner, name, version = orjson.loads(data)
     return ModelKey(owner, name, version)
 
 
 def encode_request(key: ModelKey, request: InferenceRequest) -> bytes:
+    """A message of one part: the encoded image, or its pixels or prepared tensor as an array."""
     header = {
         "key": list(key),
         "top_k": request.top_k,
@@ -104,15 +55,16 @@ def encode_request(key: ModelKey, request: InferenceRequest) -> bytes:
     if isinstance(request.image, bytes):
         return pack_message({**header, "image": "encoded"}, request.image)
     prepared = isinstance(request.image, PreparedTensor)
-    info, data = _array(request.image.values if isinstance(request.image, PreparedTensor) else request.image)
+    info, data = pack_array(request.image.values if isinstance(request.image, PreparedTensor) else request.image)
     return pack_message({**header, "image": "prepared" if prepared else "pixels", "array": info}, data)
 
 
 def decode_request(data: bytes) -> tuple[ModelKey, InferenceRequest]:
-    header, (pack_part,) = unpack_message(data)
-    image: Any = pack_part
+    """The model and the request that ``encode_request`` wrote."""
+    header, (part,) = unpack_message(data)
+    image: Any = part
     if header["image"] != "encoded":
-        image = _read_array(header["array"], pack_part)
+        image = unpack_array(header["array"], part)
     if header["image"] == "prepared":
         image = PreparedTensor(image)
     request = InferenceRequest(
@@ -121,35 +73,40 @@ def decode_request(data: bytes) -> tuple[ModelKey, InferenceRequest]:
     return ModelKey(*header["key"]), request
 
 
-def encode_response(answered: TimedAnswer) -> bytes:
-    answer, timing = answered
+def encode_response(timed: TimedAnswer) -> bytes:
+    """A message whose parts are the rendered images, then the tensors."""
+    response, timing = timed
     header = {
-        "image": asdict(answer.image),
-        "scores": [asdict(row) for row in answer.scores],
-        "areas": [asdict(row) for row in answer.areas],
+        "image": asdict(response.image),
+        "scores": [asdict(row) for row in response.scores],
+        "areas": [asdict(row) for row in response.areas],
         "timing": asdict(timing),
-        "renders": list(answer.renders),
-        "tensors": {name: _array(values)[0] for name, values in answer.tensors.items()},
+        "renders": list(response.renders),
+        "tensors": {name: pack_array(values)[0] for name, values in response.tensors.items()},
     }
-    return pack_message(header, *answer.renders.values(), *(_array(values)[1] for values in answer.tensors.values()))
+    return pack_message(
+        header, *response.renders.values(), *(pack_array(values)[1] for values in response.tensors.values())
+    )
 
 
 def decode_response(data: bytes) -> TimedAnswer:
+    """The response and timing that ``encode_response`` wrote."""
     header, parts = unpack_message(data)
-    answer = InferenceResponse(
+    response = InferenceResponse(
         ImageInfo(**header["image"]),
         tuple(ClassScore(**row) for row in header["scores"]),
         tuple(ClassArea(**{**row, "color": tuple(row["color"])}) for row in header["areas"]),
         dict(zip(header["renders"], parts, strict=False)),
         {
-            name: _read_array(info, pack_part)
-            for (name, info), pack_part in zip(header["tensors"].items(), parts[len(header["renders"]) :], strict=True)
+            name: unpack_array(info, part)
+            for (name, info), part in zip(header["tensors"].items(), parts[len(header["renders"]) :], strict=True)
         },
     )
-    return TimedAnswer(answer, Timing(**header["timing"]))
+    return TimedAnswer(response, Timing(**header["timing"]))
 
 
 def encode_mask_request(key: ModelKey, request: MaskRequest) -> bytes:
+    """A message whose parts are the image, then the mask inputs: float32 [256, 256] each."""
     prompts, masks = [], []
     for prompt in request.prompts:
         prompts.append({"points": prompt.points, "box": prompt.box, "masked": prompt.mask_input is not None})
@@ -160,6 +117,7 @@ def encode_mask_request(key: ModelKey, request: MaskRequest) -> bytes:
 
 
 def decode_mask_request(data: bytes) -> tuple[ModelKey, MaskRequest]:
+    """The model and the request that ``encode_mask_request`` wrote."""
     header, (image, *masks) = unpack_message(data)
     logits = iter(masks)
     prompts = tuple(
@@ -173,13 +131,14 @@ def decode_mask_request(data: bytes) -> tuple[ModelKey, MaskRequest]:
     return ModelKey(*header["key"]), MaskRequest(image, prompts, header["multimask"], header["keep_logits"])
 
 
-def encode_mask_response(answer: MaskResponse, timing: Timing) -> bytes:
-    masks = [mask for row in answer.results for mask in row]
+def encode_mask_response(response: MaskResponse, timing: Timing) -> bytes:
+    """A message whose parts are the run lengths of all masks, then their logits: float32 [256, 256] each."""
+    masks = [mask for row in response.results for mask in row]
     header = {
-        "image": asdict(answer.image),
-        "embedding": asdict(answer.embedding),
+        "image": asdict(response.image),
+        "embedding": asdict(response.embedding),
         "timing": asdict(timing),
-        "prompts": [len(row) for row in answer.results],
+        "prompts": [len(row) for row in response.results],
         "masks": [
             [mask.predicted_iou, mask.stability_score, len(mask.rle.counts), mask.logits is not None] for mask in masks
         ],
@@ -189,6 +148,7 @@ def encode_mask_response(answer: MaskResponse, timing: Timing) -> bytes:
 
 
 def decode_mask_response(data: bytes) -> tuple[MaskResponse, Timing]:
+    """The response and timing that ``encode_mask_response`` wrote."""
     header, (counts, *parts) = unpack_message(data)
     image = ImageInfo(**header["image"])
     logits = iter(parts)
@@ -204,47 +164,43 @@ def decode_mask_response(data: bytes) -> tuple[MaskResponse, Timing]:
 
 
 def encode_auto_mask_request(key: ModelKey, request: AutoMaskRequest) -> bytes:
+    """A message of one part, the image."""
     return pack_message({"key": list(key), "options": request.options.parameters}, request.image)
 
 
 def decode_auto_mask_request(data: bytes) -> tuple[ModelKey, AutoMaskRequest]:
+    """The model and the request that ``encode_auto_mask_request`` wrote."""
     header, (image,) = unpack_message(data)
     return ModelKey(*header["key"]), AutoMaskRequest(image, AutoOptions(**header["options"]))
 
 
-def encode_auto_mask_response(answer: AutoMaskResponse, timing: Timing) -> bytes:
+def encode_auto_mask_response(response: AutoMaskResponse, timing: Timing) -> bytes:
+    """A message of one part, the run lengths of all masks."""
     header = {
-        "image": asdict(answer.image),
-        "embedding": asdict(answer.embedding),
+        "image": asdict(response.image),
+        "embedding": asdict(response.embedding),
         "timing": asdict(timing),
-        "masks": [_auto_mask_info(mask) for mask in answer.masks],
+        "masks": [_auto_mask_info(mask) for mask in response.masks],
     }
-    return pack_message(header, _counts(mask.rle for mask in answer.masks))
+    return pack_message(header, _counts(mask.rle for mask in response.masks))
 
 
 def decode_auto_mask_response(data: bytes) -> tuple[AutoMaskResponse, Timing]:
+    """The response and timing that ``encode_auto_mask_response`` wrote."""
     header, (counts,) = unpack_message(data)
     image = ImageInfo(**header["image"])
     masks = _auto_masks(header["masks"], counts, image.height, image.width)
     return AutoMaskResponse(image, EmbeddingUse(**header["embedding"]), masks), Timing(**header["timing"])
 
 
-def _array(values: NDArray[Any]) -> tuple[list[Any], bytes]:
-    """Its dtype and shape, and its values in C order."""
-    return [values.dtype.str, list(values.shape)], values.tobytes()
-
-
-def _read_array(info: list[Any], data: bytes) -> NDArray[Any]:
-    return np.frombuffer(data, np.dtype(info[0])).reshape(info[1])
-
-
-def encode_mask_update(news: MaskUpdate) -> bytes:
-    masks = [mask for _, mask in news.found]
+def encode_mask_update(update: MaskUpdate) -> bytes:
+    """A message of one part, the run lengths of the masks found since the last update."""
+    masks = [mask for _, mask in update.found]
     size = [masks[0].rle.height, masks[0].rle.width] if masks else [0, 0]
     header = {
-        "numbers": [number for number, _ in news.found],
-        "dropped": news.dropped,
-        "progress": news.progress,
+        "numbers": [number for number, _ in update.found],
+        "dropped": update.dropped,
+        "progress": update.progress,
         "size": size,
         "masks": [_auto_mask_info(mask) for mask in masks],
     }
@@ -252,6 +208,7 @@ def encode_mask_update(news: MaskUpdate) -> bytes:
 
 
 def decode_mask_update(data: bytes) -> MaskUpdate:
+    """The update that ``encode_mask_update`` wrote."""
     header, (counts,) = unpack_message(data)
     masks = _auto_masks(header["masks"], counts, *header["size"])
     found = tuple(zip(header["numbers"], masks, strict=True))
@@ -271,7 +228,7 @@ def _auto_masks(info: list[list[Any]], counts: bytes, height: int, width: int) -
 
 
 def _counts(rles: Iterable[Rle]) -> bytes:
-    """The runs of all masks, one after the other, uint32 little-endian."""
+    """The run lengths of all masks, one after the other: uint32, little-endian."""
     return b"".join(rle.counts.astype("<u4").tobytes() for rle in rles)
 
 
@@ -286,6 +243,7 @@ def _logits(data: bytes) -> NDArray[np.float32]:
 
 
 def encode_refusal(error: Refusal) -> bytes:
+    """A refusal as JSON: class, code, message and, of a temporary one, the seconds to wait."""
     wait = error.retry_after_s if isinstance(error, Temporary) else None
     return orjson.dumps(
         {"kind": type(error).__name__, "code": error.code, "message": error.message, "retry_after_s": wait}
@@ -293,7 +251,7 @@ def encode_refusal(error: Refusal) -> bytes:
 
 
 def decode_refusal(data: bytes) -> Refusal:
-    """The refusal that the runner raised; Unavailable for anything else it answered."""
+    """The refusal that the runner raised; Unavailable where ``data`` is none."""
     try:
         info = orjson.loads(data)
         kind = REFUSALS[info["kind"]]
@@ -305,8 +263,10 @@ def decode_refusal(data: bytes) -> Refusal:
 
 
 def encode_states(states: list[ModelState]) -> bytes:
+    """The states of models as JSON."""
     return orjson.dumps([{**asdict(state), "key": list(state.key)} for state in states])
 
 
 def decode_states(data: bytes) -> list[ModelState]:
+    """The states that ``encode_states`` wrote."""
     return [ModelState(**{**row, "key": ModelKey(*row["key"])}) for row in orjson.loads(data)]

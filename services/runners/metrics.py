@@ -1,4 +1,4 @@
-"""What Prometheus sees of a runner: batches, queues and the memory of models. Only its own process defines them."""
+"""Prometheus metrics of a runner: batches, queues and memory of models. To be imported in its process only."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ embedding_lookups = Counter(
 embedding_bytes = Gauge("ekiben_embedding_bytes", "Bytes of the embeddings held.", multiprocess_mode="livesum")
 decoded_images = Counter("ekiben_decoded_images_total", "Images decoded in order to be encoded.", ["model"])
 encoder_runs = Counter("ekiben_encoder_runs_total", "Runs of an image encoder.", ["model"])
-decoder_prompts = Counter("ekiben_decoder_prompts_total", "Prompts that a mask decoder answered.", ["model"])
+decoder_prompts = Counter("ekiben_decoder_prompts_total", "Prompts run through a mask decoder.", ["model"])
 
 
 def saw_embedding(hit: bool | None, used_bytes: int) -> None:
-    """A look-up (None: none, something came or went) and the bytes held now."""
+    """Count a look-up (``hit`` None: there was none, the cache has changed), and set the bytes held now."""
     if hit is not None:
         embedding_lookups.labels("hit" if hit else "miss").inc()
     embedding_bytes.set(used_bytes)

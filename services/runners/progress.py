@@ -1,4 +1,4 @@
-"""How a computation reports how far it is, and which masks it has found so far."""
+"""How a computation reports its progress, and the masks that it has found so far."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ def _ignore(_share: float) -> None:
 
 @dataclass(frozen=True, slots=True)
 class ProgressSink:
-    """Who is told. Both functions are called on the event loop.
+    """Receives the progress of a computation; both functions are called on the event loop.
 
-    ``on_share``: takes the part of the computation that is done, 0-1. ``on_masks``: takes the automatic masks as they
-    are found; None where nobody wants them early, which saves computing them early.
+    ``on_share``: with the part of the computation that is done, 0-1. ``on_masks``: with automatic masks as they are
+    found; None saves computing them early.
     """
 
     on_share: Callable[[float], None] = _ignore
     on_masks: Callable[[MaskUpdate], None] | None = None
 
     def advance(self, share: float) -> None:
-        """``share`` of the computation is done, 0-1."""
+        """Report that ``share`` (clipped to 0-1) of the computation is done."""
         self.on_share(min(1.0, max(0.0, share)))
 
 
 NO_PROGRESS = ProgressSink()
-"""For callers who only want the answer."""
+"""For callers who only want the result."""

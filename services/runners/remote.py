@@ -1,4 +1,4 @@
-"""A runner behind a URL, as the gateway of the split topology calls it: JSON and bytes, never pickle."""
+"""The runner in another process, called over HTTP by the gateway of the split topology."""
 
 from __future__ import annotations
 
@@ -15,10 +15,8 @@ from models.engine.engine import ModelKey, ModelState
 from models.inference_requests import AutoMaskRequest, AutoMaskResponse, InferenceRequest, MaskRequest, MaskResponse
 from models.results import Timing
 from services.runners.interface import TimedAnswer
+from services.runners.message_format import REFUSAL_PART, UPDATE_PART, PartReader
 from services.runners.messages import (
-    REFUSAL_PART,
-    UPDATE_PART,
-    PartReader,
     decode_auto_mask_response,
     decode_mask_response,
     decode_mask_update,
@@ -33,10 +31,14 @@ from services.runners.messages import (
 from services.runners.progress import NO_PROGRESS, ProgressSink
 
 DEADLINE_HEADER = "x-ekiben-deadline-s"
+"""Seconds that the gateway waits; monotonic clocks of two machines cannot be compared."""
 
 
 class RemoteRunner:
-    """One pooled HTTP connection set to a runner process."""
+    """Calls a runner process through one pool of HTTP connections.
+
+    All methods raise the refusals of the runner, Unavailable where it cannot be reached, and DeadlineExceeded.
+    """
 
     def __init__(self, url: str) -> None:
         if not url:
@@ -49,72 +51,82 @@ class RemoteRunner:
     async def infer(
         self, key: ModelKey, request: InferenceRequest, deadline: float, progress: ProgressSink = NO_PROGRESS
     ) -> TimedAnswer:
+        """See ``Runner.infer``. The deadline is sent as seconds from now."""
         left = deadline - time.monotonic()
         body = await self._post("/infer", encode_request(key, request), max(left, 0.001))
         return decode_response(body)
 
     async def masks(self, key: ModelKey, request: MaskRequest, deadline: float) -> tuple[MaskResponse, Timing]:
+        """See ``Runner.masks``."""
         left = deadline - time.monotonic()
         return decode_mask_response(await self._post("/masks", encode_mask_request(key, request), max(left, 0.001)))
 
     async def auto_masks(
         self, key: ModelKey, request: AutoMaskRequest, deadline: float, progress: ProgressSink = NO_PROGRESS
     ) -> tuple[AutoMaskResponse, Timing]:
+        """See ``Runner.auto_masks``. Updates are streamed only where ``progress`` wants masks."""
         left, on_masks = deadline - time.monotonic(), progress.on_masks
         if on_masks is None:
             return decode_auto_mask_response(
                 await self._post("/auto_masks", encode_auto_mask_request(key, request), max(left, 0.001))
             )
-        parts, answer = PartReader(), b""
+        parts, response = PartReader(), b""
 
         def receive(data: bytes) -> None:
-            nonlocal answer
+            nonlocal response
             for kind, body in parts.feed(data):
                 if kind == UPDATE_PART:
                     on_masks(decode_mask_update(body))
                 elif kind == REFUSAL_PART:
                     raise decode_refusal(body)
                 else:
-                    answer = body
+                    response = body
 
         await self._post("/auto_masks?updates=1", encode_auto_mask_request(key, request), max(left, 0.001), receive)
-        if not answer:
+        if not response:
             raise Unavailable("the runner broke its answer off", retry_after_s=2)
-        return decode_auto_mask_response(answer)
+        return decode_auto_mask_response(response)
 
     async def load(self, key: ModelKey, *, pin: bool = False) -> None:
+        """See ``Runner.load``. DeadlineExceeded after 600 s."""
         await self._post(f"/load?pin={int(pin)}", encode_key(key), 600.0)
 
     async def unload(self, key: ModelKey) -> bool:
+        """See ``Runner.unload``. DeadlineExceeded after 60 s."""
         return await self._post("/unload", encode_key(key), 60.0) == b"true"
 
     async def states(self) -> list[ModelState]:
+        """See ``Runner.states``. DeadlineExceeded after 5 s."""
         return decode_states(await self._post("/states", b"", 5.0))
 
     async def counters(self, key: ModelKey) -> dict[str, int]:
+        """See ``Runner.counters``. DeadlineExceeded after 5 s."""
         counts: dict[str, int] = orjson.loads(await self._post("/counters", encode_key(key), 5.0))
         return counts
 
     async def metrics_text(self) -> bytes:
+        """The runner's Prometheus lines; empty where it cannot be reached."""
         try:
             return await self._post("/metrics", b"", 5.0)
         except Temporary:
             return b""
 
     async def check(self) -> None:
+        """Unavailable or DeadlineExceeded where the runner does not respond within 5 s."""
         await self._post("/states", b"", 5.0)
 
     async def close(self) -> None:
+        """Close the connections."""
         if self._session is not None:
             await self._session.close()
 
     async def _post(
         self, path: str, body: bytes, timeout_s: float, on_piece: Callable[[bytes], None] | None = None
     ) -> bytes:
-        """The answer. ``on_piece`` is called with its pieces as they come instead."""
+        """The body of the response. With ``on_piece`` b"": that is called with its pieces as they arrive."""
         if self._session is None or self._session.closed:
-            # A kept connection is dropped here before the runner (5 s) would drop it: a request must never meet a
-            # connection that is being closed on the other side.
+            # The runner closes idle connections after 5 s. They are closed here before that: a request must not be sent
+            # on a connection that the runner is closing.
             connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=3.0)
             self._session = aiohttp.ClientSession(
                 connector=connector, auto_decompress=False, timeout=aiohttp.ClientTimeout(total=None)
@@ -129,11 +141,11 @@ class RemoteRunner:
                         async for piece in response.content.iter_any():
                             on_piece(piece)
                         return b""
-                    answer = await response.read()
+                    content = await response.read()
         except TimeoutError:
             raise DeadlineExceeded("the request took longer than its deadline", retry_after_s=1) from None
         except aiohttp.ClientError as error:
             raise Unavailable(f"the runner is not reachable ({type(error).__name__})", retry_after_s=2) from None
         if response.status == 200:
-            return answer
-        raise decode_refusal(answer)
+            return content
+        raise decode_refusal(content)

@@ -1,4 +1,4 @@
-"""Segment Anything in this process: which runs an answer needs, and in what order."""
+"""Segment Anything in this process: the runs of encoder and decoder that a request needs, and their order."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ from services.runners.progress import NO_PROGRESS, ProgressSink
 P = TypeVar("P")
 T = TypeVar("T")
 
-_HASH_IN_THREAD = 1 << 20
+_HASH_IN_THREAD = 1 << 20  # bytes: a larger file is hashed in a thread
 _ENCODED = 0.1
-"""How far automatic masks are when their image is encoded."""
+"""Progress (0-1) of automatic masks when their image is encoded."""
 
 
 @dataclass(frozen=True, slots=True)
 class _SamQueues:
-    """Of one loaded model. Grids wait apart from prompts, so that a click never waits behind a whole grid."""
+    """The queues of one loaded model. Grids have their own, so that a click does not wait behind a whole grid."""
 
     sam: LoadedSam
     encode: ModelQueue[EncodeInput, tuple[Embedding, bool]]
@@ -53,7 +53,10 @@ class _SamQueues:
 
 
 class SamRunner:
-    """Answers mask asks with the lanes of this process and one cache of embeddings."""
+    """Computes masks with the batcher of this process and one cache of embeddings.
+
+    ``share`` adds a lease on a model.
+    """
 
     def __init__(self, async_batcher: AsyncBatcher, share: Callable[[LoadedSam], None], cache: EmbeddingCache) -> None:
         self._batcher = async_batcher
@@ -64,36 +67,36 @@ class SamRunner:
         self.counts: Counter[tuple[ModelKey, str]] = Counter()
 
     async def masks(self, sam: LoadedSam, request: MaskRequest, deadline: float) -> tuple[MaskResponse, Timing]:
-        """The masks of every prompt. The caller holds a lease on ``sam`` meanwhile."""
+        """The masks of every prompt. The caller holds a lease on ``sam`` meanwhile. TooLarge, DeadlineExceeded."""
         queues = self._queues_of(sam)
         embedding, cached, spent = await self._embedding(queues, request.image, deadline)
         info = embedding.info
         check_prompts(request.prompts, info.width, info.height)
         prompts = request.prompts or (whole_image(info.width, info.height),)
         upsampler = Upsampler(info.height, info.width)
-        # Features of mask prompts are copies of their own: fewer at a time.
+        # Each prompt with a mask input needs its own copy of the features: fewer at a time.
         step = sam.prompts_per_run // (1 if all(prompt.mask_input is None for prompt in prompts) else 4)
         parts = [prompts[first : first + step] for first in range(0, len(prompts), step)]
 
         runs = RunBound()
 
-        async def answer(part: Sequence[Prompt]) -> tuple[list[tuple[PromptMask, ...]], Timing]:
+        async def decode_part(part: Sequence[Prompt]) -> tuple[list[tuple[PromptMask, ...]], Timing]:
             call = DecodeInput(embedding, part, upsampler, request.multimask, request.keep_logits, wide=len(parts) > 1)
-            answered: tuple[list[tuple[PromptMask, ...]], Timing] = await self._submit(
+            decoded: tuple[list[tuple[PromptMask, ...]], Timing] = await self._submit(
                 queues.decode, sam, call, 0, deadline
             )
-            runs.add(mask.rle for row in answered[0] for mask in row)
-            return answered
+            runs.add(mask.rle for row in decoded[0] for mask in row)
+            return decoded
 
-        answers = await gather_bounded(answer, parts, sam.threads + 1)
-        results = tuple(row for rows, _ in answers for row in rows)
-        timing = _together(spent, [timing for _, timing in answers], len(prompts))
+        decoded_parts = await gather_bounded(decode_part, parts, sam.threads + 1)
+        results = tuple(row for rows, _ in decoded_parts for row in rows)
+        timing = _together(spent, [timing for _, timing in decoded_parts], len(prompts))
         return MaskResponse(info, EmbeddingUse(cached, embedding.encode_ms), results), timing
 
     async def auto_masks(
         self, sam: LoadedSam, request: AutoMaskRequest, deadline: float, progress: ProgressSink = NO_PROGRESS
     ) -> tuple[AutoMaskResponse, Timing]:
-        """The masks of everything. Nothing more is computed once the call is cancelled or late."""
+        """The masks of everything. Once the call is cancelled or its deadline passed nothing more is computed."""
         started = time.perf_counter()
         queues = self._queues_of(sam)
         embedding, cached, spent = await self._embedding(queues, request.image, deadline)
@@ -102,7 +105,7 @@ class SamRunner:
         crops = plan(*size, request.options)
         rgb = (await asyncio.to_thread(decode, request.image)).rgb if len(crops) > 1 else None
         kept: list[list[AutoMask]] = []
-        points_asked = sum(len(points) for _, points in crops)
+        points_total = sum(len(points) for _, points in crops)
         points_done = 0
         progress.advance(_ENCODED)
         nms, one_at_a_time = IncrementalNms(size, request.options), asyncio.Lock()
@@ -110,7 +113,7 @@ class SamRunner:
         async def done(crop: Crop, points: int, found: list[Candidate]) -> None:
             nonlocal points_done
             points_done += points
-            share = _ENCODED + (1 - _ENCODED) * points_done / points_asked
+            share = _ENCODED + (1 - _ENCODED) * points_done / points_total
             progress.advance(share)
             if progress.on_masks is not None:
                 async with one_at_a_time:
@@ -124,11 +127,11 @@ class SamRunner:
             found = await self._grid(queues, features, crop, points, size, request.options, deadline, done)
             kept.append(await asyncio.to_thread(best_of_crop, found, crop, size, request.options))
         masks = await run_cpu_bound(deadline, lambda check: merge(kept, request.options, check))
-        timing = Timing(spent.queue_ms, (time.perf_counter() - started) * 1e3 - spent.queue_ms, points_asked)
+        timing = Timing(spent.queue_ms, (time.perf_counter() - started) * 1e3 - spent.queue_ms, points_total)
         return AutoMaskResponse(info, EmbeddingUse(cached, embedding.encode_ms), tuple(masks)), timing
 
     def close_queues(self, sam: LoadedSam) -> None:
-        """The model goes: so do its lanes and what it made."""
+        """Close the queues of an unloaded model, and drop its embeddings."""
         known = self._open.get(sam.key)
         if known is not None and known.sam is sam:
             del self._open[sam.key]
@@ -137,7 +140,7 @@ class SamRunner:
             self.cache.drop(sam.key)
 
     def depth(self, key: ModelKey) -> int:
-        """Items of this model that wait."""
+        """How many items of this model wait."""
         known = self._open.get(key)
         return 0 if known is None else sum(len(queue.items) for queue in (known.encode, known.decode, known.grid))
 
@@ -152,7 +155,7 @@ class SamRunner:
         deadline: float,
         done: Callable[[Crop, int, list[Candidate]], Awaitable[None]],
     ) -> list[Candidate]:
-        """The candidates of one crop, in the order of its points. As many chunks are queued as can run, and one."""
+        """The candidates of one crop, in the order of its points. One chunk more is queued than can run at once."""
         upsampler = Upsampler(crop[3] - crop[1], crop[2] - crop[0])
         step = min(options.points_per_batch, queues.sam.points_per_run)
         calls = [
@@ -162,19 +165,17 @@ class SamRunner:
 
         runs = RunBound()
 
-        async def answer(call: GridInput) -> tuple[list[Candidate], Timing]:
+        async def run_chunk(call: GridInput) -> tuple[list[Candidate], Timing]:
             try:
-                answered: tuple[list[Candidate], Timing] = await self._submit(
-                    queues.grid, queues.sam, call, 0, deadline
-                )
-                runs.add(one.rle for one in answered[0])
-                await done(crop, len(call.points), answered[0])
-                return answered
-            except Overloaded:  # what waits before this chunk would take it past the deadline: the grid is late
+                found: tuple[list[Candidate], Timing] = await self._submit(queues.grid, queues.sam, call, 0, deadline)
+                runs.add(one.rle for one in found[0])
+                await done(crop, len(call.points), found[0])
+                return found
+            except Overloaded:  # the queue before this chunk would take it past the deadline: so the grid is late
                 raise DeadlineExceeded("the automatic masks took longer than their deadline", retry_after_s=1) from None
 
-        answers = await gather_bounded(answer, calls, queues.sam.threads + 1)
-        return [one for found, _ in answers for one in found]
+        chunks = await gather_bounded(run_chunk, calls, queues.sam.threads + 1)
+        return [one for candidates, _ in chunks for one in candidates]
 
     async def _crop_features(self, queues: _SamQueues, rgb: Image.Image, crop: Crop, deadline: float) -> Features:
         pixels = await asyncio.to_thread(rgb.crop, crop)
@@ -182,7 +183,7 @@ class SamRunner:
         return embedding.features
 
     async def _embedding(self, queues: _SamQueues, image: bytes, deadline: float) -> tuple[Embedding, bool, Timing]:
-        """The embedding of a file, whether it was there, and what this request waited for it."""
+        """The embedding of a file, whether it was cached, and what this request waited for it."""
         if len(image) < _HASH_IN_THREAD:
             sha256 = file_hash(image)
         else:
@@ -207,7 +208,7 @@ class SamRunner:
                 raise DeadlineExceeded("the request took longer than its deadline", retry_after_s=1) from None
             except DeadlineExceeded:
                 if mine or time.monotonic() > deadline:
-                    raise  # else it was the deadline of the one who began: begin anew
+                    raise  # else it was the deadline of the caller that began it: begin anew
 
     async def _submit(
         self, queue: ModelQueue[Any, T], sam: LoadedSam, call: Any, size: int, deadline: float
@@ -247,7 +248,7 @@ class SamRunner:
 
 
 class RunBound:
-    """Counts the runs of an answer's masks. Noise has a million, and an answer is JSON of them all."""
+    """Bounds the run lengths of the masks of one response: a mask of noise has a million, and all are sent as JSON."""
 
     MAX_RUNS = 4_000_000
 
@@ -255,7 +256,7 @@ class RunBound:
         self._runs = 0
 
     def add(self, masks: Iterable[Rle]) -> None:
-        """TooLarge once the bound is passed."""
+        """Count the run lengths of ``masks``. TooLarge once there are more than MAX_RUNS."""
         self._runs += sum(len(mask.counts) for mask in masks)
         if self._runs > self.MAX_RUNS:
             raise TooLarge(
@@ -264,7 +265,7 @@ class RunBound:
 
 
 def _together(encoding: Timing, decoding: Sequence[Timing], prompts: int) -> Timing:
-    """Wait and runs of one answer: ``inference_ms`` adds its own runs up, ``batch_size`` is its prompts."""
+    """The timing of one response: ``inference_ms`` is the sum of its runs, ``batch_size`` the number of its prompts."""
     return Timing(
         encoding.queue_ms + max(timing.queue_ms for timing in decoding),
         encoding.inference_ms + sum(timing.inference_ms for timing in decoding),

@@ -1,4 +1,4 @@
-"""U-Nets in this process, where an image is several inputs: windows and mirror images, through the model's lane."""
+"""U-Nets in this process, where one image is several inputs: the tiles of a sliding window, and mirrored copies."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from services.runners.progress import NO_PROGRESS, ProgressSink
 
 UnetQueue = ModelQueue[InferenceRequest | TileInput, InferenceResponse | int]
 
-_ROOM_PIXELS = 2 * MAX_PIXELS
-_JUDGED_AFTER_S = 2.0
-_TOO_SLOW = 1.5
+_MAX_OPEN_PIXELS = 2 * MAX_PIXELS  # two images of the largest size
+_JUDGED_AFTER_S = 2.0  # before that the estimate of the rest is too uncertain
+_TOO_SLOW = 1.5  # the estimate has to be this many times the time left
 
 
 @dataclass(frozen=True, slots=True)
 class _Opened:
-    """A decoded image. ``rgb`` is None where ``reading`` has its pixels: it would be a quarter gigabyte more."""
+    """A decoded image. ``rgb`` is None where ``tiled_image`` has its pixels: a copy of the largest takes 0.25 GB."""
 
     info: ImageInfo
     tiled_image: TiledImage
@@ -45,13 +45,16 @@ class _Opened:
 
 
 class UnetRunner:
-    """Reads images piece by piece. ``at_once``: images that are decoded at a time."""
+    """Computes images tile by tile.
+
+    ``share`` adds a lease on a model; ``at_once``: images that are decoded at a time.
+    """
 
     def __init__(self, batcher: AsyncBatcher, share: Callable[[LoadedNetwork], None], at_once: int) -> None:
         self._batcher = batcher
         self._share = share
-        self._decode_slots = asyncio.Semaphore(at_once)
-        self._room = Room(_ROOM_PIXELS)
+        self._decodes = asyncio.Semaphore(at_once)
+        self._room = Room(_MAX_OPEN_PIXELS)
 
     async def segment(
         self,
@@ -62,10 +65,10 @@ class UnetRunner:
         deadline: float,
         progress: ProgressSink = NO_PROGRESS,
     ) -> tuple[InferenceResponse, Timing]:
-        """The answer, and its time from the first piece to the last. The caller holds a lease on ``loaded`` meanwhile.
+        """The response, and its time from the first tile to the last. The caller holds a lease on ``loaded`` meanwhile.
 
-        DeadlineExceeded once ``deadline`` has passed, or when it is plain that it will; nothing more is computed then,
-        nor when the call is cancelled.
+        DeadlineExceeded once ``deadline`` has passed, or as soon as the tiles so far show that it will; nothing more is
+        computed then, nor when the call is cancelled.
         """
         arrived = time.perf_counter()
         opened, taken = await self._open(unet, request, deadline)
@@ -73,16 +76,16 @@ class UnetRunner:
             began = time.perf_counter()
             waited = await self._read(loaded, queue, opened.tiled_image, deadline, progress)
             took = time.perf_counter() - began - waited
-            answer = await run_cpu_bound(deadline, lambda check: _answer(unet, opened, request, check))
+            response = await run_cpu_bound(deadline, lambda check: _response(unet, opened, request, check))
         finally:
             self._room.give_back(taken)
-        return answer, Timing((began - arrived + waited) * 1e3, took * 1e3, opened.tiled_image.pieces)
+        return response, Timing((began - arrived + waited) * 1e3, took * 1e3, opened.tiled_image.pieces)
 
     async def _open(self, unet: Unet, request: InferenceRequest, deadline: float) -> tuple[_Opened, int]:
-        """The image, once there is room for it, and how much it takes of that."""
+        """The decoded image, once ``Room`` has its pixels free, and how many these are."""
         loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout_at(loop.time() + deadline - time.monotonic()), self._decode_slots:
+            async with asyncio.timeout_at(loop.time() + deadline - time.monotonic()), self._decodes:
                 opened = await asyncio.to_thread(_decoded, unet, request)
                 pixels = opened.info.width * opened.info.height
                 await self._room.take(pixels)
@@ -93,7 +96,7 @@ class UnetRunner:
     async def _read(
         self, loaded: LoadedNetwork, queue: UnetQueue, tiled_image: TiledImage, deadline: float, progress: ProgressSink
     ) -> float:
-        """Run all pieces; the seconds that the first one waited. An error, or a cancellation, ends the others."""
+        """Run all tiles; the seconds that the first one was queued. An error, or a cancellation, ends the others."""
         numbers = iter(range(tiled_image.pieces))
         under_way: set[asyncio.Task[tuple[InferenceResponse | int, Timing]]] = set()
         ended: set[asyncio.Task[tuple[InferenceResponse | int, Timing]]] = set()
@@ -108,11 +111,11 @@ class UnetRunner:
                     return waited
                 ended, under_way = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
                 if errors := [error for task in ended if (error := task.exception()) is not None]:
-                    # Refused on arrival: the pieces after the first only say that the image is late.
+                    # Overloaded of the first tile tells more than DeadlineExceeded of the others.
                     raise next((error for error in errors if isinstance(error, Overloaded)), errors[0])
                 for task in ended:
-                    answered, timing = task.result()
-                    if answered == 0:
+                    number_done, timing = task.result()
+                    if number_done == 0:
                         waited = timing.queue_ms / 1e3
                 done += len(ended)
                 progress.advance(done / tiled_image.pieces)
@@ -123,8 +126,11 @@ class UnetRunner:
             await asyncio.gather(*ended, *under_way, return_exceptions=True)
 
     def _bound(self, queue: UnetQueue) -> int:
-        """What runs, and as much again as a trial of twice the batch takes: enough for slots to find work, and not so
-        much that others who ask this model wait for a whole image."""
+        """How many tiles of one image are queued at once.
+
+        As many as run, and two batches more, which the batcher needs to try a batch of twice the size; not all, so that
+        other requests for this model do not wait for a whole image.
+        """
         return (queue.max_concurrency + 2) * self._batcher.batcher.batch_size(queue.key)
 
     async def _submit(
@@ -136,19 +142,19 @@ class UnetRunner:
         except Overloaded:
             if piece.number == 0:
                 raise
-            # What waits before this piece would take it past the deadline: the image is late.
+            # The queue before this tile would take it past the deadline: so the image is late.
             raise DeadlineExceeded("the image took longer than its deadline", retry_after_s=1) from None
 
 
 class Room:
-    """How many decoded pixels may be held at once. For one event loop."""
+    """Bounds the decoded pixels that are held at once. For one event loop."""
 
     def __init__(self, pixels: int) -> None:
         self.free = pixels
         self._waiting: list[asyncio.Future[None]] = []
 
     async def take(self, pixels: int) -> None:
-        """Return when there is room, in turn as far as it fits."""
+        """Wait until ``pixels`` are free, and take them. A small request may pass a large one that does not fit yet."""
         while self.free < pixels:
             freed = asyncio.get_running_loop().create_future()
             self._waiting.append(freed)
@@ -156,6 +162,7 @@ class Room:
         self.free -= pixels
 
     def give_back(self, pixels: int) -> None:
+        """Free ``pixels``."""
         self.free += pixels
         waiting, self._waiting = self._waiting, []
         for freed in waiting:
@@ -172,17 +179,17 @@ def _decoded(unet: Unet, request: InferenceRequest) -> _Opened:
     return _Opened(image.info, tiled_image, prediction_map, None if unet.tiled else image.rgb)
 
 
-def _answer(unet: Unet, opened: _Opened, request: InferenceRequest, check: CheckCancelled) -> InferenceResponse:
+def _response(unet: Unet, opened: _Opened, request: InferenceRequest, check: CheckCancelled) -> InferenceResponse:
     return unet.answer(opened.prediction_map, opened.image, request, check)
 
 
 def _judge(done: int, pieces: int, began: float, deadline: float) -> None:
-    """DeadlineExceeded when the rest, as fast as the pieces so far, would take far longer than there is."""
+    """DeadlineExceeded when the rest, at the speed of the tiles so far, would take far longer than the time left."""
     now = time.monotonic()
     needed = (now - began) / done * (pieces - done)
     if now - began > _JUDGED_AFTER_S and needed > _TOO_SLOW * (deadline - now):
         raise DeadlineExceeded(
-            f"{done} of {pieces} windows took {now - began:.1f} s: the rest, about {needed:.0f} s, would pass the "
-            "deadline; ask as a job, which has more time",
+            f"{done} of {pieces} tiles took {now - began:.1f} s: the rest, about {needed:.0f} s, would pass the "
+            "deadline; send it as a job, which has more time",
             retry_after_s=1,
         )

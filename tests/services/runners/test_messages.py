@@ -25,7 +25,7 @@ from models.masks.rle import Rle, encode
 from models.results import ClassArea, ClassScore, ImageInfo, Timing
 from models.sam.auto_options import AutoOptions
 from models.sam.prompts import Prompt
-from services.runners import messages
+from services.runners import message_format, messages
 from services.runners.interface import TimedAnswer
 
 KEY = ModelKey("local", "areas", 3)
@@ -202,10 +202,10 @@ def test_what_is_no_refusal_says_nothing_of_the_inside() -> None:
 @given(data=st.binary(max_size=200))
 def test_bytes_that_are_no_frame(data: bytes) -> None:
     try:
-        header, parts = messages.unpack_message(data)
+        header, parts = message_format.unpack_message(data)
     except (ValueError, KeyError, TypeError, AttributeError):
         return
-    assert messages.unpack_message(messages.pack_message(header, *parts)) == (header, parts)
+    assert message_format.unpack_message(message_format.pack_message(header, *parts)) == (header, parts)
 
 
 def test_a_refusal_of_every_kind_has_a_status() -> None:
