@@ -21,8 +21,7 @@ class AsyncBatcher:
     """Submits items to a batcher, and releases the engine's leases.
 
     ``break_off``: a run of the network is aborted when all its callers have left. Gateways let it finish: a person who
-    leaves often sends the image again. Workers abort it: cancelled jobs do not
-    come back.
+    leaves often sends the image again. Workers abort it: cancelled jobs do not come back.
     """
 
     def __init__(self, batcher: Batcher, engine: Engine[LoadedModel], *, break_off: bool = False) -> None:

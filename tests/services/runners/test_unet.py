@@ -246,7 +246,7 @@ def test_an_image_that_cannot_be_done_in_time_is_not_tried_to_the_end(
         await served.load()
         served.pause_s = 0.05
         started = time.monotonic()
-        with pytest.raises(DeadlineExceeded, match=r"of 741 windows .* as a job"):
+        with pytest.raises(DeadlineExceeded, match=r"of 741 tiles .* as a job"):
             await served.segment(large, timeout_s=5)
         assert time.monotonic() - started < 2
         await soon(served.nothing_is_held)
