@@ -17,7 +17,7 @@ from db.tables import Job, JobEvent, ModelVersion
 from ekiben.ids import LOCAL_OWNER
 from models.artifact import read_manifest
 from services.jobs.executor import JobExecutor
-from services.jobs.service import JobTerms
+from services.jobs.submission import JobTerms
 from services.jobs.workspace import JobWorkspace
 from tests import toy_models
 from tests.services.jobs.job_homes import AtWork

@@ -20,7 +20,7 @@ from ekiben.errors import Conflict, NotFound, Refusal, Unavailable
 from ekiben.ids import LOCAL_OWNER, derived_id
 from services.jobs.child_process import ChildFailed
 from services.jobs.garbage_collection import GarbageCollector
-from services.jobs.service import JobTerms
+from services.jobs.submission import JobTerms
 from services.schemas.datasets import DatasetOptions
 from tests.services.jobs.workspace.bench import Bench, Run, nothing
 
