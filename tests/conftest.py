@@ -30,13 +30,19 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("any machine")
 
 
+SERVER_FOLDERS = ("tests/journeys/datasets/", "tests/journeys/trainings/")
+"""Their conftest starts one server for all of their files."""
+
+
 class ByServer(LoadScopeScheduling):
-    """What shares a server goes to one of the processes that run the tests; else a file does."""
+    """Tests that share a server go to one of the processes that run the tests; of others a file does."""
 
     def _split_scope(self, nodeid: str) -> str:
         file, _, test = nodeid.partition("::")
         given = test.partition("[")[2]
-        return next((name for name in TOPOLOGIES if given.startswith(name)), file)
+        if topology := next((name for name in TOPOLOGIES if given.startswith(name)), None):
+            return topology
+        return next((folder for folder in SERVER_FOLDERS if file.startswith(folder)), file)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByServer:
@@ -147,20 +153,11 @@ def home_with_real_models(shared_data: Path, tmp_path_factory: pytest.TempPathFa
     return home
 
 
-@pytest.fixture(scope="session")
-def real_server(home_with_real_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One embedded server with the real models, for tests that leave no state that others would mind."""
-    home = tmp_path_factory.mktemp("served") / "var"
-    shutil.copytree(home_with_real_models, home)
-    with serving(home) as server:
-        yield server
-
-
 @pytest.fixture(scope="session", params=list(TOPOLOGIES))
 def topology_server(
     request: pytest.FixtureRequest, home_with_real_models: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
-    """The same in every topology: embedded, split, two gateways."""
+    """A server with the real models in every topology, for tests that leave no state that others would mind."""
     home = tmp_path_factory.mktemp("topology") / "var"
     shutil.copytree(home_with_real_models, home)
     with serving(home, **TOPOLOGIES[request.param]) as server:

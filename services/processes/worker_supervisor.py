@@ -30,12 +30,19 @@ class WorkerSupervisor:
 
     ``ended`` is called with the id of each worker whose process has ended. ``environ``: of the workers; None: that of
     this process.
+    ``clock``: seconds that never go back.
     """
 
     def __init__(
-        self, home: Path, count: int, ended: Callable[[str], object], environ: Mapping[str, str] | None = None
+        self,
+        home: Path,
+        count: int,
+        ended: Callable[[str], object],
+        environ: Mapping[str, str] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._environ = environ
+        self._clock = clock
         self._lock_path = home / "workers.lock"
         self._count = count
         self._ended = ended
@@ -60,8 +67,7 @@ class WorkerSupervisor:
     def _run(self) -> None:
         try:
             while not self._stop.is_set():
-                if self._lock is not None or self._take_lock():
-                    self._keep_running()
+                self.look()
                 self._stop.wait(LOOK_S if self._lock is not None else 2.0)
         except Exception:
             log.exception("workers are not supervised any more")
@@ -74,6 +80,11 @@ class WorkerSupervisor:
             if self._lock is not None:
                 self._lock.close()
 
+    def look(self) -> None:
+        """Start every worker that does not run and is due, if this supervisor holds the lock of the home."""
+        if self._lock is not None or self._take_lock():
+            self._keep_running()
+
     def _take_lock(self) -> bool:
         self._lock_path.parent.mkdir(parents=True, exist_ok=True)
         lock = self._lock_path.open("ab")
@@ -83,7 +94,7 @@ class WorkerSupervisor:
             lock.close()
             return False
         self._lock = lock
-        self._children = [_Child(self._ended, self._environ) for _ in range(self._count)]
+        self._children = [_Child(self._ended, self._environ, self._clock) for _ in range(self._count)]
         return True
 
     def _keep_running(self) -> None:
@@ -97,8 +108,11 @@ class WorkerSupervisor:
 class _Child:
     """One worker process. It ends with this process: the pipe to its standard input closes then."""
 
-    def __init__(self, ended: Callable[[str], object], environ: Mapping[str, str] | None) -> None:
+    def __init__(
+        self, ended: Callable[[str], object], environ: Mapping[str, str] | None, clock: Callable[[], float]
+    ) -> None:
         self._ended = ended
+        self._clock = clock
         self._environ = environ
         self._id = ""
         self._process: subprocess.Popen[bytes] | None = None
@@ -111,16 +125,16 @@ class _Child:
             status = self._process.poll()
             if status is None:
                 return
-            steady = time.monotonic() - self._started > _STEADY_S
+            steady = self._clock() - self._started > _STEADY_S
             self._failures = 1 if steady else self._failures + 1
             log.warning("a worker ended", extra={"pid": self._process.pid, "status": status})
             self._close_pipe(self._process)
             self._process = None
             self._ended(self._id)
-            self._started = time.monotonic()
-        if self._failures and time.monotonic() - self._started < _BACK_OFF_S[min(self._failures, len(_BACK_OFF_S)) - 1]:
+            self._started = self._clock()
+        if self._failures and self._clock() - self._started < _BACK_OFF_S[min(self._failures, len(_BACK_OFF_S)) - 1]:
             return
-        self._started = time.monotonic()
+        self._started = self._clock()
         # A session of its own: Ctrl-C reaches the launcher alone, which stops the processes in order.
         self._id = new_id()
         self._process = subprocess.Popen(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import importlib.util
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,41 +17,43 @@ if importlib.util.find_spec("segment_anything") is None:  # importing it needs m
     pytest.skip("segment_anything is not installed", allow_module_level=True)
 
 from export.recipe import images  # noqa: E402
-from export.sam import artifact, writer  # noqa: E402
+from export.sam import artifact, random_weights, writer  # noqa: E402
 from export.sam import recipe as sam_recipes  # noqa: E402
-from export.sam.random_weights import calibrate  # noqa: E402
 from export.sam.verify import CASES, PromptCase, Sessions, reference_answer  # noqa: E402
 from export.verify import ParityError  # noqa: E402
 from export.zoo import ZOO  # noqa: E402
 from models.artifact import Weights, read_manifest, verify  # noqa: E402
 from tests.export import sam_narrow  # noqa: E402
+from tests.export.narrow_export import NarrowExport, narrow_export  # noqa: E402
 
 ROW = ZOO["sam_vit_b"]
 MIXED = CASES["mixed lengths"]
 
 
-def narrow(seed: int) -> Any:
-    torch.manual_seed(seed)
-    network = sam_narrow.build()
-    calibrate(network)
-    return network
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory: pytest.TempPathFactory) -> NarrowExport:
+    return narrow_export(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
-def seeded() -> Any:
-    return narrow(0)
+def recipe(narrow: NarrowExport) -> sam_recipes.SamRecipe:
+    return sam_recipes.SamRecipe(ROW, narrow.network, Weights(kind="random", detail="seed 0"))
 
 
 @pytest.fixture(scope="module")
-def recipe(seeded: Any) -> sam_recipes.SamRecipe:
-    network = sam_narrow.stirred(copy.deepcopy(seeded), 1)
-    return sam_recipes.SamRecipe(ROW, network, Weights(kind="random", detail="seed 0"))
-
-
-@pytest.fixture(scope="module")
-def folder(recipe: sam_recipes.SamRecipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(recipe: sam_recipes.SamRecipe, narrow: NarrowExport, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The 8-bit artifact of the graphs that were exported and measured at float32 already."""
     folder = tmp_path_factory.mktemp("artifacts") / "sam"
-    artifact.write_artifact(recipe, folder, precision="int8")
+    parity = read_manifest(narrow.artifact).parity
+
+    def copy_graphs(network: Any, staging: Path) -> None:
+        for graph in narrow.artifact.glob("*.onnx*"):
+            shutil.copy(graph, staging)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(artifact, "write_graphs", copy_graphs)
+        patch.setattr(artifact, "measure_parity", lambda *given, **options: parity)
+        artifact.write_artifact(recipe, folder, precision="int8")
     return folder
 
 
@@ -153,20 +155,24 @@ def test_each_prompt_may_have_features_of_its_own(sessions: Sessions, features: 
     assert np.abs(together["iou"][2] - sessions.decode(features, MIXED[2:3])["iou"][0]).max() > 1e-3
 
 
-def test_random_weights_are_those_of_their_seed(seeded: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_random_weights_are_those_of_their_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sam_recipes.BUILDERS, "vit_b", sam_narrow.build)
-    again, fresh = sam_recipes.random_sam("vit_b", 0).state_dict(), seeded.state_dict()
+    monkeypatch.setattr(random_weights, "_GRID", 2)
+    torch.manual_seed(0)
+    network = sam_narrow.build()
+    random_weights.calibrate(network)
+    again, fresh = sam_recipes.random_sam("vit_b", 0).state_dict(), network.state_dict()
     assert all(torch.equal(values, again[name]) for name, values in fresh.items())
     torch.manual_seed(1)
     other = sam_narrow.build().state_dict()
     assert not torch.equal(other["mask_decoder.iou_token.weight"], again["mask_decoder.iou_token.weight"])
 
 
-def test_random_weights_answer_as_trained_ones_do_in_kind(seeded: Any) -> None:
+def test_random_weights_answer_as_trained_ones_do_in_kind(narrow: NarrowExport) -> None:
     with torch.inference_mode():
-        embedding = seeded.image_encoder(images(1, 1024, 1024, seed=11))
+        embedding = narrow.calibrated.image_encoder(images(1, 1024, 1024, seed=11))
     points = [PromptCase(((x, y, 1.0),)) for x in (100.0, 500.0, 900.0) for y in (300.0, 800.0)]
-    answers = [reference_answer(seeded, embedding, prompt, torch.empty(0)) for prompt in points]
+    answers = [reference_answer(narrow.calibrated, embedding, prompt, torch.empty(0)) for prompt in points]
     iou, logits = (torch.cat(parts)[:, 1:] for parts in zip(*answers, strict=True))
     assert 0.2 <= (iou > 0.88).float().mean() <= 0.8
     inner, outer = ((logits > offset).sum(dim=(2, 3)) for offset in (1.0, -1.0))

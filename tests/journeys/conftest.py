@@ -1,4 +1,4 @@
-"""What journeys share: servers with the toy Segment Anything and a worker, in every topology."""
+"""What journeys share: servers with the toy Segment Anything and a worker."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ def sam_home(sam_artifact: Path, tmp_path: Path) -> Path:
     return home
 
 
-@pytest.fixture(scope="session", params=list(TOPOLOGIES))
+@pytest.fixture(scope="session", params=["embedded"])
 def sam_server(
     request: pytest.FixtureRequest,
     sam_artifact: Path,
     toy_artifacts: dict[str, Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Server]:
-    """The three toys and a worker in every topology. The embeddings it holds are shared: ask with images of your own
-    where that matters. EMBEDDED_ONLY is for what the topology does not matter to."""
+    """The three toys and a worker, embedded unless the test is marked EVERY_TOPOLOGY: one test of each behaviour that
+    crosses a process boundary is. The embeddings it holds are shared: use images of your own where that matters."""
     home = tmp_path_factory.mktemp("sam-server") / "var"
     for name, artifact in {**toy_artifacts, "sam_toy": sam_artifact}.items():
         publish(home, name, artifact)

@@ -17,7 +17,7 @@ from ekiben._client.masks import AutoMasks, DroppedMask, FoundMask, Progress
 from ekiben.client import AsyncClient, Client, EkibenError, JobFailed, TimedOut
 from tests import toy_models
 from tests.ekiben.clients import connected
-from tests.journeys.jobs.job_client import EMBEDDED_ONLY, plain
+from tests.journeys.jobs.job_client import plain
 from tests.journeys.sam.mask_answers import IMAGE, PROMPTS, check_mask, expected
 from tests.serving import Server
 from tests.toy_sam import boxes_of, middle
@@ -261,7 +261,6 @@ def test_a_batch(sam_server: Server, tmp_path: Path) -> None:
         http.delete_job(requested)
 
 
-@EMBEDDED_ONLY
 def test_the_library(sam_server: Server, tmp_path: Path, toy_artifacts: dict[str, Path]) -> None:
     """Images, predictions and models' versions, over HTTP."""
     with Client(sam_server.url) as client:

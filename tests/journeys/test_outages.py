@@ -14,8 +14,8 @@ import sqlalchemy as sa
 
 from tests import servers, toy_models
 from tests.conftest import publish
-from tests.journeys.test_models import until
 from tests.serving import Server, serving
+from tests.waiting import eventually
 
 RED = toy_models.encoded(toy_models.solid((255, 0, 0)))
 
@@ -75,7 +75,7 @@ def test_the_database_goes_and_comes_back(
         assert int(refused.headers["retry-after"]) >= 1
         assert objects(home / "blobs") == before  # the image that was stored meanwhile is gone again
         assert client.get("/livez").status_code == 200
-        until(lambda: client.get("/readyz").status_code == 503)
+        eventually(lambda: client.get("/readyz").status_code == 503)
         assert verdict(client, "database") == (503, False)
         assert verdict(client, "store") == (503, True)
         # What needs no database still answers.
@@ -85,7 +85,7 @@ def test_the_database_goes_and_comes_back(
         again = client.post("/v1/classify?model=colours", content=RED)
         assert again.status_code == 200, again.text
         assert client.get("/v1/predictions").json()["total"] == 2
-        until(lambda: client.get("/readyz").status_code == 200)
+        eventually(lambda: client.get("/readyz").status_code == 200)
 
 
 def test_the_store_goes_and_comes_back(toy_artifacts: dict[str, Path], s3: servers.Server, tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_the_store_goes_and_comes_back(toy_artifacts: dict[str, Path], s3: serve
         assert "store" in refused.json()["error"]["message"]
         assert client.get("/v1/predictions").json()["total"] == 1  # no row without its files
         assert client.get("/v1/images").json()["total"] == 1
-        until(lambda: verdict(client, "store") == (503, False))
+        eventually(lambda: verdict(client, "store") == (503, False))
         assert verdict(client, "database") == (503, True)
         assert client.post("/v1/segment?model=areas&store=false", content=RED).status_code == 200
         start(s3)

@@ -12,12 +12,14 @@ from typing import Any, TypeVar
 import httpx
 import pytest
 
+from tests.serving import TOPOLOGIES
+
 T = TypeVar("T")
 
 ASYNC = {"Prefer": "respond-async"}
 OVER = ("succeeded", "failed", "cancelled")
 SECRET = "journeys-secret"
-EMBEDDED_ONLY = pytest.mark.parametrize("sam_server", ["embedded"], indirect=True)
+EVERY_TOPOLOGY = pytest.mark.parametrize("sam_server", list(TOPOLOGIES), indirect=True)
 
 LONG = {
     "model": "sam_toy",

@@ -12,7 +12,7 @@ import pytest
 
 from tests import toy_models
 from tests.journeys.jobs.job_client import (
-    EMBEDDED_ONLY,
+    EVERY_TOPOLOGY,
     OVER,
     accepted,
     all_items,
@@ -50,6 +50,7 @@ def best(item: dict[str, Any]) -> str:
     return str(item["result"]["predictions"][0]["class_name"])
 
 
+@EVERY_TOPOLOGY
 def test_one_bad_image_among_good_ones(jobs: httpx.Client) -> None:
     """Every gateway knows of it; the bad one fails alone, with what its own request would have said."""
     images = [coloured(n) for n in range(25)]
@@ -106,7 +107,6 @@ def test_one_bad_image_among_good_ones(jobs: httpx.Client) -> None:
         assert [json.loads(line) for line in archive.read("results.jsonl").splitlines()] == items
 
 
-@EMBEDDED_ONLY
 def test_the_files_are_in_the_archive(sam_server: Server, jobs: httpx.Client) -> None:
     before = blobs(sam_server.home)
     images = [("a/red.png", coloured(0)[1]), ("two words & more.png", coloured(1)[1]), ("red.png", coloured(2)[1])]
@@ -130,7 +130,6 @@ def test_the_files_are_in_the_archive(sam_server: Server, jobs: httpx.Client) ->
         assert jobs.get(f"/v1/images/{item['image_id']}").status_code == 404
 
 
-@EMBEDDED_ONLY
 def test_a_zip(jobs: httpx.Client) -> None:
     """By their names; what systems put beside the images, and folders, are passed over."""
     entries = {
@@ -155,7 +154,6 @@ def test_a_zip(jobs: httpx.Client) -> None:
         assert items[3]["error"]["code"] == "bad_image"
 
 
-@EMBEDDED_ONLY
 def test_a_damaged_entry_fails_alone(jobs: httpx.Client) -> None:
     data = archived(
         {"a.png": coloured(0)[1], "b.png": toy_models.encoded(toy_models.noise(64, 64)), "c.png": coloured(2)[1]}
@@ -179,7 +177,6 @@ def test_a_damaged_entry_fails_alone(jobs: httpx.Client) -> None:
     assert "archive" in items[1]["error"]["message"]
 
 
-@EMBEDDED_ONLY
 def test_stored_images(jobs: httpx.Client) -> None:
     ids = [jobs.post("/v1/images", content=coloured(n)[1]).json()["id"] for n in range(3)]
     wanted = [ids[2], ids[0], ids[1], ids[0]]
@@ -201,7 +198,6 @@ def test_stored_images(jobs: httpx.Client) -> None:
     assert [jobs.delete(f"/v1/images/{image_id}").status_code for image_id in ids] == [204] * 3
 
 
-@EMBEDDED_ONLY
 def test_nothing_stored(sam_server: Server, jobs: httpx.Client) -> None:
     before, totals = blobs(sam_server.home), [get(jobs, f"/v1/{what}")["total"] for what in ("images", "predictions")]
     job_id = batch(jobs, [coloured(n) for n in range(5)], "segment", "areas", store="false")
@@ -216,7 +212,6 @@ def test_nothing_stored(sam_server: Server, jobs: httpx.Client) -> None:
     assert blobs(sam_server.home) == before
 
 
-@EMBEDDED_ONLY
 def test_a_bound_of_its_own(jobs: httpx.Client) -> None:
     """No more of them are in hand at once, whatever places there are."""
     images = [(f"{n}.png", toy_models.encoded(toy_models.noise(500 + n, 400))) for n in range(6)]
@@ -230,7 +225,6 @@ def test_a_bound_of_its_own(jobs: httpx.Client) -> None:
     assert max(seen) <= 2
 
 
-@EMBEDDED_ONLY
 def test_all_of_them_bad(jobs: httpx.Client) -> None:
     job = finished(jobs, batch(jobs, [("a.png", TEXT), ("b.png", TEXT)]), state="failed")
     assert job["error"]["code"] == "all_items_failed"
@@ -239,7 +233,6 @@ def test_all_of_them_bad(jobs: httpx.Client) -> None:
     assert [item["error"]["code"] for item in page["items"]] == ["bad_image"] * 2
 
 
-@EMBEDDED_ONLY
 def test_masks_and_cutouts_of_many(jobs: httpx.Client) -> None:
     images = [(f"{n}.png", toy_models.encoded(shapes(160 + 8 * n, 120))) for n in range(3)]
     point = [{"points": [[30, 30, 1]]}]

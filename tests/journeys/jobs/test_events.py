@@ -11,7 +11,7 @@ import httpx
 
 from tests import toy_models
 from tests.journeys.jobs.job_client import (
-    EMBEDDED_ONLY,
+    EVERY_TOPOLOGY,
     LONG,
     Event,
     batch,
@@ -36,6 +36,7 @@ def numbers(found: list[Event]) -> list[int]:
     return [event.number for event in found]
 
 
+@EVERY_TOPOLOGY
 def test_the_stream_of_a_batch(sam_server: Server, jobs: httpx.Client) -> None:
     images = [coloured(n) for n in range(40)]
     job_id = batch(jobs, [*images, ("x.png", b"no image")])
@@ -62,7 +63,6 @@ def test_the_stream_of_a_batch(sam_server: Server, jobs: httpx.Client) -> None:
         assert (answer.status_code, answer.content) == (204, b"")
 
 
-@EMBEDDED_ONLY
 def test_a_stream_that_breaks_off_is_gone_on_with(jobs: httpx.Client) -> None:
     """Half of it from one connection, half from the next; what came is neither told twice nor left out."""
     job_id = submit(jobs, "/v1/masks/auto", params=LONG, content=LARGE)
@@ -88,7 +88,6 @@ def test_a_stream_that_breaks_off_is_gone_on_with(jobs: httpx.Client) -> None:
     jobs.delete(f"/v1/jobs/{job_id}")
 
 
-@EMBEDDED_ONLY
 def test_events_come_as_they_happen(jobs: httpx.Client) -> None:
     """Three who listen hear the same, each within a second."""
     job_id = batch(jobs, [coloured(n) for n in range(3)], timeout_s=600)

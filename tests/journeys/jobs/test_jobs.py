@@ -12,7 +12,7 @@ import httpx
 from tests import toy_models
 from tests.journeys.jobs.inputs import IMAGE, LARGE, RED, ROUTES, TORN, UNKNOWN, files_of
 from tests.journeys.jobs.job_client import (
-    EMBEDDED_ONLY,
+    EVERY_TOPOLOGY,
     LONG,
     blobs,
     eventually,
@@ -26,6 +26,7 @@ from tests.journeys.jobs.job_client import (
 from tests.serving import Server
 
 
+@EVERY_TOPOLOGY
 def test_the_answer_is_that_of_the_request(jobs: httpx.Client) -> None:
     direct = {
         name: jobs.post(path, params=params, files={"file": ("s.png", IMAGE)})
@@ -81,7 +82,6 @@ def test_a_stored_image_and_nothing_stored(jobs: httpx.Client) -> None:
     assert plain(answer) == plain(jobs.post("/v1/segment?model=areas&store=false", content=photo).json())
 
 
-@EMBEDDED_ONLY
 def test_what_is_not_stored_leaves_no_row(sam_server: Server, jobs: httpx.Client) -> None:
     photo = toy_models.encoded(toy_models.solid((3, 4, 250), 31, 30))
     images, predictions = (get(jobs, f"/v1/{what}")["total"] for what in ("images", "predictions"))
@@ -116,7 +116,7 @@ def test_jobs_are_listed_newest_first(jobs: httpx.Client) -> None:
     assert jobs.get("/v1/jobs?kind=train").status_code == 400
 
 
-@EMBEDDED_ONLY
+@EVERY_TOPOLOGY
 def test_a_job_that_fails_says_why_and_can_be_tried_again(jobs: httpx.Client) -> None:
     direct = refusal(jobs.post("/v1/classify?model=colours", content=TORN), 400)
     job_id = submit(jobs, "/v1/classify?model=colours", content=TORN)
@@ -136,7 +136,6 @@ def test_a_job_that_fails_says_why_and_can_be_tried_again(jobs: httpx.Client) ->
     assert refusal(jobs.post(f"/v1/jobs/{good}/cancel"), 409)[0] == "conflict"
 
 
-@EMBEDDED_ONLY
 def test_a_running_job(sam_server: Server, jobs: httpx.Client) -> None:
     """It says how far it is, cannot be removed, is cancelled at once, and goes on when it is asked to."""
     job_id = submit(jobs, "/v1/masks/auto", params=LONG, content=LARGE)
@@ -167,7 +166,6 @@ def test_a_running_job(sam_server: Server, jobs: httpx.Client) -> None:
     assert len(before - blobs(sam_server.home)) == 1
 
 
-@EMBEDDED_ONLY
 def test_a_removed_job_is_gone_with_all_that_it_made(sam_server: Server, jobs: httpx.Client) -> None:
     before = blobs(sam_server.home)
     job_id = submit(jobs, "/v1/segment?model=areas", content=IMAGE)
@@ -200,7 +198,6 @@ def test_unknown_jobs(waiting: httpx.Client) -> None:
         assert codes == {"not_found"}
 
 
-@EMBEDDED_ONLY
 def test_nothing_is_seen_of_others(sam_server: Server, jobs: httpx.Client) -> None:
     job_id = submit(jobs, "/v1/classify?model=colours", content=RED, headers={"Idempotency-Key": "whose"})
     finished(jobs, job_id)
@@ -232,7 +229,6 @@ def test_a_queued_job(toy_server: Server, waiting: httpx.Client) -> None:
     assert blobs(toy_server.home) == before
 
 
-@EMBEDDED_ONLY
 def test_an_answer_that_was_removed_since(jobs: httpx.Client) -> None:
     job_id = submit(jobs, "/v1/classify?model=colours", content=RED)
     finished(jobs, job_id)

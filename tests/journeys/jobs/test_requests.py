@@ -21,7 +21,7 @@ from tests import toy_models
 from tests.journeys.jobs.inputs import LARGE, RED, ROUTES, TORN, UNKNOWN
 from tests.journeys.jobs.job_client import (
     ASYNC,
-    EMBEDDED_ONLY,
+    EVERY_TOPOLOGY,
     LONG,
     SECRET,
     batch,
@@ -141,7 +141,7 @@ def told(client: httpx.Client, job_id: str, state: str) -> dict[str, Any]:
     return eventually(look, f"webhook {state}")
 
 
-@EMBEDDED_ONLY
+@EVERY_TOPOLOGY
 def test_a_webhook(jobs: httpx.Client) -> None:
     with listening(503) as (url, heard):
         query = {"model": "colours", "webhook": url}
@@ -180,7 +180,7 @@ def test_a_webhook(jobs: httpx.Client) -> None:
     assert last["data"]["error"]["code"] == "bad_image"
 
 
-@EMBEDDED_ONLY
+@EVERY_TOPOLOGY
 def test_a_job_has_its_time(jobs: httpx.Client) -> None:
     """What is begun when the time is up may end; the rest is never begun."""
     images = [(f"{n}.png", LARGE) for n in range(6)]

@@ -16,7 +16,7 @@ from services.open_inference.http_codec import MAX_JSON_VALUES
 from services.open_inference.parameters import MAX_INPUTS, MAX_OUTPUTS, MAX_PARAMETERS
 from services.open_inference.tensors import MAX_BYTES
 from tests import toy_models
-from tests.journeys.jobs.job_client import EMBEDDED_ONLY, get
+from tests.journeys.jobs.job_client import get
 from tests.journeys.open_inference.client_processes import EACH_CLIENT, Client, files, softmax, tensor
 from tests.journeys.sam.mask_answers import counted
 from tests.serving import Server
@@ -29,8 +29,8 @@ COLOURS = {"red": (250, 10, 20), "green": (20, 240, 30), "blue": (10, 30, 230), 
 
 
 def each(test: Callable[..., None]) -> Callable[..., None]:
-    """EACH_CLIENT, in one topology: the same code answers in the others."""
-    for mark in (EMBEDDED_ONLY, *reversed(EACH_CLIENT)):
+    """EACH_CLIENT, for single tests."""
+    for mark in reversed(EACH_CLIENT):
         test = mark(test)
     return test
 
@@ -73,7 +73,6 @@ def test_images_of_different_size_make_no_class_map(oip: Client, sam_server: Ser
         assert stored(client) == before
 
 
-@EMBEDDED_ONLY
 def test_more_values_than_are_written_as_json(oip_server: Server) -> None:
     """Found when all is computed and recorded."""
     width, height = 2100, 2000
@@ -133,7 +132,6 @@ def test_ids_of_a_batch(oip: Client, sam_server: Server) -> None:
 
 @pytest.mark.usefixtures("sam_server")
 @pytest.mark.parametrize("oip", ["http", "grpc"], indirect=True)
-@EMBEDDED_ONLY
 def test_a_deadline_is_that_of_the_whole_batch(oip: Client, sam_server: Server) -> None:
     """Each image would be in time for itself, counted from when its turn comes."""
     slow = toy_models.encoded(toy_models.solid((7, 99, 7), 1200, 1200))  # to decode

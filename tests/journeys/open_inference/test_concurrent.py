@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tests import toy_models
+from tests.journeys.jobs.job_client import EVERY_TOPOLOGY
 from tests.journeys.open_inference.client_processes import areas, softmax
 from tests.serving import Server
 
@@ -102,6 +103,7 @@ async def everyone(server: Server, schedule: list[tuple[str, list[Request]]]) ->
 
 
 # Without shrinking: a race is seldom lost the same way again.
+@EVERY_TOPOLOGY
 @settings(
     max_examples=25, phases=[Phase.explicit, Phase.reuse, Phase.generate], suppress_health_check=list(HealthCheck)
 )
@@ -113,6 +115,7 @@ def test_everyone_gets_his_own_answer(oip_server: Server, schedule: list[tuple[s
         assert request.answered(answer), request
 
 
+@EVERY_TOPOLOGY
 @pytest.mark.parametrize("form", ["BYTES", "UINT8", "FP32"])
 def test_the_check_sees_an_answer_of_another(oip_server: Server, form: Form) -> None:
     """What the property above goes by: two images that differ in one half are told apart."""

@@ -17,7 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from tests import toy_models
-from tests.journeys.jobs.job_client import EMBEDDED_ONLY
+from tests.journeys.jobs.job_client import EVERY_TOPOLOGY
 from tests.journeys.open_inference.client_processes import Client, areas, files, softmax
 from tests.journeys.process_memory import rss_mb, with_peak
 from tests.journeys.sam.mask_answers import counted
@@ -96,7 +96,6 @@ def test_typed_contents(reflected: Reflected) -> None:
         assert probs(answer).shape == expected.shape and np.abs(probs(answer) - expected).max() < 1e-5
 
 
-@EMBEDDED_ONLY
 def test_typed_prompts(reflected: Reflected) -> None:
     photo = shapes(160, 120)
     red = boxes_of(160, 120)[0]
@@ -121,7 +120,6 @@ def test_typed_prompts(reflected: Reflected) -> None:
         assert np.array_equal(masks[0, 0][clear], one.mask[clear])
 
 
-@EMBEDDED_ONLY
 def test_what_is_refused(reflected: Reflected) -> None:
     own = {"model_name": "oip_colours"}
     typed = image("BYTES", [1], "bytes_contents", [PNG])
@@ -158,7 +156,6 @@ def test_reflection_and_health(reflected: Reflected) -> None:
     assert told["inputs"] == [{"name": "image", "datatype": "BYTES", "shape": ["-1"]}]
 
 
-@EMBEDDED_ONLY
 def test_large_messages(reflected: Reflected, oip_server: Server) -> None:
     """64 MiB of tensors go through; more does not, nor what unpacks to more, and neither fills the memory."""
     (pid,) = oip_server.worker_pids()
@@ -186,7 +183,6 @@ ENCODED = {
 }
 
 
-@EMBEDDED_ONLY
 def test_a_deadline_of_the_call(reflected: Reflected) -> None:
     slow = {
         "inputs": [image("BYTES", [1], "bytes_contents", [toy_models.encoded(toy_models.noise(900, 700, seed=92))])]
@@ -216,12 +212,12 @@ def leaves(oip: Client, server: Server, seed: int) -> None:
         assert stopped - before < 5000
 
 
+@EVERY_TOPOLOGY
 @pytest.mark.parametrize("oip", ["grpc"], indirect=True)
 def test_a_caller_who_leaves(sam_server: Server, oip: Client) -> None:
     leaves(oip, sam_server, 1)
 
 
 @pytest.mark.parametrize("oip", ["grpc_aio", "http_aio"], indirect=True)
-@EMBEDDED_ONLY
 def test_a_task_that_is_cancelled(sam_server: Server, oip: Client) -> None:
     leaves(oip, sam_server, 2)

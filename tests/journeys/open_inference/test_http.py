@@ -16,7 +16,7 @@ import pytest
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
 from tests import toy_models
-from tests.journeys.jobs.job_client import EMBEDDED_ONLY
+from tests.journeys.jobs.job_client import EVERY_TOPOLOGY
 from tests.journeys.open_inference.client_processes import Client, areas, files, softmax, tensor
 from tests.journeys.process_memory import rss_mb, with_peak
 from tests.serving import Server
@@ -54,8 +54,8 @@ def refusal(answer: httpx.Response, status: int) -> str:
     return str(body["error"])
 
 
+@EVERY_TOPOLOGY
 @OVER_HTTP
-@EMBEDDED_ONLY
 def test_json_and_binary_mixed(oip: Client, sam_server: Server) -> None:
     """Each input and each output is the one or the other, as the client says."""
     both = oip.infer("oip_colours", tensor("image", "UINT8", PIXELS[None], binary=False))
@@ -72,7 +72,6 @@ def test_json_and_binary_mixed(oip: Client, sam_server: Server) -> None:
     assert mixed.tensors["iou_predictions"] == pytest.approx(whole.tensors["iou_predictions"], abs=1e-6)
 
 
-@EMBEDDED_ONLY
 def test_plain_json(oip_server: Server) -> None:
     """What a person writes by hand: nested or flat data, answered as JSON; half floats go as binary data alone."""
     with oip_server.client() as client:
@@ -107,7 +106,6 @@ def test_one_line_of_curl(oip_server: Server) -> None:
         assert kept.content == JPEG
 
 
-@EMBEDDED_ONLY
 def test_compressed_answers(oip_server: Server) -> None:
     large = {"inputs": [image(PIXELS[None])], "parameters": {"binary_data_output": True}}
     path = "/v2/models/areas/infer"
@@ -124,7 +122,6 @@ def test_compressed_answers(oip_server: Server) -> None:
             assert np.array_equal(got, areas(PIXELS)[None])
 
 
-@EMBEDDED_ONLY
 def test_bodies_that_are_too_large(oip_server: Server) -> None:
     """Refused before they fill the memory: what is announced, what comes in pieces, what unpacks to it."""
     (pid,) = oip_server.worker_pids()
@@ -151,7 +148,6 @@ def test_bodies_that_are_too_large(oip_server: Server) -> None:
         assert np.abs(probs(client.post(INFER, content=gzip.compress(PNG), headers=packed)) - PROBS).max() < 1e-5
 
 
-@EMBEDDED_ONLY
 def test_an_answer_that_is_too_large(oip_server: Server) -> None:
     box = {"name": "boxes", "datatype": "FP32", "shape": [6, 4], "data": [0, 0, 900, 900] * 6}
     photo = base64.b64encode(toy_models.encoded(shapes(2200, 1700))).decode()
@@ -162,7 +158,7 @@ def test_an_answer_that_is_too_large(oip_server: Server) -> None:
         assert "POST /v1/masks" in refusal(client.post("/v2/models/sam_toy/infer", json=requested), 413)
 
 
-@EMBEDDED_ONLY
+@EVERY_TOPOLOGY
 def test_errors_in_the_protocols_own_shape(oip_server: Server) -> None:
     with oip_server.client() as client:
         for method, path, status in [
@@ -191,7 +187,6 @@ def test_errors_in_the_protocols_own_shape(oip_server: Server) -> None:
             assert "length of the JSON" in refusal(client.post(INFER, content=b"{}", headers={LENGTH: length}), 400)
 
 
-@EMBEDDED_ONLY
 def test_answers_are_as_openapi_says(oip_server: Server) -> None:
     with oip_server.client() as client:
         openapi = client.get("/openapi.json").json()

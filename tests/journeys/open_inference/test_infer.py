@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco
 
 from tests import toy_models
-from tests.journeys.jobs.job_client import EMBEDDED_ONLY
+from tests.journeys.jobs.job_client import EVERY_TOPOLOGY
 from tests.journeys.open_inference.client_processes import EACH_CLIENT, Client, areas, files, softmax, tensor
 from tests.serving import Server
 from tests.toy_sam import boxes_of, expected_masks, middle, shapes
@@ -42,6 +42,7 @@ def decoded(masks: list[dict[str, Any]]) -> NDArray[np.bool_]:
 # ---- in every topology ----
 
 
+@EVERY_TOPOLOGY
 def test_encoded_images(oip: Client, sam_server: Server) -> None:
     one = oip.infer("oip_colours", files(PNGS[0]), request_id="mine-7")
     assert (one.model, one.version, one.id) == ("oip_colours", "2", "mine-7")
@@ -71,6 +72,7 @@ def test_pixels_and_the_prepared_tensor(oip: Client) -> None:
         assert near(oip.infer("oip_colours", given).tensors["probs"], expected)
 
 
+@EVERY_TOPOLOGY
 def test_class_maps(oip: Client) -> None:
     assert np.array_equal(
         oip.infer("areas", files(*PNGS), parameters=KEPT).tensors["class_map"], areas(np.stack(PIXELS))
@@ -81,6 +83,7 @@ def test_class_maps(oip: Client) -> None:
     assert np.array_equal(said.tensors["class_map"], [toy_models.cell_logits(np.asarray(image)) >= 0])
 
 
+@EVERY_TOPOLOGY
 def test_prompts_as_tensors(oip: Client, sam_server: Server) -> None:
     """Two prompts of different lengths and the image: three inputs, two outputs."""
     data = toy_models.encoded(SHAPES)
@@ -112,7 +115,6 @@ def test_prompts_as_tensors(oip: Client, sam_server: Server) -> None:
 # ---- once: the rest is the same code in every topology ----
 
 
-@EMBEDDED_ONLY
 def test_the_other_outputs_by_name(oip: Client) -> None:
     image = toy_models.noise(90, 70, seed=75)
     outputs = [{"name": "probability"}, {"name": "class_map"}]
@@ -150,7 +152,6 @@ def test_the_other_outputs_by_name(oip: Client) -> None:
     assert refined.tensors["iou_predictions"] == pytest.approx(one.predicted_iou, abs=1e-4)
 
 
-@EMBEDDED_ONLY
 def test_prompts_as_a_parameter(oip: Client, sam_server: Server) -> None:
     data = files(toy_models.encoded(SHAPES))
     with sam_server.client() as client:
@@ -168,7 +169,6 @@ def test_prompts_as_a_parameter(oip: Client, sam_server: Server) -> None:
                                      parameters={"prompts": "[]"})[1]  # fmt: skip
 
 
-@EMBEDDED_ONLY
 def test_classification(oip: Client) -> None:
     outputs = [{"name": "probs", "class_count": 3}]
     for given, rows, lead in [
@@ -193,7 +193,6 @@ def test_classification(oip: Client) -> None:
     assert code == oip.code(501, "UNIMPLEMENTED") and "class_map" in message
 
 
-@EMBEDDED_ONLY
 def test_half_floats(oip: Client) -> None:
     half = PREPARED.astype(np.float16)
     answer = oip.infer("oip_colours", tensor("image", "FP16", half))

@@ -11,7 +11,7 @@ import numpy as np
 from ekiben import __version__
 from services.open_inference.metadata import EXTENSIONS
 from tests import toy_models
-from tests.journeys.jobs.job_client import EMBEDDED_ONLY
+from tests.journeys.jobs.job_client import EVERY_TOPOLOGY
 from tests.journeys.open_inference.client_processes import EACH_CLIENT, Client, files, softmax
 from tests.serving import Server
 
@@ -23,6 +23,7 @@ DATA = toy_models.encoded(toy_models.noise(32, 32, seed=71))
 KEPT = {"store": False}
 
 
+@EVERY_TOPOLOGY
 def test_health(oip: Client) -> None:
     assert oip.request("is_server_live") is True
     assert oip.request("is_server_ready") is True
@@ -32,7 +33,6 @@ def test_health(oip: Client) -> None:
     assert oip.request("is_model_ready", model_name="nobody") is False
 
 
-@EMBEDDED_ONLY
 def test_the_server(oip: Client) -> None:
     told = oip.request("get_server_metadata")
     assert told == {"name": "ekiben", "version": __version__, "extensions": list(EXTENSIONS)}
@@ -47,7 +47,7 @@ MODELS: list[tuple[str, list[str], list[tuple[str, str, list[int]]]]] = [
 ]
 
 
-@EMBEDDED_ONLY
+@EVERY_TOPOLOGY
 def test_models(oip: Client) -> None:
     def rows(given: list[dict[str, Any]], type: str, shape: str) -> list[tuple[str, str, list[int]]]:
         return [(one["name"], one[type].removeprefix("TYPE_"), [int(n) for n in one[shape]]) for one in given]
@@ -67,7 +67,6 @@ def test_models(oip: Client) -> None:
         assert rows(config["output"], "data_type", "dims") == outputs
 
 
-@EMBEDDED_ONLY
 def test_what_is_not_there(oip: Client) -> None:
     for call in ("get_model_metadata", "get_model_config", "get_inference_statistics", "load_model", "unload_model"):
         code, message = oip.refused(call, model_name="nobody")
@@ -82,7 +81,7 @@ def test_what_is_not_there(oip: Client) -> None:
         assert "latest" in message
 
 
-@EMBEDDED_ONLY
+@EVERY_TOPOLOGY
 def test_the_repository(oip: Client) -> None:
     rows = oip.request("get_model_repository_index")
     rows = rows if oip.http else rows["models"]
@@ -92,6 +91,7 @@ def test_the_repository(oip: Client) -> None:
     assert len(found) == len(rows)
 
 
+@EVERY_TOPOLOGY
 def test_unload_and_load(oip: Client) -> None:
     def state() -> str:
         rows = oip.request("get_model_repository_index")
@@ -113,7 +113,6 @@ def test_unload_and_load(oip: Client) -> None:
     assert np.abs(said.tensors["probs"] - softmax([IMAGE])).max() < 1e-5
 
 
-@EMBEDDED_ONLY
 def test_nothing_is_loaded_but_what_was_imported(oip: Client) -> None:
     for given in ({"config": "{}"}, {"config": "{}", "files": {"file:1/model.onnx": "b25ueA=="}}):
         code, message = oip.refused("load_model", model_name="oip_mine", **given)
@@ -141,6 +140,7 @@ def numbers(oip: Client, model: str, version: str = "") -> dict[str, Any]:
     return {**filled, **{name: whole(filled[name]) for name in counted}}
 
 
+@EVERY_TOPOLOGY
 def test_statistics(oip: Client) -> None:
     """Of five images in three requests, and one that failed."""
     before, other = numbers(oip, "oip_colours", "1"), numbers(oip, "oip_colours", "2")
@@ -173,7 +173,7 @@ def test_statistics(oip: Client) -> None:
     assert failed["success"] == now["success"]
 
 
-@EMBEDDED_ONLY
+@EVERY_TOPOLOGY
 def test_statistics_of_all(oip: Client, sam_server: Server) -> None:
     rows = oip.request("get_inference_statistics")["model_stats"]
     keys = [(one["name"], one["version"]) for one in rows]
@@ -193,7 +193,6 @@ def test_statistics_of_all(oip: Client, sam_server: Server) -> None:
     assert numbers(oip, "oip_colours", "1")["inference_count"] == float(line.group(1))
 
 
-@EMBEDDED_ONLY
 def test_what_is_not_offered(oip: Client) -> None:
     calls: list[tuple[str, dict[str, Any]]] = [
         ("get_system_shared_memory_status", {}),

@@ -1,4 +1,4 @@
-"""The ten lines of the documentation, run by a newcomer beside a server in every topology."""
+"""The ten lines of the documentation, run by a newcomer beside a server."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from tests.serving import ROOT, Server
 PAGE = ROOT / "docs" / "reference" / "open-inference-protocol.md"
 
 
+@pytest.mark.parametrize("topology_server", ["embedded"], indirect=True)
 def test_the_ten_lines(topology_server: Server, shared_data: Path, tmp_path: Path) -> None:
     """As they stand, but for the address and the model's name: a photo of a cat and its five best classes."""
     found = re.search(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)

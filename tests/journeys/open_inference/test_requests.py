@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from tests import toy_models
-from tests.journeys.jobs.job_client import EMBEDDED_ONLY
 from tests.journeys.open_inference.client_processes import (
     EACH_CLIENT,
     Client,
@@ -34,7 +33,6 @@ def near(given: Any, expected: Any) -> bool:
     return given.shape == expected.shape and bool(np.abs(given - expected).max() < 1e-5)
 
 
-@EMBEDDED_ONLY
 def test_versions(oip: Client) -> None:
     for version in ("1", "2"):
         assert oip.infer("oip_colours", files(PNGS[0]), model_version=version, parameters=KEPT).version == version
@@ -42,7 +40,6 @@ def test_versions(oip: Client) -> None:
     assert code == oip.code(404, "NOT_FOUND") and "3" in message
 
 
-@EMBEDDED_ONLY
 def test_what_is_refused(oip: Client) -> None:
     """Each with the reason, as the caller's own mistake."""
     image = files(PNGS[0])
@@ -75,7 +72,6 @@ def test_what_is_refused(oip: Client) -> None:
     assert near(oip.infer("oip_colours", image, parameters=KEPT).tensors["probs"], PROBS[:1])  # as ever
 
 
-@EMBEDDED_ONLY
 def test_a_deadline(oip: Client) -> None:
     """``timeout`` is in microseconds."""
     slow = toy_models.encoded(toy_models.noise(900, 700, seed=76))
@@ -87,7 +83,6 @@ def test_a_deadline(oip: Client) -> None:
     assert near(in_time.tensors["probs"], PROBS[:1])
 
 
-@EMBEDDED_ONLY
 def test_compression(oip: Client) -> None:
     tall = tensor("image", "UINT8", np.stack(PIXELS * 20))
     for way in ("gzip", "deflate"):
@@ -100,7 +95,6 @@ def test_compression(oip: Client) -> None:
         assert np.array_equal(map_, np.tile(areas(np.stack(PIXELS)), (20, 1, 1)))
 
 
-@EMBEDDED_ONLY
 def test_without_waiting(oip: Client) -> None:
     """async_infer of those clients that have it; a stream over gRPC, whose errors end it not."""
     if not oip.kind.endswith("aio"):

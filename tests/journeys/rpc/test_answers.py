@@ -16,7 +16,7 @@ from PIL import Image
 
 from ekiben.v1 import ekiben_pb2 as pb
 from tests import toy_models
-from tests.journeys.jobs.job_client import EMBEDDED_ONLY, all_items, events, eventually, finished, get, plain, submit
+from tests.journeys.jobs.job_client import EVERY_TOPOLOGY, all_items, events, eventually, finished, get, plain, submit
 from tests.journeys.rpc.grpc_calls import Stubs, as_json, connected, image, prompts, refused
 from tests.journeys.sam.mask_answers import DATA, PROMPTS
 from tests.serving import Server
@@ -46,6 +46,7 @@ def artifact(rpc: Stubs, url: str) -> tuple[str, int, bytes]:
     return chunks[0].mime_type, chunks[0].bytes, b"".join(chunk.data for chunk in chunks)
 
 
+@EVERY_TOPOLOGY
 @pytest.mark.parametrize("more", [{}, {"top_k": 2}, {"version": 1, "store": False}], ids=str)
 def test_classify(rpc: Stubs, client: httpx.Client, more: dict[str, Any]) -> None:
     over_http = post(client, "/v1/classify", NOISE, model="colours", **more)
@@ -70,6 +71,7 @@ def test_a_stored_image_and_its_name(rpc: Stubs, client: httpx.Client) -> None:
     assert again.image == given.image
 
 
+@EVERY_TOPOLOGY
 @pytest.mark.parametrize("store", [True, False])
 @pytest.mark.parametrize("render", [None, "mask", "color", "overlay"])
 def test_segment(rpc: Stubs, client: httpx.Client, render: str | None, store: bool) -> None:
@@ -91,6 +93,7 @@ def test_segment(rpc: Stubs, client: httpx.Client, render: str | None, store: bo
         assert artifact(rpc, given.artifacts[render])[2] == given.rendered
 
 
+@EVERY_TOPOLOGY
 @pytest.mark.parametrize("format", ["rle", "coco", "polygons", "geojson", "png"])
 def test_prompted_masks(rpc: Stubs, client: httpx.Client, format: str) -> None:
     requested = {**SAM, "format": format}
@@ -161,6 +164,7 @@ def test_cutouts(rpc: Stubs, client: httpx.Client, more: dict[str, Any]) -> None
     assert np.asarray(Image.open(io.BytesIO(files[0]))).shape[2] == 4
 
 
+@EVERY_TOPOLOGY
 def test_a_job(rpc: Stubs, client: httpx.Client) -> None:
     """Submitted over gRPC: it is the same job over HTTP, and gives what one submitted over HTTP gives."""
     requested = pb.ClassifyRequest(image=image(NOISE, "noise.png"), model="colours", top_k=2)
@@ -199,7 +203,6 @@ def test_a_job(rpc: Stubs, client: httpx.Client) -> None:
     assert without(plain(item), TIMES) == without(plain(all_items(client, other)[0]), TIMES)
 
 
-@EMBEDDED_ONLY
 def test_jobs_of_every_operation(rpc: Stubs, client: httpx.Client) -> None:
     whole: dict[str, Any] = {"model": "sam_toy", "store": False}
     stored = rpc.vision.Classify(pb.ClassifyRequest(image=image(NOISE), model="colours")).image.id
@@ -254,7 +257,6 @@ def test_a_job_that_fails(rpc: Stubs, client: httpx.Client) -> None:
     )
 
 
-@EMBEDDED_ONLY
 def test_models(rpc: Stubs, client: httpx.Client) -> None:
     def same() -> bool:  # the processes report what they hold once a second
         over_http = get(client, "/v1/models")["items"]

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from tests import toy_models
+from tests.journeys.jobs.job_client import EVERY_TOPOLOGY
 from tests.journeys.sam.auto_reference import reference_masks
 from tests.journeys.sam.mask_answers import counted, image_at, message, pixels, request
 from tests.serving import Server, serving
@@ -103,6 +104,7 @@ def test_small_regions_go() -> None:
     assert len({tuple(mask["crop_box"]) for mask in truth(3)}) > 1
 
 
+@EVERY_TOPOLOGY
 def test_an_answer_is_remembered_whole(client: httpx.Client) -> None:
     image = shapes(480, 360)
     before = counted(client)
@@ -174,6 +176,7 @@ LONG = {
 """Ten thousand points of which every mask is made: some ten seconds."""
 
 
+@EVERY_TOPOLOGY
 def test_a_caller_who_leaves_ends_them(sam_server: Server, client: httpx.Client) -> None:
     data = toy_models.encoded(shapes(900, 700))
     before = counted(client)["prompts"]

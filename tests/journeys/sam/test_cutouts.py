@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from tests import toy_models
+from tests.journeys.jobs.job_client import EVERY_TOPOLOGY
 from tests.journeys.sam.mask_answers import check_mask, image_at, message, pixels, request
 from tests.serving import Server
 from tests.toy_sam import boxes_of, expected_masks, middle, shapes
@@ -72,6 +73,7 @@ def check(given: dict[str, Any], cut: Image.Image, mask: np.ndarray, box: tuple[
     assert (levels[~inside, :3] == 0).all()  # what was cut away is not in the file
 
 
+@EVERY_TOPOLOGY
 @pytest.mark.parametrize("padding", [0, 25])
 def test_cut_by_prompts(client: httpx.Client, padding: int) -> None:
     params = {"padding_px": padding} if padding else {}

@@ -7,15 +7,18 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
+import pytest
 from PIL import Image
 
 from tests import toy_models
+from tests.journeys.jobs.job_client import EVERY_TOPOLOGY
 from tests.journeys.sam.mask_answers import check_results, counted, since
 from tests.journeys.sam.mask_answers import request as post_masks
-from tests.serving import Server
+from tests.serving import TOPOLOGIES, Server
 from tests.toy_sam import boxes_of, middle, shapes
 
 
+@EVERY_TOPOLOGY
 def test_an_embedding_is_made_once(client: httpx.Client) -> None:
     image = shapes(501, 333)
     jpeg = toy_models.encoded(image, "JPEG", quality=90)
@@ -55,7 +58,10 @@ def test_an_embedding_is_made_once(client: httpx.Client) -> None:
     assert since(before, client)["encoder"] == 1
 
 
-def test_ten_prompts_at_once_encode_once(sam_server: Server, client: httpx.Client, request: Any) -> None:
+@pytest.mark.parametrize(
+    ("sam_server", "topology"), [(name, name) for name in TOPOLOGIES], ids=list(TOPOLOGIES), indirect=["sam_server"]
+)
+def test_ten_prompts_at_once_encode_once(sam_server: Server, client: httpx.Client, topology: str) -> None:
     image = shapes(412, 618)
     data, box = toy_models.encoded(image), boxes_of(412, 618)[2]
     prompts = [{"points": [[box[0] + 10 + 9 * n, box[1] + 20 + 8 * n, 1]]} for n in range(10)]
@@ -70,7 +76,7 @@ def test_ten_prompts_at_once_encode_once(sam_server: Server, client: httpx.Clien
     for answer, prompt in zip(answers, prompts, strict=True):
         check_results(answer["results"], [prompt], image=image)
     after = since(before, client)
-    gateways = 2 if request.node.callspec.params["sam_server"] == "two gateways" else 1
+    gateways = 2 if topology == "two gateways" else 1
     assert 1 <= after["encoder"] <= gateways
     assert after["decoded"] <= gateways
     assert after["prompts"] == 10

@@ -17,6 +17,7 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from tests import toy_models
+from tests.journeys.jobs.job_client import EVERY_TOPOLOGY
 from tests.journeys.sam.mask_answers import (
     DATA,
     PROMPTS,
@@ -31,6 +32,7 @@ from tests.serving import Server
 from tests.toy_sam import boxes_of, middle, shapes
 
 
+@EVERY_TOPOLOGY
 def test_points_and_boxes(client: httpx.Client) -> None:
     form = {"prompts": json.dumps(PROMPTS), "model": "sam_toy"}
     answer = client.post("/v1/masks", files={"file": ("shapes.png", DATA)}, data=form)
@@ -134,6 +136,7 @@ def test_sizes(client: httpx.Client, size: tuple[int, int]) -> None:
     check_results(body["results"], prompts, image=image)
 
 
+@EVERY_TOPOLOGY
 def test_the_bento_endpoint(sam_server: Server, client: httpx.Client, tmp_path: Path) -> None:
     path = tmp_path / "shapes.png"
     path.write_bytes(DATA)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,14 +16,10 @@ from PIL import Image
 torch = pytest.importorskip("torch")
 pytest.importorskip("cv2")  # the package's small regions need it
 
-from export.sam import random_weights  # noqa: E402
-from export.sam.artifact import write_artifact  # noqa: E402
-from export.sam.recipe import SamRecipe, random_sam  # noqa: E402
+from export.sam.recipe import random_sam  # noqa: E402
 from export.sam.reference_package import Sam  # noqa: E402
-from export.zoo import ZOO  # noqa: E402
-from models.artifact import Weights  # noqa: E402
 from tests.conftest import publish  # noqa: E402
-from tests.export import sam_narrow  # noqa: E402
+from tests.export.narrow_export import narrow_export  # noqa: E402
 from tests.journeys.process_memory import MB, many_images, metrics, pss_mb, rss_mb, with_peak  # noqa: E402
 from tests.journeys.sam.comparison import MODEL, compare_automatic, compare_prompts, forms, jpeg  # noqa: E402
 from tests.journeys.sam.mask_answers import request  # noqa: E402
@@ -46,30 +41,24 @@ class Served:
 
 
 @contextmanager
-def served(sam: Sam, architecture: str, folder: Path) -> Iterator[Served]:
-    row = dataclasses.replace(ZOO["sam_vit_b"], architecture=architecture)
-    write_artifact(SamRecipe(row, sam, Weights(kind="random", detail="seed 0")), folder / "artifact")
-    publish(folder / "var", MODEL, folder / "artifact")
+def served(sam: Sam, artifact: Path, folder: Path) -> Iterator[Served]:
+    publish(folder / "var", MODEL, artifact)
     with serving(folder / "var", EKIBEN_TIMEOUT_S="300", EKIBEN_AUTO_TIMEOUT_S="600") as server:
-        yield Served(sam, folder / "artifact", server)
+        yield Served(sam, artifact, server)
 
 
 @pytest.fixture(scope="module")
 def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """The real decoder behind a small encoder."""
-    torch.manual_seed(0)
-    sam = sam_narrow.build().eval()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(random_weights, "_GRID", 3)  # a quarter of the prompts, of the time too
-        random_weights.calibrate(sam)
-    with served(sam, "narrow", tmp_path_factory.mktemp("narrow")) as running:
+    export = narrow_export(tmp_path_factory)
+    with served(export.network, export.artifact, tmp_path_factory.mktemp("narrow")) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
-def vit_b(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def vit_b(vit_b_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """The published architecture with the random weights that the export gives it."""
-    with served(random_sam("vit_b", 0), "vit_b", tmp_path_factory.mktemp("vit_b")) as running:
+    with served(random_sam("vit_b", 0), vit_b_artifact, tmp_path_factory.mktemp("vit_b")) as running:
         yield running
 
 

@@ -9,11 +9,13 @@ import httpx
 import pytest
 
 from tests import toy_models, toy_sam
+from tests.journeys.jobs.job_client import EVERY_TOPOLOGY
 from tests.journeys.sam.mask_answers import DATA, IMAGE, INNER, PROMPTS, check_mask, expected, message, request
 from tests.serving import serving
 from tests.toy_sam import logits_of, shapes, tokens_of
 
 
+@EVERY_TOPOLOGY
 def test_a_mask_is_refined(client: httpx.Client) -> None:
     first = request(client, "/v1/masks", PROMPTS[:2], content=DATA)
     prompts = [

@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.journeys.jobs.job_client import EVERY_TOPOLOGY
 from tests.journeys.sam.mask_answers import DATA, PROMPTS, counted, message, request, since
 
 
@@ -46,6 +47,7 @@ def test_a_wrong_prompt_is_named(client: httpx.Client, prompt: Any) -> None:
     assert "prompt 1" in message(client, "/v1/masks", [PROMPTS[0], prompt], content=DATA)
 
 
+@EVERY_TOPOLOGY
 def test_a_wrong_prompt_spoils_the_others(client: httpx.Client) -> None:
     before = counted(client)
     for path in ("/v1/masks", "/v1/cutouts"):
