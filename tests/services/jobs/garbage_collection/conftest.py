@@ -21,7 +21,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.setattr(engine, "give_back", lambda: None)
+    monkeypatch.setattr(engine, "reclaim_memory", lambda: None)
     monkeypatch.setattr(os, "fsync", lambda handle: None)
 
     def run(main: Callable[[AtWork], Awaitable[None]]) -> None:
