@@ -1,1 +1,1 @@
-"""The doors and the processes: HTTP, the runner, the gateway. A door translates; it decides nothing."""
+"""The processes and the transports. A transport translates; it decides nothing."""

@@ -32,7 +32,7 @@ from services.model_registry.repository import ModelRepository
 from services.open_inference.inference import OpenInference
 from services.open_inference.management import ProtocolManagement
 from services.processes.health_checks import HealthChecks
-from services.runners.interface import Runner
+from services.runners.interface import ModelRunner
 from services.runners.remote import RemoteRunner
 from services.trainings.service import TrainingService
 
@@ -53,7 +53,7 @@ class AppState:
     records: Records
     recorder: Recorder
     index: ModelIndex
-    runner: Runner
+    runner: ModelRunner
     inference: InferenceCore
     models: ModelRepository
     open_inference: OpenInference
@@ -91,7 +91,7 @@ class AppState:
             from services.runners.local import LocalRunner
 
             local = LocalRunner(settings, index.locate, break_off=for_jobs)
-        runner: Runner = local if local is not None else RemoteRunner(settings.runner_url)
+        runner: ModelRunner = local if local is not None else RemoteRunner(settings.runner_url)
         reconciler = ModelReconciler(index, local, settings.preloaded, eager=not for_jobs)
         await reconciler.start()
         inference = InferenceCore(

@@ -30,7 +30,7 @@ OUTSIDE = -20.0
 
 
 def features(first: str, channels: int, prefix: str = "") -> list[onnx.ValueInfoProto]:
-    """What the decoder takes of an image. Shapes that all differ: whoever mixes them up is refused."""
+    """What the decoder takes of an image. Shapes that all differ: the one that mixes them up is refused."""
     cells = GRID * GRID
     return [
         value(f"{prefix}tokens", [first, cells, channels]),

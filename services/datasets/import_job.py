@@ -1,4 +1,4 @@
-"""Importing datasets: the undertaking that turns an upload, or what lies behind a URL, into checked samples."""
+"""Importing datasets: the job handler that turns an upload, or what lies behind a URL, into checked samples."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OPERATION = "import_dataset"
 
 
 class DatasetImportHandler:
-    """See ``Undertaking``. The job's parameters name the dataset."""
+    """See ``JobHandler``. The job's parameters name the dataset."""
 
     def __init__(self, workspace: JobWorkspace, datasets: Datasets) -> None:
         self._workspace = workspace

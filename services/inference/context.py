@@ -13,7 +13,7 @@ from ekiben.ids import LOCAL_OWNER
 from models.inference_requests import AutoMaskResponse, MaskResponse
 from services.inference.pipeline import InferencePipeline
 from services.model_registry.index import ModelIndex
-from services.runners.interface import Runner
+from services.runners.interface import ModelRunner
 from services.runners.progress import NO_PROGRESS, ProgressSink
 from services.schemas.body import Body
 
@@ -26,7 +26,7 @@ class InferenceCore:
     masks."""
 
     index: ModelIndex
-    runner: Runner
+    runner: ModelRunner
     pipeline: InferencePipeline
     timeout_s: float
     auto_timeout_s: float

@@ -198,7 +198,7 @@ class Recorder:
         def read() -> dict[str, bytes]:
             found: dict[str, bytes] = {}
             for key in keys:
-                with contextlib.suppress(Refusal):  # whoever needs it asks again, and is told
+                with contextlib.suppress(Refusal):  # the one that needs it asks again, and is told
                     found[key] = self.store.get(key)
             return found
 
@@ -254,7 +254,7 @@ class Recorder:
     async def _undo(self, record: Record, files: list[StoredBytes]) -> None:
         """Remove what was stored; a store that is slow is waited for in the background, not by the caller.
 
-        Not what a job's item stored: whoever repeats it writes under the same keys, and may have done so already.
+        Not what a job's item stored: the one that repeats it writes under the same keys, and may have done so already.
         """
         stored = [*files, *([record.upload] if record.upload else [])]
         if not stored or record.job_id is not None:

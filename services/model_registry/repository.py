@@ -14,7 +14,7 @@ from ekiben.ids import LOCAL_OWNER
 from models.engine.engine import ModelKey, ModelState
 from services.model_registry.index import ModelIndex
 from services.model_registry.version_files import version_body
-from services.runners.interface import Runner
+from services.runners.interface import ModelRunner
 
 _NO_COUNTS = {"predictions": 0, "batches": 0, "loads": 0, "waiting": 0, "batch_size": 1}
 
@@ -22,7 +22,7 @@ _NO_COUNTS = {"predictions": 0, "batches": 0, "loads": 0, "waiting": 0, "batch_s
 class ModelRepository:
     """Lists models with their states, loads and unloads them. All methods take ``owner``."""
 
-    def __init__(self, registry: Registry, index: ModelIndex, runner: Runner, process_id: str) -> None:
+    def __init__(self, registry: Registry, index: ModelIndex, runner: ModelRunner, process_id: str) -> None:
         """``process_id``: of this process, as its own reports say it."""
         self._process_id = process_id
         self._registry = registry

@@ -80,7 +80,7 @@ class ProtocolManagement:
         await self._models.unload(name, owner=owner)
 
     async def statistics(self, name: str, version: str, *, owner: str = LOCAL_OWNER) -> Info:
-        """Since the server started, over every door and all its gateway processes. ``name`` "": of all models."""
+        """Since the server started, over every protocol and all its gateway processes. ``name`` "": of all models."""
         if name:
             served = await self._inference.find(name, version, owner=owner)
             keys = [(name, str(served.key.version))]

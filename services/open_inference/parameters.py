@@ -17,7 +17,7 @@ MAX_PARAMETERS: Final = 64
 """More than any model has: what is looked at one by one is counted first."""
 
 _RESERVED: Final = ("binary_data_output", "headers", "content_type")
-"""The door's own, or a client's notes to other servers: read elsewhere, or by nobody."""
+"""The protocol's own, or a client's notes to other servers: read elsewhere, or by nobody."""
 _SEQUENCE: Final = ("sequence_id", "sequence_start", "sequence_end")
 _SHARED_MEMORY: Final = ("shared_memory_region", "shared_memory_byte_size", "shared_memory_offset")
 

@@ -1,1 +1,1 @@
-"""The gRPC doors: ekiben.v1, the Open Inference Protocol, health and reflection, on one port."""
+"""The gRPC services: ekiben.v1, the Open Inference Protocol, health and reflection, on one port."""

@@ -1,4 +1,4 @@
-"""Calls: what every method of the gRPC doors does around its answer - request id, deadline, errors, metrics."""
+"""Calls: what every method of the gRPC services does around its answer - request id, deadline, errors, metrics."""
 
 from __future__ import annotations
 

@@ -8,7 +8,8 @@ import time
 from typing import TypeVar
 
 from ekiben.errors import DeadlineExceeded
-from models.engine.batcher import Batcher, Item, ModelQueue
+from models.engine.batch_run import Item
+from models.engine.batcher import Batcher, ModelQueue
 from models.engine.engine import Engine
 from models.engine.loaded_model import LoadedModel
 from models.results import Timing

@@ -24,7 +24,7 @@ class TimedAnswer(NamedTuple):
     timing: Timing
 
 
-class Runner(Protocol):
+class ModelRunner(Protocol):
     """Computes requests in this process (local.py), or in a runner process (remote.py).
 
     Deadlines are in ``time.monotonic()`` seconds. Cancelling a call cancels its computation. Calls raise

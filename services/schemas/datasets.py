@@ -1,4 +1,4 @@
-"""Bodies of datasets and trainings, for the doors and for OpenAPI."""
+"""Bodies of datasets and trainings, for every protocol and for OpenAPI."""
 
 from __future__ import annotations
 

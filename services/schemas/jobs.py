@@ -1,4 +1,4 @@
-"""Bodies of jobs, for the doors and for OpenAPI."""
+"""Bodies of jobs, for every protocol and for OpenAPI."""
 
 from __future__ import annotations
 

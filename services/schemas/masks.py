@@ -1,4 +1,4 @@
-"""Bodies of Segment Anything's answers, for the doors and for OpenAPI."""
+"""Bodies of Segment Anything's answers, for every protocol and for OpenAPI."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training: the undertaking that turns a dataset into a new version of a model."""
+"""Training: the job handler that turns a dataset into a new version of a model."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _FREE_SHARE = 0.8
 
 
 class TrainingHandler:
-    """See ``Undertaking``. The job's parameters are the dataset, the model's name and the options."""
+    """See ``JobHandler``. The job's parameters are the dataset, the model's name and the options."""
 
     def __init__(self, workspace: JobWorkspace, datasets: Datasets, index: ModelIndex) -> None:
         self._workspace = workspace

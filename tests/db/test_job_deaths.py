@@ -78,7 +78,7 @@ def test_a_death_is_counted_for_all_in_hand(engine: sa.Engine) -> None:
 
 
 def test_what_kills_workers_fails_and_the_innocent_live(engine: sa.Engine, records: Records) -> None:
-    """Item 1 kills whoever works on it. Beside it at first is item 0; after that the poison runs alone."""
+    """Item 1 kills the one that works on it. Beside it at first is item 0; after that the poison runs alone."""
     job_id = submitted(engine, 4)
     assert die(engine, job_id, 1, limit=2) == [0, 1]
     for item in claimed(engine, job_id):  # the fresh ones come first

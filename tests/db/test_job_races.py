@@ -123,7 +123,7 @@ def test_counts_are_exact_when_many_settle(engine: sa.Engine) -> None:
 
 
 def test_two_jobs_settled_in_opposite_orders(engine: sa.Engine) -> None:
-    """A group of units has items of several jobs; whoever stores such a group locks the jobs in one order."""
+    """A group of units has items of several jobs; the one that stores such a group locks the jobs in one order."""
     writers = [Records(engine), Records(engine)]
     for _ in range(5):
         jobs = [submitted(engine, 20), submitted(engine, 20)]

@@ -114,7 +114,7 @@ def test_an_answer_its_item_and_the_counts_are_one_transaction(engine: sa.Engine
 
 
 def test_an_item_that_was_lost_takes_its_answer_along(engine: sa.Engine, records: Records) -> None:
-    """Whoever came too late leaves nothing: not the prediction, not the image, not a count."""
+    """The one that came too late leaves nothing: not the prediction, not the image, not a count."""
     job_id = submitted(engine, 4)
     mine = claimed(engine, job_id, "worker-1", 3)
     settle(records, job_id, mine[0].id)

@@ -251,7 +251,7 @@ def test_nothing_is_claimed_of_what_is_over_or_late(engine: sa.Engine, jobs: Job
 
 
 def test_a_bound_on_items_at_once(engine: sa.Engine, jobs: JobRecords) -> None:
-    """That of all workers together; whoever comes when it is reached asks again after a second."""
+    """That of all workers together; the one that comes when it is reached asks again after a second."""
     job_id = submitted(engine, 6, items_at_once=3)
     assert [item.position for item in jobs.claim(job_id, "worker-1", lambda job: 2)[1]] == [0, 1]
     seen, mine, more_at = jobs.claim(job_id, "worker-2", lambda job: 2)
@@ -276,7 +276,7 @@ def test_due_webhooks_are_lent(engine: sa.Engine, jobs: JobRecords) -> None:
     assert [job.id for job in jobs.due_webhooks(NOON + timedelta(seconds=10), lease)] == ["job-2", "job-1"]
     assert jobs.due_webhooks(NOON + timedelta(seconds=10), lease) == []
     assert [job.id for job in jobs.due_webhooks(NOON + timedelta(seconds=20), lease, 1)] == ["job-0"]
-    # Whoever took them died: after the lease they are due again.
+    # The one that took them died: after the lease they are due again.
     lent = {job.id: job for job in jobs.due_webhooks(NOON + timedelta(seconds=40), lease)}
     assert set(lent) == {"job-1", "job-2"}
     jobs.webhook_tried(lent["job-1"], "delivered", 1, None)

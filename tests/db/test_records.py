@@ -273,7 +273,7 @@ def test_delete_image_waits_for_a_prediction_under_way(records: Records, engine:
 
 
 def test_the_same_thing_deleted_at_once(records: Records, engine: sa.Engine) -> None:
-    """Every key is given to exactly one of those who delete, and the image goes with whoever is last."""
+    """Every key is given to exactly one of those who delete, and the image goes with the one that is last."""
     for _ in range(8):
         image = rows.image()
         predictions = [rows.prediction(image.id), rows.prediction(image.id)]

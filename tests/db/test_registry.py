@@ -112,7 +112,7 @@ def test_eight_publish_at_once(registry: Registry) -> None:
     assert sorted(v.version for v in versions) == list(range(1, 9))
     assert sorted(prefixes) == [f"models/resnet50/{n}/" for n in range(1, 9)]
     assert all(v.location == f"models/resnet50/{v.version}/" for v in versions)
-    # Whoever was slow does not displace what is newer.
+    # The one that was slow does not displace what is newer.
     assert [v.version for v in registry.versions("resnet50") if v.active] == [8]
 
 

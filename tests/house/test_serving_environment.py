@@ -38,8 +38,8 @@ def test_the_bento_installs_what_serving_installs() -> None:
 
 def test_the_doors_leave_a_runner_s_metrics_to_the_runner(tmp_path: Path) -> None:
     """In the split topology a family that the gateway defines too would hide the runner's under its own zeros."""
-    doors = "services.rest.app, services.app_state, services.rpc.server"
-    code = f"import sys, {doors}; print('services.runners.metrics' in sys.modules)"
+    modules = "services.rest.app, services.app_state, services.rpc.server"
+    code = f"import sys, {modules}; print('services.runners.metrics' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=environ(tmp_path), text=True, capture_output=True, check=True
     )

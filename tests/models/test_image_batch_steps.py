@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ekiben.errors import BadInput, Refusal
 from models.artifact import ONNX
-from models.engine.batcher import Item, run_batch
+from models.engine.batch_run import Item, run_batch
 from models.engine.engine import ModelKey
 from models.engine.loader import LoadedNetwork, load_artifact
 from models.engine.session_options import SessionOptions

@@ -13,8 +13,8 @@ from ekiben.dataset_archive import DatasetArchive
 from ekiben.errors import Refusal
 from services.datasets.importer.checks import check
 from services.datasets.importer.fetch import fetch
+from services.datasets.importer.import_options import DatasetImportOptions
 from services.datasets.importer.layout import find_pairs
-from services.datasets.importer.options import ImportOptions
 from services.datasets.importer.prepare import prepare
 from services.datasets.importer.preview import write_preview
 from services.datasets.importer.progress import ImportProgress
@@ -61,7 +61,7 @@ def import_dataset(folder: Path, report: Report, progress: ReportProgress) -> di
 
     Raises a refusal: ``bad_dataset`` with the first error of the report, or what unpacking or fetching says.
     """
-    options = ImportOptions.read(folder)
+    options = DatasetImportOptions.read(folder)
     entries = _entries(folder, options, progress)
     report.files = len(entries)
     report.bytes = sum(path.stat().st_size for _, path in entries)
@@ -95,7 +95,7 @@ def import_dataset(folder: Path, report: Report, progress: ReportProgress) -> di
     }
 
 
-def _entries(folder: Path, options: ImportOptions, progress: ReportProgress) -> list[tuple[str, Path]]:
+def _entries(folder: Path, options: DatasetImportOptions, progress: ReportProgress) -> list[tuple[str, Path]]:
     """(path within the upload, file) of each file that was given."""
     if options.source == "pairs":
         root = folder / PAIRS

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from ekiben.training import FEW_IMAGES
 from models.limits import MAX_PIXELS
 from services.datasets.importer.class_map import Decision
+from services.datasets.importer.import_options import DatasetImportOptions
 from services.datasets.importer.mask_checks import check_masks
-from services.datasets.importer.options import ImportOptions
 from services.datasets.importer.report import Findings, listed, several
 from services.datasets.importer.survey import SampleInfo, Survey
 
@@ -56,7 +56,7 @@ class Verdict:
     groups: list[str]
 
 
-def check(survey: Survey, options: ImportOptions, findings: Findings) -> Verdict:
+def check(survey: Survey, options: DatasetImportOptions, findings: Findings) -> Verdict:
     """Adds to ``findings`` what the survey shows."""
     for code, (one, many, advice) in _TROUBLES.items():
         found = [t for t in survey.troubles if t.what == code]

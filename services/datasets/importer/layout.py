@@ -47,21 +47,21 @@ class Pair:
 
 
 @dataclass(slots=True)
-class Layout:
+class UploadLayout:
     """The pairs, in the order of their keys, and what was left over."""
 
     pairs: list[Pair] = field(default_factory=list)
     findings: Findings = field(default_factory=Findings)
 
 
-def find_pairs(entries: Iterable[tuple[str, Path]]) -> Layout:
+def find_pairs(entries: Iterable[tuple[str, Path]]) -> UploadLayout:
     """Pairs of ``entries``, which are (path within the upload, file on disk).
 
     A file's role is that of the deepest folder above it with a known name (``images``, ``masks`` or a synonym, in any
     case). ``train/images/a.png`` and ``images/train/a.jpg`` both have the key ``train/a``. Keys are compared exactly
     first; then without case and without endings such as ``_mask``; then by the file name alone.
     """
-    layout = Layout()
+    layout = UploadLayout()
     images: list[File] = []
     masks: list[File] = []
     ignored: list[str] = []
@@ -179,7 +179,7 @@ def _ambiguous(findings: Findings, files: Sequence[File], folder: str) -> None:
         )
 
 
-def _pair(layout: Layout, images: list[File], masks: list[File]) -> None:
+def _pair(layout: UploadLayout, images: list[File], masks: list[File]) -> None:
     spellings = (
         lambda key: key,
         lambda key: _MASK_SUFFIX.sub("", _CHANNEL_SUFFIX.sub("", key)).lower(),
@@ -204,7 +204,7 @@ def _pair(layout: Layout, images: list[File], masks: list[File]) -> None:
     _orphans(layout, [image.name for image in images], [mask.name for mask in masks])
 
 
-def _orphans(layout: Layout, images: list[str], masks: list[str]) -> None:
+def _orphans(layout: UploadLayout, images: list[str], masks: list[str]) -> None:
     findings = layout.findings
     if not layout.pairs:
         hint = ""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from services.datasets.importer.class_map import Decision, colors_decide, counted, decide
+from services.datasets.importer.import_options import DatasetImportOptions
 from services.datasets.importer.mask_meaning import ALL_BLACK, check_balance, explain, values_of
 from services.datasets.importer.mask_values import MAX_NAMED_VALUES, MAX_VALUES, Fault, MaskStatistics
-from services.datasets.importer.options import ImportOptions
 from services.datasets.importer.report import Findings, listed, several
 from services.datasets.importer.survey import SampleInfo
 
@@ -47,7 +47,7 @@ _FAULTS: dict[Fault, tuple[str, str]] = {
 }
 
 
-def check_masks(samples: Sequence[SampleInfo], options: ImportOptions, findings: Findings) -> Decision | None:
+def check_masks(samples: Sequence[SampleInfo], options: DatasetImportOptions, findings: Findings) -> Decision | None:
     """What the values of all masks mean; None where an error forbids it."""
     known = len(findings.errors)
     copies = [s.name for s in samples if s.mask_is_image]
@@ -138,7 +138,7 @@ def _check_mixture(
 
 
 def _check_values(
-    samples: Sequence[SampleInfo], options: ImportOptions, findings: Findings, *, by_color: bool, snapped: bool
+    samples: Sequence[SampleInfo], options: DatasetImportOptions, findings: Findings, *, by_color: bool, snapped: bool
 ) -> None:
     masks = [s.mask for s in samples]
     keys = [0, 255] if snapped else sorted(counted(masks, by_color)[0])
@@ -184,7 +184,7 @@ def _too_many(masks: Sequence[MaskStatistics], by_color: bool) -> tuple[str, str
     return "too_many_values", "A mask has one value per class; if these are classes, give all class names."
 
 
-def _check_names(decision: Decision, options: ImportOptions, findings: Findings) -> None:
+def _check_names(decision: Decision, options: DatasetImportOptions, findings: Findings) -> None:
     class_map = decision.map
     count = len(class_map.names)
     if count == 1:

@@ -15,7 +15,7 @@ NAMED = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class ReportEntry:
     """One thing to say of a dataset: a stable code, a sentence, and the samples or files it is about.
 
     ``count`` is how many there are; ``samples`` names the first few.
@@ -31,9 +31,9 @@ class Finding:
 class Findings:
     """Errors refuse a dataset, warnings are to be looked at, notes explain."""
 
-    errors: list[Finding] = field(default_factory=list)
-    warnings: list[Finding] = field(default_factory=list)
-    notes: list[Finding] = field(default_factory=list)
+    errors: list[ReportEntry] = field(default_factory=list)
+    warnings: list[ReportEntry] = field(default_factory=list)
+    notes: list[ReportEntry] = field(default_factory=list)
 
     def error(self, code: str, message: str, names: Sequence[str] = (), count: int | None = None) -> None:
         self.errors.append(_finding(code, message, names, count))
@@ -119,5 +119,5 @@ def several(count: int, one: str, many: str = "") -> str:
     return f"{count} {one if count == 1 else many or one + 's'}"
 
 
-def _finding(code: str, message: str, names: Sequence[str], count: int | None) -> Finding:
-    return Finding(code, message, max(1, len(names)) if count is None else count, tuple(names[:NAMED]))
+def _finding(code: str, message: str, names: Sequence[str], count: int | None) -> ReportEntry:
+    return ReportEntry(code, message, max(1, len(names)) if count is None else count, tuple(names[:NAMED]))

@@ -25,7 +25,7 @@ _SHOWN: Final = 80
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class UnpackLimits:
     """What an archive may unpack to. A file, and all files together, of more than ``ratio_from_bytes`` may not unpack
     to more than ``ratio`` bytes for each byte in the archive: below, an empty uncompressed mask would be refused."""
 
@@ -47,14 +47,14 @@ class Entry:
 
 
 def unpack(
-    archive: Path, folder: Path, limits: Limits | None = None, progress: Callable[[float], None] | None = None
+    archive: Path, folder: Path, limits: UnpackLimits | None = None, progress: Callable[[float], None] | None = None
 ) -> list[Entry]:
     """The files of ``archive`` in its order, their bytes in ``folder``, which is made and must be empty or missing.
 
     What macOS and Windows leave behind is passed over, and so are folders. ``progress`` is told shares of 1. Raises
     BadInput or TooLarge, each with a code of its own (``archive_...``), and then nothing is left in ``folder``.
     """
-    limits = limits or Limits()
+    limits = limits or UnpackLimits()
     existed = folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -68,7 +68,9 @@ def unpack(
         raise
 
 
-def _unpack(file: IO[bytes], folder: Path, limits: Limits, progress: Callable[[float], None] | None) -> list[Entry]:
+def _unpack(
+    file: IO[bytes], folder: Path, limits: UnpackLimits, progress: Callable[[float], None] | None
+) -> list[Entry]:
     _check_entries(file, limits)
     try:
         opened = zipfile.ZipFile(file)
@@ -91,7 +93,7 @@ def _unpack(file: IO[bytes], folder: Path, limits: Limits, progress: Callable[[f
     return entries
 
 
-def _check_entries(file: IO[bytes], limits: Limits) -> None:
+def _check_entries(file: IO[bytes], limits: UnpackLimits) -> None:
     """Before the list of entries becomes objects in memory."""
     size = file.seek(0, 2)
     file.seek(0)
@@ -119,7 +121,7 @@ def _check_overlaps(listed: list[zipfile.ZipInfo]) -> None:
         end = info.header_offset + _LOCAL_HEADER + info.compress_size
 
 
-def _checked_name(info: zipfile.ZipInfo, limits: Limits) -> str | None:
+def _checked_name(info: zipfile.ZipInfo, limits: UnpackLimits) -> str | None:
     """The entry's path, tidied up; None for what is passed over."""
     raw = info.orig_filename  # as it came: zipfile cuts at a NUL
     shown = _shown(raw)
@@ -171,7 +173,7 @@ def _check_names(names: Iterable[str]) -> None:
         seen.add(name)
 
 
-def _check_sizes(wanted: list[zipfile.ZipInfo], limits: Limits) -> None:
+def _check_sizes(wanted: list[zipfile.ZipInfo], limits: UnpackLimits) -> None:
     """By what the archive says; ``_write`` sees to it that no more comes out."""
     for info in wanted:
         if info.file_size > limits.file_bytes:
@@ -199,7 +201,7 @@ def _check_sizes(wanted: list[zipfile.ZipInfo], limits: Limits) -> None:
         )
 
 
-def _is_bomb(size: int, packed: int, limits: Limits) -> bool:
+def _is_bomb(size: int, packed: int, limits: UnpackLimits) -> bool:
     return size > limits.ratio_from_bytes and size > packed * limits.ratio
 
 

@@ -1,1 +1,1 @@
-"""The HTTP doors, one noun a file. Each translates; Vision and the records decide."""
+"""The routes of the HTTP API, one resource a file. Each translates; the operations and the records decide."""

@@ -80,7 +80,7 @@ def _workers(app_state: AppState) -> dict[str, object]:
 
 
 def _observe_jobs(app_state: AppState) -> None:
-    """Jobs and workers are the same for all processes: whoever is asked looks them up."""
+    """Jobs and workers are the same for all processes: the one that is asked looks them up."""
     try:
         counts = app_state.jobs.counts()
         metrics.workers.set(app_state.jobs.check_workers())

@@ -44,7 +44,7 @@ def test_a_locked_sqlite_is_unavailable(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_database_killed_under_load() -> None:
-    """PostgreSQL really stops: whoever waits is told within 5 s, what was confirmed is there after the restart."""
+    """PostgreSQL really stops: the one that waits is told within 5 s, what was confirmed is there after the restart."""
     with postgres() as server:
         if server.stop is None or server.start is None:
             pytest.skip("the PostgreSQL of EKIBEN_TEST_PG_URL is not ours to stop")

@@ -132,7 +132,7 @@ def test_an_item_that_ends_twice_in_a_group_ends_once(engine: sa.Engine, records
 
 def test_jobs_of_a_group_come_in_one_order(engine: sa.Engine, records: Records) -> None:
     """Two processes that lock the rows of several jobs must not do it in opposite orders, nor insert before that:
-    whoever removes a job locks it first, and then what it made."""
+    the one that removes a job locks it first, and then what it made."""
     entries = {job_id: claimed_items(engine, 2, id=job_id) for job_id in "abc"}
     order: list[str] = []
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ekiben.errors import BadImage
-from models.engine.batcher import Batcher, Item, ModelQueue
+from models.engine.batch_run import Item
+from models.engine.batcher import Batcher, ModelQueue
 from models.results import Timing
 
 POISON = -1

@@ -15,7 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from ekiben.errors import CallerLeft, DeadlineExceeded, Overloaded, Refusal
-from models.engine.batcher import Batcher, Item, ModelQueue
+from models.engine.batch_run import Item
+from models.engine.batcher import Batcher, ModelQueue
 from models.results import Timing
 from tests.models.engine.queues import Caller, Kitchen, Order, open_kitchen, request, wait_for
 

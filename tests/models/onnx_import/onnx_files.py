@@ -1,4 +1,4 @@
-"""Small ONNX files for the tests of the intake."""
+"""Small ONNX files for the tests of ONNX imports."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def candidate(draw: st.DrawFn, width: int) -> Candidate:
 @given(st.data())
 def test_what_stands_is_the_best_of_what_came(data: st.DataObject) -> None:
     options = AutoOptions()
-    sighting = IncrementalNms(SIDE_PX, options)
+    nms = IncrementalNms(SIDE_PX, options)
     stands: dict[int, AutoMask] = {}
     numbers: set[int] = set()
     for crop in CROPS:
@@ -41,7 +41,7 @@ def test_what_stands_is_the_best_of_what_came(data: st.DataObject) -> None:
         earlier = dict(stands)
         for chunk in data.draw(st.lists(st.lists(candidate(width), max_size=4), max_size=5)):
             so_far += chunk
-            found, dropped = sighting.add(crop, chunk)
+            found, dropped = nms.add(crop, chunk)
             for number in dropped:
                 del stands[number]  # KeyError for what was never found
             for number, mask in found:

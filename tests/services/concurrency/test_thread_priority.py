@@ -143,7 +143,7 @@ def test_what_computes_in_a_worker_gives_way_and_the_rest_does_not(tmp_path: Pat
     assert {name: found[name] for name in ("records-writer", "heartbeat", "maintenance", *steady)} == {
         name: {OWN} for name in ("records-writer", "heartbeat", "maintenance", *steady)
     }
-    assert found["main"] == {NICE}  # the event loop, and whoever it starts
+    assert found["main"] == {NICE}  # the event loop, and the one that it starts
     for computing in ("batcher", "load"):  # the networks, and who loads them
         assert [nice for name, nice in found.items() if name.startswith(computing)], sorted(found)
         assert all(nice == {NICE} for name, nice in found.items() if name.startswith(computing)), found

@@ -1,4 +1,4 @@
-"""Masks without a door: a real platform on the toy, what it answers, what it keeps, and what it leaves behind."""
+"""Masks without a transport: a real application state on the toy, what it answers, what it keeps, and what it leaves behind."""
 
 from __future__ import annotations
 

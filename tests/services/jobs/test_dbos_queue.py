@@ -176,7 +176,7 @@ def test_withdraw(engine: sa.Engine, queue: JobQueue) -> None:
         f"{stored.id}.1": "CANCELLED",
         f"{stored.id}.2": "CANCELLED",
         f"{stored.id}.3": "CANCELLED",
-        f"{stored.id}.4": "PENDING",  # whoever has it sees for itself
+        f"{stored.id}.4": "PENDING",  # the one that has it sees for itself
         f"{other.id}.0": "ENQUEUED",
     }
     jobs.retry("local", stored.id, lambda items: items, queue.enqueue)

@@ -1,4 +1,4 @@
-"""Lanes: the answer, the deadline, the caller who leaves; and one release for each lease, however it ends."""
+"""The asynchronous batcher: the answer, the deadline, the caller who leaves; and one release for each lease, however it ends."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Leases:
 
 
 class Bench:
-    """Lanes with one slot, in front of a kitchen whose gate the test opens."""
+    """A queue with one thread, and a kitchen that waits for the test."""
 
     def __init__(self) -> None:
         self.leases = Leases()

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from services.datasets.importer.layout import Layout, find_pairs
+from services.datasets.importer.layout import UploadLayout, find_pairs
 
 
-def found(tmp_path: Path, *names: str, head: bytes = b"-") -> Layout:
+def found(tmp_path: Path, *names: str, head: bytes = b"-") -> UploadLayout:
     file = tmp_path / "file"
     file.write_bytes(head)
     return find_pairs([(name, file) for name in names])

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from ekiben.errors import BadInput, Refusal, TooLarge
-from services.datasets.importer.unpack import Entry, Limits, unpack
+from services.datasets.importer.unpack import Entry, UnpackLimits, unpack
 from tests.models.peak import peak_growth_bytes
 
-SMALL = Limits(
+SMALL = UnpackLimits(
     entries=50,
     file_bytes=4_000_000,
     total_bytes=6_000_000,
@@ -84,7 +84,7 @@ def damaged() -> bytes:
     return bytes(data)
 
 
-def unpacked(data: bytes, folder: Path, limits: Limits = SMALL) -> dict[str, bytes]:
+def unpacked(data: bytes, folder: Path, limits: UnpackLimits = SMALL) -> dict[str, bytes]:
     archive = folder / "upload"
     archive.write_bytes(data)
     return {entry.name: entry.path.read_bytes() for entry in unpack(archive, folder / "files", limits)}
@@ -268,6 +268,6 @@ def test_a_list_of_a_million_entries_costs_little(tmp_path: Path) -> None:
 
     def refused() -> None:
         with pytest.raises(TooLarge, match="more than 100,000 entries"):
-            unpacked(data, tmp_path, Limits())
+            unpacked(data, tmp_path, UnpackLimits())
 
     assert peak_growth_bytes(refused) < 150 << 20

@@ -27,7 +27,7 @@ Work = Callable[["Bench", Job, ClaimedItem], Awaitable[None]]
 
 
 class Bench:
-    """A worker whose only undertaking, ``paint``, is whatever the test says."""
+    """A worker whose only job handler, ``paint``, is whatever the test says."""
 
     def __init__(self, at: AtWork, threads: ThreadPoolExecutor, folder: Path) -> None:
         self.at, self.app_state, self.records, self.folder = at, at.app_state, at.records, folder
@@ -40,9 +40,7 @@ class Bench:
     def another_worker(self) -> tuple[JobWorkspace, JobExecutor]:
         at = self.at
         at.another_worker()
-        workshop = JobWorkspace(
-            self.app_state.settings, self.app_state.store, self.records, at.worker_id, self._threads
-        )
+        own = JobWorkspace(self.app_state.settings, self.app_state.store, self.records, at.worker_id, self._threads)
         work = JobExecutor(
             self.app_state.inference,
             self.records,
@@ -50,14 +48,14 @@ class Bench:
             at.worker_id,
             places=1,
             heavy_places=1,
-            handlers={"paint": self._undertaking(workshop)},
+            handlers={"paint": self._job_handler(own)},
         )
-        return workshop, work
+        return own, work
 
-    def _undertaking(self, workshop: JobWorkspace) -> Any:
+    def _job_handler(self, own: JobWorkspace) -> Any:
         async def handler(job: Job, item: ClaimedItem) -> None:
             self.attempts += 1
-            self.workspace = workshop
+            self.workspace = own
             try:
                 await self.does(self, job, item)
             except AssertionError as error:  # it would end the item with an internal error, and nobody would see it

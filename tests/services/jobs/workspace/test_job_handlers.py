@@ -1,4 +1,4 @@
-"""Undertakings in a worker's hands: they end once, are handed on, and whoever lost one leaves nothing behind."""
+"""Job handlers in a worker: they end once, are handed on, and the one that lost one leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_it_ends_its_item(run: Run) -> None:
 
 
 def test_result_and_version_are_one_transaction(run: Run) -> None:
-    """Whoever sees the version sees the job ended, and a version that cannot be stored ends nothing."""
+    """The one that sees the version sees the job ended, and a version that cannot be stored ends nothing."""
 
     async def main(bench: Bench) -> None:
         seen = []
@@ -225,7 +225,7 @@ def test_none_begins_in_a_worker_that_stops(run: Run, monkeypatch: pytest.Monkey
 
 
 def test_a_batch_goes_on_meanwhile(run: Run) -> None:
-    """With a single place: an undertaking works in a process of its own and takes none."""
+    """With a single place: a job handler works in a process of its own and takes none."""
 
     async def main(bench: Bench) -> None:
         bench.does = never

@@ -109,7 +109,7 @@ def test_what_was_taken_over_does_not_count_at_the_front() -> None:
 
     async def main() -> None:
         assert await both("/batch") == [200, 200]
-        assert await both("/plain") == [200, 503]  # whoever holds its body does count
+        assert await both("/plain") == [200, 503]  # the one that holds its body does count
 
     asyncio.run(main())
 

@@ -221,7 +221,7 @@ def test_loaded_again_while_the_old_one_is_still_used(run: Run) -> None:
         assert len((await new).results) == 1 and len((await old).masks) > 0
         await until(lambda: len(served.closed) == 1)
         assert served.closed[0] is not sam
-        assert len((await served.masks(CLICK)).results) == 1  # its lanes are its own
+        assert len((await served.masks(CLICK)).results) == 1  # its queues are its own
         assert await served.runner.unload(SAM)
         await until(lambda: len(served.closed) == 2)
         assert served.runner.sam.cache.used_bytes == 0 and served.runner.sam._open == {}

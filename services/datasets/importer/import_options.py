@@ -12,7 +12,7 @@ from models.artifact import MAX_MASK_CLASSES
 ClassName = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=100)]
 
 
-class ImportOptions(BaseModel):
+class DatasetImportOptions(BaseModel):
     """Where the files come from, and what their mask values mean."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -36,11 +36,11 @@ class ImportOptions(BaseModel):
     allow_private: bool = False
 
     @model_validator(mode="after")
-    def _consistent(self) -> ImportOptions:
+    def _consistent(self) -> DatasetImportOptions:
         if (self.source == "url") != (self.url is not None):
             raise ValueError("a url is given exactly where the source is url")
         return self
 
     @classmethod
-    def read(cls, folder: Path) -> ImportOptions:
+    def read(cls, folder: Path) -> DatasetImportOptions:
         return cls.model_validate_json((folder / "import.json").read_bytes())
