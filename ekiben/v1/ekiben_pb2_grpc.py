@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class VisionStub:
-    """What is asked of one picture and answered at once.
+    """What is asked of one image and answered at once.
     """
 
     def __init__(self, channel):
@@ -63,11 +63,11 @@ class VisionStub:
 
 
 class VisionServicer:
-    """What is asked of one picture and answered at once.
+    """What is asked of one image and answered at once.
     """
 
     def Classify(self, request, context):
-        """The best classes of a picture.
+        """The best classes of an image.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -138,7 +138,7 @@ def add_VisionServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Vision:
-    """What is asked of one picture and answered at once.
+    """What is asked of one image and answered at once.
     """
 
     @staticmethod
@@ -324,7 +324,7 @@ class JobsServicer:
     """
 
     def SubmitJob(self, request, context):
-        """Store and queue a job for one picture.
+        """Store and queue a job for one image.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -12,9 +12,7 @@ import bentoml
 from bentoml.validators import ContentType
 from pydantic.fields import FieldInfo
 
-from services.inference.context import RequestContext
 from services.inference.operations import Operation
-from services.inference.pipeline import ImageSource
 from services.schemas.body import to_dict
 from services.schemas.validation import check
 
@@ -40,6 +38,10 @@ def _method(operation: Operation, service: type) -> Callable[..., Awaitable[dict
     """The endpoint as a function. Its parameters are the image and the options of the operation."""
 
     async def endpoint(self: Any, image: Path, **given: Any) -> dict[str, Any]:
+        # Imported by a process that answers: BentoML's supervising one only reads the signatures.
+        from services.inference.context import RequestContext
+        from services.inference.pipeline import ImageSource
+
         options = check(operation.request, {name: value for name, value in given.items() if value is not None})
         source = ImageSource(await asyncio.to_thread(image.read_bytes), image.name)
         outcome = await operation.run(RequestContext(self.app_state.inference), source, options)

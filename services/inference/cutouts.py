@@ -15,10 +15,13 @@ from services.inference import mask_encoding
 from services.inference.answers import embedding_body, head
 from services.inference.context import Outcome, RequestContext
 from services.inference.pipeline import ImageSource
+from services.inference.prompt_masks import validate
 from services.inference.representations import Representation
 from services.inference.sam_model import infer_everything, infer_prompts, resolve
 from services.schemas.body import timing_body, to_dict
 from services.schemas.masks import CutoutsBody, CutoutsOptions
+
+__all__ = ["REPRESENTATIONS", "resolve", "run", "validate"]
 
 ZIP = "application/zip"
 

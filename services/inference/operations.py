@@ -1,17 +1,17 @@
-"""The table of operations: what can be asked of an image, over every protocol and as a job."""
+"""The table of operations: what can be asked of an image, over every protocol and as a job.
+
+It imports the schemas alone: what an operation runs is imported when it is first used, because BentoML's supervising
+process reads this table, too, and never answers a request.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from ekiben.errors import BadInput
-from services.inference import auto_masks, classify, cutouts, prompt_masks, sam_model, segment
-from services.inference.context import Outcome, RequestContext
-from services.inference.pipeline import ImageSource
-from services.inference.representations import Representation
-from services.model_registry.index import ServableModel
 from services.schemas.body import Body
 from services.schemas.inference import ClassifyBody, ClassifyOptions, InferenceOptions, SegmentBody, SegmentOptions
 from services.schemas.masks import (
@@ -24,26 +24,26 @@ from services.schemas.masks import (
 )
 from services.schemas.validation import check
 
-
-def _anything_goes(_options: Any) -> None:
-    return
+if TYPE_CHECKING:
+    from services.inference.context import Outcome, RequestContext
+    from services.inference.pipeline import ImageSource
+    from services.inference.representations import Representation
+    from services.model_registry.index import ServableModel
 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
     """One row. Over HTTP it is POST ``path`` and, for BentoML's clients, POST ``/name``; in ekiben.v1 ``rpc``.
 
-    ``request`` and ``response``: its options and its JSON answer. ``run`` answers one image. ``resolve`` finds the
-    model version that is meant, and checks the options against it. ``validate`` refuses options that are wrong
-    whatever the model is. ``claim_size``: images that a worker claims at once. ``heavy``: one image keeps a machine
-    busy for long. ``volumes``: NIfTI and DICOM volumes are taken, too. ``representations``: other forms of the answer.
+    ``module``: where ``run`` and ``resolve`` are and, where there are any, ``validate`` and ``REPRESENTATIONS``.
+    ``request`` and ``response``: its options and its JSON answer. ``claim_size``: images that a worker claims at once.
+    ``heavy``: one image keeps a machine busy for long. ``volumes``: NIfTI and DICOM volumes are taken, too.
     """
 
     name: str
+    module: str
     request: type[InferenceOptions]
     response: type[Body]
-    run: Callable[[RequestContext, ImageSource, Any], Awaitable[Outcome[Any]]]
-    resolve: Callable[[RequestContext, Any], Awaitable[ServableModel]]
     path: str
     rpc: str
     claim_size: int
@@ -51,36 +51,52 @@ class Operation:
     tag: str
     heavy: bool = False
     volumes: bool = False
-    validate: Callable[[Any], None] = _anything_goes
-    representations: tuple[Representation[Any, Any], ...] = ()
+
+    async def run(self, context: RequestContext, source: ImageSource, options: Any) -> Outcome[Any]:
+        """The answer for one image."""
+        outcome: Outcome[Any] = await import_module(self.module).run(context, source, options)
+        return outcome
+
+    async def resolve(self, context: RequestContext, options: Any) -> ServableModel:
+        """The model version that is meant, and that takes these options. NotFound, Unavailable, BadInput."""
+        servable: ServableModel = await import_module(self.module).resolve(context, options)
+        return servable
+
+    def validate(self, options: Any) -> None:
+        """BadInput for options that are wrong whatever the model is."""
+        if (validate := getattr(import_module(self.module), "validate", None)) is not None:
+            validate(options)
+
+    @property
+    def representations(self) -> tuple[Representation[Any, Any], ...]:
+        """Other forms of the answer than JSON."""
+        forms: tuple[Representation[Any, Any], ...] = getattr(import_module(self.module), "REPRESENTATIONS", ())
+        return forms
 
 
 OPERATIONS: dict[str, Operation] = {
     one.name: one
     for one in (
         Operation(
-            "classify", ClassifyOptions, ClassifyBody, classify.run, classify.resolve, "/v1/classify", "Classify",
+            "classify", "services.inference.classify", ClassifyOptions, ClassifyBody, "/v1/classify", "Classify",
             claim_size=32, summary="The best classes of an image", tag="vision",
         ),
         Operation(
-            "segment", SegmentOptions, SegmentBody, segment.run, segment.resolve, "/v1/segment", "Segment",
+            "segment", "services.inference.segment", SegmentOptions, SegmentBody, "/v1/segment", "Segment",
             claim_size=8, summary="The class of every pixel", tag="vision", volumes=True,
-            representations=segment.REPRESENTATIONS,
         ),
         Operation(
-            "masks", MasksOptions, MasksBody, prompt_masks.run, sam_model.resolve, "/v1/masks", "PromptMasks",
+            "masks", "services.inference.prompt_masks", MasksOptions, MasksBody, "/v1/masks", "PromptMasks",
             claim_size=4, summary="Segment Anything: masks of points and boxes", tag="masks",
-            validate=prompt_masks.validate,
         ),
         Operation(
-            "auto_masks", AutoMasksOptions, AutoMasksBody, auto_masks.run, sam_model.resolve, "/v1/masks/auto",
+            "auto_masks", "services.inference.auto_masks", AutoMasksOptions, AutoMasksBody, "/v1/masks/auto",
             "AutoMasks", claim_size=1, summary="Segment Anything: masks of everything in the image", tag="masks",
             heavy=True,
         ),
         Operation(
-            "cutouts", CutoutsOptions, CutoutsBody, cutouts.run, sam_model.resolve, "/v1/cutouts", "Cutouts",
+            "cutouts", "services.inference.cutouts", CutoutsOptions, CutoutsBody, "/v1/cutouts", "Cutouts",
             claim_size=1, summary="Segment Anything: objects with a transparent background", tag="masks", heavy=True,
-            validate=prompt_masks.validate, representations=cutouts.REPRESENTATIONS,
         ),
     )
 }  # fmt: skip

@@ -19,7 +19,7 @@ MOST_LINES = 300
 GENERATED = ("ekiben/v1/",)
 
 PRIVATE_WORDS = re.compile(
-    r"\b(pictures?|modules?|undertak(e|es|ing|ings)|workshops?|lanes?|the one that|likewise|sightings?|halting|deserted"
+    r"\b(pictures?|doors?|undertak(e|es|ing|ings)|workshops?|lanes?|whoever|likewise|sightings?|halting|deserted"
     r"|intake|askers?|(a|an|each|every|the|no) ask)\b",
     re.IGNORECASE,
 )

@@ -1,4 +1,4 @@
-"""Masks without a transport: a real application state on the toy, what it answers, what it keeps, and what it leaves behind."""
+"""Masks without a transport, on the toy: what is answered, what is kept, and what is left behind."""
 
 from __future__ import annotations
 

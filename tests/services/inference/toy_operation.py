@@ -62,16 +62,17 @@ def _as_text(outcome: Outcome[MeanBody], _options: MeanOptions) -> tuple[bytes, 
     return f"{outcome.body.mean:.3f}".encode(), "text/plain"
 
 
+resolve = classify.resolve
+REPRESENTATIONS = (Representation("text/plain", _as_text),)
+
 MEAN = Operation(
     "mean",
+    __name__,
     MeanOptions,
     MeanBody,
-    run,
-    classify.resolve,
     "/v1/mean",
     "Mean",
     claim_size=2,
     summary="The mean level of an image",
     tag="vision",
-    representations=(Representation("text/plain", _as_text),),
 )

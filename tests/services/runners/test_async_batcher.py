@@ -1,4 +1,4 @@
-"""The asynchronous batcher: the answer, the deadline, the caller who leaves; and one release for each lease, however it ends."""
+"""The asynchronous batcher: the answer, the deadline, the caller who leaves; one release for each lease."""
 
 from __future__ import annotations
 
