@@ -12,7 +12,7 @@ import pytest
 
 from models.masks.rle import encode, to_coco
 from tests.journeys.datasets.dataset_client import disc, png
-from tests.journeys.datasets.stored_files import NOWHERE, SIX, ZIP, publish_toys, stored
+from tests.journeys.datasets.stored_files import NOWHERE, SIX, ZIP, publish_toys, settled, stored
 from tests.journeys.jobs.job_client import get, refusal
 from tests.serving import Server, serving
 
@@ -55,7 +55,7 @@ def test_options_that_are_wrong_are_said_at_once(
 
 
 def test_nothing_or_too_much(server: Server, client: httpx.Client, six: str) -> None:
-    before = stored(server.home)
+    before = settled(server.home)
     image_id = client.post("/v1/images", content=png(disc(0)[0])).json()["id"]
     rle = to_coco(encode(disc(0)[1]))
 
@@ -111,13 +111,13 @@ FILE = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.zip"\r\
     ids=range(11),
 )
 def test_hostile_forms(server: Server, client: httpx.Client, body: bytes, six: str) -> None:
-    before = stored(server.home)
+    before = settled(server.home)
     refusal(client.post("/v1/datasets", content=body, headers=FORM), 400)
     assert stored(server.home) == before
 
 
 def test_a_form_with_too_much_in_its_fields(server: Server, client: httpx.Client, six: str) -> None:
-    before = stored(server.home)
+    before = settled(server.home)
     answer = client.post("/v1/datasets", data={"name": "x" * 4_100_000}, files={"file": ("a.zip", SIX)})
     assert "fields" in refusal(answer, 413)[1]
     assert stored(server.home) == before
@@ -127,7 +127,7 @@ def test_a_form_with_too_much_in_its_fields(server: Server, client: httpx.Client
 def test_more_than_may_be_uploaded(tmp_path: Path, toy_artifacts: dict[str, Path]) -> None:
     home = publish_toys(tmp_path / "var", toy_artifacts)
     with serving(home, EKIBEN_DATASET_MB="1") as small, small.client() as client:
-        before = stored(home)
+        before = settled(home)
 
         def endless() -> Iterator[bytes]:
             for _ in range(80):

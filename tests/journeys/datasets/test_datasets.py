@@ -21,7 +21,7 @@ from PIL import Image
 
 from models.masks.rle import encode, to_coco
 from tests.journeys.datasets.dataset_client import as_openapi_says, bring, brought, disc, png, ready, zipped
-from tests.journeys.datasets.stored_files import SIX, ZIP, publish_toys, stored
+from tests.journeys.datasets.stored_files import SIX, ZIP, publish_toys, settled, stored
 from tests.journeys.jobs.job_client import all_items, events, finished, get, refusal
 from tests.serving import TOPOLOGIES, Server, serving
 
@@ -109,7 +109,7 @@ def test_samples(client: httpx.Client, six: str, openapi: dict[str, Any]) -> Non
 def test_no_url_of_this_machine_is_fetched(client: httpx.Client, server: Server, tmp_path: Path) -> None:
     (tmp_path / "discs.zip").write_bytes(SIX)
     with web(tmp_path) as address:
-        before = stored(server.home)
+        before = settled(server.home)
         for url in (f"{address}/discs.zip", f"http://localhost:{address.rpartition(':')[2]}/discs.zip"):
             body = brought(client.post("/v1/datasets", json={"name": "far", "url": url}))
             job = finished(client, body["job_id"], state="failed")
@@ -182,7 +182,7 @@ def test_the_same_request_again(server: Server, client: httpx.Client) -> None:
     assert brought(first) == brought(again)
     assert ("idempotency-replayed" in first.headers, again.headers["idempotency-replayed"]) == (False, "true")
     finished(client, first.json()["job_id"])
-    before = stored(server.home)
+    before = settled(server.home)
     assert brought(request(SIX)) == first.json()
     assert refusal(request(SIX, "another name"), 409)[0] == "idempotency_key_reused"
     other = bytearray(SIX)
@@ -209,7 +209,7 @@ def test_the_same_corrected_masks_again(client: httpx.Client) -> None:
 def test_a_refused_dataset_keeps_its_report(
     server: Server, client: httpx.Client, openapi: dict[str, Any], six: str
 ) -> None:
-    before = stored(server.home)
+    before = settled(server.home)
     with zipfile.ZipFile(io.BytesIO(SIX)) as archive:
         entries = {name: archive.read(name) for name in archive.namelist()}
     entries["masks/004.png"] = png(disc(4, 48)[1])
@@ -236,7 +236,7 @@ def test_a_refused_dataset_keeps_its_report(
 
 def test_while_it_waits(toy_server: Server, waiting: httpx.Client) -> None:
     """There is no worker: it is shown as what it is, and can be taken back."""
-    before = stored(toy_server.home)
+    before = settled(toy_server.home)
     body = bring(waiting, SIX)
     path = f"/v1/datasets/{body['dataset_id']}"
     assert get(waiting, path)["state"] == "importing"
@@ -256,7 +256,7 @@ def test_while_it_waits(toy_server: Server, waiting: httpx.Client) -> None:
 
 
 def test_delete_leaves_nothing(server: Server, client: httpx.Client, six: str) -> None:
-    before = stored(server.home)
+    before = settled(server.home)
     dataset_id = ready(client, SIX, name="gone")
     assert get(client, f"/v1/datasets/{dataset_id}/samples")["total"] == 6
     assert len(stored(server.home)) == len(before) + 2  # the prepared samples and the sheet, not the upload
