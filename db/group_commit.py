@@ -36,7 +36,8 @@ _Unit = tuple[Sequence[SQLModel | Values], "Future[None]", ItemResult | None]
 class GroupCommit:
     """Stores units of rows, each as a whole or not at all. Its thread starts with the first unit."""
 
-    def __init__(self, engine: sa.Engine) -> None:
+    def __init__(self, engine: sa.Engine, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._delay_s = 0.0
         self._more_to_come: Callable[[], bool] = bool
         self._engine = engine.execution_options(immediate=True)
@@ -100,14 +101,14 @@ class GroupCommit:
                 self._change.wait_for(lambda: self._waiting or self._closed)
                 if not self._waiting:
                     return
-                until = time.monotonic() + self._delay_s
-                while time.monotonic() < until and len(self._waiting) < GROUP_AT and self._more_to_come():
+                until = self._clock() + self._delay_s
+                while self._clock() < until and len(self._waiting) < GROUP_AT and self._more_to_come():
                     if self._closed:
                         break
-                    self._change.wait(min(_LOOK_S, until - time.monotonic()))
+                    self._change.wait(min(_LOOK_S, until - self._clock()))
             units = self._take(MAX_GROUP)
             try:
-                self._store(units, time.monotonic())
+                self._store(units, self._clock())
             except Exception as error:  # of any kind: no future may stay pending for ever
                 log.exception("records could not be stored")
                 _resolve(units, error)
@@ -156,7 +157,7 @@ class GroupCommit:
                 finish_items(connection, results)
 
     def _is_down(self, began_s: float) -> bool:
-        if time.monotonic() - began_s > PATIENCE_S:
+        if self._clock() - began_s > PATIENCE_S:
             return True
         try:
             ping(self._engine)

