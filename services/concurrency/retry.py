@@ -11,7 +11,9 @@ from ekiben.errors import Unavailable
 T = TypeVar("T")
 
 
-async def retry_while_unavailable(work: Callable[[], Awaitable[T]]) -> T:
+async def retry_while_unavailable(
+    work: Callable[[], Awaitable[T]], sleep: Callable[[float], Awaitable[object]] = asyncio.sleep
+) -> T:
     """The result of ``work``, which is repeated while it raises Unavailable: 7 times, with waits of 63.5 s in all.
 
     Then its error is raised.
@@ -20,5 +22,5 @@ async def retry_while_unavailable(work: Callable[[], Awaitable[T]]) -> T:
         try:
             return await work()
         except Unavailable:
-            await asyncio.sleep(wait_s)
+            await sleep(wait_s)
     return await work()
