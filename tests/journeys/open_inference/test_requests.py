@@ -75,6 +75,7 @@ def test_what_is_refused(oip: Client) -> None:
 def test_a_deadline(oip: Client) -> None:
     """``timeout`` is in microseconds."""
     slow = toy_models.encoded(toy_models.noise(900, 700, seed=76))
+    oip.infer("oip_cells", files(PNGS[0]), parameters=KEPT)  # loaded: else the refusal says that it is not
     code, message = oip.refusal("oip_cells", files(slow), timeout=1000, parameters=KEPT)
     # Where past runs tell that it would be late, it is refused on arrival.
     late = code == oip.code(504, "DEADLINE_EXCEEDED") and "deadline" in message
