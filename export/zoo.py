@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.artifact import FamilyName, Preprocess, Task
+from models.artifact import Preprocess, Task
 from models.onnx_import.options import read_labels
 
 _LABELS = Path(__file__).parent / "labels"
@@ -22,7 +22,7 @@ class ZooRow:
 
     name: str
     task: Task
-    family: FamilyName
+    family: str
     architecture: str
     url: str
     sha256_prefix: str

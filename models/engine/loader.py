@@ -13,7 +13,7 @@ from PIL import Image
 
 from ekiben.errors import BadModelFile
 from models.artifact import ONNX, Manifest, read_manifest
-from models.catalog import FAMILIES
+from models.catalog import build_family, row_of
 from models.engine.cancellation import RunCancellation
 from models.engine.loaded_model import LoadedModel
 from models.engine.memory import believable_bytes, resident_bytes
@@ -22,7 +22,6 @@ from models.engine.session_options import SessionOptions, cores
 from models.family import Family
 from models.images import DecodedImage
 from models.model_key import ModelKey
-from models.sam.loader import load_sam
 
 # Seconds of one run on one thread, above which all cores work on one image (lower latency) instead of each on an
 # image of its own (higher throughput). 150 ms separates EfficientNet-B0 (8 ms) from DeepLabV3-ResNet50 (3 s) with room.
@@ -61,15 +60,16 @@ def estimate_bytes(folder: Path) -> int:
 
 def load_model(key: ModelKey, folder: Path, options: SessionOptions) -> LoadedModel:
     """A warm model of any family. BadModelFile when it does not load or run; Unavailable for a missing device."""
-    if read_manifest(folder).family == "sam":
-        return load_sam(key, folder, options)
+    load = row_of(read_manifest(folder)).load
+    if load is not None:
+        return load(key, folder, options)
     return load_artifact(key, folder, options)
 
 
 def load_artifact(key: ModelKey, folder: Path, options: SessionOptions) -> LoadedNetwork:
     """A warm model of one graph: opened, and run twice on a grey image. Raises as ``load_model``."""
     manifest = read_manifest(folder)
-    family = FAMILIES[manifest.family](manifest)
+    family = build_family(manifest)
     before = resident_bytes()
     threads = options.threads or cores()
     session = open_session(folder, manifest, replace(options, threads=1))

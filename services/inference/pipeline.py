@@ -14,6 +14,7 @@ from db.job_states import ClaimedItem, ItemResult
 from db.records import Records
 from ekiben.errors import BadInput, DeadlineExceeded, NotFound, Overloaded
 from ekiben.ids import derived_id, new_id
+from models.catalog import family_row
 from models.images import sniff
 from models.results import ImageInfo, Timing
 from services import metrics
@@ -126,7 +127,7 @@ class InferencePipeline:
             metrics.queue_seconds.labels(servable.key.name).observe(timing.queue_ms / 1e3)
             metrics.inference_seconds.labels(servable.key.name).observe(timing.inference_ms / 1e3)
             # Images of one size share a run; what is answered in several runs counts as one.
-            share = 1 / timing.batch_size if servable.family in ("classifier", "segmenter") else 1.0
+            share = 1 / timing.batch_size if family_row(servable.family).shares_runs else 1.0
             metrics.model_served(servable.key.name, servable.key.version, time.perf_counter() - began, timing, share)
 
         try:

@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import Any, Final
 
 from models.artifact import GraphInput, Manifest
-from models.catalog import FAMILIES
+from models.catalog import build_family
 from models.results import TensorInfo
 from services.model_registry.index import ServableModel
 from services.open_inference.tensors import BYTES
@@ -40,7 +40,7 @@ def tensors_of(served: ServableModel) -> tuple[TensorInfo, ...]:
     """What a model can answer. Shapes of Segment Anything are whole; those of the others lack the batch axis."""
     if served.family == "sam":
         return SAM_TENSORS
-    return FAMILIES[served.family](Manifest.model_validate(served.manifest)).tensors
+    return build_family(Manifest.model_validate(served.manifest)).tensors
 
 
 def metadata(served: ServableModel, versions: list[int]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from ekiben.errors import BadInput, Unsupported
+from models.catalog import family_row
 from models.sam.auto_options import AutoOptions
 from services.model_registry.index import ServableModel
 from services.schemas.validation import check, short
@@ -20,13 +21,6 @@ _RESERVED: Final = ("binary_data_output", "headers", "content_type")
 """The protocol's own, or a client's notes to other servers: read elsewhere, or by nobody."""
 _SEQUENCE: Final = ("sequence_id", "sequence_start", "sequence_end")
 _SHARED_MEMORY: Final = ("shared_memory_region", "shared_memory_byte_size", "shared_memory_offset")
-
-_OF_FAMILY: Final[dict[str, tuple[str, ...]]] = {
-    "classifier": ("store",),
-    "segmenter": ("store",),
-    "unet": ("store", "flips"),
-    "sam": ("store", "multimask", "prompts", *AutoOptions.model_fields),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +42,7 @@ class Parameters:
 def read_parameters(served: ServableModel, given: Mapping[str, Any], timeout_s: float | None) -> Parameters:
     """What was given, checked. BadInput names what is wrong or unknown; Unsupported what only other servers have."""
     refuse_unsupported(given)
-    known = _OF_FAMILY[served.family]
+    known = ("store", *family_row(served.family).parameters)
     names = {name for name in given if not _reserved(name)}
     for name in sorted(names - {"timeout", "priority"}):
         if name not in known:

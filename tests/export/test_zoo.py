@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from export.zoo import ZOO
-from models.artifact import TASK_OF
+from models.catalog import FAMILIES
 
 ENTRIES = {
     "efficientnet_b0": "EfficientNet_B0_Weights.IMAGENET1K_V1",
@@ -48,7 +48,7 @@ def test_every_fact_is_torchvisions(name: str) -> None:
 def test_a_row_is_called_as_its_key_and_has_a_family(name: str) -> None:
     row = ZOO[name]
     assert row.name == name
-    assert row.task == TASK_OF[row.family]
+    assert row.task == FAMILIES[row.family].task
 
 
 @pytest.mark.parametrize("name", [name for name, row in ZOO.items() if row.family == "sam"])

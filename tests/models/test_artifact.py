@@ -117,7 +117,6 @@ def test_what_is_no_manifest_is_refused_by_name(tmp_path: Path, content: bytes |
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"task": "classify"}, "a segmenter does not classify"),
         ({"palette": []}, "4 labels but 0 palette colours"),
         ({"labels": []}, "labels"),
         ({"format": 2}, "format"),
