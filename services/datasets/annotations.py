@@ -1,4 +1,4 @@
-"""Corrected masks: stored images and the masks that somebody put right, packed as a dataset's archive."""
+"""Corrected masks: stored images and masks that a person has corrected, packed as the archive of a dataset."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MAX_CLASSES = 255
 
 @dataclass(frozen=True, slots=True)
 class Annotation:
-    """One object of an image. ``mask``: run lengths as this API gives them, or the id of a stored mask."""
+    """One object of an image. ``mask``: run lengths as /v1/masks returns them, or the id of a stored mask."""
 
     image_id: str
     mask: dict[str, Any] | str
@@ -33,7 +33,8 @@ class Annotation:
 
 
 def classes_of(samples: Sequence[Annotation]) -> list[str]:
-    """Names by class index: background, then the others in the order in which they first occur."""
+    """Names by class index: background, then the others in the order in which they first occur. BadInput beyond
+    MAX_CLASSES."""
     names = [BACKGROUND, *dict.fromkeys(sample.class_name for sample in samples if sample.class_name != BACKGROUND)]
     if len(names) > MAX_CLASSES + 1:
         raise BadInput(f"there are {len(names) - 1} classes; at most {MAX_CLASSES} are trained")
@@ -50,7 +51,7 @@ def pack(
 ) -> int:
     """Write ``images/`` and ``masks/`` of all samples into a ZIP; how many images. Blocks.
 
-    Masks of one image are laid over each other in the order given. BadInput and NotFound name the sample.
+    Masks of one image are painted over each other in the order of ``samples``. BadInput and NotFound name the sample.
     """
     by_image: dict[str, list[tuple[int, Annotation]]] = {}
     for number, sample in enumerate(samples):

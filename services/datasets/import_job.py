@@ -1,4 +1,4 @@
-"""Importing datasets: the job handler that turns an upload, or what lies behind a URL, into checked samples."""
+"""Importing datasets: the job handler that turns an uploaded or fetched ZIP into checked samples."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ OPERATION = "import_dataset"
 
 
 class DatasetImportHandler:
-    """See ``JobHandler``. The job's parameters name the dataset."""
+    """A ``JobHandler``. The job's parameters name the dataset."""
 
     def __init__(self, workspace: JobWorkspace, datasets: Datasets) -> None:
         self._workspace = workspace
         self._datasets = datasets
 
     async def __call__(self, job: Job, item: ClaimedItem) -> None:
+        """See ``JobHandler.__call__``. A dataset with errors fails the item, and keeps its report."""
         workspace = self._workspace
         dataset = (await workspace.run(self._datasets.dataset, job.owner, job.parameters["dataset_id"])).dataset
         folder = await asyncio.to_thread(workspace.folder, job)
@@ -38,13 +39,13 @@ class DatasetImportHandler:
             elif dataset.source["kind"] != "url":
                 raise NotFound("what was uploaded is gone")
 
-            async def say(message: Message) -> None:
+            async def on_message(message: Message) -> None:
                 if "event" in message:
                     await workspace.emit_event(item, message["event"], message["data"], message.get("progress"))
 
             command = [sys.executable, "-m", "services.datasets.importer", "--folder", str(folder), "--with-parent"]
             try:
-                result = await run_child(command, say, folder=folder, environ=child_environ())
+                result = await run_child(command, on_message, folder=folder, environ=child_environ())
             except ChildFailed as failed:
                 if not (folder / "report.json").is_file():
                     raise
@@ -82,14 +83,14 @@ class DatasetImportHandler:
             "classes": report["classes"],
             "report": report,
         }
-        answer = {"dataset_id": dataset.id, **result}
-        item_result = ItemResult(item.job_id, item.id, workspace.worker_id, result=answer)
+        stored_result = {"dataset_id": dataset.id, **result}
+        item_result = ItemResult(item.job_id, item.id, workspace.worker_id, result=stored_result)
         await retry_while_unavailable(lambda: workspace.run(self._datasets.imported, dataset.id, item_result, found))
         if item.storage_key is not None:
             await asyncio.to_thread(workspace.store.delete, item.storage_key)
 
     async def _refused(self, item: ClaimedItem, dataset: Dataset, folder: Path, failed: ChildFailed) -> None:
-        """The report says what is wrong; it stays with the dataset."""
+        """Store the report with the dataset, and fail the item."""
         workspace, report = self._workspace, _report(folder)
         preview = folder / "preview.png"
         if preview.is_file():

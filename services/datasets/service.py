@@ -1,4 +1,4 @@
-"""Datasets as their owners see them: brought, listed, looked into, removed. Transport-free, beside Jobs."""
+"""Datasets: importing, listing, reading samples, removing. Free of any transport."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from services.jobs.service import JobService
 from services.jobs.submission import JobTerms
 from services.schemas.datasets import DatasetOptions
 
-_OPEN = 4
+_OPEN = 4  # archives kept open, the last used
 _PIECE = 1 << 20
 
 
 class DatasetService:
-    """Brings and shows datasets. All methods take ``owner``; nothing is found across owners."""
+    """Imports and reads datasets. All methods take ``owner``; nothing is found across owners."""
 
     def __init__(
         self, settings: Settings, datasets: Datasets, records: Records, store: BlobStore, jobs: JobService
@@ -52,9 +52,10 @@ class DatasetService:
         terms: JobTerms,
         owner: str = LOCAL_OWNER,
     ) -> tuple[str, Job, bool]:
-        """The id of the dataset, and the job that imports it; False: the job of an earlier request with this key.
+        """Submit the import of a dataset: its id, the job, and whether the job is new; False: an earlier request had
+        this idempotency key.
 
-        ``archive`` is on disk. BadInput unless there is one of archive, url and samples.
+        ``archive``: an open file on disk. BadInput unless there is exactly one of archive, url and samples.
         """
         ways = [archive is not None, options.url is not None, options.samples is not None]
         if sum(ways) != 1:
@@ -92,7 +93,7 @@ class DatasetService:
             columns |= {"bytes": size, "sha256": sha256}
         parameters: dict[str, Any] = {"dataset_id": dataset.id, "name": options.name, "classes": classes}
         parameters |= {"background": options.background, "url": options.url}
-        # What was packed of samples is another file each time: they say themselves what was asked.
+        # Packed samples are another file each time: ``options`` identifies the request.
         digest = columns.get("sha256") if options.samples is None else None
         given = options.model_dump(mode="json") | {"sha256": digest}
         created = uncertain = False
@@ -108,7 +109,7 @@ class DatasetService:
                 rows=[dataset],
                 owner=owner,
             )
-        except Unavailable:  # the commit may have happened: then what came is the job's
+        except Unavailable:  # the commit may have happened: then the archive is the job's
             uncertain = True
             raise
         finally:
@@ -117,7 +118,7 @@ class DatasetService:
         return job.parameters["dataset_id"], job, created
 
     def _store_archive(self, archive: IO[bytes], key: str) -> tuple[int, str]:
-        """Its size and SHA-256."""
+        """Store the archive; its size in bytes and its SHA-256."""
         archive.flush()
         size = os.fstat(archive.fileno()).st_size
         archive.seek(0)
@@ -125,17 +126,18 @@ class DatasetService:
         while piece := archive.read(_PIECE):
             digest.update(piece)
         archive.seek(0)
-        # The file has no name, so that nothing of it outlives this process; its descriptor has one.
+        # The file has no name, so that it does not outlive this process; its descriptor has one.
         self._store.put_file(key, Path(f"/dev/fd/{archive.fileno()}"), "application/zip")
         return size, digest.hexdigest()
 
     async def dataset(self, id: str, *, owner: str = LOCAL_OWNER) -> DatasetView:
+        """The dataset with its state. NotFound."""
         return await asyncio.to_thread(self._datasets.dataset, owner, id)
 
     async def datasets(
         self, page: int, limit: int, *, owner: str = LOCAL_OWNER
     ) -> tuple[Page[Dataset], list[DatasetView]]:
-        """Newest first."""
+        """Datasets, newest first: the page of rows, and each as its owner sees it."""
 
         def read() -> tuple[Page[Dataset], list[DatasetView]]:
             found = self._datasets.datasets(owner, page, limit)
@@ -144,12 +146,12 @@ class DatasetService:
         return await asyncio.to_thread(read)
 
     async def prepared(self, id: str, *, owner: str = LOCAL_OWNER) -> DatasetArchive:
-        """The samples of a dataset. NotFound; Conflict while it is not ready."""
+        """The prepared samples of a dataset. NotFound; Conflict while it is not ready."""
         dataset = await asyncio.to_thread(self._datasets.ready, owner, id)
         return await asyncio.to_thread(self._prepared, dataset)
 
     async def delete(self, id: str, *, owner: str = LOCAL_OWNER) -> None:
-        """Remove a dataset with its files. Conflict while it is imported, or a training needs it."""
+        """Remove a dataset with its files. NotFound; Conflict while it is imported, or a training needs it."""
 
         def delete() -> None:
             for key in self._datasets.delete(owner, id):
@@ -160,7 +162,7 @@ class DatasetService:
         self._open.pop(id, None)
 
     def preview_key(self, dataset: Dataset) -> str:
-        """Where the preview sheet lies, if one was made."""
+        """The key of the preview sheet in the store; there may be none."""
         return file_key(dataset, "preview")
 
     def _cached(self, id: str) -> Path:

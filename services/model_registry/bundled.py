@@ -1,4 +1,4 @@
-"""Artifact folders that came with the program, published when it first serves."""
+"""Publishes the artifact folders bundled in a Bento when it first serves."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 def publish_bundled(folder: Path, registry: Registry, store: BlobStore) -> None:
-    """Publish each artifact folder, once: a restart must not put it in place of a version that came later."""
+    """Publish each artifact folder once: a restart must not activate it in place of a later version."""
     known = {each.model.name: {row.digest for row in each.versions} for each in registry.models()}
     for artifact in sorted(path for path in folder.iterdir() if (path / ONNX).is_file()):
         manifest = read_manifest(artifact)
@@ -32,4 +32,4 @@ def publish_bundled(folder: Path, registry: Registry, store: BlobStore) -> None:
             lineage={"source": "bento"},
             reuse=True,
         )
-        log.info("model carried by the Bento", extra={"model": row.name, "version": row.version})
+        log.info("model published from the Bento", extra={"model": row.name, "version": row.version})

@@ -1,4 +1,4 @@
-"""The model index: this process's copy of the registry, so that a request costs no query."""
+"""The model index: this process's copy of the registry, so that a request needs no query."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ServableModel:
-    """A version that can be asked."""
+    """A model version that can run requests. ``classes``: how many; ``digest``: of its files."""
 
     key: ModelKey
     task: str
@@ -37,7 +37,10 @@ class ServableModel:
 
 
 class ModelIndex:
-    """Resolves names, and finds the artifact folder of a version on this machine."""
+    """Resolves names to versions, and finds the artifact folder of a version on this machine.
+
+    ``cache``: folder for copies of artifacts that the store does not have on this disk. Thread-safe.
+    """
 
     def __init__(self, registry: Registry, store: BlobStore, cache: Path) -> None:
         self.registry = registry
@@ -49,14 +52,14 @@ class ModelIndex:
         self._lock = threading.Lock()
 
     async def resolve(self, owner: str, name: str, version: int | None, task: str) -> ServableModel:
-        """``find``, and BadInput for a model of another task."""
+        """As ``find``; BadInput for a model of another task."""
         served = await self.find(owner, name, version)
         if served.task != task:
             raise BadInput(f"model {name} is there to {served.task}, not to {task}")
         return served
 
     async def find(self, owner: str, name: str, version: int | None) -> ServableModel:
-        """The version meant, the active one for None. NotFound, Unavailable (with why)."""
+        """The version of a model, the active one for None. NotFound; Unavailable for a model without versions."""
         served = self._served.get((owner, name, version))
         if served is None:
             metrics.registry_cache.labels("miss").inc()
@@ -66,12 +69,13 @@ class ModelIndex:
         return served
 
     async def resolve_first(self, owner: str, names: Sequence[str], version: int | None, task: str) -> ServableModel:
-        """The same of the first of ``names`` that has an active version. Where none has, the first one's refusal."""
+        """As ``resolve``, of the first of ``names`` that has an active version; where none has, the refusal of the
+        first."""
         known = (name for name in names if (owner, name, None) in self._served)
         if (name := next(known, None)) is not None:
             return await self.resolve(owner, name, version, task)
         refusals = []
-        for name in names:  # what was published this instant, or of an owner who was not seen yet
+        for name in names:  # published since the last refresh, or of an owner not looked up yet
             try:
                 await self.resolve(owner, name, None, task)
             except (NotFound, Unavailable) as error:
@@ -82,11 +86,11 @@ class ModelIndex:
 
     @property
     def revision(self) -> int:
-        """The registry's revision as of the last refresh."""
+        """The revision of the registry at the last refresh."""
         return self._revision
 
     def refresh(self) -> bool:
-        """Take over the registry's present state; False when it has not changed. Blocks on the database."""
+        """Copy the present state of the registry; False when it has not changed. Blocks on the database."""
         revision = self.registry.revision()
         if revision == self._revision:
             return False
@@ -104,11 +108,14 @@ class ModelIndex:
         return True
 
     def listed(self, owner: str = "local") -> list[Listed]:
-        """The models as of the last refresh."""
+        """The models at the last refresh."""
         return self._listed.get(owner, [])
 
     def locate(self, key: ModelKey) -> Path:
-        """The artifact folder of a version: in the folder store itself, else a checked copy under the cache."""
+        """The artifact folder of a version: in a store on this disk, else a verified copy in the cache.
+
+        Blocks. NotFound.
+        """
         row = self.registry.resolve(key.name, key.version, key.owner)
         local = self._store.local_path(row.location + MANIFEST)
         if local is not None:
@@ -124,7 +131,7 @@ class ModelIndex:
         self.refresh()
         if (served := self._served.get((owner, name, version))) is not None:
             return served
-        # Not there: the registry has the words for it. A version published this instant is served from its row.
+        # The registry raises the refusal. A version published since the refresh is served from its row.
         return _servable(self.registry.resolve(name, version, owner))
 
     def _download(self, row: ModelVersion, folder: Path) -> None:
@@ -142,7 +149,7 @@ class ModelIndex:
             shutil.rmtree(folder, ignore_errors=True)
             partial.rename(folder)
         except OSError as error:
-            # Another process of this machine may have put the same files there first.
+            # Another process of this machine may have made the copy first.
             if not (folder / MANIFEST).is_file():
                 raise NotFound(
                     f"the files of model {row.name} version {row.version} cannot be written: {error}"

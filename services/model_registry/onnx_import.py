@@ -1,4 +1,4 @@
-"""Importing: an uploaded ONNX file becomes a model version."""
+"""Imports an uploaded ONNX file as a model version."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from models.onnx_import.artifact_builder import build_artifact
 from services.schemas.models import ModelUploadOptions
 
 MAX_MODEL_BYTES = 512 * 1024 * 1024
-"""Of an upload over HTTP; the command line takes up to 2 GB."""
+"""Size of an upload over HTTP; the command line takes up to 2 GB."""
 
 
 def import_upload(
     registry: Registry, store: BlobStore, data: bytes, file_name: str | None, options: ModelUploadOptions
 ) -> ModelVersion:
-    """The version that was published. BadModelFile says what is wrong with the file; nothing is left behind then."""
+    """The version that was published. Blocks. BadModelFile says what is wrong with the file; then nothing is stored."""
     with tempfile.TemporaryDirectory(prefix="ekiben-import-") as scratch:
         file = Path(scratch, "upload.onnx")
         file.write_bytes(data)

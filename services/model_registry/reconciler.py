@@ -1,4 +1,4 @@
-"""The watch: this process follows the registry, loads and unloads what is wanted, and reports what it holds."""
+"""The reconciler: it follows the registry, loads and unloads models of this process, and reports their states."""
 
 from __future__ import annotations
 
@@ -24,13 +24,17 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 POLL_S = 0.5
+"""Seconds between looks at the registry."""
+
 HEARTBEAT_S = 5.0
+"""Seconds after which unchanged states are reported again."""
 
 
 class ModelReconciler:
-    """Runs on the event loop of a process. ``runner`` None: the models live elsewhere, only the index is kept fresh.
+    """Reconciles the models of one process with the registry. Runs on its event loop.
 
-    Not ``eager``: nothing is loaded because it is wanted loaded, as in a worker that has no job.
+    ``runner`` None: the models are in another process, and only the index is refreshed. Not ``eager``: nothing is
+    loaded before a request needs it, as in a worker without a job.
     """
 
     def __init__(
@@ -50,11 +54,14 @@ class ModelReconciler:
         self._loads: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Read the registry and warm the pinned models, then keep following. Raises if the first read fails."""
+        """Read the registry and load the pinned models, then follow it in a task.
+
+        Unavailable if the first read fails.
+        """
         await asyncio.to_thread(self._index.refresh)
         if self._runner is not None and self._eager:
-            there = {m.model.name for m in self._index.listed() if m.active is not None}
-            for name in set(self._pinned) - there:
+            present = {m.model.name for m in self._index.listed() if m.active is not None}
+            for name in set(self._pinned) - present:
                 log.warning("model to preload is not there", extra={"model": name})
             for listed in self._index.listed():
                 if listed.active is not None and (
@@ -65,7 +72,7 @@ class ModelReconciler:
         self._task = asyncio.create_task(self._run())
 
     async def check(self) -> None:
-        """Unavailable while a pinned model that is there is not warm in this process."""
+        """Unavailable while a pinned model that exists is not loaded in this process."""
         if self._runner is None:
             return
         ready = {s.key for s in self._runner.engine.states() if s.state == "ready"}
@@ -78,6 +85,7 @@ class ModelReconciler:
             raise Unavailable(f"not loaded: {', '.join(sorted(cold))}")
 
     async def stop(self) -> None:
+        """Stop following, and remove what this process has reported."""
         if self._task is not None:
             self._task.cancel()
         if self._runner is not None:
@@ -91,7 +99,7 @@ class ModelReconciler:
             await asyncio.sleep(POLL_S)
             try:
                 await asyncio.to_thread(self._index.refresh)
-                # Requests refresh the index too: what has been followed is this watch's own to know.
+                # Requests refresh the index too, so ``refresh`` does not tell whether this revision was followed.
                 if self._index.revision != self._followed and self._runner is not None:
                     self._follow()
                 if self._runner is not None:
@@ -103,10 +111,10 @@ class ModelReconciler:
                     log.warning("registry not reachable: %s", error)
                 self._quiet = True
             except Exception:
-                log.exception("registry watch")
+                log.exception("reconciler")
 
     def _follow(self) -> None:
-        """Bring this process to what the registry wants: new versions first, then the old ones go."""
+        """Load and unload as the registry demands: a new version is loaded before the old one is unloaded."""
         runner = self._runner
         if runner is None:
             return
@@ -115,7 +123,7 @@ class ModelReconciler:
         wanted = {_key(m): m for m in self._index.listed() if m.active is not None}
         for key, listed in wanted.items():
             others = [k for k, s in held.items() if k[:2] == key[:2] and k != key and s.state == "ready"]
-            # Wanted once, not for ever: the next request may load it again.
+            # An unload is done once per change of the row: the next request may load the model again.
             requested = (listed.model.desired, listed.model.updated_at)
             fresh = self._seen.get(key[:2]) != requested
             self._seen[key[:2]] = requested
@@ -125,7 +133,7 @@ class ModelReconciler:
                 continue
             pin = listed.model.desired == "loaded" or key.name in self._pinned
             for other in others:
-                runner.engine.unpin(other)  # else a budget that holds one version would never let the next one in
+                runner.engine.unpin(other)  # else a memory budget for one version would never admit the next one
             absent = key not in held or held[key].state in ("unloaded", "failed")
             pin = pin and self._eager
             if absent and (pin or others):

@@ -1,4 +1,4 @@
-"""Model requests: the transport-free core of what can be asked, loading and unloading, beside Vision."""
+"""Model management: listing, loading, unloading and activating models. Free of any transport."""
 
 from __future__ import annotations
 
@@ -20,21 +20,23 @@ _NO_COUNTS = {"predictions": 0, "batches": 0, "loads": 0, "waiting": 0, "batch_s
 
 
 class ModelRepository:
-    """Lists models with their states, loads and unloads them. All methods take ``owner``."""
+    """Lists models with their states, loads and unloads them. All methods take ``owner``.
+
+    ``process_id``: the one under which this process reports its states.
+    """
 
     def __init__(self, registry: Registry, index: ModelIndex, runner: ModelRunner, process_id: str) -> None:
-        """``process_id``: of this process, as its own reports say it."""
         self._process_id = process_id
         self._registry = registry
         self._index = index
         self._runner = runner
 
     async def models(self, *, owner: str = LOCAL_OWNER) -> list[dict[str, Any]]:
-        """All models (see wire.ModelBody)."""
+        """All models."""
         return await self._bodies(await asyncio.to_thread(self._registry.models, owner))
 
     async def model(self, name: str, *, owner: str = LOCAL_OWNER) -> dict[str, Any]:
-        """One model. NotFound says which there are."""
+        """One model. NotFound lists the names that exist."""
         listed = await asyncio.to_thread(self._registry.models, owner)
         for row in listed:
             if row.model.name == name:
@@ -43,10 +45,13 @@ class ModelRepository:
         raise NotFound(f"there is no model {name[:80]!r}; there are: {known}")
 
     async def load(self, name: str, *, owner: str = LOCAL_OWNER) -> dict[str, Any]:
-        """Load the active version and keep it loaded. Ready in this process when it returns."""
+        """Load the active version and keep it loaded; it is ready in this process when this returns.
+
+        NotFound, Unavailable.
+        """
         key = await self._active(name, owner)
         before = (await self.model(name, owner=owner))["desired"]
-        # Said first: a watch that has not yet acted on an unload of a moment ago would unload it again.
+        # Recorded first: a reconciler that has not yet acted on a recent unload would unload it again.
         await asyncio.to_thread(self._registry.set_desired, name, "loaded")
         try:
             await self._runner.load(key, pin=True)
@@ -56,14 +61,14 @@ class ModelRepository:
         return await self.model(name, owner=owner)
 
     async def unload(self, name: str, *, owner: str = LOCAL_OWNER) -> dict[str, Any]:
-        """Take a model out of memory; what is under way finishes first."""
+        """Unload a model; requests under way finish first. NotFound, Unavailable."""
         key = await self._active(name, owner)
         await asyncio.to_thread(self._registry.set_desired, name, "unloaded")
         await self._runner.unload(key)
         return await self.model(name, owner=owner)
 
     async def activate(self, name: str, version: int, *, owner: str = LOCAL_OWNER) -> dict[str, Any]:
-        """Make a version the one that the name means."""
+        """Make ``version`` the active one. NotFound."""
         await asyncio.to_thread(self._registry.activate, name, version)
         await asyncio.to_thread(self._index.refresh)
         return await self.model(name, owner=owner)
@@ -90,7 +95,7 @@ class ModelRepository:
         state, reason, memory, counters = "unavailable", model.unavailable_reason, 0, _NO_COUNTS
         if active is not None:
             key = ModelKey(active.owner, active.name, active.version)
-            # What this process reported is at times a second old; what it holds is known.
+            # Its own report may be a second old; the runner knows the present state.
             others = [row for row in mine if row.process_id != self._process_id]
             state, reason, memory = _state(key, held, others)
             if held is not None and key in held:
@@ -128,7 +133,7 @@ class ModelRepository:
 def _state(
     key: ModelKey, held: dict[ModelKey, ModelState] | None, replicas: Sequence[ModelReplica]
 ) -> tuple[str, str | None, int]:
-    """What this process (or its runner) says; else the best of what the others reported."""
+    """State, reason and bytes of memory: of this process (or its runner), else the best that others have reported."""
     if held is None:
         return "unavailable", "the runner is not reachable", 0
     own = held.get(key)

@@ -1,4 +1,4 @@
-"""The files of a model's versions: listed, taken along, removed."""
+"""Model versions as responses, and their files: downloaded as ZIP, removed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from services.archives.zip_stream import GrowingBuffer
 
 
 def version_body(row: ModelVersion) -> dict[str, Any]:
-    """See wire.VersionBody."""
+    """A version as responses show it."""
     return {
         "version": row.version,
         "active": row.active,
@@ -26,7 +26,7 @@ def version_body(row: ModelVersion) -> dict[str, Any]:
 
 
 def zip_version(store: BlobStore, row: ModelVersion) -> Iterator[bytes]:
-    """A ZIP of the artifact folder, written as it is read."""
+    """A ZIP of the artifact folder, written as it is read. Blocks."""
     out = GrowingBuffer()
     dated = row.created_at.timetuple()[:6]
     with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
@@ -41,7 +41,7 @@ def zip_version(store: BlobStore, row: ModelVersion) -> Iterator[bytes]:
 
 
 def remove_files(registry: Registry, store: BlobStore, name: str, version: int) -> None:
-    """Forget a version and remove its files. NotFound, Conflict. Blocks."""
+    """Remove a version and its files. Blocks. NotFound; Conflict for the active one of several."""
     location = registry.delete_version(name, version)
     for key in list(store.list(location)):
         store.delete(key)

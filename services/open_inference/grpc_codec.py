@@ -1,4 +1,4 @@
-"""Messages of the Open Inference Protocol's gRPC service: requests out of them, responses into them."""
+"""Converts the messages of the Open Inference Protocol's gRPC service to infer requests, and responses to messages."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from services.open_inference.parameters import (
 from services.open_inference.tensors import BYTES, DATATYPES, Tensor, checked_count, from_raw, texts, to_raw
 from services.schemas.validation import short
 
-_IN_THREAD: Final = 256 * 1024
-_PIECE: Final = 1 << 16
-_MANY: Final = 1024
+_IN_THREAD: Final = 256 * 1024  # bytes of a message with typed contents
+_PIECE: Final = 1 << 16  # numbers
+_MANY: Final = 1024  # elements of BYTES
 _CONTENTS: Final = {
     "BOOL": "bool_contents",
     **dict.fromkeys(("INT8", "INT16", "INT32"), "int_contents"),
@@ -37,7 +37,7 @@ _CONTENTS: Final = {
 
 
 async def read_request_in_thread(request: Any, timeout_s: float | None) -> InferRequest:
-    """On a thread where there is much to do: typed contents are read number by number, BYTES element by element."""
+    """As ``read_request``, in a thread where it takes long: typed contents and BYTES are read element by element."""
     elements = any(one.datatype == BYTES and one.shape and one.shape[0] > _MANY for one in request.inputs[:MAX_INPUTS])
     if (request.raw_input_contents and not elements) or request.ByteSize() < _IN_THREAD:
         return read_request(request, timeout_s)
@@ -45,7 +45,7 @@ async def read_request_in_thread(request: Any, timeout_s: float | None) -> Infer
 
 
 def read_request(message: Any, timeout_s: float | None) -> InferRequest:
-    """BadInput names the tensor that is wrong."""
+    """The request of a ModelInferRequest. BadInput names the tensor that is wrong; Unsupported."""
     check_counts(len(message.inputs), len(message.outputs), len(message.parameters))
     raw = message.raw_input_contents
     if raw and len(raw) != len(message.inputs):
@@ -68,7 +68,7 @@ def read_request(message: Any, timeout_s: float | None) -> InferRequest:
 
 
 def write_answer(answer: InferAnswer, id: str) -> Any:
-    """With raw contents always: tritonclient reads no other."""
+    """The ModelInferResponse, with raw contents: tritonclient reads no other."""
     return pb.ModelInferResponse(
         model_name=answer.model,
         model_version=answer.version,
@@ -91,7 +91,7 @@ def _typed(tensor: Any, shape: list[int]) -> Any:
         return texts(given, shape)
     values = np.empty(count, DATATYPES[tensor.datatype])
     try:
-        for start in range(0, count, _PIECE):  # between pieces other threads have their turn
+        for start in range(0, count, _PIECE):  # in pieces: each holds the interpreter lock
             values[start : start + _PIECE] = given[start : start + _PIECE]
         return values.reshape(shape)
     except OverflowError:
@@ -99,6 +99,7 @@ def _typed(tensor: Any, shape: list[int]) -> Any:
 
 
 def parameters_of(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of InferParameter messages, by name. BadInput for more than MAX_PARAMETERS."""
     if len(given) > MAX_PARAMETERS:
         raise BadInput(f"there are {len(given)} parameters; at most {MAX_PARAMETERS} are read")
     return {

@@ -18,17 +18,20 @@ from services.schemas.validation import short
 
 HEADER_LENGTH: Final = "inference-header-content-length"
 MAX_JSON: Final = 16 * 1024 * 1024
-"""Of the JSON of a request: read, it takes ten times as much memory. Larger tensors come as binary data."""
+"""Bytes of the JSON of a request: parsed it takes ten times as much memory. Larger tensors have to be binary data."""
 MAX_JSON_VALUES: Final = 4_000_000
-"""Of one output that is answered as JSON."""
-_WINDOW: Final = {"gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}  # deflate is the zlib format (RFC 9110)
+"""Values of one output that is written as JSON."""
+_WINDOW_BITS: Final = {"gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}  # deflate is the zlib format (RFC 9110)
 _PIECE: Final = 1 << 20
 
 InferHttpRequest = tuple[InferRequest, "ResponseForm"]
 
 
 class ResponseForm:
-    """How the answer is to be written: ``id`` to repeat, which outputs as binary data."""
+    """How the response is to be written: the ``id`` to repeat, and which outputs as binary data.
+
+    ``binary``: unless ``by_output`` says otherwise.
+    """
 
     def __init__(self, id: str = "", binary: bool = False, by_output: Mapping[str, bool] | None = None) -> None:
         self.id = id
@@ -36,18 +39,19 @@ class ResponseForm:
         self._by_output = by_output or {}
 
     def binary(self, tensor: Tensor) -> bool:
-        # JSON has no text for half floats.
+        """Whether ``tensor`` is to be written as binary data."""
+        # The protocol has no JSON form of half floats.
         return self._by_output.get(tensor.name, self._binary) or tensor.datatype == "FP16"
 
 
 def unpack(body: bytes, encoding: str) -> bytes:
-    """The body without its Content-Encoding. TooLarge once more than MAX_BYTES come out; Unsupported, BadInput."""
+    """The body without its Content-Encoding. TooLarge beyond MAX_BYTES; Unsupported, BadInput."""
     encoding = encoding.strip().lower()
     if encoding in ("", "identity"):
         return body
-    if encoding not in _WINDOW:
+    if encoding not in _WINDOW_BITS:
         raise Unsupported(f"Content-Encoding {short(encoding)!r} is not read; gzip and deflate are")
-    inflate = zlib.decompressobj(_WINDOW[encoding])
+    inflate = zlib.decompressobj(_WINDOW_BITS[encoding])
     try:
         data = inflate.decompress(body, MAX_BYTES + 1)
     except zlib.error:
@@ -60,13 +64,13 @@ def unpack(body: bytes, encoding: str) -> bytes:
 
 
 def pack(body: bytes, encoding: str) -> bytes:
-    """The body with ``encoding``, gzip or deflate."""
-    deflate = zlib.compressobj(1, zlib.DEFLATED, _WINDOW[encoding])
+    """The body in ``encoding``, gzip or deflate."""
+    deflate = zlib.compressobj(1, zlib.DEFLATED, _WINDOW_BITS[encoding])
     return deflate.compress(body) + deflate.flush()
 
 
 def chosen_encoding(accept: str) -> str | None:
-    """gzip or deflate, where Accept-Encoding takes it."""
+    """gzip or deflate, where the header Accept-Encoding has one of them."""
     taken = {}
     for part in accept.lower().split(","):
         name, *options = (piece.strip() for piece in part.split(";"))
@@ -75,8 +79,10 @@ def chosen_encoding(accept: str) -> str | None:
 
 
 def read_request(model: str, version: str, body: bytes, header_length: str | None) -> InferHttpRequest:
-    """The request, and how it is to be answered. ``header_length``: Inference-Header-Content-Length; of 0 the body is
-    one raw tensor: an encoded image. BadInput, Unsupported."""
+    """The request, and the form of its response. BadInput, Unsupported, TooLarge.
+
+    ``header_length``: the header Inference-Header-Content-Length; with 0 the body is one encoded image.
+    """
     if header_length is None:
         head, rest = body, memoryview(b"")
     else:
@@ -116,17 +122,17 @@ def read_request(model: str, version: str, body: bytes, header_length: str | Non
         options = _object(one, "parameters")
         if "binary_data" in options:
             by_output[str(one.get("name"))] = _flag(options, "binary_data")
-    answering = ResponseForm(id, _flag(parameters, "binary_data_output"), by_output)
-    return InferRequest(model, version, tensors, requested, parameters), answering
+    form = ResponseForm(id, _flag(parameters, "binary_data_output"), by_output)
+    return InferRequest(model, version, tensors, requested, parameters), form
 
 
-def write_answer(answer: InferAnswer, answering: ResponseForm) -> tuple[bytes, int | None]:
-    """The body, and the length of its JSON where binary tensors follow that."""
+def write_answer(answer: InferAnswer, form: ResponseForm) -> tuple[bytes, int | None]:
+    """The body, and the length of its JSON where binary tensors follow. TooLarge."""
     blocks: list[bytes] = []
     outputs = []
     for tensor in answer.outputs:
         info: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
-        if answering.binary(tensor):
+        if form.binary(tensor):
             blocks.append(to_raw(tensor.values))
             info["parameters"] = {"binary_data_size": len(blocks[-1])}
         elif tensor.values.size > MAX_JSON_VALUES:
@@ -140,8 +146,8 @@ def write_answer(answer: InferAnswer, answering: ResponseForm) -> tuple[bytes, i
             info["data"] = tensor.values.ravel()
         outputs.append(info)
     body: dict[str, Any] = {"model_name": answer.model, "model_version": answer.version}
-    if answering.id:
-        body["id"] = answering.id
+    if form.id:
+        body["id"] = form.id
     if answer.parameters:
         body["parameters"] = answer.parameters
     text = orjson.dumps({**body, "outputs": outputs}, option=orjson.OPT_SERIALIZE_NUMPY)
@@ -149,7 +155,7 @@ def write_answer(answer: InferAnswer, answering: ResponseForm) -> tuple[bytes, i
 
 
 def _input(given: dict[str, Any], rest: memoryview) -> tuple[Tensor, int]:
-    """One input, and how many of the bytes that are left are its own."""
+    """One input, and how many bytes of ``rest`` it has taken."""
     name, datatype, shape = given.get("name"), given.get("datatype"), given.get("shape")
     if not isinstance(name, str) or not isinstance(datatype, str) or not isinstance(shape, list):
         raise BadInput("an input has a name, a datatype and a shape")

@@ -1,4 +1,4 @@
-"""The image input of an infer request, in its three forms: encoded, pixels, or as the graph takes it."""
+"""The image input of an infer request, in its three forms: encoded, pixels, or prepared for the graph."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from services.schemas.validation import short
 ImageInputs = list[bytes | NDArray[np.uint8] | PreparedTensor]
 
 MAX_IMAGES = 1024
-"""Of one request."""
+"""Images of one request."""
 
 _FLOATS = ("FP16", "FP32", "FP64", "BF16")
 
 
 def read(served: ServableModel, inputs: Mapping[str, Tensor]) -> tuple[ImageInputs, bool]:
-    """The images, and whether it is one that came without a batch axis.
+    """The images, and whether it is a single one without a batch axis.
 
     ``image`` is BYTES [n] (encoded), UINT8 [h, w, 3] or [n, h, w, 3] (pixels, RGB), or floating-point as the graph
-    takes it; the graph's own input, by its name, is what it takes. BadInput says what is wrong.
+    takes it. An input with the name of the graph's own is passed to the graph. BadInput says what is wrong.
     """
     graph = graph_input(served)
     for name in inputs:
@@ -45,7 +45,7 @@ def read(served: ServableModel, inputs: Mapping[str, Tensor]) -> tuple[ImageInpu
 
 
 def encoded(tensor: Tensor) -> list[bytes]:
-    """The files of a BYTES tensor. BadInput for a tensor of two axes, or of none."""
+    """The encoded images of a BYTES tensor, [n] or [n, 1]. BadInput for another shape."""
     if len(tensor.shape) not in (1, 2) or (len(tensor.shape) == 2 and tensor.shape[1] != 1):
         raise BadInput(f"{tensor.name} as BYTES is [n], n encoded images, not {list(tensor.shape)}")
     _check_count(tensor, tensor.values.size)
@@ -54,7 +54,7 @@ def encoded(tensor: Tensor) -> list[bytes]:
 
 
 def pixels(tensor: Tensor) -> tuple[ImageInputs, bool]:
-    """The images of a UINT8 tensor, and whether it is one without a batch axis."""
+    """The images of a UINT8 tensor, [n, h, w, 3] or [h, w, 3]; True: a single one, of the latter. BadInput."""
     shape = tensor.shape
     if len(shape) not in (3, 4) or shape[-1] != 3:
         raise BadInput(f"{tensor.name} as UINT8 is pixels, [h, w, 3] or [n, h, w, 3], RGB; not {list(shape)}")

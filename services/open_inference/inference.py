@@ -29,12 +29,15 @@ from services.schemas.inference import ClassifyOptions, SegmentOptions
 from services.schemas.validation import short
 
 _AT_ONCE = 64
-"""Images of one request that are under way at a time."""
+"""Images of one request that are computed at a time."""
 
 
 @dataclass(frozen=True, slots=True)
 class InferRequest:
-    """``version``: "" for the active one. No ``outputs``: the usual ones. ``timeout_s``: the caller's own deadline."""
+    """An infer request.
+
+    ``version``: "" for the active one. No ``outputs``: the usual ones. ``timeout_s``: of the caller.
+    """
 
     model: str
     version: str
@@ -46,6 +49,8 @@ class InferRequest:
 
 @dataclass(frozen=True, slots=True)
 class InferAnswer:
+    """The outputs of an infer request. ``parameters``: the ids of the predictions that were stored."""
+
     model: str
     version: str
     outputs: Sequence[Tensor]
@@ -53,15 +58,15 @@ class InferAnswer:
 
 
 class OpenInference:
-    """Answers infer requests of every model. All methods take ``owner``."""
+    """Runs infer requests on every model. All methods take ``owner``."""
 
     def __init__(self, core: InferenceCore) -> None:
         self._core = core
 
     async def infer(self, request: InferRequest, *, owner: str = LOCAL_OWNER) -> InferAnswer:
-        """The outputs asked for. BadInput names the tensor or parameter that is wrong.
+        """The requested outputs. BadInput names the tensor or parameter that is wrong; NotFound, Unavailable, TooLarge.
 
-        When it fails, or the caller leaves, nothing of any of its images stays stored.
+        When it fails, or the caller leaves, the predictions that it has stored are removed.
         """
         served = await self.find(request.model, request.version, owner=owner)
         inputs = {tensor.name: tensor for tensor in request.inputs}
@@ -87,12 +92,12 @@ class OpenInference:
         return InferAnswer(served.key.name, str(served.key.version), outputs, info)
 
     async def forget(self, answer: InferAnswer, *, owner: str = LOCAL_OWNER) -> None:
-        """Remove what was recorded of an answer that could not be sent."""
+        """Remove the predictions of an answer that could not be sent."""
         for ids in answer.parameters.values():
             await self._core.pipeline.forget(ids.split(","), owner=owner)
 
     async def find(self, model: str, version: str, *, owner: str = LOCAL_OWNER) -> ServableModel:
-        """The version meant by the protocol's text. NotFound, Unavailable, BadInput for what is no number."""
+        """The model version; ``version`` is text, "" for the active one. NotFound, Unavailable, BadInput."""
         if version and not (version.isascii() and version.isdigit() and 0 < len(version) < 10 and int(version) > 0):
             raise BadInput(f"the version of a model is a number from 1, not {short(version)!r}")
         return await self._core.index.find(owner, model, int(version) if version else None)
@@ -108,17 +113,17 @@ class OpenInference:
     ) -> list[Tensor]:
         images, single = image_inputs.read(served, inputs)
         names = tuple(dict.fromkeys(one.name for one in wanted if not one.class_count))
-        # As Triton counts: of a model with fewer classes, all.
+        # As Triton does: a model with fewer classes returns all.
         counts = {one.name: min(one.class_count, served.classes) for one in wanted}
         top_k = max(counts.values(), default=0)
 
         limit_s = self._core.timeout_s
         if parameters.timeout_s is not None:
             limit_s = min(limit_s, parameters.timeout_s)
-        end = time.monotonic() + limit_s  # of all of them: each gets what is left when its turn comes
+        end = time.monotonic() + limit_s  # of all images: each gets what is left when it begins
         ids: dict[int, str] = {}
 
-        async def request(number: int) -> _Answered:
+        async def run_image(number: int) -> _Answered:
             left_s = end - time.monotonic()
             if left_s <= 0:
                 raise DeadlineExceeded("the request took longer than its deadline", retry_after_s=1)
@@ -128,7 +133,7 @@ class OpenInference:
             except Overloaded:
                 if number == 0:
                     raise
-                # What waits before it, most of it this request's own, would take it past the deadline.
+                # The queue, most of it this request's own images, would take it past the deadline.
                 raise DeadlineExceeded("the request took longer than its deadline", retry_after_s=1) from None
             except BadInput as error:
                 if len(images) > 1:
@@ -136,15 +141,15 @@ class OpenInference:
                 raise
 
         try:
-            answers = await gather_bounded(request, range(len(images)), _AT_ONCE)
+            answered = await gather_bounded(run_image, range(len(images)), _AT_ONCE)
         finally:
             stored.extend(ids[number] for number in sorted(ids))
-        stacked = {name: _stack(name, [one.tensors[name] for one in answers], single) for name in names}
+        stacked = {name: _stack(name, [one.tensors[name] for one in answered], single) for name in names}
         outputs = []
         for one in wanted:
             if count := counts[one.name]:
-                rows = [f"{p}:{i}:{label}" for each in answers for p, i, label in each.scores[:count]]
-                shape = (count,) if single else (len(answers), count)
+                rows = [f"{p}:{i}:{label}" for each in answered for p, i, label in each.scores[:count]]
+                shape = (count,) if single else (len(answered), count)
                 outputs.append(Tensor(one.name, texts(rows, shape)))
             else:
                 outputs.append(Tensor(one.name, stacked[one.name]))
@@ -178,7 +183,7 @@ class OpenInference:
     async def _unrecorded(
         self, context: RequestContext, served: ServableModel, request: InferenceRequest
     ) -> InferenceResponse:
-        """The answer to pixels, or to what was prepared elsewhere: there is no file of it that could be kept."""
+        """The response for pixels or a prepared tensor, of which there is no file to store."""
         core = self._core
 
         async def infer(deadline: float) -> tuple[InferenceResponse, Timing]:
@@ -191,7 +196,7 @@ class OpenInference:
 
 @dataclass(frozen=True, slots=True)
 class _Answered:
-    """``scores``: confidence, index and name of the best classes."""
+    """The result for one image. ``scores``: confidence, index and name of the best classes."""
 
     tensors: Mapping[str, NDArray[np.generic]]
     scores: list[tuple[float, int, str]]
@@ -214,7 +219,7 @@ def _checked_outputs(served: ServableModel, outputs: Sequence[RequestedOutput]) 
 
 
 def _stack(name: str, rows: Sequence[NDArray[np.generic]], single: bool) -> NDArray[np.generic]:
-    """[images, ...]; of the one image that came without a batch axis its array alone."""
+    """The arrays stacked, [images, ...]; where ``single``, the array of the only image. BadInput, TooLarge."""
     if single:
         return rows[0]
     if len({row.shape for row in rows}) > 1:

@@ -1,4 +1,4 @@
-"""The catalogue of the Open Inference Protocol: readiness, metadata, configuration, repository and statistics."""
+"""Management by the Open Inference Protocol: readiness, metadata, configuration, repository and statistics."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Info = dict[str, Any]
 
 
 class ProtocolManagement:
-    """What clients ask before and beside inference. Answers are JSON-ready, worded as the protocol says."""
+    """The protocol's methods besides inference. Results are JSON-ready dicts with the protocol's fields."""
 
     def __init__(self, models: ModelRepository, inference: OpenInference, health: HealthChecks) -> None:
         self._models = models
@@ -28,14 +28,15 @@ class ProtocolManagement:
         self._health = health
 
     async def ready(self) -> bool:
-        """Requests can be served."""
+        """Whether requests can be served."""
         return all(part["ok"] for part in (await self._health.parts()).values())
 
     def server(self) -> Info:
+        """The metadata of the server."""
         return metadata.server_metadata(__version__)
 
     async def model_ready(self, name: str, version: str, *, owner: str = LOCAL_OWNER) -> bool:
-        """It is loaded, or would be when it is asked. False from an unload to the next load. NotFound."""
+        """Whether it is loaded, or would be on a request. False from an unload to the next load. NotFound."""
         try:
             served = await self._inference.find(name, version, owner=owner)
         except Unavailable:
@@ -44,15 +45,20 @@ class ProtocolManagement:
         return served.key.version != body["version"] or _ready(body)
 
     async def metadata(self, name: str, version: str, *, owner: str = LOCAL_OWNER) -> Info:
+        """The metadata of a model. NotFound, Unavailable."""
         served = await self._inference.find(name, version, owner=owner)
         body = await self._models.model(name, owner=owner)
         return metadata.metadata(served, sorted(row["version"] for row in body["versions"]))
 
     async def config(self, name: str, version: str, *, owner: str = LOCAL_OWNER) -> Info:
+        """The configuration of a model, as far as clients need Triton's. NotFound, Unavailable."""
         return metadata.config(await self._inference.find(name, version, owner=owner))
 
     async def repository(self, repository: str = "", *, ready: bool = False, owner: str = LOCAL_OWNER) -> list[Info]:
-        """Every version of every model; ``ready``: only what can be asked."""
+        """Every version of every model; ``ready``: only those that can run requests.
+
+        NotFound for a named repository.
+        """
         if repository:
             raise NotFound(f"there is no repository {short(repository)!r}; there is one, without a name")
         rows: list[Info] = []
@@ -62,7 +68,10 @@ class ProtocolManagement:
         return [row for row in rows if not ready or row["state"] == "READY"]
 
     async def load(self, name: str, parameters: Mapping[str, Any], *, owner: str = LOCAL_OWNER) -> None:
-        """Load a model and keep it loaded. Unsupported for a configuration or files that came with the request."""
+        """Load a model and keep it loaded.
+
+        NotFound; Unsupported for a configuration or files in the request; BadInput.
+        """
         for given in parameters:
             if given == "config" or given.startswith("file:"):
                 raise Unsupported(
@@ -73,14 +82,17 @@ class ProtocolManagement:
         await self._models.load(name, owner=owner)
 
     async def unload(self, name: str, parameters: Mapping[str, Any], *, owner: str = LOCAL_OWNER) -> None:
-        """Take a model out of memory. ``unload_dependents`` is accepted: no model depends on another."""
+        """Unload a model. ``unload_dependents`` is accepted: no model depends on another. NotFound, BadInput."""
         for given in parameters:
             if given != "unload_dependents":
                 raise BadInput(f"unload has no parameter {short(given)!r}; there is unload_dependents")
         await self._models.unload(name, owner=owner)
 
     async def statistics(self, name: str, version: str, *, owner: str = LOCAL_OWNER) -> Info:
-        """Since the server started, over every protocol and all its gateway processes. ``name`` "": of all models."""
+        """Statistics since the server started, of every protocol and all gateway processes.
+
+        ``name`` "": of all models.
+        """
         if name:
             served = await self._inference.find(name, version, owner=owner)
             keys = [(name, str(served.key.version))]
@@ -103,7 +115,7 @@ def _indexed(body: Mapping[str, Any], version: int | None) -> Info:
     if version is None:
         return {**row, "state": "UNAVAILABLE", "reason": body["reason"] or "it has no version"}
     row["version"] = str(version)
-    if version != body["version"] or _ready(body):  # another version is loaded when it is asked
+    if version != body["version"] or _ready(body):  # a version that is not active is loaded on request
         loading = version == body["version"] and body["state"] == "loading"
         return {**row, "state": "LOADING" if loading else "READY", "reason": ""}
     return {**row, "state": "UNAVAILABLE", "reason": body["reason"] or "unloaded"}

@@ -1,4 +1,4 @@
-"""What the Open Inference Protocol says of models: their inputs and outputs, and the names of its extensions."""
+"""Metadata by the Open Inference Protocol: inputs and outputs of models, and the extensions that are offered."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ SAM_TENSORS: Final = (
     TensorInfo("stability_scores", "float32", (-1, -1), usual=False),
     TensorInfo("low_res_masks", "float32", (-1, -1, 256, 256), usual=False),
 )
-"""Of [prompts, masks of each]; stability is NaN for a mask that is empty at any threshold."""
+"""Axes: prompts, masks of each, ...; a stability score is NaN for a mask that is empty at any threshold."""
 
 _DATATYPE: Final = {"bool": "BOOL", "float32": "FP32", "uint8": "UINT8"}
 
 
 @lru_cache(256)  # a version never changes
 def tensors_of(served: ServableModel) -> tuple[TensorInfo, ...]:
-    """What a model can answer. Shapes of Segment Anything are whole; those of the others lack the batch axis."""
+    """The outputs of a model. Shapes of Segment Anything are complete; the others lack the batch axis."""
     if served.family == "sam":
         return SAM_TENSORS
     return build_family(Manifest.model_validate(served.manifest)).tensors
 
 
 def metadata(served: ServableModel, versions: list[int]) -> dict[str, Any]:
-    """As ``GET /v2/models/{name}`` answers it. Only what every client may send and every answer has is declared."""
+    """The metadata of a model, as ``GET /v2/models/{name}`` returns it: only the image input and the usual outputs."""
     return {
         "name": served.key.name,
         "versions": [str(version) for version in versions],
@@ -59,7 +59,7 @@ def metadata(served: ServableModel, versions: list[int]) -> dict[str, Any]:
 
 
 def config(served: ServableModel) -> dict[str, Any]:
-    """As ``GET /v2/models/{name}/config`` answers it: what clients need of Triton's message."""
+    """The configuration of a model, as ``GET /v2/models/{name}/config`` returns it: what clients need of Triton's."""
     info = metadata(served, [])
     return {
         "name": served.key.name,
@@ -79,16 +79,18 @@ def config(served: ServableModel) -> dict[str, Any]:
 
 
 def server_metadata(version: str) -> dict[str, Any]:
+    """The metadata of the server, as ``GET /v2`` returns it."""
     return {"name": "ekiben", "version": version, "extensions": list(EXTENSIONS)}
 
 
 def output_info(served: ServableModel) -> dict[str, TensorInfo]:
+    """The outputs of a model, by name."""
     return {one.name: one for one in tensors_of(served)}
 
 
 @lru_cache(256)
 def graph_input(served: ServableModel) -> GraphInput:
-    """What the graph of a model takes; not of Segment Anything."""
+    """The input of a model's graph; not of Segment Anything."""
     return GraphInput.model_validate(served.manifest["input"])
 
 

@@ -1,4 +1,4 @@
-"""Parameters of an infer request: what Ekiben reads, what the protocol reserves, and nothing else."""
+"""Parameters of an infer request: those that Ekiben reads or the protocol reserves; others are refused."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from services.schemas.validation import check, short
 MAX_INPUTS: Final = 16
 MAX_OUTPUTS: Final = 64
 MAX_PARAMETERS: Final = 64
-"""More than any model has: what is looked at one by one is counted first."""
+"""More than any model has. Counted before each one is read."""
 
 _RESERVED: Final = ("binary_data_output", "headers", "content_type")
-"""The protocol's own, or a client's notes to other servers: read elsewhere, or by nobody."""
+"""Read by the transport, or meant for other servers."""
 _SEQUENCE: Final = ("sequence_id", "sequence_start", "sequence_end")
 _SHARED_MEMORY: Final = ("shared_memory_region", "shared_memory_byte_size", "shared_memory_offset")
 
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """``auto``: options of automatic masks, where any was given. ``prompts``: JSON text."""
+    """``auto``: options of automatic masks, where any was given. ``prompts``: JSON text. ``names``: those given."""
 
     timeout_s: float | None = None
     store: bool = True
@@ -36,11 +36,12 @@ class Parameters:
     names: frozenset[str] = field(default=frozenset())
 
     def given(self, name: str) -> bool:
+        """Whether the request has this parameter."""
         return name in self.names
 
 
 def read_parameters(served: ServableModel, given: Mapping[str, Any], timeout_s: float | None) -> Parameters:
-    """What was given, checked. BadInput names what is wrong or unknown; Unsupported what only other servers have."""
+    """The checked parameters. BadInput names what is wrong or unknown; Unsupported an extension that is not offered."""
     refuse_unsupported(given)
     known = ("store", *family_row(served.family).parameters)
     names = {name for name in given if not _reserved(name)}
@@ -65,14 +66,14 @@ def read_parameters(served: ServableModel, given: Mapping[str, Any], timeout_s: 
 
 @dataclass(frozen=True, slots=True)
 class RequestedOutput:
-    """An output that is asked for. ``class_count``: its best classes as text instead, at most all."""
+    """A requested output. ``class_count`` > 0: so many best classes as text instead of its values."""
 
     name: str
     class_count: int = 0
 
 
 def check_counts(inputs: int, outputs: int, parameters: int) -> None:
-    """BadInput for a request of more parts than any model has."""
+    """BadInput for a request with no inputs, or more parts than any model has."""
     for count, most, what in (
         (inputs, MAX_INPUTS, "inputs"),
         (outputs, MAX_OUTPUTS, "outputs"),
@@ -85,7 +86,7 @@ def check_counts(inputs: int, outputs: int, parameters: int) -> None:
 
 
 def requested_outputs(name: Any, parameters: Mapping[str, Any]) -> RequestedOutput:
-    """An output as it is asked for. BadInput, Unsupported."""
+    """A requested output, by its name and parameters. BadInput, Unsupported."""
     refuse_unsupported(parameters)
     count = parameters.get("classification", 0)
     if not isinstance(name, str):
@@ -96,7 +97,7 @@ def requested_outputs(name: Any, parameters: Mapping[str, Any]) -> RequestedOutp
 
 
 def refuse_unsupported(given: Mapping[str, Any]) -> None:
-    """Unsupported for the parameters of extensions that Ekiben has not."""
+    """Unsupported for parameters of the extensions shared memory and sequences."""
     for name in _SHARED_MEMORY:
         if name in given:
             raise Unsupported("shared memory is not offered: send the tensors with the request")
@@ -111,7 +112,7 @@ def _reserved(name: str) -> bool:
 
 def _flag(given: Mapping[str, Any], name: str, otherwise: bool) -> bool:
     value = given.get(name, otherwise)
-    if isinstance(value, str) and value.lower() in ("true", "false"):  # clients that know text only
+    if isinstance(value, str) and value.lower() in ("true", "false"):  # some clients send every parameter as text
         return value.lower() == "true"
     if not isinstance(value, bool):
         raise BadInput(f"the parameter {name} is true or false")
@@ -119,7 +120,7 @@ def _flag(given: Mapping[str, Any], name: str, otherwise: bool) -> bool:
 
 
 def _shorter(timeout_s: float | None, timeout: Any) -> float | None:
-    """The schedule policy's ``timeout`` is in microseconds; 0 is none."""
+    """The shorter of the two, in seconds. ``timeout`` (extension schedule_policy) is in microseconds, 0 is none."""
     if timeout is None or timeout == 0:
         return timeout_s
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout < 1e15:

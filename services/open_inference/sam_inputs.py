@@ -40,7 +40,8 @@ async def infer(
     wanted: Sequence[RequestedOutput],
     parameters: Parameters,
 ) -> list[Tensor]:
-    """Masks [prompts, masks of each, h, w]; automatic ones where an option of theirs is given: [1, masks, h, w]."""
+    """The outputs ``wanted``. ``masks`` is [prompts, masks of each, h, w]; of automatic masks, which are computed where
+    one of their options is given, [1, masks, h, w]. BadInput, TooLarge."""
     for name in inputs:
         if name not in (IMAGE, *INPUTS):
             raise BadInput(
@@ -63,17 +64,17 @@ async def infer(
         "store": parameters.store and is_file,
     }
     rows: Sequence[Sequence[PromptMask | AutoMask]]
-    answer: MaskResponse | AutoMaskResponse | None
+    response: MaskResponse | AutoMaskResponse | None
     if parameters.auto is not None:
         if tensors or parameters.prompts is not None or parameters.given("multimask"):
             raise BadInput("options of automatic masks go without prompts")
         if "low_res_masks" in names:
             raise BadInput("low_res_masks are of prompts; automatic masks have none")
         options = AutoMasksOptions(**version, **parameters.auto.model_dump(exclude_unset=True))
-        answer = (await auto_masks.run(context, source, options)).masks
-        if not isinstance(answer, AutoMaskResponse):
+        response = (await auto_masks.run(context, source, options)).masks
+        if not isinstance(response, AutoMaskResponse):
             raise TypeError("auto_masks gave no masks")
-        rows = [answer.masks]
+        rows = [response.masks]
     else:
         prompts: Any = read_tensors(tensors) if tensors else None
         if parameters.prompts is not None:
@@ -88,17 +89,17 @@ async def infer(
         if "low_res_masks" in names:
             context = replace(context, arrays=(prompt_masks.LOW_RES_MASKS,))
         requested = MasksOptions(**version, prompts=prompts, multimask=parameters.multimask)
-        answer = (await prompt_masks.run(context, source, requested)).masks
-        if not isinstance(answer, MaskResponse):
+        response = (await prompt_masks.run(context, source, requested)).masks
+        if not isinstance(response, MaskResponse):
             raise TypeError("masks gave no masks")
-        rows = answer.results
-    size = answer.image.height, answer.image.width
+        rows = response.results
+    size = response.image.height, response.image.width
     return await asyncio.to_thread(lambda: [Tensor(name, _output(name, rows, size)) for name in names])
 
 
 def read_tensors(tensors: Mapping[str, NDArray[Any]]) -> tuple[Prompt, ...]:
-    """Prompts of ``point_coords`` [P, K, 2] with ``point_labels`` [P, K] (-1 pads), ``boxes`` [P, 4] and ``mask_input``
-    [P, 256, 256] or [P, 1, 256, 256]. One prompt may come without the first axis. BadInput."""
+    """Prompts from ``point_coords`` [P, K, 2] with ``point_labels`` [P, K] (-1 pads), ``boxes`` [P, 4] and
+    ``mask_input`` [P, 256, 256] or [P, 1, 256, 256]. A single prompt may lack the first axis. BadInput."""
     coords, labels = _axes(tensors, "point_coords", 3), _axes(tensors, "point_labels", 2)
     boxes, logits = _axes(tensors, "boxes", 2), _mask_input(tensors)
     if (coords is None) != (labels is None):
@@ -128,10 +129,10 @@ def read_tensors(tensors: Mapping[str, NDArray[Any]]) -> tuple[Prompt, ...]:
         if boxes is not None:
             one["box"] = boxes[row].tolist()
         given.append(one)
-    # A prompt that is nothing but a mask is no prompt in JSON, where masks are named by id.
-    alone = [logits is not None and not one.get("points") and "box" not in one for one in given]
-    read, _ = read_prompts([{"box": [0, 0, 1, 1]} if only else one for one, only in zip(given, alone, strict=True)])
-    prompts = [Prompt() if only else prompt for prompt, only in zip(read, alone, strict=True)]
+    # ``read_prompts`` reads JSON, where masks are ids: a prompt of a mask alone gets a placeholder box.
+    mask_only = [logits is not None and not one.get("points") and "box" not in one for one in given]
+    read, _ = read_prompts([{"box": [0, 0, 1, 1]} if only else one for one, only in zip(given, mask_only, strict=True)])
+    prompts = [Prompt() if only else prompt for prompt, only in zip(read, mask_only, strict=True)]
     if logits is not None:
         prompts = [replace(one, mask_input=each) for one, each in zip(prompts, logits, strict=True)]
     return tuple(prompts)
@@ -163,7 +164,7 @@ def _mask_input(tensors: Mapping[str, NDArray[Any]]) -> NDArray[np.float32] | No
 
 
 async def _image(tensor: Tensor) -> tuple[bytes, bool]:
-    """Encoded bytes, and whether they came so. Pixels become a PNG: an embedding is known by the hash of its file."""
+    """The encoded image, and whether it was sent encoded. Pixels become a PNG: embeddings are cached by file hash."""
     if tensor.datatype == BYTES:
         files = encoded(tensor)
         if len(files) != 1:
@@ -196,6 +197,6 @@ def _output(name: str, rows: Sequence[Sequence[PromptMask | AutoMask]], size: tu
             "POST /v1/masks gives them as runs of pixels"
         )
     whole = np.zeros((*lead, *size), np.bool_)
-    for place, mask in zip(whole.reshape(-1, *size), flat, strict=True):
-        place[:] = mask.rle.decode()
+    for target, mask in zip(whole.reshape(-1, *size), flat, strict=True):
+        target[:] = mask.rle.decode()
     return whole

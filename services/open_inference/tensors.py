@@ -15,7 +15,7 @@ from ekiben.errors import BadInput
 from services.schemas.validation import short
 
 MAX_BYTES: Final = 64 * 1024 * 1024
-"""Of one request and of one answer, over every protocol. Compressed requests: once they are unpacked."""
+"""Bytes of one request and of one response, over every protocol; of compressed requests once unpacked."""
 
 BYTES: Final = "BYTES"
 DATATYPES: Final[dict[str, np.dtype[Any]]] = {
@@ -32,33 +32,35 @@ DATATYPES: Final[dict[str, np.dtype[Any]]] = {
     "FP32": np.dtype("<f4"),
     "FP64": np.dtype("<f8"),
 }
-"""BYTES and BF16 besides, which numpy has not: the one is an array of objects, the other is read into float32."""
+"""Besides, BYTES and BF16, which numpy lacks: BYTES is an array of objects, BF16 is read into float32."""
 
 _NAMES: Final = {dtype: name for name, dtype in DATATYPES.items()}
 _LENGTH: Final = struct.Struct("<I")
 _MAX_AXES: Final = 8
 _MAX_TEXTS: Final = 65_536
-"""Elements of BYTES: each is an object of its own, however short."""
+"""Elements of BYTES: each is a Python object, however short."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tensor:
-    """``values``: an array of the tensor's shape; of BYTES an object array of ``bytes``."""
+    """A named tensor. ``values``: an array of its shape; of BYTES an object array of ``bytes``."""
 
     name: str
     values: NDArray[Any]
 
     @property
     def datatype(self) -> str:
+        """The protocol's datatype."""
         return BYTES if self.values.dtype == object else _NAMES[self.values.dtype]
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """The shape of ``values``."""
         return self.values.shape
 
     @property
     def nbytes(self) -> int:
-        """Of its raw form."""
+        """Bytes of its raw form."""
         if self.values.dtype == object:
             return sum(len(one) + _LENGTH.size for one in self.values.ravel())
         return int(self.values.nbytes)
@@ -96,7 +98,10 @@ def from_values(name: str, datatype: str, shape: Sequence[int], given: Any) -> N
 
 
 def checked_count(name: str, datatype: str, shape: Sequence[int]) -> int:
-    """The elements of a tensor. BadInput for a datatype that there is not, and for a shape that cannot be."""
+    """The number of elements of a tensor.
+
+    BadInput for an unknown datatype, and for an impossible or too large shape.
+    """
     if datatype not in DATATYPES and datatype not in (BYTES, "BF16"):
         known = ", ".join([*DATATYPES, "BF16", BYTES])
         raise BadInput(f"input {short(name)!r} has the datatype {short(str(datatype))!r}; there are {known}")
@@ -104,20 +109,20 @@ def checked_count(name: str, datatype: str, shape: Sequence[int]) -> int:
         raise BadInput(f"the shape of input {short(name)!r} is a list of at most {_MAX_AXES} whole numbers from 0 up")
     count = math.prod(shape)
     most = _MAX_TEXTS if datatype == BYTES else MAX_BYTES
-    if math.prod(n or 1 for n in shape) > most:  # an axis of 0 makes no other one right that is too long for an array
+    if math.prod(n or 1 for n in shape) > most:  # an axis of 0 does not excuse another that is too long
         raise BadInput(f"input {short(name)!r} is {short(str(list(shape)))}; at most {most} {datatype} are read")
     return count
 
 
 def to_raw(values: NDArray[Any]) -> bytes:
-    """Little-endian, row-major; BYTES elements each after their length."""
+    """The raw form: little-endian, row-major; BYTES elements each after their length (uint32)."""
     if values.dtype == object:
         return b"".join(part for one in values.ravel() for part in (_LENGTH.pack(len(one)), one))
     return values.tobytes()
 
 
 def texts(values: Sequence[str | bytes], shape: Sequence[int]) -> NDArray[Any]:
-    """A BYTES tensor's array."""
+    """The array of a BYTES tensor; text is encoded as UTF-8."""
     array = np.empty(len(values), object)
     array[:] = [one.encode() if isinstance(one, str) else one for one in values]
     return array.reshape(shape)

@@ -75,4 +75,4 @@ def create_app(operations: Iterable[Operation] | None = None) -> FastAPI:
 
 
 APP = create_app()
-"""The one application of a process; ``bentoml serve`` finds it behind the gateway's middleware."""
+"""The application of a process; ``bentoml serve`` runs it behind the gateway's middleware."""

@@ -1,4 +1,4 @@
-"""Prefer: respond-async: an inference request becomes a job, and is answered at once."""
+"""Prefer: respond-async: an inference request becomes a job, and its response is 202 with the id of the job."""
 
 from __future__ import annotations
 
@@ -21,26 +21,27 @@ from services.schemas.jobs import IDEMPOTENCY_KEY, JobOptions
 from services.schemas.validation import OptionsT, check, read_json_options
 
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
-_RESPOND_ASYNC = re.compile(r'respond-async(\s*=\s*"")?')  # with an empty value it means the same
+_RESPOND_ASYNC = re.compile(r'respond-async(\s*=\s*"")?')  # an empty value is no value (RFC 7240)
 _KEY = re.compile(IDEMPOTENCY_KEY)
 
 
 class AsyncRequestOptions(JobOptions):
-    """As a request gives them; the idempotency key is a header."""
+    """The terms of a job as query or form fields; the idempotency key is a header."""
 
     def terms(self, request: Request) -> JobTerms:
+        """The terms of the job. BadInput for a wrong Idempotency-Key."""
         return JobTerms(self.priority, self.timeout_s, webhook=self.webhook, idempotency_key=idempotency_key(request))
 
 
 def wants_job(request: Request) -> bool:
-    """Whether the caller asks for a job (RFC 7240)."""
+    """Whether the header Prefer has respond-async (RFC 7240)."""
     stated = _QUOTED.sub(lambda text: '""' if text[0] == '""' else "_", ",".join(request.headers.getlist("prefer")))
     wanted = (part.split(";")[0].strip().lower() for part in stated.split(","))
     return any(_RESPOND_ASYNC.fullmatch(part) for part in wanted)
 
 
 def idempotency_key(request: Request) -> str | None:
-    """BadInput for one that is not 1 to 255 visible ASCII characters."""
+    """The header Idempotency-Key, or None. BadInput unless it is 1 to 255 visible ASCII characters."""
     key = request.headers.get("idempotency-key")
     if key is not None and not _KEY.fullmatch(key):
         raise BadInput("Idempotency-Key is 1 to 255 visible ASCII characters")
@@ -50,7 +51,7 @@ def idempotency_key(request: Request) -> str | None:
 async def split(
     request: Request, kind: type[OptionsT], fields: dict[str, str]
 ) -> tuple[OptionsT, AsyncRequestOptions | None]:
-    """The options of an operation, and those of its job if it is to be one."""
+    """The options of an operation, and those of its job; None where the request is no job. BadInput."""
     given = await read_json_options(kind, gather(request.query_params, fields))
     if not wants_job(request):
         if early := [name for name in AsyncRequestOptions.model_fields if name in given]:
@@ -63,7 +64,7 @@ async def split(
 async def submit(
     request: Request, operation: str, options: InferenceOptions, own: AsyncRequestOptions, upload: Upload
 ) -> Response:
-    """202 with the job of one image."""
+    """Submit the request as a job of one image; a response 202."""
     app_state: AppState = request.app.state.app_state
     terms = own.terms(request)
     source = ImageSource(upload.data, upload.filename, options.image_id)
@@ -74,7 +75,8 @@ async def submit(
 
 
 def accepted(job: Job, created: bool, headers: dict[str, str] | None = None) -> Response:
-    """202: where to ask for the job. A job that was submitted before with the same key is said to be replayed."""
+    """A response 202 with the id and address of the job. Not ``created``: Idempotency-Replayed says that it is an
+    earlier one."""
     headers = {"Location": f"/v1/jobs/{job.id}", **(headers or {})}
     if not created:
         headers["Idempotency-Replayed"] = "true"

@@ -1,4 +1,4 @@
-"""Cancels what is computed for a caller who disconnects."""
+"""Cancels the computation for a caller who disconnects."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from services.bento.hosting import Receive
 
 
 async def cancel_on_disconnect(receive: Receive, work: Awaitable[Any]) -> Any:
-    """The result of ``work``; CallerLeft, and the work cancelled, when the caller disconnects first.
+    """The result of ``work``. When the caller disconnects first, ``work`` is cancelled and CallerLeft raised.
 
-    To be used once the body has been read: the next message can only be the disconnect.
+    To be called when the body has been read: the next ASGI message can only be the disconnect.
     """
     current = asyncio.current_task()
     left = False

@@ -1,4 +1,4 @@
-"""The one table from refusals to HTTP, and the one shape in which every error leaves."""
+"""Error responses: every error leaves in one shape, with the status of services/error_codes.py."""
 
 from __future__ import annotations
 
@@ -22,20 +22,21 @@ log = logging.getLogger(__name__)
 
 
 def error_body(code: str, message: str) -> bytes:
+    """The JSON of an error, with the id of the present request."""
     return orjson.dumps({"error": {"code": code, "message": message, "request_id": request_id.get()}})
 
 
 def error_response(
     status: int, code: str, message: str, headers: dict[str, str] | None = None, path: str = ""
 ) -> Response:
-    """``path``: what was asked for; under /v2 an error is worded as the Open Inference Protocol says."""
+    """An error response. ``path``: of the request; under /v2 the body is that of the Open Inference Protocol."""
     protocol = path == "/v2" or path.startswith("/v2/")
     body = orjson.dumps({"error": message}) if protocol else error_body(code, message)
     return Response(body, status, headers, "application/json")
 
 
 def response_for(error: BaseException, path: str = "") -> Response:
-    """The response of any error: a refusal in its own words, everything else as an internal error, logged."""
+    """The response for any error: a refusal with its message, another one as a logged internal error."""
     code, message = code_and_message(error)
     if not isinstance(error, Refusal):
         return error_response(500, code, message, path=path)
@@ -46,7 +47,7 @@ def response_for(error: BaseException, path: str = "") -> Response:
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Give the application Ekiben's error shape for everything that can go wrong in it."""
+    """Register handlers for refusals, for FastAPI's own errors, and for everything else."""
 
     async def refusal(request: Request, error: Exception) -> Response:
         return response_for(error, request.url.path)

@@ -1,4 +1,4 @@
-"""Answering with a stored file: presigned redirect where the store has one, else the bytes, cacheable for ever."""
+"""Responses with a stored file: a redirect to a presigned URL where the store has them, else the bytes."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from starlette.responses import FileResponse, RedirectResponse, Response
 
 from db.blobs import BlobStore
 
-_PRESIGNED_S = 300
+_PRESIGNED_S = 300  # validity of a presigned URL
 
 
 async def file_response(
     request: Request, store: BlobStore, key: str, mime_type: str, sha256: str, size: int
 ) -> Response:
-    """304 where the caller has it; 302 to a presigned URL; else the file. Contents never change under an id."""
+    """304 where the caller's ETag is current, 302 to a presigned URL, or the file. NotFound.
+
+    ``sha256`` is the ETag. Cacheable without limit: contents never change under an id.
+    """
     etag = f'"{sha256}"'
     headers = {
         "ETag": etag,
@@ -27,11 +30,11 @@ async def file_response(
         return Response(status_code=304, headers=headers)
     url = await asyncio.to_thread(store.presigned_url, key, _PRESIGNED_S, mime_type=mime_type)
     if url is not None:
-        # The URL expires: only it may be kept, and not for as long as it is valid.
+        # The redirect may be cached for half of the validity of its URL.
         return RedirectResponse(url, 302, {"ETag": etag, "Cache-Control": f"private, max-age={_PRESIGNED_S // 2}"})
     path = store.local_path(key)
     if path is not None:
-        # The size is looked up here, so that a file that is gone is a 404 and not a broken answer.
+        # Looked up first, so that a missing file is a 404 and not a broken response.
         await asyncio.to_thread(store.size, key)
         return FileResponse(path, media_type=mime_type, headers=headers)
     return Response(await asyncio.to_thread(store.get, key), headers=headers, media_type=mime_type)

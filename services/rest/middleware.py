@@ -1,4 +1,4 @@
-"""The front: the outermost ASGI layer of the gateway. Every path is Ekiben's, but for the Bento endpoints."""
+"""The middleware of the gateway: request ids, metrics, access log and a bound on the bytes of request bodies."""
 
 from __future__ import annotations
 
@@ -28,15 +28,14 @@ class _Schema:
 
 
 class RequestMiddleware:
-    """Gives a request its id, counts it, and hands it to ``app``; only BentoML's own /schema.json goes to ``bento``.
+    """The outermost ASGI application. Requests go to ``app``; BentoML's /schema.json and lifespan events to ``bento``.
 
-    A HEAD request is answered as the GET without its body.
+    A HEAD request gets the response of the GET without its body. ``access`` writes the access log line.
+    ``max_body_bytes`` bounds the bodies of all open requests together: bytes that are refused later must not fill the
+    memory first.
 
-    ``max_body_bytes`` bounds the bodies of all open requests together: what is refused later must not fill the memory
-    first.
-
-    It stands outside BentoML's own tracing, metrics, timeout and access log, which cost about 0.3 ms a request and
-    label metrics with whatever path a stranger asks for.
+    BentoML's own tracing, metrics, timeout and access log are bypassed: they cost about 0.3 ms a request, and label
+    metrics with any path that a client sends.
     """
 
     def __init__(
@@ -52,8 +51,9 @@ class RequestMiddleware:
         self._budget = ByteBudget(max_body_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one ASGI connection."""
         if scope["type"] != "http":
-            await self._bento(scope, receive, send)  # lifespan: BentoML makes the service instance
+            await self._bento(scope, receive, send)  # lifespan: BentoML creates the service instance
             return
         started = time.perf_counter()
         ident = _request_id(scope)
@@ -99,7 +99,7 @@ class RequestMiddleware:
         except Exception as error:
             if not status:
                 await response_for(error, scope["path"])(scope, receive, send_with_id)
-            elif not complete:  # the answer is under way: only the connection can still be broken off
+            elif not complete:  # the response has begun: all that is left is to close the connection
                 raise
         finally:
             lease.give_back(lease.held)
@@ -114,14 +114,14 @@ class RequestMiddleware:
 
 
 def release(scope: Scope, size: int) -> None:
-    """So many bytes of a request's body are in memory no more, while the request goes on."""
+    """Count ``size`` bytes of the request's body as freed while the request goes on."""
     lease: ByteLease | None = scope.get(_LEASE)
     if lease is not None:
         lease.give_back(size)
 
 
 def take(scope: Scope, size: int) -> None:
-    """A request's body became so many bytes larger when it was unpacked. Overloaded where they may not be held."""
+    """Count ``size`` bytes more of the request's body, which was decompressed. Overloaded beyond the bound."""
     lease: ByteLease | None = scope.get(_LEASE)
     if lease is not None and size > 0:
         lease.take(size, always_alone=False)
@@ -135,7 +135,7 @@ def _request_id(scope: Scope) -> str:
 
 
 def _route(scope: Scope) -> str:
-    """The template of the route that answered, such as /v1/images/{id}: a bounded label, whatever was asked for."""
+    """The template of the matched route, such as /v1/images/{id}: a label with a bounded number of values."""
     route = scope.get("route")
     path = getattr(route, "path", None)
     if path is not None:

@@ -1,4 +1,4 @@
-"""What the OpenAPI document says of requests and errors that FastAPI cannot see for itself."""
+"""The parts of the OpenAPI document that FastAPI cannot derive: options, file uploads and errors."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from services.schemas.open_inference import InferBody, ProtocolError
 
 
 def with_error_bodies(schema: dict[str, Any]) -> dict[str, Any]:
-    """Put Ekiben's error bodies where FastAPI documents its own."""
+    """``schema`` with Ekiben's error bodies in place of FastAPI's."""
     components = schema.setdefault("components", {}).setdefault("schemas", {})
     for name in ("HTTPValidationError", "ValidationError"):
         components.pop(name, None)
-    for body in (ErrorBody, InferBody):  # named where FastAPI does not see them
+    for body in (ErrorBody, InferBody):  # no route names them as its response model
         own = body.model_json_schema(ref_template="#/components/schemas/{model}")
         components.update(own.pop("$defs"))
         components[body.__name__] = own
@@ -54,7 +54,8 @@ def openapi(
     file_description: str = "The image.",
     raw: tuple[str, ...] = (*IMAGE_TYPES, "application/dicom"),
 ) -> dict[str, Any]:
-    """What FastAPI cannot see for itself: the options as query parameters, the ways to send a file."""
+    """The ``openapi_extra`` of a route: the options ``kind`` as query parameters and form fields, and the ways to
+    send a file. ``raw``: media types of a file sent as the body."""
     schema = kind.model_json_schema()
     properties: dict[str, Any] = {name: _as_text(info) for name, info in schema.get("properties", {}).items()}
     parameters = [
@@ -76,7 +77,7 @@ def openapi(
 
 
 def _as_text(info: dict[str, Any]) -> dict[str, Any]:
-    """A field that is a list is sent as one text, its parts separated by commas, spaces or lines."""
+    """The schema of a form field: a list is sent as one text, separated by commas, spaces or lines."""
     kinds = [info, *info.get("anyOf", [])]
     if any(each.get("type") == "array" for each in kinds):
         return {"type": "string", "description": info.get("description", "")}
@@ -90,11 +91,11 @@ IDEMPOTENCY = {
     "description": "The same key again gives the first job, not a second one.",
     "schema": {"type": "string", "maxLength": 255},
 }
-"""In OpenAPI."""
+"""The OpenAPI parameter of the header."""
 
 
 def openapi_job(described: dict[str, Any]) -> dict[str, Any]:
-    """What a route's OpenAPI says besides when its request may become a job."""
+    """``described``, the ``openapi_extra`` of a route, with the parameters of requests that may become jobs."""
     header = {"in": "header", "required": False}
     headers = [
         {

@@ -1,4 +1,4 @@
-"""Pages: the two parameters that every list takes."""
+"""Pagination: the two query parameters of every list."""
 
 from __future__ import annotations
 

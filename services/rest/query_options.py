@@ -1,4 +1,4 @@
-"""Options of a request: read from the query and the form fields, described for OpenAPI."""
+"""Options of a request, read from the query and the form fields."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from services.schemas.validation import OptionsT, check, short
 
 
 def parse(kind: type[OptionsT], query: QueryParams, fields: Mapping[str, str] | None = None) -> OptionsT:
-    """Options from query and form fields together. BadInput names what is wrong, unknown or given twice."""
+    """The options ``kind`` from query and form fields. BadInput names what is wrong, unknown or given twice."""
     return check(kind, gather(query, fields))
 
 
 def gather(query: QueryParams, fields: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """What was given, by name. BadInput for what was given twice."""
+    """Query and form fields by name. BadInput for a name given twice, and for NUL characters."""
     given: dict[str, Any] = {}
     for name, value in (*query.multi_items(), *(fields or {}).items()):
         if given.setdefault(name, value) != value or query.getlist(name)[1:]:

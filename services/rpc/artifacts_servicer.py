@@ -1,4 +1,4 @@
-"""ekiben.v1.Artifacts: files that answers name by id."""
+"""ekiben.v1.Artifacts: files that responses name by id."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from services.rpc.method_wrappers import ServicerState, required, streaming
 
 
 class ArtifactsServicer(ekiben_pb2_grpc.ArtifactsServicer):
+    """Streams stored files."""
+
     NAME = "ekiben.v1.Artifacts"
 
     def __init__(self, state: ServicerState) -> None:

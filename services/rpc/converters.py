@@ -1,7 +1,7 @@
-"""Messages of ekiben.v1 and the JSON of /v1: options out of requests, responses out of bodies.
+"""Converts messages of ekiben.v1 to the options and bodies of /v1, and back.
 
-Names and defaults are those of the JSON, so a body becomes a message field by field; only what protobuf words
-otherwise (nested lists, a choice of forms) is told here.
+Names and defaults are those of the JSON, so a body becomes a message field by field; only fields that protobuf has to
+represent differently (nested lists, oneof) are converted here.
 """
 
 from __future__ import annotations
@@ -23,15 +23,18 @@ from services.schemas.body import Body, to_dict
 from services.schemas.inference import SegmentBody, SegmentOptions
 from services.schemas.masks import AutoMasksBody, AutoMasksOptions, CutoutsBody, MasksBody, MasksOptions
 
-_APART = frozenset({"image", "prompts"})
+_NO_OPTIONS = frozenset({"image", "prompts"})
 
 
 def options(request: Message) -> dict[str, Any]:
-    """The options that the caller has set, by name; the image is read by ``source``. BadInput for too many prompts."""
+    """The options that the caller has set, by name, without the image (see ``source``).
+
+    BadInput for too many prompts.
+    """
     given = {
         field.name: getattr(request, field.name)
         for field in request.DESCRIPTOR.fields
-        if field.name not in _APART and field.has_presence and request.HasField(field.name)
+        if field.name not in _NO_OPTIONS and field.has_presence and request.HasField(field.name)
     }
     if "prompts" in request.DESCRIPTOR.fields_by_name and (read := prompts(request)) is not None:
         given["prompts"] = read
@@ -39,18 +42,18 @@ def options(request: Message) -> dict[str, Any]:
 
 
 def source(request: Any) -> ImageSource:
-    """The image that is asked about."""
+    """The image of a request."""
     image = request.image
     which = image.WhichOneof("source")
     return ImageSource(
-        data=image.data or None,  # no bytes are no image, as an empty body is none
+        data=image.data or None,  # empty bytes count as no image, as an empty HTTP body does
         filename=image.filename or None,
         image_id=image.image_id if which == "image_id" else None,
     )
 
 
 def prompts(request: Any) -> list[dict[str, Any]] | None:
-    """As JSON has them; None where there are none."""
+    """The prompts as in JSON; None where there are none. BadInput for too many."""
     if not request.prompts:
         return None
     if len(request.prompts) > MAX_PROMPTS or sum(len(one.points) for one in request.prompts) > MAX_POINTS_IN_ALL:
@@ -59,7 +62,7 @@ def prompts(request: Any) -> list[dict[str, Any]] | None:
 
 
 def response_fields(outcome: Outcome[Any], options: Any) -> dict[str, Any]:
-    """The fields of the response message: those of the JSON answer, but for what protobuf words otherwise."""
+    """The fields of the response message: those of the JSON response, some of them converted (_CONVERTERS)."""
     body = outcome.body
     fields: dict[str, Any] = to_dict(body)
     convert = _CONVERTERS.get(type(body))
@@ -67,12 +70,12 @@ def response_fields(outcome: Outcome[Any], options: Any) -> dict[str, Any]:
 
 
 def jsonable(body: Any) -> Any:
-    """What the JSON answer would hold: times as text."""
+    """``body`` as plain JSON values: moments become text."""
     return orjson.loads(orjson.dumps(body, option=orjson.OPT_UTC_Z))
 
 
 def _segment(fields: Mapping[str, Any], outcome: Outcome[Any], options: SegmentOptions) -> dict[str, Any]:
-    # What is not stored has no URL, and is in ``rendered``.
+    # An image that is not stored has no URL: its bytes are in ``rendered``.
     rendered = outcome.images[options.render] if options.render is not None else b""
     return {"artifacts": fields["artifacts"] if fields["id"] else None, "rendered": rendered}
 
@@ -99,7 +102,7 @@ _CONVERTERS: dict[type[Body], Callable[[Mapping[str, Any], Outcome[Any], Any], d
     AutoMasksBody: _auto_masks,
     CutoutsBody: _cutouts,
 }
-"""By the type of the answer, the fields that protobuf words otherwise: nested lists, a choice of forms, bytes."""
+"""By type of response body, the function that converts its nested lists, oneofs and bytes."""
 
 
 def _auto_mask(fields: Mapping[str, Any], format: str) -> dict[str, Any]:
@@ -107,14 +110,14 @@ def _auto_mask(fields: Mapping[str, Any], format: str) -> dict[str, Any]:
     return {**fields, "segmentation": _segmentation(fields["segmentation"], format), "point_coords": points}
 
 
-def mask_update_events(mask_update_events: MaskUpdate) -> Iterator[dict[str, Any]]:
-    """The events of an AutoMasks stream: what was dropped first, for something better is found."""
-    for number in mask_update_events.dropped:
+def mask_update_events(update: MaskUpdate) -> Iterator[dict[str, Any]]:
+    """The events of an AutoMasks stream: dropped masks first, because better ones replace them."""
+    for number in update.dropped:
         yield {"dropped": {"number": number}}
-    for number, mask in mask_update_events.found:
+    for number, mask in update.found:
         fields = to_dict(mask_encoding.auto_mask(mask, to_uncompressed(mask.rle)))
         yield {"found": {"number": number, "mask": _auto_mask(fields, "rle")}}
-    yield {"progress": mask_update_events.progress}
+    yield {"progress": update.progress}
 
 
 def _segmentation(drawn: Any, format: str) -> dict[str, Any]:

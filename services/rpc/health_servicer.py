@@ -1,4 +1,4 @@
-"""grpc.health.v1: the same verdict as /readyz, for every service of the port."""
+"""grpc.health.v1: the verdict of /readyz, for every service of the port."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ekiben.errors import NotFound
 from services.rpc.method_wrappers import ServicerState, streaming, unary
 from services.schemas.validation import short
 
-_LOOK_S = 1.0
+_LOOK_S = 1.0  # between two looks of a watch
 
 
 class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
-    """``services``: full names; "" is the server as a whole."""
+    """Reports health. ``services``: full names; "" is the server as a whole."""
 
     NAME = "grpc.health.v1.Health"
     WHILE_STOPPING = True
@@ -37,7 +37,9 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
     async def Watch(self, request: Any, timeout_s: float | None) -> AsyncIterator[Any]:
         last = None
         while True:
-            stopping = self.stopping.is_set()  # asked first: who watches is told before the stream ends
+            stopping = (
+                self.stopping.is_set()
+            )  # read before the status, so that the last status is sent before the stream ends
             known = request.service in self._services
             status = await self._status() if known else pb.HealthCheckResponse.SERVICE_UNKNOWN
             if status != last:

@@ -1,4 +1,4 @@
-"""ekiben.v1.Vision: the operations on one image, answered at once. A method for each row of the table of operations."""
+"""ekiben.v1.Vision: the operations on one image. A method for each row of the table of operations."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ VISION: ServiceDescriptor = ekiben_pb2.DESCRIPTOR.services_by_name["Vision"]
 
 
 class InferenceServicer:
-    """Answers the methods of ``service`` (a descriptor) that the operations name."""
+    """The object to which ``add_inference_servicer`` binds the methods."""
 
     NAME = VISION.full_name
 
@@ -45,9 +45,9 @@ def add_inference_servicer(
             if method.server_streaming
             else (_unary_method, unary, grpc.unary_unary_rpc_method_handler)
         )
-        answer: Callable[..., Any] = make(operation, method, response)
-        answer.__name__ = operation.rpc  # the name under which metrics and the access log have it
-        bound = wrap(answer).__get__(servicer)
+        call: Callable[..., Any] = make(operation, method, response)
+        call.__name__ = operation.rpc  # metrics and the access log use it
+        bound = wrap(call).__get__(servicer)
         handlers[operation.rpc] = handler(
             bound, request_deserializer=request.FromString, response_serializer=response.SerializeToString
         )
@@ -55,34 +55,34 @@ def add_inference_servicer(
 
 
 def _unary_method(operation: Operation, method: MethodDescriptor, response: type[Any]) -> Callable[..., Any]:
-    async def answer(self: InferenceServicer, request: Any, timeout_s: float | None) -> Any:
+    async def call(self: InferenceServicer, request: Any, timeout_s: float | None) -> Any:
         options = check(operation.request, converters.options(request))
         context = RequestContext(self.state.app_state.inference, timeout_s=timeout_s)
         outcome = await operation.run(context, converters.source(request), options)
         return response(**converters.response_fields(outcome, options))
 
-    return answer
+    return call
 
 
 def _stream_method(operation: Operation, method: MethodDescriptor, event: type[Any]) -> Callable[..., Any]:
-    """A method that streams mask updates while it computes; its last event, ``finished``, has the answer."""
+    """A method that streams mask updates while it computes; its last event, ``finished``, has the response."""
     finished = GetMessageClass(method.output_type.fields_by_name["finished"].message_type)
 
-    async def answer(self: InferenceServicer, request: Any, timeout_s: float | None) -> AsyncIterator[Any]:
+    async def call(self: InferenceServicer, request: Any, timeout_s: float | None) -> AsyncIterator[Any]:
         options = check(operation.request, converters.options(request))
         queue: asyncio.Queue[MaskUpdate | None] = asyncio.Queue()
         context = RequestContext(
             self.state.app_state.inference, timeout_s=timeout_s, progress=ProgressSink(on_masks=queue.put_nowait)
         )
-        answering = asyncio.ensure_future(operation.run(context, converters.source(request), options))
-        answering.add_done_callback(lambda _: queue.put_nowait(None))
+        computing = asyncio.ensure_future(operation.run(context, converters.source(request), options))
+        computing.add_done_callback(lambda _: queue.put_nowait(None))
         try:
             while (update := await queue.get()) is not None:
                 for one in converters.mask_update_events(update):
                     yield event(**one)
-            outcome = answering.result()
+            outcome = computing.result()
         finally:
-            answering.cancel()
+            computing.cancel()
         yield event(finished=await asyncio.to_thread(lambda: finished(**converters.response_fields(outcome, options))))
 
-    return answer
+    return call

@@ -21,6 +21,8 @@ from services.schemas.validation import check
 
 
 class ListJobsOptions(BaseModel):
+    """Filters and page of a list of jobs or items."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     state: State | None = None
@@ -30,10 +32,14 @@ class ListJobsOptions(BaseModel):
 
 
 class SubmitJobOptions(JobOptions):
+    """The terms of a job, with the idempotency key, which is a header over HTTP."""
+
     idempotency_key: str | None = Field(default=None, pattern=f"^{IDEMPOTENCY_KEY}$")
 
 
 class JobsServicer(ekiben_pb2_grpc.JobsServicer):
+    """Submits, reads, cancels and watches jobs."""
+
     NAME = "ekiben.v1.Jobs"
 
     def __init__(self, state: ServicerState) -> None:
@@ -72,8 +78,8 @@ class JobsServicer(ekiben_pb2_grpc.JobsServicer):
     @unary
     async def ListJobItems(self, request: Any, timeout_s: float | None) -> Any:
         options = check(ListJobsOptions, converters.options(request))
-        found, answers = await self._jobs.items(required(request.id, "id"), options.state, options.page, options.limit)
-        items = [converters.jsonable(item_body(item, answers.get(item.id))) for item in found.items]
+        found, results = await self._jobs.items(required(request.id, "id"), options.state, options.page, options.limit)
+        items = [converters.jsonable(item_body(item, results.get(item.id))) for item in found.items]
         return pb.ListJobItemsResponse(items=items, total=found.total, page=options.page, limit=options.limit)
 
     @unary
@@ -83,7 +89,7 @@ class JobsServicer(ekiben_pb2_grpc.JobsServicer):
     @streaming
     async def WatchJob(self, request: Any, timeout_s: float | None) -> AsyncIterator[Any]:
         id, after = required(request.id, "id"), max(0, request.after)
-        await self._jobs.job(id)  # NotFound is the answer to the call, and not the end of a stream
+        await self._jobs.job(id)  # NotFound before the stream begins
         async for found in follow(self._jobs, id, after):
             for event in found:
                 yield pb.JobEvent(number=event.number, kind=event.kind, data=converters.jsonable(event.data))

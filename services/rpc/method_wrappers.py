@@ -1,4 +1,4 @@
-"""Calls: what every method of the gRPC services does around its answer - request id, deadline, errors, metrics."""
+"""Wrappers of every gRPC method: request id, deadline, admission, errors, metrics and access log."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ REQUEST_ID = "x-request-id"
 _DETAILS = "grpc-status-details-bin"
 _GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _MAX_MESSAGE = 1500
-"""Characters of an error: it travels twice in headers, which clients take up to 8 KB of."""
+"""Characters of an error message: it is sent twice in headers, of which clients accept 8 KB."""
 
 RpcContext = Any  # grpc.aio.ServicerContext, which has no types
 S = TypeVar("S", bound="Servicer")
@@ -42,32 +42,36 @@ A = TypeVar("A")
 
 
 class ActiveCalls:
-    """The calls that are being answered: counted, and after ``refuse_more`` no new ones."""
+    """Counts the calls in progress; after ``refuse_more`` no new ones are admitted."""
 
     def __init__(self) -> None:
         self.stopped = asyncio.Event()
         self.ended = 0.0
-        """When the last one was answered, by time.monotonic()."""
+        """When the last call ended, by ``time.monotonic()``."""
         self._count = 0
         self._none = asyncio.Event()
         self._none.set()
 
     @property
     def stopping(self) -> bool:
+        """Whether new calls are refused."""
         return self.stopped.is_set()
 
     def refuse_more(self) -> None:
+        """Refuse new calls from now on."""
         self.stopped.set()
 
     async def over(self) -> None:
-        """Return when there is none."""
+        """Return when no call is in progress."""
         await self._none.wait()
 
     def begin(self) -> None:
+        """Count a call."""
         self._count += 1
         self._none.clear()
 
     def end(self) -> None:
+        """A call has ended."""
         self._count -= 1
         self.ended = time.monotonic()
         if not self._count:
@@ -76,7 +80,7 @@ class ActiveCalls:
 
 @dataclass(frozen=True, slots=True)
 class ServicerState:
-    """What the methods of one process share."""
+    """What the gRPC methods of one process share. ``budget`` bounds the bytes of their requests."""
 
     app_state: AppState
     budget: ByteBudget
@@ -85,7 +89,7 @@ class ServicerState:
 
 
 class Servicer(Protocol):
-    """A service of this port. Its methods take the request and how long the caller waits, or None."""
+    """A gRPC service. Its methods take the request and the seconds that the caller waits, or None."""
 
     state: ServicerState
 
@@ -93,10 +97,10 @@ class Servicer(Protocol):
 def unary(
     method: Callable[[S, R, float | None], Awaitable[A]],
 ) -> Callable[[S, R, RpcContext], Awaitable[A]]:
-    """A method that is answered once."""
+    """The gRPC handler of a method with one response."""
 
     @functools.wraps(method)
-    async def answer(self: S, request: R, context: RpcContext) -> A:
+    async def handler(self: S, request: R, context: RpcContext) -> A:
         with _Call(self.state, context, type(self), method.__name__) as call:
             try:
                 call.admit()
@@ -108,16 +112,16 @@ def unary(
             call.code = "OK"
             return result
 
-    return answer
+    return handler
 
 
 def streaming(
     method: Callable[[S, R, float | None], AsyncIterator[A]],
 ) -> Callable[[S, R, RpcContext], AsyncIterator[A]]:
-    """A method that is answered by a stream."""
+    """The gRPC handler of a method with a stream of responses."""
 
     @functools.wraps(method)
-    async def answer(self: S, request: R, context: RpcContext) -> AsyncIterator[A]:
+    async def handler(self: S, request: R, context: RpcContext) -> AsyncIterator[A]:
         with _Call(self.state, context, type(self), method.__name__) as call:
             try:
                 call.admit()
@@ -129,11 +133,11 @@ def streaming(
                 raise
             call.code = "OK"
 
-    return answer
+    return handler
 
 
 class _Call:
-    """One call: its id while it is answered, its line in the metrics when it has been."""
+    """One call, as a context manager: sets the request id, counts it, writes metrics and the access log line."""
 
     def __init__(self, state: ServicerState, context: RpcContext, service: type, method: str) -> None:
         self._state = state
@@ -142,7 +146,7 @@ class _Call:
         self._method = f"/{getattr(service, 'NAME', service.__name__)}/{method}"
         self.code = "CANCELLED"
         left = context.time_remaining()
-        # Without a deadline some versions give None, others centuries.
+        # Without a deadline some versions of grpc return None, others centuries.
         self.timeout_s: float | None = left if left is not None and left < 1e6 else None
         self._id = _id_of(context)
 
@@ -155,7 +159,7 @@ class _Call:
         return self
 
     def admit(self) -> None:
-        """Unavailable when this process is about to end: the caller may try another one."""
+        """Unavailable when this process is stopping: the caller may try another one."""
         if self._state.calls.stopping and not self._any_time:
             raise Unavailable("the server is stopping", code="stopping", retry_after_s=5)
 
@@ -168,11 +172,11 @@ class _Call:
         if self._state.access_log:
             info = {"method": "gRPC", "path": self._method, "route": self._method, "status": self.code}
             log.info("request", extra={**info, "ms": round(seconds * 1e3, 2), "client": self._context.peer()})
-        with contextlib.suppress(ValueError):  # a stream that was left is closed in another context
+        with contextlib.suppress(ValueError):  # an abandoned stream is closed in another context
             request_id.reset(self._token)
 
     async def refuse(self, error: Exception) -> None:
-        """End the call with the code and the details of ``error``. Raises."""
+        """Abort the call with the code and the details of ``error``; raises."""
         if isinstance(error, grpc.aio.AbortError):
             raise error
         reason, message = code_and_message(error)
@@ -200,7 +204,7 @@ def _id_of(context: RpcContext) -> str:
 
 
 def required(value: str, what: str) -> str:
-    """BadInput where it is empty."""
+    """``value``. BadInput where it is empty; ``what`` names it."""
     if not value:
         raise BadInput(f"{what} is missing")
     return value

@@ -1,4 +1,4 @@
-"""ekiben.v1.Models: what can be asked, loading and unloading."""
+"""ekiben.v1.Models: listing, loading and unloading models."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from services.rpc.method_wrappers import ServicerState, required, unary
 
 
 class ModelsServicer(ekiben_pb2_grpc.ModelsServicer):
+    """Lists, loads and unloads models."""
+
     NAME = "ekiben.v1.Models"
 
     def __init__(self, state: ServicerState) -> None:

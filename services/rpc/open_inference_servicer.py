@@ -24,6 +24,8 @@ def _unoffered(name: str) -> Any:
 
 
 class OpenInferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
+    """Serves the protocol's methods; those of extensions that are not offered raise UNIMPLEMENTED."""
+
     NAME = "inference.GRPCInferenceService"
 
     def __init__(self, state: ServicerState) -> None:
@@ -43,7 +45,7 @@ class OpenInferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # t
     async def ModelReady(self, request: Any, timeout_s: float | None) -> Any:
         try:
             ready = await self._management.model_ready(request.name, request.version)
-        except NotFound:  # clients ask before a model is there, and wait for true
+        except NotFound:  # clients poll before a model exists, and wait for true
             ready = False
         return pb.ModelReadyResponse(ready=ready)
 
@@ -95,7 +97,7 @@ class OpenInferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # t
     LogSettings = _unoffered("LogSettings")
 
     async def ModelStreamInfer(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
-        """One answer to each request, in their order; an error is the answer to its own request only."""
+        """One response to each request, in their order; an error ends only its own request."""
         async for response in self._stream(_Stream(requests), context):
             yield response
 
@@ -113,7 +115,7 @@ class OpenInferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # t
 
 
 async def _until(stopped: asyncio.Event, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
-    """The requests, until there are no more or this process is to end: a stream may be open and silent."""
+    """The requests, until there are no more or ``stopped`` is set: a stream may stay open without requests."""
     stop = asyncio.ensure_future(stopped.wait())
     try:
         while True:
@@ -131,7 +133,7 @@ async def _until(stopped: asyncio.Event, requests: AsyncIterator[Any]) -> AsyncI
 
 
 class _Stream:
-    """A stream of requests, which has no size of its own."""
+    """A stream of requests in place of one: it has no size itself, each of its requests is counted."""
 
     def __init__(self, requests: AsyncIterator[Any]) -> None:
         self.requests = requests

@@ -1,4 +1,4 @@
-"""The gRPC server of one gateway process. Several share the port: the kernel spreads connections among them."""
+"""The gRPC server of one gateway process. Several processes share the port: the kernel distributes connections."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import os
 import time
 from pathlib import Path
 
-# Before grpc is imported: this process starts others, and none of them goes on with this one's channels. And grpc's own
-# log is for those who work on grpc.
+# To be set before grpc is imported. This process starts others by exec, so grpc's fork handlers are not needed; and its
+# own log has no information for users.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
@@ -36,19 +36,19 @@ from services.rpc.open_inference_servicer import OpenInferenceServicer
 log = logging.getLogger(__name__)
 
 MAX_MESSAGE = MAX_BYTES + 1024 * 1024
-"""Bytes of one message, either way: 64 MiB of tensors or of a file, and what is said around them."""
+"""Bytes of one message, either way: 64 MiB of tensors or of a file, and 1 MiB for the rest."""
 
 _OPTIONS = [
     ("grpc.max_receive_message_length", MAX_MESSAGE),
     ("grpc.max_send_message_length", MAX_MESSAGE),
-    # Clients that ping to keep an idle connection open are not sent away.
+    # Clients may ping to keep an idle connection open.
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
 ]
 
 
 _READ_S = 1.0
-"""How long a client has to read an answer before its connection may be closed."""
+"""Seconds that a client has to read a response before its connection may be closed."""
 
 
 class GrpcServer:
@@ -58,7 +58,7 @@ class GrpcServer:
         self._settings = settings
         budget = ByteBudget(4 * settings.queue_mb * 1_000_000)
         self._state = state = ServicerState(app_state, budget, settings.access_log)
-        shared = 1 if settings.gateways > 1 else 0  # alone, a port that somebody has is an error and not a share
+        shared = 1 if settings.gateways > 1 else 0  # of a single gateway, a port in use is an error
         self._server = grpc.aio.server(options=[*_OPTIONS, ("grpc.so_reuseport", shared)], maximum_concurrent_rpcs=4096)
         add_inference_servicer(state, self._server, OPERATIONS.values())
         ekiben_pb2_grpc.add_JobsServicer_to_server(JobsServicer(state), self._server)
@@ -75,7 +75,7 @@ class GrpcServer:
         self._stopping: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Bind and serve. SystemExit with what is wrong with the port or the certificate."""
+        """Bind the port and serve. SystemExit says what is wrong with the port or the certificate."""
         address = f"{_bracketed(self._settings.host)}:{self._settings.grpc_port}"
         try:
             credentials = self._credentials()
@@ -90,23 +90,23 @@ class GrpcServer:
         await self._server.start()
 
     def begin_stop(self) -> None:
-        """Take no new calls: their clients are told UNAVAILABLE and may try another server."""
+        """Refuse new calls with UNAVAILABLE: clients may try another server."""
         if self._stopping is None:
             self._health.stopping.set()
             self._state.calls.refuse_more()
-            self._stopping = asyncio.create_task(self._answer_the_rest())
+            self._stopping = asyncio.create_task(self._finish_calls())
 
     async def stop(self) -> None:
-        """Return when all calls are answered, or have had their time."""
+        """Return when all calls have ended, or their time is over."""
         self.begin_stop()
         if self._stopping is not None:
             await self._stopping
 
-    async def _answer_the_rest(self) -> None:
-        # Stopped earlier, gRPC would close each connection with its last answer, under a client that still reads: what
-        # such a client says meanwhile of its window makes the kernel reset the connection, and the rest is lost.
+    async def _finish_calls(self) -> None:
+        # Stopped at once, gRPC would close each connection with its last response while the client still reads: the
+        # flow-control messages of that client make the kernel reset the connection, and the rest is lost.
         calls = self._state.calls
-        end = time.monotonic() + self._settings.timeout_s + 5  # automatic masks may have longer, a stop has not
+        end = time.monotonic() + self._settings.timeout_s + 5  # automatic masks may take longer, but a stop must not
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(calls.over(), end - time.monotonic())
             await asyncio.sleep(calls.ended + _READ_S - time.monotonic())

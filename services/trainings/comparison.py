@@ -11,8 +11,8 @@ from db.tables import Job
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """``same_split``: all have the very same test images. ``common_images``: those that are test images of all of them,
-    and were not trained on or chosen by in any. ``rows``: one per training, in the order asked for."""
+    """``same_split``: all trainings have identical test images. ``common_images``: how many images are test images of
+    all, so that none was trained or validated on them. ``rows``: one per training, in the order of the request."""
 
     same_split: bool
     common_images: int
@@ -20,9 +20,9 @@ class Comparison:
 
 
 def compare(trainings: Sequence[tuple[Job, dict[str, Any], dict[str, Any]]]) -> Comparison:
-    """From job, result and evaluation (training/evaluation.py) of each.
+    """The comparison of trainings, from job, result and evaluation (training/evaluation.py) of each.
 
-    A model is only judged by images that it has not seen: for the common figures an image counts when it is a test
+    A model is measured only on images that it has not seen: for the common figures an image counts when it is a test
     image of every training.
     """
     tests = [_tests(evaluation) for _, _, evaluation in trainings]
@@ -47,7 +47,7 @@ def compare(trainings: Sequence[tuple[Job, dict[str, Any], dict[str, Any]]]) -> 
 
 
 def _tests(evaluation: dict[str, Any]) -> dict[str, float | None]:
-    """Dice of each test image by the image's identity."""
+    """Dice of each test image, by the SHA-256 of its pixels."""
     return {one["sha256"]: one["dice"] for one in evaluation["samples"] if one["part"] == "test"}
 
 

@@ -1,4 +1,4 @@
-"""Torch's environment: which Python trains. Serving has no torch; the environment is made when first needed."""
+"""The Python that trains: serving has no torch, so its environment is made when it is first needed."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from services.jobs.child_process import start_process
 
 _ROOT = Path(__file__).parents[2]
 _BESIDE = ".venv-torch"
-_MAKE_S = 3600.0
+_MAKE_S = 3600.0  # seconds for the environment, which downloads torch
 
 
 class TorchMissing(Refusal):
+    """There is no Python with torch to train with."""
+
     code = "training_unavailable"
 
 
 async def training_python(setting: str) -> str:
     """The interpreter that ``EKIBEN_TRAINING_PYTHON`` names; else this one, or that of .venv-torch.
 
-    NoTorch says how to get one. Where there is a checkout with its Makefile the environment is made; that takes
-    minutes.
+    In a checkout with its Makefile the environment is made, which takes minutes. TorchMissing says how to get one.
     """
     if setting:
         if not await asyncio.to_thread(Path(setting).is_file):

@@ -30,14 +30,14 @@ log = logging.getLogger(__name__)
 
 OPERATION = "train"
 CHECKPOINT, PREVIEW, EVALUATION, TENSORBOARD = "checkpoint", "preview", "evaluation", "tensorboard"
-"""Kinds of the files that a training leaves."""
+"""Kinds of the artifacts of a training."""
 
 _CHECKPOINT_FILE = "checkpoint.pt"
-_FREE_SHARE = 0.8
+_FREE_SHARE = 0.8  # of the free memory, for the child where EKIBEN_TRAINING_MEMORY_MB is not set
 
 
 class TrainingHandler:
-    """See ``JobHandler``. The job's parameters are the dataset, the model's name and the options."""
+    """A ``JobHandler``. The job's parameters are the dataset, the name of the model and the options."""
 
     def __init__(self, workspace: JobWorkspace, datasets: Datasets, index: ModelIndex) -> None:
         self._workspace = workspace
@@ -45,27 +45,28 @@ class TrainingHandler:
         self._index = index
 
     async def __call__(self, job: Job, item: ClaimedItem) -> None:
+        """See ``JobHandler.__call__``."""
         workspace = self._workspace
         dataset = await workspace.run(self._datasets.ready, job.owner, job.parameters["dataset_id"])
         folder = await asyncio.to_thread(workspace.folder, job)
         try:
-            await self._lay_out(job, dataset, folder)
+            await self._write_inputs(job, dataset, folder)
             python = await training_python(workspace.settings.training_python)
             memory_mb = workspace.settings.training_memory_mb or int(_FREE_SHARE * free_mb())
             command = [python, "-m", "training", "--folder", str(folder), "--with-parent"]
             if memory_mb:
                 command += ["--memory-mb", str(memory_mb)]
 
-            async def say(message: Message) -> None:
-                await self._said(item, folder, message)
+            async def on_message(message: Message) -> None:
+                await self._on_message(item, folder, message)
 
-            result = await run_child(command, say, folder=folder, environ=child_environ())
+            result = await run_child(command, on_message, folder=folder, environ=child_environ())
             await self._publish(job, item, dataset, folder, result)
         finally:
             await asyncio.to_thread(workspace.clear, job)
 
-    async def _lay_out(self, job: Job, dataset: Dataset, folder: Path) -> None:
-        """What the child reads: options, samples, weights to start from, and how far an earlier attempt got."""
+    async def _write_inputs(self, job: Job, dataset: Dataset, folder: Path) -> None:
+        """Write what the child reads: options, samples, weights to start from, the checkpoint of an earlier attempt."""
         workspace, options = self._workspace, job.parameters["options"]
         (folder / "options.json").write_bytes(orjson.dumps(options))
         await workspace.fetch(file_key(dataset, "archive"), folder / "dataset.zip")
@@ -73,14 +74,14 @@ class TrainingHandler:
             key = ModelKey(job.owner, start["name"], start["version"])
             artifact = await retry_while_unavailable(lambda: workspace.run(self._index.locate, key))
             await asyncio.to_thread(shutil.copytree, artifact, folder / "start")
-        kept = await workspace.run(workspace.jobs.files, job.owner, job.id, CHECKPOINT)
-        if kept:
-            with contextlib.suppress(NotFound):  # without it the training begins anew
-                await workspace.fetch(kept[-1].storage_key, folder / _CHECKPOINT_FILE)
+        stored = await workspace.run(workspace.jobs.files, job.owner, job.id, CHECKPOINT)
+        if stored:
+            with contextlib.suppress(NotFound):  # without a checkpoint the training begins anew
+                await workspace.fetch(stored[-1].storage_key, folder / _CHECKPOINT_FILE)
 
-    async def _said(self, item: ClaimedItem, folder: Path, message: Message) -> None:
+    async def _on_message(self, item: ClaimedItem, folder: Path, message: Message) -> None:
         workspace = self._workspace
-        if message.get("file") == _CHECKPOINT_FILE:  # others are kept with the events that name them, or at the end
+        if message.get("file") == _CHECKPOINT_FILE:  # others are stored with the events that name them, or at the end
             await workspace.store_file(item, CHECKPOINT, folder / _CHECKPOINT_FILE)
         elif "event" in message:
             kind, data = message["event"], message["data"]
@@ -92,7 +93,10 @@ class TrainingHandler:
     async def _publish(
         self, job: Job, item: ClaimedItem, dataset: Dataset, folder: Path, result: dict[str, Any]
     ) -> None:
-        """Store what came out and make it the model's newest version, all of it only if the item is still ours."""
+        """Store the artifacts and publish the newest version of the model, in one transaction with the end of the item.
+
+        Conflict (LOST) when another worker has the item now.
+        """
         workspace, name = self._workspace, job.parameters["name"]
         files = {}
         for kind, path in ((EVALUATION, folder / "evaluation.json"), (TENSORBOARD, _zipped(folder, "tensorboard"))):
@@ -107,11 +111,11 @@ class TrainingHandler:
             "options": job.parameters["options"],
             "start_from": job.parameters.get("start_from"),
         }
-        answer: dict[str, Any] = {}
+        stored_result: dict[str, Any] = {}
 
         def end(session: Session, version: ModelVersion) -> None:
-            answer.update(model={"name": name, "version": version.version}, **result, artifacts=files)
-            item_result = ItemResult(item.job_id, item.id, workspace.worker_id, result=answer)
+            stored_result.update(model={"name": name, "version": version.version}, **result, artifacts=files)
+            item_result = ItemResult(item.job_id, item.id, workspace.worker_id, result=stored_result)
             finish_items(session.connection(), [item_result])
 
         def publish() -> None:
@@ -128,7 +132,7 @@ class TrainingHandler:
             )
 
         await retry_while_unavailable(lambda: asyncio.to_thread(publish))
-        log.info("trained", extra={"model": answer["model"], "metrics": result.get("metrics", {}).get("dice")})
+        log.info("trained", extra={"model": stored_result["model"], "metrics": result.get("metrics", {}).get("dice")})
         for key in await workspace.run(workspace.jobs.forget_files, job.owner, job.id, CHECKPOINT):
             await asyncio.to_thread(workspace.store.delete, key)
 

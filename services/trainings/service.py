@@ -1,4 +1,4 @@
-"""Trainings as their owners see them: asked for, followed, compared. Transport-free, beside Jobs."""
+"""Trainings: submitting, reading and comparing them. Free of any transport."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ MAX_COMPARED = 20
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """A training's job and what it has told so far. ``result`` None: it has not succeeded."""
+    """The job of a training, its events and its artifacts. ``result`` None: it has not succeeded.
+
+    ``epochs``: events of kind ``epoch``; ``last``: the last event of each kind.
+    """
 
     job: Job
     result: dict[str, Any] | None
@@ -39,7 +42,7 @@ class Training:
 
 
 class TrainingService:
-    """Submits, shows and compares trainings. All methods take ``owner``; nothing is found across owners."""
+    """Submits, reads and compares trainings. All methods take ``owner``; nothing is found across owners."""
 
     def __init__(
         self,
@@ -60,7 +63,10 @@ class TrainingService:
     async def submit(
         self, requested: TrainingRequest, terms: JobTerms, *, owner: str = LOCAL_OWNER
     ) -> tuple[Job, bool]:
-        """The job, and whether it is new. NotFound, Conflict for a dataset that is not ready, BadInput."""
+        """Submit a training: the job, and whether it is new.
+
+        NotFound; Conflict for a dataset that is not ready, and for a name that a model of another task has; BadInput.
+        """
         dataset = await asyncio.to_thread(self._datasets.ready, owner, requested.dataset_id)
         for listed in await asyncio.to_thread(self._index.registry.models, owner):
             if listed.model.name == requested.name and listed.active is not None and listed.active.task != "segment":
@@ -83,7 +89,7 @@ class TrainingService:
         )
 
     async def trainings(self, page: int, limit: int, *, owner: str = LOCAL_OWNER) -> Page[Training]:
-        """Newest first, without what they told."""
+        """Trainings, newest first, without events and artifacts."""
 
         def read() -> Page[Training]:
             found = self._records.jobs(owner, None, "training", page, limit)
@@ -93,7 +99,7 @@ class TrainingService:
         return await asyncio.to_thread(read)
 
     async def training(self, id: str, *, owner: str = LOCAL_OWNER) -> Training:
-        """NotFound for what is no training."""
+        """A training with its events and artifacts. NotFound, also for a job that is no training."""
 
         def read() -> Training:
             job = self._job(owner, id)

@@ -27,12 +27,14 @@ ARCHIVE, REPORT, PREVIEW = "dataset.zip", "report.json", "preview.png"
 UPLOAD, UNPACKED, PAIRS = "upload.zip", "unpacked", "pairs"
 
 ReportProgress = Callable[[str, int, int], None]
-"""Takes the phase (a key of _SPANS), and how much of how much of it is done."""
+"""Called with the phase (a key of _SPANS), what is done of it, and the whole: bytes, entries or samples."""
 
+# Share of the whole import, 0-1, at the start and the end of each phase.
 _SPANS = {"fetch": (0.0, 0.3), "unpack": (0.3, 0.4), "read": (0.4, 0.7), "write": (0.7, 1.0)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Import the folder that ``arguments`` name, and report on stdout; an exit status of ekiben/child_protocol.py."""
     parser = argparse.ArgumentParser(prog="python -m services.datasets.importer", description=__doc__)
     parser.add_argument("--folder", type=Path, required=True, help="holds import.json; what is made is written there")
     parser.add_argument("--with-parent", action="store_true", help="end when stdin ends")
@@ -57,9 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def import_dataset(folder: Path, report: Report, progress: ReportProgress) -> dict[str, Any]:
-    """Write ``dataset.zip``, ``preview.png`` and ``report.json`` into ``folder``; the result in short.
+    """Write ``dataset.zip``, ``preview.png`` and ``report.json`` into ``folder``; the figures of the result.
 
-    Raises a refusal: ``bad_dataset`` with the first error of the report, or what unpacking or fetching says.
+    Raises a refusal: ``bad_dataset`` with the first error of the report, or the one of unpacking or fetching.
     """
     options = DatasetImportOptions.read(folder)
     entries = _entries(folder, options, progress)
@@ -96,7 +98,7 @@ def import_dataset(folder: Path, report: Report, progress: ReportProgress) -> di
 
 
 def _entries(folder: Path, options: DatasetImportOptions, progress: ReportProgress) -> list[tuple[str, Path]]:
-    """(path within the upload, file) of each file that was given."""
+    """(path within the upload, file) of each file of the dataset."""
     if options.source == "pairs":
         root = folder / PAIRS
         return [(path.relative_to(root).as_posix(), path) for path in sorted(root.rglob("*")) if path.is_file()]

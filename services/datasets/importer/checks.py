@@ -1,4 +1,4 @@
-"""What is wrong with a dataset, in words: its files, its images and, with mask_checks, its masks."""
+"""The findings on a dataset: on its files, its images and, with mask_checks, its masks."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from services.datasets.importer.mask_checks import check_masks
 from services.datasets.importer.report import Findings, listed, several
 from services.datasets.importer.survey import SampleInfo, Survey
 
-FEWEST = 3
-SMALL_SIDE = 32
-DARK = 32
+FEWEST = 3  # different images: for training, validation and test
+SMALL_SIDE = 32  # pixels
+DARK = 32  # of 255: the brightest level of a 16-bit image that uses only the lowest ones
 
 _TROUBLES = {
     "unreadable_image": (
@@ -50,14 +50,15 @@ _TROUBLES = {
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """``decision`` is None where the masks' values could not be decided; ``groups``: of each sample."""
+    """``decision``: None where the meaning of the mask values could not be decided. ``groups``: by sample, which split
+    keeps together."""
 
     decision: Decision | None
     groups: list[str]
 
 
 def check(survey: Survey, options: DatasetImportOptions, findings: Findings) -> Verdict:
-    """Adds to ``findings`` what the survey shows."""
+    """What mask values mean, and the groups of the samples; adds to ``findings``."""
     for code, (one, many, advice) in _TROUBLES.items():
         found = [t for t in survey.troubles if t.what == code]
         if found:
@@ -165,9 +166,9 @@ def _check_images(samples: Sequence[SampleInfo], findings: Findings) -> None:
 
 
 def _groups(samples: Sequence[SampleInfo]) -> list[str]:
-    """The group of each sample: its volume or itself, joined where images are the same.
+    """The group of each sample: its volume or itself; groups with an identical image are merged.
 
-    A blank slice joins nothing: all volumes begin with black.
+    A blank slice does not merge groups: most volumes begin with black ones.
     """
     parent: dict[str, str] = {}
 

@@ -1,4 +1,4 @@
-"""From mask values to classes: one map for the whole dataset, decided when every mask has been seen."""
+"""From mask values to classes: one map for the whole dataset, decided from the statistics of all masks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from services.datasets.importer.mask_values import MaskPixels, MaskStatistics
 _VOC = np.array(voc_palette(256), np.int64) @ np.array([1 << 16, 1 << 8, 1], np.int64)
 VOC_BORDER: Final = 255
 
-# Distinct at half opacity on grey and on stained tissue alike; VOC's own begin with three dark ones.
+# Distinct at half opacity on grey images and on stained tissue; VOC's own palette begins with three dark ones.
 _COLORS: Final = (
     (0, 0, 0),
     *((230, 57, 70), (46, 196, 110), (255, 200, 40), (58, 134, 255), (255, 127, 20), (162, 70, 220)),
@@ -30,7 +30,7 @@ Color = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class ClassMap:
-    """Value -> class index. ``kind`` is its name in the report.
+    """A map from mask value to class index. ``kind`` is its name in the report.
 
     ``keys`` ascending, ``classes`` beside it; keys are 0xrrggbb where ``by_color``. ``snapped``: values below 128 are
     class ``classes[0]``, the others ``classes[-1]``.
@@ -57,17 +57,18 @@ class ClassMap:
             return np.asarray(table[data])
         found = np.empty(data.shape, np.uint8)
         rows = max(1, _BAND_PIXELS // data.shape[1])
-        for top in range(0, len(data), rows):  # searchsorted makes 8 bytes of each value
+        for top in range(0, len(data), rows):  # in bands: searchsorted needs 8 bytes for each value
             found[top : top + rows] = self.classes[np.searchsorted(self.keys, data[top : top + rows])]
         return found
 
     def class_of(self, key: int) -> int:
+        """The class index of one key."""
         if self.snapped:
             return int(self.classes[-1 if key >= 128 else 0])
         return int(self.classes[np.searchsorted(self.keys, key)])
 
     def pixels_of(self, info: MaskStatistics) -> list[int]:
-        """Pixels of each class in a mask that the first pass has seen."""
+        """Pixels of each class in a mask, from its statistics."""
         pixels = np.zeros(len(self.names), np.int64)
         if self.snapped:
             np.add.at(pixels, self.classes[[0, -1]], [info.dark, info.bright])
@@ -76,14 +77,16 @@ class ClassMap:
         return [int(n) for n in pixels]
 
     def keys_of(self, info: MaskStatistics) -> NDArray[np.int64]:
+        """The values of a mask as keys of this map, beside ``info.counts``."""
         return keys_of(info, self.by_color)
 
     def value(self, key: int) -> int | str:
-        """A key as the report shows it."""
+        """A key as the report shows it: a number, or a colour as #rrggbb."""
         return f"#{key:06x}" if self.by_color and self.kind == "colors" else key & 0xFF if self.by_color else key
 
 
 def keys_of(info: MaskStatistics, by_color: bool) -> NDArray[np.int64]:
+    """The values of a mask as keys: 0xrrggbb where ``by_color``, where a grey level is a grey colour."""
     if not by_color:
         return info.keys
     if info.key_colors is not None:
@@ -92,7 +95,7 @@ def keys_of(info: MaskStatistics, by_color: bool) -> NDArray[np.int64]:
 
 
 def counted(masks: Iterable[MaskStatistics], by_color: bool) -> tuple[Counter[int], Counter[int]]:
-    """Key -> pixels, and key -> masks that have it."""
+    """By key, its pixels and the masks that have it."""
     pixels: Counter[int] = Counter()
     having: Counter[int] = Counter()
     for info in masks:
@@ -122,7 +125,7 @@ def colors_decide(masks: Sequence[MaskStatistics]) -> bool:
 
 
 def palette_of(masks: Iterable[MaskStatistics]) -> dict[int, int]:
-    """Index -> 0xrrggbb, of the palettes that the masks have."""
+    """By index, the colour 0xrrggbb of the masks' palettes."""
     found: dict[int, int] = {}
     for info in masks:
         if info.key_colors is not None:
@@ -131,19 +134,22 @@ def palette_of(masks: Iterable[MaskStatistics]) -> dict[int, int]:
 
 
 def is_voc(palette: dict[int, int]) -> bool:
-    """Whether this is Pascal VOC's colour map, by at least one colour besides black."""
+    """Whether ``palette`` is Pascal VOC's colour map, with at least one colour besides black."""
     return any(color for color in palette.values()) and all(_VOC[index] == c for index, c in palette.items())
 
 
 def voc_index(code: int) -> int | None:
-    """The index of a colour, 0xrrggbb, in Pascal VOC's colour map."""
+    """The index of a colour, 0xrrggbb, in Pascal VOC's colour map; None where it is not in it."""
     found = np.flatnonzero(code == _VOC)
     return int(found[0]) if len(found) else None
 
 
 @dataclass(slots=True)
 class Decision:
-    """A map, and what was decided on the way to it."""
+    """A map, and how it was decided.
+
+    ``gaps``: the values, where they are not 1, 2, 3, ...; ``inverted``: 0 is the object.
+    """
 
     map: ClassMap
     background_values: list[int] = field(default_factory=list)
@@ -172,7 +178,7 @@ def decide(
     zero = {0} & set(keys)
     rest = [key for key in keys if key not in dropped and key != 0]
     inverted = not rest and bool(zero) and 0 not in dropped and len(keys) > 1
-    if inverted:  # all but 0 was named as background: then 0 is what is drawn
+    if inverted:  # all values but 0 were given as background: then 0 is the object
         rest, zero = [0], set()
     voc_border = voc and border in rest
     if voc_border:

@@ -1,4 +1,4 @@
-"""Fetching a file from a URL that a user gave, without becoming the user's hand inside our own network."""
+"""Fetching a file from a URL of a user, guarded against server-side request forgery: only public addresses."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _CHUNK: Final = 1 << 16
 _REDIRECTS: Final = (301, 302, 303, 307, 308)
 _PORTS: Final = {"http": 80, "https": 443}
 
-# Addresses that carry an IPv4 address inside: who routes them decides where they lead.
-_CARRIERS: Final = tuple(
+# Networks whose addresses embed an IPv4 address: a gateway may route them to a private one.
+_EMBEDDING_IPV4: Final = tuple(
     ipaddress.ip_network(network)
     for network in ("::/96", "::ffff:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48", "2001::/32", "2002::/16")
 )
-# Not for the public, whatever version of Python's own table says.
+# Not public; not every Python version has them in the table behind ``is_global``.
 _RESERVED: Final = tuple(
     ipaddress.ip_network(network)
     for network in ("100.64.0.0/10", "192.0.0.0/24", "192.88.99.0/24", "198.18.0.0/15", "fec0::/10")
@@ -45,7 +45,7 @@ def _connect(address: str, port: int, timeout_s: float) -> socket.socket:
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """How names become addresses, and addresses connections."""
+    """Name resolution, connections and TLS; tests replace them."""
 
     resolve: Callable[[str, int], list[str]] = _resolve
     connect: Callable[[str, int, float], socket.socket] = _connect
@@ -62,10 +62,11 @@ def fetch(
     progress: Callable[[float], None] | None = None,
     network: Network | None = None,
 ) -> None:
-    """Write what ``url`` answers to ``target``, or raise BadInput or TooLarge (``url_...``) and leave no file.
+    """Write the content of ``url`` to ``target``, or raise BadInput or TooLarge (codes ``url_...``) and leave no file.
 
-    ``timeout_s`` is for all of it, with redirects. The name is resolved once for each, and the connection goes to an
-    address that was checked, so that a name which changes meanwhile gains nothing. ``progress`` is told shares of 1.
+    ``timeout_s`` covers the whole, redirects included. Each name is resolved once, and the connection goes to the
+    address that was checked, so that a name which resolves to another one meanwhile (DNS rebinding) gains nothing.
+    ``progress`` is called with the share done, 0-1.
     """
     fetching = _Fetch(network or Network(), time.monotonic() + timeout_s, timeout_s, allow_private)
     try:
@@ -76,9 +77,9 @@ def fetch(
 
 
 def is_public(address: str) -> bool:
-    """Whether the IP address is one of the public internet, and carries no other address inside."""
+    """Whether the IP address is public, and embeds no other address."""
     ip = ipaddress.ip_address(address.split("%")[0])
-    inside = any(ip.version == network.version and ip in network for network in (*_CARRIERS, *_RESERVED))
+    inside = any(ip.version == network.version and ip in network for network in (*_EMBEDDING_IPV4, *_RESERVED))
     return ip.is_global and not inside and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified)
 
 
@@ -114,18 +115,18 @@ class _Fetch:
     def _address(self, parts: SplitResult) -> tuple[str, int]:
         host = parts.hostname or ""
         port = parts.port or _PORTS[parts.scheme]
-        answers: queue.SimpleQueue[list[str] | None] = queue.SimpleQueue()
+        found: queue.SimpleQueue[list[str] | None] = queue.SimpleQueue()
 
         def look_up() -> None:
             try:
-                answers.put(self.network.resolve(host, port))
+                found.put(self.network.resolve(host, port))
             except (OSError, UnicodeError):
-                answers.put(None)
+                found.put(None)
 
-        # The system's resolver knows no deadline.
+        # The system's resolver takes no deadline.
         threading.Thread(target=look_up, daemon=True).start()
         try:
-            addresses = answers.get(timeout=self._left_s())
+            addresses = found.get(timeout=self._left_s())
         except queue.Empty:
             raise self._too_slow() from None
         if not addresses:
@@ -147,20 +148,20 @@ class _Fetch:
         max_bytes: int,
         progress: Callable[[float], None] | None,
     ) -> str | None:
-        """Where the answer redirects to; None when the file was written."""
+        """The location of a redirect; None when the file was written."""
         connection = self._connection(parts, address, port)
-        # A server that sends a byte now and then keeps every single wait short: this ends all of them.
+        # A server that sends a byte now and then never exceeds the timeout of a read: the timer closes the socket.
         watch = threading.Timer(max(0.0, self.deadline - time.monotonic()), _shut, [connection.sock])
         watch.daemon = True
         watch.start()
         try:
-            answer = self._answer(connection, parts)
-            if answer.status in _REDIRECTS:
-                location = answer.getheader("Location")
+            response = self._request(connection, parts)
+            if response.status in _REDIRECTS:
+                location = response.getheader("Location")
                 if not location:
                     raise BadInput("the URL redirects to nowhere", code="url_redirect")
                 return location
-            _save(answer, target, max_bytes, progress)
+            _save(response, target, max_bytes, progress)
             self._left_s()
             return None
         except BadInput as error:
@@ -172,7 +173,7 @@ class _Fetch:
             connection.close()
 
     @staticmethod
-    def _answer(connection: http.client.HTTPConnection, parts: SplitResult) -> http.client.HTTPResponse:
+    def _request(connection: http.client.HTTPConnection, parts: SplitResult) -> http.client.HTTPResponse:
         try:
             connection.request("GET", _path(parts), headers={"Accept-Encoding": "identity", "User-Agent": "ekiben"})
             return connection.getresponse()
@@ -180,7 +181,7 @@ class _Fetch:
             raise BadInput("the URL's host does not answer as HTTP says", code="url_broken") from None
 
     def _connection(self, parts: SplitResult, address: str, port: int) -> http.client.HTTPConnection:
-        """Connected to ``address``; in the name of the URL's host, which TLS checks."""
+        """A connection to ``address``; TLS checks the certificate for the host of the URL."""
         host = parts.hostname or ""
         watch: threading.Timer | None = None
         try:
@@ -207,7 +208,7 @@ class _Fetch:
 
 
 def parse(url: str) -> SplitResult:
-    """The parts of an address that may be fetched, as far as that can be said without asking anybody. BadInput."""
+    """The parts of a URL that may be fetched, as far as that can be checked without the network. BadInput."""
     try:
         parts = urlsplit(url)
         port_is_good = parts.port != 0
@@ -229,19 +230,19 @@ def _path(parts: SplitResult) -> str:
 
 
 def _save(
-    answer: http.client.HTTPResponse, target: Path, max_bytes: int, progress: Callable[[float], None] | None
+    response: http.client.HTTPResponse, target: Path, max_bytes: int, progress: Callable[[float], None] | None
 ) -> None:
-    if answer.status != 200:
-        raise BadInput(f"the URL answers with the status {answer.status}", code="url_status")
-    encoding = answer.getheader("Content-Encoding", "identity").strip().lower()
+    if response.status != 200:
+        raise BadInput(f"the URL answers with the status {response.status}", code="url_status")
+    encoding = response.getheader("Content-Encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
         raise BadInput(f"the URL answers with the content encoding {encoding[:40]!r}", code="url_encoding")
-    expected = answer.length
+    expected = response.length
     if expected is not None and expected > max_bytes:
         raise TooLarge(f"the URL gives {expected} bytes; at most {max_bytes} are accepted", code="url_too_large")
     written = 0
     with target.open("wb") as out:
-        while chunk := _read(answer):
+        while chunk := _read(response):
             written += len(chunk)
             if written > max_bytes:
                 raise TooLarge(
@@ -254,10 +255,10 @@ def _save(
         raise BadInput(f"the URL broke off after {written} of {expected} bytes", code="url_broken")
 
 
-def _read(answer: http.client.HTTPResponse) -> bytes:
-    # Apart from the file's own errors, such as a full disk, which are none of the URL's.
+def _read(response: http.client.HTTPResponse) -> bytes:
+    # Apart from ``_save``, whose errors, such as a full disk, are not the URL's.
     try:
-        return answer.read1(_CHUNK)
+        return response.read1(_CHUNK)
     except (OSError, http.client.HTTPException, ValueError):
         raise BadInput("the connection to the URL broke off", code="url_broken") from None
 

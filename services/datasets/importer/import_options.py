@@ -1,4 +1,4 @@
-"""What an import is asked for: ``import.json`` in its folder."""
+"""The options of an import: ``import.json`` in its folder."""
 
 from __future__ import annotations
 
@@ -43,4 +43,5 @@ class DatasetImportOptions(BaseModel):
 
     @classmethod
     def read(cls, folder: Path) -> DatasetImportOptions:
+        """The options in ``folder``. ValidationError."""
         return cls.model_validate_json((folder / "import.json").read_bytes())

@@ -1,4 +1,4 @@
-"""Which files of an upload are images, which are masks, and which belong together."""
+"""The layout of an upload: which files are images, which are masks, and which form pairs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MASK_FOLDERS: Final = frozenset(
 )
 READ: Final = frozenset({"png", "jpg", "jpeg", "jpe", "tif", "tiff", "bmp", "webp", "dcm", "nii", "gif"})
 
-# What systems put into archives by themselves.
+# Files that operating systems add to archives.
 _CLUTTER = frozenset({"__macosx", "thumbs.db", "desktop.ini", ".ds_store"})
 _MASK_SUFFIX = re.compile(r"[-_. ](masks?|labels?|seg|segmentation|gt|annotation)$", re.IGNORECASE)
 _CHANNEL_SUFFIX = re.compile(r"_0000$")  # nnU-Net writes the first channel of case_1 as case_1_0000
@@ -30,7 +30,10 @@ Role = Literal["image", "mask"]
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A file of the upload. ``name``: its path there; ``key``: that without the folder of its role and the ending."""
+    """A file of the upload.
+
+    ``name``: its path there; ``key``: that without the folder of its role and the extension.
+    """
 
     name: str
     path: Path
@@ -39,7 +42,7 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """An image (or volume) and its mask; ``key`` is what the two have in common, and names the sample."""
+    """An image (or volume) and its mask; ``key``: that of the image, which names the sample."""
 
     key: str
     image: File
@@ -48,7 +51,7 @@ class Pair:
 
 @dataclass(slots=True)
 class UploadLayout:
-    """The pairs, in the order of their keys, and what was left over."""
+    """The pairs, in the order of their keys, and the findings on files without a pair."""
 
     pairs: list[Pair] = field(default_factory=list)
     findings: Findings = field(default_factory=Findings)
@@ -59,7 +62,7 @@ def find_pairs(entries: Iterable[tuple[str, Path]]) -> UploadLayout:
 
     A file's role is that of the deepest folder above it with a known name (``images``, ``masks`` or a synonym, in any
     case). ``train/images/a.png`` and ``images/train/a.jpg`` both have the key ``train/a``. Keys are compared exactly
-    first; then without case and without endings such as ``_mask``; then by the file name alone.
+    first; then without case and without suffixes such as ``_mask``; then by the file name alone.
     """
     layout = UploadLayout()
     images: list[File] = []
@@ -101,23 +104,23 @@ def find_pairs(entries: Iterable[tuple[str, Path]]) -> UploadLayout:
 
 def _role(parts: Sequence[str]) -> tuple[Role | None, list[str]]:
     """The role of a file by its folders, and its folders without that one."""
-    for place in range(len(parts) - 2, -1, -1):
-        folder = parts[place].lower()
+    for depth in range(len(parts) - 2, -1, -1):
+        folder = parts[depth].lower()
         if folder in IMAGE_FOLDERS or folder in MASK_FOLDERS:
-            rest = [*parts[:place], *parts[place + 1 : -1]]
+            rest = [*parts[:depth], *parts[depth + 1 : -1]]
             return ("image" if folder in IMAGE_FOLDERS else "mask"), rest
     return None, []
 
 
 def _readable_stem(name: str, path: Path) -> str | None:
-    """The file name without its ending, or None where the file is no image or volume by its name and first bytes."""
+    """The file name without its extension, or None where the file is no image or volume by its name and first bytes."""
     lower = name.lower()
     if lower.endswith((".nii.gz", ".ome.tif")):
         return name[:-7]
     stem, dot, ending = name.rpartition(".")
     if dot and stem and ending.lower() in READ:
         return stem
-    # Scanners write DICOM files without an ending, or with numbers after a dot.
+    # Scanners write DICOM files without an extension, or with numbers after a dot.
     with path.open("rb") as file:
         return name if file.read(132)[128:] == b"DICM" else None
 
@@ -150,7 +153,7 @@ def _missing(
 
 
 def _without_wrapper(images: list[File], masks: list[File]) -> tuple[list[File], list[File]]:
-    """Keys without the folders that all of them share: a folder around the whole says nothing."""
+    """Keys without the folders that all of them share, such as one folder around the whole dataset."""
     shared: list[str] | None = None
     for file in (*images, *masks):
         folders = file.key.split("/")[:-1]

@@ -1,4 +1,4 @@
-"""What is wrong with the masks of a dataset, in words, and what their values mean."""
+"""The findings on the masks of a dataset, and the decision what their values mean."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from services.datasets.importer.mask_values import MAX_NAMED_VALUES, MAX_VALUES,
 from services.datasets.importer.report import Findings, listed, several
 from services.datasets.importer.survey import SampleInfo
 
-_NOISE_SHARE = 0.02  # of few distinct values: more than this is a class of its own, not noise
+_NOISE_SHARE = 0.02  # of the pixels: values between 0 and 255 that are more frequent are a class, not noise
 
 _FAULTS: dict[Fault, tuple[str, str]] = {
     "photo": (
@@ -48,7 +48,7 @@ _FAULTS: dict[Fault, tuple[str, str]] = {
 
 
 def check_masks(samples: Sequence[SampleInfo], options: DatasetImportOptions, findings: Findings) -> Decision | None:
-    """What the values of all masks mean; None where an error forbids it."""
+    """What the values of all masks mean; None where there is an error. Adds to ``findings``."""
     known = len(findings.errors)
     copies = [s.name for s in samples if s.mask_is_image]
     if copies:
@@ -93,7 +93,7 @@ def check_masks(samples: Sequence[SampleInfo], options: DatasetImportOptions, fi
 
 
 def is_noisy_binary(masks: Sequence[MaskStatistics]) -> bool:
-    """Whether the masks are black and white but for noise, so that each value goes to the nearer of the two."""
+    """Whether the masks are black and white but for noise, so that each value is rounded to the nearer of the two."""
     if any(m.near_binary and (m.distinct > MAX_VALUES or (m.lossy and m.distinct > 2)) for m in masks):
         return True
     pixels, _ = counted(masks, by_color=False)
@@ -168,7 +168,7 @@ def _check_values(
 
 
 def _too_many(masks: Sequence[MaskStatistics], by_color: bool) -> tuple[str, str]:
-    """The code, and what to do, where each mask has few enough values, but all together too many."""
+    """Code and advice where no mask, but all together, have too many values."""
     if by_color:
         return "too_many_colors", "Use one exact colour per class, without anti-aliasing."
     pixels, _ = counted(masks, by_color)

@@ -1,4 +1,4 @@
-"""What the values of the masks were taken to mean, said in words, and how the classes are spread."""
+"""Findings on how mask values became classes, and on the balance of the classes."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ ALL_BLACK = (
     "A U-Net trained on such masks learns to answer black everywhere: most all-black U-Nets come from masks like these."
 )
 RARE_IMAGES = 3
-RARE_SHARE = 0.001
+RARE_SHARE = 0.001  # of all pixels
 MANY_CLASSES = 10
-_MOSTLY = 0.6
+_MOSTLY = 0.6  # of all pixels
 
 
 def explain(samples: Sequence[SampleInfo], decision: Decision, findings: Findings, *, named: bool) -> None:
-    """Adds to ``findings`` how values became classes; ``named``: their names were given."""
+    """Add to ``findings`` how values became classes. ``named``: class names were given."""
     class_map = decision.map
     if class_map.snapped:
         changed = [s for s in samples if s.mask.exact < s.mask.pixels]
@@ -71,7 +71,7 @@ def explain(samples: Sequence[SampleInfo], decision: Decision, findings: Finding
 
 
 def check_balance(samples: Sequence[SampleInfo], decision: Decision, findings: Findings) -> None:
-    """Adds to ``findings`` empty and full masks, and classes with too little to learn from."""
+    """Add to ``findings`` empty and full masks, and rare classes."""
     class_map = decision.map
     pixels = [class_map.pixels_of(s.mask) for s in samples]
     empty = [s.name for s, counts in zip(samples, pixels, strict=True) if not any(counts[1:])]
@@ -112,7 +112,7 @@ def check_balance(samples: Sequence[SampleInfo], decision: Decision, findings: F
 
 
 def values_of(decision: Decision, only: int | None = None) -> str:
-    """The values of the masks, or those of the class ``only``, with commas."""
+    """The values of the masks, or those of the class ``only``, separated by commas."""
     class_map = decision.map
     pairs = zip(class_map.keys.tolist(), class_map.classes.tolist(), strict=True)
     shown = [str(class_map.value(key)) for key, index in pairs if only in (None, index)]

@@ -1,4 +1,4 @@
-"""Masks as they came: their values, what is wrong with one of them, and how values become classes."""
+"""Masks as they were uploaded: their pixels, their statistics, and what is wrong with one of them."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from ekiben.errors import BadImage, TooLarge
 from models.limits import MAX_IMAGE_BYTES, MAX_PIXELS
 
 MAX_VALUES: Final = 32
-"""More values than this are no classes, unless as many class names are given."""
+"""Values that are taken for classes, unless more class names are given."""
 
 MAX_NAMED_VALUES: Final = 256
-"""The same where names are given: a mask has one byte a pixel."""
+"""Values where class names are given: a prepared mask has one byte a pixel."""
 
-# GIF is read for masks only: a widely used set of cars has its masks in it, and its pixels are exact.
+# GIF is read for masks only: a widely used data set of cars has its masks in it, and its pixels are lossless.
 _READ = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF")
-_LOW, _HIGH = 64, 192  # what JPEG does to the edges of a black-and-white mask stays outside these
-_MOST_BETWEEN = 0.05
+_LOW, _HIGH = 64, 192  # JPEG artefacts at the edges of a black-and-white mask stay outside these
+_MOST_BETWEEN = 0.05  # of the pixels
 _BAND_PIXELS = 1 << 20
-_FAR_TOO_MANY = 4096  # values: it is a photo, and counting on would take long
+_FAR_TOO_MANY = 4096  # values: it is a photo, and counting all would take long
 
 Kind = Literal["values", "palette", "colors"]
 Fault = Literal["photo", "soft", "instances", "jpeg", "blends", "colors"]
@@ -62,11 +62,12 @@ class MaskPixels:
 
 @dataclass(frozen=True, slots=True)
 class MaskStatistics:
-    """What the first pass keeps of one mask.
+    """The statistics of one mask, which the first pass keeps instead of its pixels.
 
     ``keys`` and ``counts``: its values and their pixels, ascending; empty where there are more than 256.
     ``key_colors``: for a palette, 0xrrggbb of each key. ``dark`` and ``bright``: pixels below 128 and from it.
-    ``exact``: pixels of exactly 0 or 255. ``near_binary``: nothing but 0 and 255 with noise or soft edges.
+    ``exact``: pixels of exactly 0 or 255. ``near_binary``: only 0 and 255, with noise or soft edges. ``fault``: what a
+    mask with too many values looks like.
     """
 
     kind: Kind
@@ -83,11 +84,13 @@ class MaskStatistics:
 
     @property
     def pixels(self) -> int:
+        """All pixels of the mask."""
         return self.dark + self.bright
 
 
 def read_mask(data: bytes, page: int = 0) -> MaskPixels:
-    """The mask in the bytes of a PNG, JPEG, TIFF, BMP, WebP or GIF. Raises TooLarge, BadImage."""
+    """The mask in the bytes of a PNG, JPEG, TIFF, BMP, WebP or GIF; ``page`` of a TIFF, from 0. TooLarge,
+    BadImage."""
     if len(data) > MAX_IMAGE_BYTES:
         raise TooLarge(f"the mask has {len(data)} bytes; at most {MAX_IMAGE_BYTES} are accepted")
     try:
@@ -102,13 +105,13 @@ def read_mask(data: bytes, page: int = 0) -> MaskPixels:
         return _pixels(image, lossy)
     except TooLarge:
         raise
-    except Exception as error:  # Pillow's readers raise whatever their parsers run into; all of it is input
+    except Exception as error:  # Pillow's parsers raise many types of errors on broken files
         reason = "is truncated" if "truncated" in str(error).lower() else "is not a readable image"
         raise BadImage(f"the mask {reason}") from None
 
 
 def label_mask(values: NDArray[np.integer]) -> MaskPixels:
-    """A mask of whole numbers, as volumes have them."""
+    """A mask of integer labels [h, w], in the smallest of uint8, uint16 and int32."""
     low, high = (int(values.min()), int(values.max())) if values.size else (0, 0)
     for kind in (np.uint8, np.uint16):
         if low >= 0 and high <= np.iinfo(kind).max:
@@ -117,7 +120,7 @@ def label_mask(values: NDArray[np.integer]) -> MaskPixels:
 
 
 def statistics_of(mask: MaskPixels) -> MaskStatistics:
-    """The histogram of a mask and what it looks like."""
+    """The statistics of a mask."""
     keys, counts = _histogram(mask.data)
     below = keys < 128
     between = int(counts[(keys >= _LOW) & (keys < _HIGH)].sum()) if mask.kind == "values" else 0
@@ -152,7 +155,7 @@ def _pixels(image: Image.Image, lossy: bool) -> MaskPixels:
         palette = np.array(image.getpalette("RGB") or [0, 0, 0], np.uint8).reshape(-1, 3)
         palette = np.concatenate([palette, np.zeros((256 - len(palette), 3), np.uint8)])
         indices = np.asarray(image if mode == "P" else image.getchannel("P"))
-        # A palette of greys only is another way to write grey levels; by index, one that begins with white is inverted.
+        # A palette of greys only is read as grey levels: by index, one that begins with white would be inverted.
         if (palette == palette[:, :1]).all():
             return MaskPixels("values", palette[:, 0][indices], lossy=lossy)
         return MaskPixels("palette", indices, palette, lossy=lossy)
@@ -174,7 +177,7 @@ def _floats(values: NDArray[np.floating]) -> MaskPixels:
 
 
 def _with_alpha(rgba: NDArray[np.uint8], lossy: bool) -> MaskPixels:
-    """Transparent pixels are background. Black drawn on transparency: the alpha alone is the mask."""
+    """Transparent pixels are background. Where all colours are black, the alpha channel is the mask."""
     alpha = rgba[..., 3]
     if not rgba[..., :3].any() and not (alpha == 255).all():
         return MaskPixels("values", alpha, lossy=lossy)
@@ -197,12 +200,12 @@ def codes_of(rgb: NDArray[np.uint8]) -> NDArray[np.uint32]:
 
 
 def _histogram(data: NDArray[np.generic]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Values, ascending, and how often each is there. Where there are thousands, those of a part of the pixels."""
+    """Values, ascending, and the pixels of each. Beyond _FAR_TOO_MANY values only a part of the pixels is counted."""
     flat = data.ravel()
     bands = (flat[start : start + _BAND_PIXELS] for start in range(0, flat.size, _BAND_PIXELS))
     if data.dtype in (np.uint8, np.uint16):
         counts = np.zeros(1 << 8 * data.dtype.itemsize, np.int64)
-        for band in bands:  # bincount makes 8 bytes of each value
+        for band in bands:  # in bands: bincount needs 8 bytes for each value
             counts += np.bincount(band, minlength=len(counts))
         keys = np.flatnonzero(counts)
         return keys, counts[keys]
@@ -246,12 +249,12 @@ def _fault(mask: MaskPixels, keys: NDArray[np.int64], counts: NDArray[np.int64])
     ends = int(counts[keys <= 16].sum()), int(counts[keys >= 239].sum())
     if mask.lossy and min(ends) > 0.01 * total and np.sort(counts)[-4:].sum() > 0.5 * total:
         return "jpeg"
-    data = mask.data[:: max(1, len(mask.data) // 512)].astype(np.int32)  # some hundred rows say enough
+    data = mask.data[:: max(1, len(mask.data) // 512)].astype(np.int32)  # some hundred rows suffice
     steps = np.abs(np.diff(data, axis=1))
     inner = (data[:, :-1] != 0) & (data[:, :-1] != 255)
     if not mask.lossy and inner.any() and (steps[inner] == 0).mean() > 0.6:
         return "instances"
     if keys[-1] <= 255 and (sum(ends) > 0.5 * total or (min(ends) > 0.01 * total and steps.mean() <= 4)):
-        # A dark image has its levels near 0 as well, but none at the other end.
+        # A dark image has many levels near 0, too, but none near 255.
         return "soft" if min(ends) else "photo"
     return "photo"

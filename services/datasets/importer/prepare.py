@@ -21,7 +21,7 @@ from services.datasets.importer.sources import SampleSource, open_source
 from services.datasets.importer.survey import SampleInfo
 
 _PNG_LEVEL = 4
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # the same dataset gives the same bytes
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # fixed, so that equal datasets give equal bytes
 
 
 def prepare(
@@ -36,8 +36,8 @@ def prepare(
 ) -> None:
     """Write the archive of ``samples`` (in the order of their pairs and frames) to ``target``, whole or not at all.
 
-    What it holds, ``ekiben/dataset_archive.py`` says. Stored, not compressed: images are compressed already, and
-    a reader takes any sample by its place.
+    The format is that of ``ekiben/dataset_archive.py``. Entries are stored without compression: images are compressed
+    already, and a reader has random access to samples. ``progress`` is called with samples done and all samples.
     """
     part = target.with_name(target.name + ".part")
     index: list[dict[str, Any]] = []
@@ -80,7 +80,7 @@ def prepare(
 def _opened(
     archive: zipfile.ZipFile, pairs: Sequence[Pair], samples: Sequence[SampleInfo]
 ) -> Iterator[tuple[SampleInfo, SampleSource, SampleSource]]:
-    """Each sample with its open files; a volume stays open for all its slices, and is copied as it came."""
+    """Each sample with its open image and mask; a volume stays open for all its slices, and its file is copied too."""
     current = -1
     with ExitStack() as files:
         for sample in samples:

@@ -1,4 +1,4 @@
-"""The preview sheet: some samples with their masks, to see at a glance whether the two belong together."""
+"""The preview sheet: some samples with their masks, to see at a glance whether they match."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from PIL import Image, ImageDraw, ImageFont
 from ekiben.dataset_archive import ArchiveClass, DatasetArchive
 from models.images import decode
 
-SHOWN = 8
-_SIDE = 208
+SHOWN = 8  # samples
+_SIDE = 208  # pixels, as the sizes below
 _GAP, _PAIR_GAP, _MARGIN = 6, 28, 24
 _CAPTION, _LEGEND = 26, 44
-_PAGE, _INK, _QUIET, _FRAME = (255, 255, 255), (28, 32, 38), (110, 118, 128), (241, 243, 245)
+_PAGE, _INK, _QUIET, _BACKDROP = (255, 255, 255), (28, 32, 38), (110, 118, 128), (241, 243, 245)
 _OPACITY = 0.45
-_ENOUGH = 4
+_ENOUGH = 4  # times the drawn size, to which larger images are reduced before they are blended
 _LEGEND_MOST = 12
 
 
 def write_preview(target: Path, dataset: DatasetArchive) -> None:
-    """A PNG of up to SHOWN samples, two beside each other: image, mask in the classes' colours, both together."""
+    """Write a PNG of up to SHOWN samples, two in a row: image, mask in the colours of the classes, overlay."""
     chosen = choose(dataset)
     columns = 1 if len(chosen) < 2 else 2
     rows = -(-len(chosen) // columns)
@@ -39,9 +39,9 @@ def write_preview(target: Path, dataset: DatasetArchive) -> None:
     )
     draw = ImageDraw.Draw(sheet)
     _legend(draw, dataset.classes, sheet.width)
-    for place, number in enumerate(chosen):
-        left = _MARGIN + place % columns * (width + _PAIR_GAP)
-        top = _MARGIN + _LEGEND + place // columns * (_SIDE + _CAPTION + _GAP)
+    for position, number in enumerate(chosen):
+        left = _MARGIN + position % columns * (width + _PAIR_GAP)
+        top = _MARGIN + _LEGEND + position // columns * (_SIDE + _CAPTION + _GAP)
         _sample(sheet, draw, dataset, number, left, top, width)
     sheet.save(target, "PNG")
 
@@ -51,8 +51,8 @@ def choose(dataset: DatasetArchive) -> list[int]:
     drawn = [n for n, sample in enumerate(dataset.samples) if any(sample.class_pixels[1:])]
     if len(drawn) < min(SHOWN, len(dataset)):
         drawn = sorted({*drawn, *range(min(SHOWN, len(dataset)))})
-    places = np.linspace(0, len(drawn) - 1, min(SHOWN, len(drawn))).round().astype(int)
-    return [drawn[place] for place in dict.fromkeys(places.tolist())]
+    positions = np.linspace(0, len(drawn) - 1, min(SHOWN, len(drawn))).round().astype(int)
+    return [drawn[position] for position in dict.fromkeys(positions.tolist())]
 
 
 def _sample(
@@ -63,9 +63,9 @@ def _sample(
     room = width - _text_width(info, _SMALL) - 12
     draw.text((left, top + 4), _shortened(sample.name, room), _INK, font=_FONT)
     draw.text((left + width, top + 5), info, _QUIET, font=_SMALL, anchor="ra")
-    for place, decoded in enumerate(_images(dataset, number)):
-        corner = left + place * (_SIDE + _GAP), top + _CAPTION
-        draw.rectangle((*corner, corner[0] + _SIDE - 1, corner[1] + _SIDE - 1), _FRAME)
+    for column, decoded in enumerate(_images(dataset, number)):
+        corner = left + column * (_SIDE + _GAP), top + _CAPTION
+        draw.rectangle((*corner, corner[0] + _SIDE - 1, corner[1] + _SIDE - 1), _BACKDROP)
         sheet.paste(decoded, (corner[0] + (_SIDE - decoded.width) // 2, corner[1] + (_SIDE - decoded.height) // 2))
 
 
@@ -74,7 +74,7 @@ def _images(dataset: DatasetArchive, number: int) -> tuple[Image.Image, Image.Im
     with Image.open(io.BytesIO(dataset.mask(number))) as file:
         mask = file.convert("L")
     scale = _SIDE / max(rgb.size)
-    if scale < 1 / _ENOUGH:  # so that an image of 64 megapixels is not drawn at that size
+    if scale < 1 / _ENOUGH:  # so that an image of 64 megapixels is not blended at that size
         less = max(1, round(rgb.width * scale * _ENOUGH)), max(1, round(rgb.height * scale * _ENOUGH))
         rgb, mask = rgb.resize(less, Image.Resampling.BOX), mask.resize(less, Image.Resampling.NEAREST)
     size = max(1, round(rgb.width * scale)), max(1, round(rgb.height * scale))
@@ -111,7 +111,7 @@ def _text_width(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -
 
 
 def _shortened(text: str, room: int) -> str:
-    """The end of a long name says more than its beginning: folders come first.
+    """``text`` in at most ``room`` pixels: the end of a long name, because folders come first.
 
     Letters that the font lacks lose their accents, or become question marks.
     """

@@ -1,4 +1,4 @@
-"""Where an import stands, as events for the worker."""
+"""The progress of an import, as events for the worker."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from ekiben.child_protocol import MessageWriter
 
 REPEAT_S = 0.9
-"""The last state is reported again after so long without news: silence would look like a hang."""
+"""Seconds without change after which the last state is reported again: silence would look like a hang."""
 
-_LEAST_S = 0.2
+_LEAST_S = 0.2  # between two events
 
 
 class ImportProgress:
-    """Events of kind ``import``: at most five a second, at least one."""
+    """Writes events of kind ``import``: one to five a second."""
 
     def __init__(self, writer: MessageWriter, spans: dict[str, tuple[float, float]]) -> None:
         """``spans``: phase -> the share of the whole, 0-1, at its start and its end."""
@@ -28,7 +28,7 @@ class ImportProgress:
         self._reported: tuple[str, int, int] | None = None
 
     def __call__(self, phase: str, done: int, total: int) -> None:
-        """``done`` of ``total`` (0: not known) bytes, entries or samples of this phase."""
+        """Report ``done`` of ``total`` (0: not known) bytes, entries or samples of a phase."""
         with self._lock:
             before, self._state = self._state, (phase, done, total)
             # The first and the last state of a phase are always reported.
@@ -38,7 +38,7 @@ class ImportProgress:
 
     @contextlib.contextmanager
     def repeated(self) -> Iterator[None]:
-        """Within it, a thread repeats the last state where nothing new was reported for REPEAT_S."""
+        """Within the block a thread repeats the last state after REPEAT_S seconds without a report."""
         ended = threading.Event()
 
         def repeat() -> None:

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 NAMED = 5
-"""So many files are named in a sentence; the rest is a number."""
+"""Files that a sentence names; the rest is a number."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReportEntry:
-    """One thing to say of a dataset: a stable code, a sentence, and the samples or files it is about.
+    """One finding on a dataset: a stable code, a sentence, and the samples or files it is about.
 
     ``count`` is how many there are; ``samples`` names the first few.
     """
@@ -36,18 +36,21 @@ class Findings:
     notes: list[ReportEntry] = field(default_factory=list)
 
     def error(self, code: str, message: str, names: Sequence[str] = (), count: int | None = None) -> None:
+        """Add an error. ``names``: of the samples or files; ``count``: how many, by default all of ``names``."""
         self.errors.append(_finding(code, message, names, count))
 
     def warning(self, code: str, message: str, names: Sequence[str] = (), count: int | None = None) -> None:
+        """Add a warning; parameters as of ``error``."""
         self.warnings.append(_finding(code, message, names, count))
 
     def note(self, code: str, message: str, names: Sequence[str] = (), count: int | None = None) -> None:
+        """Add a note; parameters as of ``error``."""
         self.notes.append(_finding(code, message, names, count))
 
 
 @dataclass(frozen=True, slots=True)
 class ClassReport:
-    """What one class covers in all masks together."""
+    """The pixels of one class in all masks; ``share`` of all pixels, 0-1."""
 
     class_index: int
     name: str
@@ -59,7 +62,7 @@ class ClassReport:
 
 @dataclass(frozen=True, slots=True)
 class ValueReport:
-    """One value of the masks as they came: a number, or a colour as #rrggbb; ``class_index`` None: not decided."""
+    """One value of the uploaded masks: a number, or a colour as #rrggbb. ``class_index`` None: not decided."""
 
     value: int | str
     pixels: int
@@ -69,6 +72,8 @@ class ValueReport:
 
 @dataclass(frozen=True, slots=True)
 class SizeReport:
+    """How many images have this size in pixels."""
+
     width: int
     height: int
     images: int
@@ -76,9 +81,9 @@ class SizeReport:
 
 @dataclass(slots=True)
 class Report:
-    """All that an import says of a dataset; ``as_json`` is what ``report.json`` holds.
+    """The report on a dataset.
 
-    ``files`` and ``bytes``: what the upload held, unpacked. ``values`` and ``sizes``: the most frequent first.
+    ``files`` and ``bytes``: of the unpacked upload. ``values`` and ``sizes``: the most frequent first.
     """
 
     findings: Findings = field(default_factory=Findings)
@@ -93,14 +98,17 @@ class Report:
 
     @property
     def ok(self) -> bool:
+        """Whether there is no error."""
         return not self.findings.errors
 
     def as_json(self) -> dict[str, Any]:
+        """The report as ``report.json`` holds it."""
         body = dataclasses.asdict(self)
         findings = body.pop("findings")
         return {"ok": self.ok, **findings, **body}
 
     def write(self, path: Path) -> None:
+        """Write ``report.json`` to ``path``, whole or not at all."""
         part = path.with_name(path.name + ".part")
         part.write_text(json.dumps(self.as_json(), ensure_ascii=False), encoding="utf-8")
         os.replace(part, path)

@@ -27,8 +27,8 @@ _PNG_LEVEL = 4
 class SampleSource(ABC):
     """One file of an upload, open for reading.
 
-    ``frames``: how many. ``volume``: whether it is more than a plain image, so that its file is kept as it came.
-    ``series``: what frames of several files have in common, or None.
+    ``frames``: how many. ``volume``: whether it is more than a plain image, so that the original file is kept.
+    ``series``: the id of the volume whose slices are files of their own, or None.
     """
 
     frames = 1
@@ -37,25 +37,26 @@ class SampleSource(ABC):
 
     @abstractmethod
     def image(self, frame: int) -> DecodedImage:
-        """The decoded frame. Raises a refusal where it cannot be read."""
+        """The decoded frame. A refusal where it cannot be read."""
 
     @abstractmethod
     def mask(self, frame: int) -> MaskPixels:
-        """The frame's values. Raises a refusal where it cannot be read."""
+        """The mask values of the frame. A refusal where it cannot be read."""
 
     @abstractmethod
     def stored(self, frame: int) -> tuple[bytes, str]:
-        """Bytes that models.images.decode reads, and their file ending."""
+        """The frame as bytes that models.images.decode reads, and their file extension."""
 
     def format(self, frame: int) -> tuple[str, bool]:
-        """Pixel format in words, and whether EXIF turns the image."""
+        """The pixel format in words, and whether EXIF turns the image."""
         return "", False
 
     def geometry(self, frame: int) -> dict[str, Any]:
-        """Where in which space the frame lies, without the file."""
+        """The position of the frame in the volume: slice, axis, affine, pixel spacing."""
         return {}
 
     def close(self) -> None:
+        """Close the file."""
         return None
 
     def __enter__(self) -> Self:
@@ -68,7 +69,7 @@ class SampleSource(ABC):
 
 
 def open_source(path: Path) -> SampleSource:
-    """The frames of ``path``. What it is, its first bytes tell. Raises BadImage, UnsupportedImage, TooLarge."""
+    """The frames of ``path``, whose type is read from its first bytes. BadImage, UnsupportedImage, TooLarge."""
     with path.open("rb") as file:
         head = file.read(4096)
     if is_dicom(head) or is_nifti(head):
@@ -107,12 +108,12 @@ class _ImageFile(SampleSource):
             with Image.open(self._path) as image:
                 turned = image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
                 return _BITS.get(image.mode, "16-bit grey" if image.mode.startswith("I") else image.mode), turned
-        except Exception:  # as in decode: metadata that cannot be parsed says nothing
+        except Exception:  # as in decode: metadata that cannot be parsed is ignored
             return "", False
 
 
 class _Pages(SampleSource):
-    """A TIFF whose pages have one size: a stack."""
+    """A stack: a TIFF of several pages of one size."""
 
     volume = True
 
@@ -153,7 +154,7 @@ class _Pages(SampleSource):
         self._image.close()
 
     def _png(self, frame: int) -> bytes:
-        """The page as a PNG of the same pixels: 16 bits stay 16 bits, indices keep their palette."""
+        """The page as a PNG without loss: 16 bits stay 16 bits, indices keep their palette."""
         try:
             self._image.seek(frame)
             if self._image.mode == "F":
@@ -212,5 +213,5 @@ def _pages(path: Path) -> int:
                 if image.size != size:
                     return 1
             return int(pages)
-    except Exception:  # the reader of the image says what is wrong with it
+    except Exception:  # the reader of the image reports what is wrong with it
         return 1

@@ -14,7 +14,7 @@ MOST_SIZES = 20
 
 
 def summarize(report: Report, samples: Sequence[SampleInfo], groups: Sequence[str], decision: Decision | None) -> None:
-    """Fill the numbers of ``report``; without a decision there are values, but no classes."""
+    """Fill in the numbers of ``report``; without a decision there are values, but no classes."""
     report.samples = len(samples)
     report.groups = len(set(groups))
     sizes = Counter((s.width, s.height) for s in samples)

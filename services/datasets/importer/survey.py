@@ -1,4 +1,4 @@
-"""The first pass: every image and mask is read once, and what they are is remembered; no pixels are kept."""
+"""The first pass: every image and mask is read once, and its statistics are kept, not its pixels."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SOME_ROWS = 16
 class SampleInfo:
     """One image with its mask.
 
-    ``pair`` and ``frame``: where it comes from. ``sha256``: of the RGB pixels. ``blank``: all pixels are alike.
+    ``pair`` and ``frame``: where it comes from. ``sha256``: of the RGB pixels. ``blank``: all pixels are equal.
     ``brightest``: the highest level of any channel. ``group``: of slices that belong together, else the name.
     """
 
@@ -47,7 +47,7 @@ class SampleInfo:
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """A file that cannot be used: ``what`` is wrong (a code of the report), and ``why``."""
+    """A file that cannot be used: ``what`` is wrong (a code of the report), and ``why``, in words."""
 
     what: str
     name: str
@@ -56,15 +56,18 @@ class Trouble:
 
 @dataclass(slots=True)
 class Survey:
+    """The samples of a dataset, and the files that cannot be used."""
+
     samples: list[SampleInfo] = field(default_factory=list)
     troubles: list[Trouble] = field(default_factory=list)
 
     def trouble(self, what: str, name: str, why: str) -> None:
+        """Add a ``Trouble``."""
         self.troubles.append(Trouble(what, name, why))
 
 
 def survey(pairs: Sequence[Pair], progress: Callable[[int, int], None]) -> Survey:
-    """The facts of all samples of ``pairs``; ``progress(done, total)`` is told in pairs."""
+    """The statistics of all samples of ``pairs``. ``progress`` is called with pairs done and all pairs."""
     found = Survey()
     for number, pair in enumerate(pairs):
         progress(number, len(pairs))
@@ -74,7 +77,7 @@ def survey(pairs: Sequence[Pair], progress: Callable[[int, int], None]) -> Surve
 
 
 def sample_name(pair: Pair, frame: int, frames: int) -> str:
-    """The pair's key; slices have their number after it, from 0, as wide as the last one's."""
+    """The pair's key; for slices followed by their number, from 0, padded with zeros."""
     return pair.key if frames == 1 else f"{pair.key}/{frame:0{len(str(frames - 1))}d}"
 
 
@@ -161,7 +164,7 @@ def _mismatch(decoded: DecodedImage, pixels: MaskPixels, turned: bool) -> str:
 
 
 def _identity(rgb: Image.Image) -> tuple[str, bool, int, bool]:
-    """SHA-256 of the pixels, whether they are grey, the brightest level, whether all are alike."""
+    """SHA-256 of the pixels, whether they are grey, the brightest level, whether all are equal."""
     pixels = np.asarray(rgb)
     digest = hashlib.sha256(np.ascontiguousarray(pixels).data)
     first = pixels[..., 0]
@@ -173,7 +176,7 @@ def _identity(rgb: Image.Image) -> tuple[str, bool, int, bool]:
 
 def _same_image(decoded: DecodedImage, pixels: MaskPixels) -> bool:
     rgb = np.asarray(decoded.rgb)
-    some = MaskPixels(pixels.kind, pixels.data[:_SOME_ROWS], pixels.palette)  # nearly always they settle it
+    some = MaskPixels(pixels.kind, pixels.data[:_SOME_ROWS], pixels.palette)  # enough in nearly all cases
     if not np.array_equal(codes_of(rgb[:_SOME_ROWS]), some.colors()):
         return False
     return np.array_equal(codes_of(rgb), pixels.colors())

@@ -1,6 +1,6 @@
-"""A user's ZIP archive, unpacked file by file under names of our own; what it says of itself is not believed.
+"""Unpacks a ZIP archive of a user, file by file, under names of our own; what the archive states is not trusted.
 
-PKWARE's APPNOTE.TXT (https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT) says what the fields mean.
+The fields are those of PKWARE's APPNOTE.TXT (https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT).
 """
 
 from __future__ import annotations
@@ -21,13 +21,16 @@ _CHUNK: Final = 1 << 20
 _ENCRYPTED: Final = 0x1 | 0x40 | 0x2000  # an entry; strongly; the list of entries too (APPNOTE 4.4.4)
 _MOST_TAIL: Final = 65_557 + 76  # behind the list of entries: its end with a comment, and the ZIP64 records
 _LOCAL_HEADER: Final = 30
-_SHOWN: Final = 80
+_SHOWN: Final = 80  # characters of a name in a message
 
 
 @dataclass(frozen=True, slots=True)
 class UnpackLimits:
-    """What an archive may unpack to. A file, and all files together, of more than ``ratio_from_bytes`` may not unpack
-    to more than ``ratio`` bytes for each byte in the archive: below, an empty uncompressed mask would be refused."""
+    """Bounds on what an archive unpacks to.
+
+    Above ``ratio_from_bytes``, a file, and all files together, may not unpack to more than ``ratio`` bytes for each
+    byte in the archive. Below, the ratio is free: an empty uncompressed mask would exceed it.
+    """
 
     entries: int = 100_000
     file_bytes: int = 2 * 1024**3
@@ -40,7 +43,7 @@ class UnpackLimits:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """``name``: the path in the archive, with slashes. ``path``: where its bytes lie, named by number."""
+    """A file: ``name``, its path in the archive, with slashes; ``path`` of its bytes, named by number."""
 
     name: str
     path: Path
@@ -49,10 +52,10 @@ class Entry:
 def unpack(
     archive: Path, folder: Path, limits: UnpackLimits | None = None, progress: Callable[[float], None] | None = None
 ) -> list[Entry]:
-    """The files of ``archive`` in its order, their bytes in ``folder``, which is made and must be empty or missing.
+    """The files of ``archive`` in its order, their bytes in ``folder``, which must be empty or missing.
 
-    What macOS and Windows leave behind is passed over, and so are folders. ``progress`` is told shares of 1. Raises
-    BadInput or TooLarge, each with a code of its own (``archive_...``), and then nothing is left in ``folder``.
+    Folders and files that macOS and Windows add are skipped. ``progress`` is called with the share done, 0-1. BadInput
+    or TooLarge with a code ``archive_...``; then nothing is left in ``folder``.
     """
     limits = limits or UnpackLimits()
     existed = folder.exists()
@@ -94,7 +97,7 @@ def _unpack(
 
 
 def _check_entries(file: IO[bytes], limits: UnpackLimits) -> None:
-    """Before the list of entries becomes objects in memory."""
+    """Bound the number of entries before zipfile makes an object of each."""
     size = file.seek(0, 2)
     file.seek(0)
     if size < 22 or file.read(2) != b"PK":
@@ -110,7 +113,7 @@ def _check_entries(file: IO[bytes], limits: UnpackLimits) -> None:
 
 
 def _check_overlaps(listed: list[zipfile.ZipInfo]) -> None:
-    """Entries that share bytes unpack to many times what the archive holds. https://www.bamsoftware.com/hacks/zipbomb/"""
+    """Refuse entries that share bytes: they unpack to many times what the archive holds. https://www.bamsoftware.com/hacks/zipbomb/"""
     end = 0
     for info in sorted(listed, key=lambda info: info.header_offset):
         if info.header_offset < end:
@@ -122,8 +125,8 @@ def _check_overlaps(listed: list[zipfile.ZipInfo]) -> None:
 
 
 def _checked_name(info: zipfile.ZipInfo, limits: UnpackLimits) -> str | None:
-    """The entry's path, tidied up; None for what is passed over."""
-    raw = info.orig_filename  # as it came: zipfile cuts at a NUL
+    """The path of the entry, normalized; None for what is skipped. BadInput."""
+    raw = info.orig_filename  # unchanged: ``filename`` is cut at a NUL
     shown = _shown(raw)
     parts = [part for part in raw.split("/") if part not in ("", ".")]
     if (
@@ -174,7 +177,7 @@ def _check_names(names: Iterable[str]) -> None:
 
 
 def _check_sizes(wanted: list[zipfile.ZipInfo], limits: UnpackLimits) -> None:
-    """By what the archive says; ``_write`` sees to it that no more comes out."""
+    """Bound the sizes that the archive states; ``_write`` refuses a file that unpacks to more."""
     for info in wanted:
         if info.file_size > limits.file_bytes:
             raise TooLarge(
@@ -206,7 +209,7 @@ def _is_bomb(size: int, packed: int, limits: UnpackLimits) -> bool:
 
 
 def _write(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, path: Path) -> int:
-    """The bytes written: exactly as many as the archive says, with the check sum that it says."""
+    """Unpack one file; its size, which is exactly the stated one, as is its checksum. BadInput."""
     written = 0
     with path.open("xb") as out:
         try:
@@ -216,7 +219,7 @@ def _write(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, path: Pat
         with entry:
             while True:
                 try:
-                    chunk = entry.read(_CHUNK)  # stops at the size that is listed, and checks the sum there
+                    chunk = entry.read(_CHUNK)  # stops at the stated size, and verifies the checksum there
                 except DAMAGED:
                     raise _damaged(name) from None
                 if not chunk:
@@ -235,6 +238,6 @@ def _damaged(name: str) -> BadInput:
 
 
 def _shown(name: str) -> str:
-    """For a sentence: printable, and not too long."""
+    """A name for a message: printable, and not too long."""
     text = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name)
     return repr(text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…")

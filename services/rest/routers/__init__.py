@@ -1,1 +1,1 @@
-"""The routes of the HTTP API, one resource a file. Each translates; the operations and the records decide."""
+"""The HTTP routes, one resource a file. They translate between HTTP and the services, which decide."""

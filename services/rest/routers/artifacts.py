@@ -1,4 +1,4 @@
-"""/v1/artifacts/{id}: the files that answers made."""
+"""/v1/artifacts/{id}: files made by requests and jobs, such as masks and overlays."""
 
 from __future__ import annotations
 

@@ -26,16 +26,18 @@ router = APIRouter(tags=["jobs"])
 
 
 class BatchOptions(AsyncRequestOptions):
+    """The options of a batch."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    operation: OperationName = Field(description="What is asked of every image.")
+    operation: OperationName = Field(description="The operation that is run on every image.")
     parameters: dict[str, Any] = Field(
         default_factory=dict,
         description="JSON: the options of the operation, as its own route takes them; prompts as a list.",
         examples=[{"top_k": 3}],
     )
     store: bool = Field(
-        default=True, description="false: no predictions and no files; the answers are in the job until it is removed."
+        default=True, description="false: no predictions and no files; the results are in the job until it is removed."
     )
     items_at_once: int | None = Field(
         default=None,
@@ -48,6 +50,7 @@ class BatchOptions(AsyncRequestOptions):
     )
 
     def terms(self, request: Request) -> JobTerms:
+        """The terms of the job, with ``items_at_once``."""
         return replace(super().terms(request), items_at_once=self.items_at_once)
 
 
@@ -125,7 +128,7 @@ async def submit(request: Request) -> Response:
 
 
 def _given(query: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
-    """Query and form together, the fields that are JSON read."""
+    """Query and form fields, JSON fields parsed. BadInput for a name given twice."""
     for name in query:
         if name in fields:
             raise BadInput(f"{name[:80]} is given twice")

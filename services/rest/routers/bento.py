@@ -1,7 +1,7 @@
 """POST /classify, /segment and so on: the Bento endpoints, as BentoML's clients call them (a form, the file ``image``).
 
-BentoML's own handlers would fetch a URL that stands in place of the file, have no limit on a body, word errors as
-lists and go on computing for callers who left. So the requests of its clients are answered here, as those of /v1; the
+BentoML's own handlers would fetch a URL that is sent in place of the file, have no limit on a body, write errors as
+lists and go on computing for callers who left. So the requests of its clients are served here, as those of /v1; the
 gateway's ``@bentoml.api`` methods are what /schema.json describes and what a program in the same process calls.
 """
 
@@ -15,7 +15,7 @@ from starlette.responses import Response
 from ekiben.errors import BadInput
 from services.inference.operations import Operation
 from services.rest.openapi import openapi, openapi_job
-from services.rest.routers.inference import answer, upload_limit
+from services.rest.routers.inference import respond, upload_limit
 from services.rest.uploads.image_upload import read_upload
 from services.rest.uploads.multipart import Upload
 from services.schemas.jobs import AcceptedBody
@@ -43,13 +43,13 @@ def create_router(operations: Iterable[Operation]) -> APIRouter:
 
 def _endpoint(operation: Operation) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
-        return await answer(request, operation, await _read_form(request, operation))
+        return await respond(request, operation, await _read_form(request, operation))
 
     return endpoint
 
 
 async def _read_form(request: Request, operation: Operation) -> Upload:
-    """The form of one of BentoML's clients. BadInput where it has no file."""
+    """The form that BentoML's clients send. BadInput where it has no file."""
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
         raise BadInput(f"send a multipart form with the image as file '{_FIELD}'")
     upload = await read_upload(request, file_field=_FIELD, limit=upload_limit(request, operation))

@@ -27,11 +27,13 @@ router = APIRouter(tags=["datasets"])
 
 
 class DatasetUploadOptions(AsyncRequestOptions, DatasetOptions):
+    """The options of a dataset and of the job that imports it."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 def _described() -> dict[str, Any]:
-    """The options in JSON, for a document in which ``$defs`` lead nowhere."""
+    """The schema of the options without ``$defs``, whose references do not resolve within the OpenAPI document."""
     schema = DatasetUploadOptions.model_json_schema()
     schema.pop("$defs")
     schema["properties"]["samples"]["anyOf"][0]["items"] = SampleOptions.model_json_schema()
@@ -211,7 +213,7 @@ def _image(data: bytes, mime_type: str) -> Response:
 
 
 async def _given(request: Request, fields: dict[str, Any]) -> dict[str, Any]:
-    """Query and form together, the fields that are JSON read."""
+    """Query and form fields, JSON fields parsed. BadInput for a name given twice."""
     query = gather(request.query_params)
     if twice := sorted(set(query) & set(fields)):
         raise BadInput(f"{twice[0][:80]} is given twice")

@@ -1,4 +1,4 @@
-"""/docs: the API's page. Its script and style come from the installed BentoML, so that it works without internet."""
+"""/docs: the page of the API. Script and style are those that BentoML installs, so that it works offline."""
 
 from __future__ import annotations
 

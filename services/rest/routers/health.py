@@ -62,7 +62,7 @@ async def _verdict(request: Request, *, with_models: bool) -> Response:
 
 
 def _models(app_state: AppState) -> dict[str, object]:
-    """Models without weights are said here and do not make the platform unhealthy."""
+    """The part on models: those without a version are named, but do not make the server unhealthy."""
     listed = app_state.index.listed()
     present = sum(1 for model in listed if model.active is not None)
     missing = [model.model.name for model in listed if model.active is None]
@@ -71,7 +71,7 @@ def _models(app_state: AppState) -> dict[str, object]:
 
 
 def _workers(app_state: AppState) -> dict[str, object]:
-    """Without a worker requests are answered all the same; jobs wait."""
+    """The part on workers: without one requests are still served, but jobs wait."""
     try:
         alive = app_state.jobs.check_workers()
     except Refusal as error:
@@ -80,7 +80,7 @@ def _workers(app_state: AppState) -> dict[str, object]:
 
 
 def _observe_jobs(app_state: AppState) -> None:
-    """Jobs and workers are the same for all processes: the one that is asked looks them up."""
+    """Set the gauges of jobs and workers, which are the database's and not a process's, when they are scraped."""
     try:
         counts = app_state.jobs.counts()
         metrics.workers.set(app_state.jobs.check_workers())

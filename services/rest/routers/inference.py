@@ -34,7 +34,7 @@ def create_router(operations: Iterable[Operation]) -> APIRouter:
     for operation in operations:
         raw = (*IMAGE_TYPES, "application/dicom", *(("application/x-nifti",) if operation.volumes else ()))
         forms = {form.media_type: {"schema": _BINARY} for form in operation.representations}
-        answer: dict[str, Any] = {"model": operation.response, **({"content": forms} if forms else {})}
+        described: dict[str, Any] = {"model": operation.response, **({"content": forms} if forms else {})}
         router.add_api_route(
             operation.path,
             _endpoint(operation),
@@ -43,7 +43,7 @@ def create_router(operations: Iterable[Operation]) -> APIRouter:
             tags=[operation.tag],
             summary=operation.summary,
             response_model=None,
-            responses={200: answer, 202: {"model": AcceptedBody}},
+            responses={200: described, 202: {"model": AcceptedBody}},
             openapi_extra=openapi_job(openapi(operation.request, raw=raw)),
         )
     return router
@@ -51,7 +51,7 @@ def create_router(operations: Iterable[Operation]) -> APIRouter:
 
 def _endpoint(operation: Operation) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
-        return await answer(request, operation, await read_upload(request, limit=upload_limit(request, operation)))
+        return await respond(request, operation, await read_upload(request, limit=upload_limit(request, operation)))
 
     return endpoint
 
@@ -62,8 +62,9 @@ def upload_limit(request: Request, operation: Operation) -> int:
     return app_state.settings.volume_mb * 1_000_000 if operation.volumes else MAX_IMAGE_BYTES
 
 
-async def answer(request: Request, operation: Operation, upload: Upload) -> Response:
-    """The answer to an operation on ``upload``, in the form that Accept prefers; or 202 with a job, if Prefer says so.
+async def respond(request: Request, operation: Operation, upload: Upload) -> Response:
+    """The response of an operation on ``upload``, in the form that Accept prefers; or 202 with a job, if Prefer says
+    so.
 
     Raises the operation's refusals, and CallerLeft for a caller who disconnects.
     """

@@ -39,7 +39,7 @@ LINES = "application/x-ndjson"
 ZIP = "application/zip"
 EVENTS = "text/event-stream"
 
-_PING_S = 15.0
+_PING_S = 15.0  # silence after which a comment is sent, so that proxies keep the connection
 
 
 @router.get(
@@ -87,8 +87,8 @@ async def items(
     limit: Limit = 50,
 ) -> Response:
     app_state: AppState = request.app.state.app_state
-    found, answers = await app_state.jobs.items(id, state, page, limit)
-    bodies = [item_body(item, answers.get(item.id)) for item in found.items]
+    found, results = await app_state.jobs.items(id, state, page, limit)
+    bodies = [item_body(item, results.get(item.id)) for item in found.items]
     return json_response({"items": bodies, "total": found.total, "page": page, "limit": limit})
 
 
@@ -98,9 +98,8 @@ async def items(
     response_model=None,
     responses={
         200: {
-            "description": "Of a request: the answer, as its own route gives it; of an import or a training what "
-            "came out. Of a batch: a page of items; all of "
-            "them as JSON lines or, with the files that were made, as ZIP where Accept asks for it.",
+            "description": "Of a request: the response of its own route; of an import or a training: its result. Of a "
+            "batch: a page of items; with the Accept header, all of them as JSON lines or, with their files, as ZIP.",
             "model": PageBody[ItemBody],
             "content": {
                 LINES: {"schema": {"type": "string"}},
@@ -121,17 +120,17 @@ async def result(request: Request, id: str, page: Page = 1, limit: Limit = 50) -
             headers = {"Content-Disposition": f'attachment; filename="{id}.{ending}"'}
             pieces = iterate_in_thread(made(app_state.jobs, app_state.store, LOCAL_OWNER, job))
             return StreamingResponse(pieces, media_type=mime_type, headers=headers)
-    found, answers = await app_state.jobs.items(id, None, page, limit)
+    found, results = await app_state.jobs.items(id, None, page, limit)
     if job.kind == "batch":
-        bodies = [item_body(item, answers.get(item.id)) for item in found.items]
+        bodies = [item_body(item, results.get(item.id)) for item in found.items]
         return json_response({"items": bodies, "total": found.total, "page": page, "limit": limit})
     if job.state != "succeeded":
         error = job.error or {"code": job.state, "message": f"the job was {job.state}"}
         raise Conflict(error["message"], code=error["code"])
-    answer = answers.get(found.items[0].id) if found.items else None
-    if answer is None:
+    stored = results.get(found.items[0].id) if found.items else None
+    if stored is None:
         raise NotFound("the answer of this job was deleted")
-    return json_response(answer)
+    return json_response(stored)
 
 
 @router.get(
@@ -208,7 +207,7 @@ def _last_event(request: Request) -> int:
 async def _stream(app_state: AppState, id: str, last: int) -> AsyncIterator[bytes]:
     yield b"retry: 2000\n\n"
     silent_s = 0.0
-    with contextlib.suppress(Refusal):  # the caller connects again, and is told
+    with contextlib.suppress(Refusal):  # the caller connects again, and gets the refusal
         async for found in follow(app_state.jobs, id, last):
             for event in found:
                 yield event_text(event, _data(event.data))

@@ -1,4 +1,4 @@
-"""/v1/models: what can be asked, loading and unloading, importing an ONNX file."""
+"""/v1/models: listing, loading and unloading models, importing an ONNX file, versions."""
 
 from __future__ import annotations
 
@@ -24,11 +24,13 @@ from services.schemas.validation import check
 
 router = APIRouter(tags=["models"])
 
-# Checking a file runs a child process that may take gigabytes: one at a time.
+# The check of a file runs a child process that may take gigabytes: one at a time.
 _ONE_IMPORT = asyncio.Semaphore(1)
 
 
 class ActivateOptions(BaseModel):
+    """Which version to activate."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     version: int = Field(ge=1, description="Of this model.")
@@ -131,7 +133,7 @@ async def bring(request: Request) -> Response:
 @router.post(
     "/v1/models/{name}/load",
     summary="Load a model and keep it loaded",
-    description="Answers when it is ready in the process that answers; the others follow within a second.",
+    description="The response comes when the model is ready in this process; the others follow within a second.",
     response_model=None,
     responses={200: {"model": ModelBody}},
 )

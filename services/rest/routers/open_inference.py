@@ -96,7 +96,7 @@ async def statistics(request: Request, model: str, version: str = "") -> Respons
 _INFER: dict[str, Any] = {
     "responses": {
         200: {
-            "description": "Outputs as JSON; as binary data after the JSON where the request asks for it.",
+            "description": "Outputs as JSON, or as binary data after the JSON where the request says so.",
             "model": open_inference.InferAnswerBody,
             "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
         }
@@ -134,14 +134,14 @@ async def infer(request: Request, model: str, version: str = "") -> Response:
     head = (
         int(length) if length is not None and length.isascii() and length.isdigit() and len(length) < 12 else len(data)
     )
-    requested, answering = await _run(lambda: read_request(model, version, data, length), head)
+    requested, form = await _run(lambda: read_request(model, version, data, length), head)
     answer = await cancel_on_disconnect(request.receive, app_state.open_inference.infer(requested))
     release(request.scope, len(data))
     packed = chosen_encoding(request.headers.get("accept-encoding", ""))
 
     def write() -> tuple[bytes, int | None, str | None]:
-        text, head = write_answer(answer, answering)
-        small = len(text) < 1024  # it would not become smaller
+        text, head = write_answer(answer, form)
+        small = len(text) < 1024  # compression would not make it smaller
         return (text, head, None) if packed is None or small else (pack(text, packed), head, packed)
 
     size = sum(tensor.nbytes for tensor in answer.outputs)
@@ -198,9 +198,9 @@ async def unload(request: Request, model: str, repository: str = "") -> Response
 
 @router.api_route("/v2/{rest:path}", methods=["GET", "POST"], include_in_schema=False)
 async def elsewhere(rest: str) -> Response:
-    """What other servers of the protocol have is refused as such; everything else is not there."""
+    """Unsupported for paths of extensions that other servers of the protocol offer; NotFound for every other path."""
     parts = rest.split("/")
-    # Trace and logging settings stand beside models too; generate beside infer.
+    # Trace settings exist below models too, and generate beside infer.
     if parts[0] in _UNOFFERED or parts[-1] in ("generate", "generate_stream") or parts[-2:] == ["trace", "setting"]:
         raise Unsupported(f"/v2/{rest[:200]} belongs to an extension that Ekiben does not offer")
     raise NotFound("nothing is at this path; GET /v2 lists what is offered")
@@ -230,7 +230,7 @@ async def _json(request: Request) -> dict[str, Any]:
 
 
 async def _run(work: Callable[[], Any], size: int) -> Any:
-    """``work()``, on a thread where it has much to do."""
+    """The result of ``work()``, called in a thread where ``size`` bytes take long."""
     return await asyncio.to_thread(work) if size > _IN_THREAD else work()
 
 

@@ -1,4 +1,4 @@
-"""/v1/predictions: what was answered."""
+"""/v1/predictions: stored results of inference requests."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def find(
 ) -> Response:
     app_state: AppState = request.app.state.app_state
     if task is not None:
-        operation(task)  # refuses a name that is none
+        operation(task)  # BadInput for an unknown name
 
     def read() -> tuple[list[dict[str, object]], int]:
         found = app_state.records.predictions(LOCAL_OWNER, task, model, page, limit, job_id=job_id)

@@ -26,13 +26,15 @@ router = APIRouter(tags=["trainings"])
 
 
 class TrainingBodyOptions(AsyncRequestOptions, TrainingRequest):
+    """The options of a training and of its job."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 @router.post(
     "/v1/trainings",
     summary="Train a U-Net on a dataset",
-    description="It is a job of kind training: follow it with /v1/jobs/{id}/events. Its model is asked with "
+    description="It is a job of kind training: follow it with /v1/jobs/{id}/events. Its model can be used with "
     "/v1/segment?model=name as soon as it is published.",
     status_code=202,
     response_model=None,
@@ -121,7 +123,7 @@ def comparison_body(compared: Comparison) -> dict[str, Any]:
 
 
 def _once(events: list[JobEvent]) -> list[JobEvent]:
-    """Each epoch of each fold once: one that was interrupted was told of twice, the later word counts."""
+    """Each epoch of each fold once: an epoch that was interrupted has two events, of which the later counts."""
     return list({(event.data.get("fold"), event.data.get("epoch")): event for event in events}.values())
 
 
