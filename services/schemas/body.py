@@ -1,4 +1,4 @@
-"""Bodies of requests and responses, as JSON and OpenAPI have them; what all of them share."""
+"""Bodies of requests and responses: the base class, and the parts that several of them share."""
 
 from __future__ import annotations
 
@@ -20,13 +20,16 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     def json_fields(self) -> dict[str, Any]:
-        """What JSON has of this body, by name."""
+        """The fields that the JSON has, by name."""
         return self.__dict__
 
 
 def to_dict(value: Any) -> Any:
-    """A body as dicts and lists that orjson takes. Values that are no bodies are passed on as they are, not copied:
-    run lengths may have megabytes."""
+    """A body as dicts and lists for orjson.
+
+    Values that are no bodies are not copied: run lengths may have megabytes. So a list is converted only where its
+    first element is a body.
+    """
     if isinstance(value, Body):
         return {name: to_dict(each) for name, each in value.json_fields().items()}
     if isinstance(value, (list, tuple)) and value and isinstance(value[0], Body):
@@ -37,6 +40,8 @@ def to_dict(value: Any) -> Any:
 
 
 class ErrorFacts(Body):
+    """What is wrong."""
+
     code: str = Field(examples=["bad_image"])
     message: str = Field(examples=["the bytes are not an image; JPEG, PNG, WebP, BMP and TIFF are read"])
     request_id: str = Field(examples=[EXAMPLE_ID])
@@ -49,39 +54,45 @@ class ErrorBody(Body):
 
 
 class ModelRef(Body):
+    """A model version."""
+
     name: str = Field(examples=["efficientnet_b0"])
     version: int = Field(examples=[1])
 
 
 class ImageRef(Body):
+    """The image of a prediction."""
+
     id: str | None = Field(description="None when nothing was stored.", examples=[EXAMPLE_ID])
     width: int = Field(description="Pixels, as the user sees the image (EXIF-turned).", examples=[500])
     height: int = Field(examples=[375])
 
 
 class TimingBody(Body):
-    queue_ms: float = Field(
-        description="Wait until a slot was free; of automatic masks, that of the encoder.", examples=[0.1]
-    )
+    """Times in milliseconds."""
+
+    queue_ms: float = Field(description="Wait in the queue; of automatic masks, that of the encoder.", examples=[0.1])
     inference_ms: float = Field(
         description="Run of the network, of the whole batch. Of prompts, the sum of their runs; of automatic masks, "
-        "and of windows, from the first run to the last.",
+        "and of an image in tiles, from the first run to the last.",
         examples=[7.9],
     )
     batch_size: int = Field(
-        description="Images in that batch; of masks, the prompts or grid points; of a U-Net that reads an image in "
-        "windows, those.",
+        description="Images in that batch; of masks, the prompts or grid points; of an image in tiles, the tiles.",
         examples=[1],
     )
 
 
 def timing_body(timing: Timing) -> TimingBody:
+    """The timing of a response, rounded to microseconds."""
     return TimingBody(
         queue_ms=round(timing.queue_ms, 3), inference_ms=round(timing.inference_ms, 3), batch_size=timing.batch_size
     )
 
 
 class PageBody(Body, Generic[T]):
+    """One page of a list."""
+
     items: list[T]
     total: int = Field(examples=[1])
     page: int = Field(examples=[1])

@@ -1,4 +1,4 @@
-"""Bodies of datasets and trainings, for every protocol and for OpenAPI."""
+"""Requests and responses of datasets."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ State = Literal["importing", "ready", "refused", "failed"]
 
 
 class BroughtBody(Body):
-    """The dataset is being imported by that job."""
+    """The dataset, and the job that imports it."""
 
     dataset_id: str = Field(examples=[EXAMPLE_ID])
     job_id: str = Field(examples=[EXAMPLE_ID])
 
 
 class Finding(Body):
+    """One finding on a dataset."""
+
     code: str = Field(examples=["image_without_mask"])
     message: str = Field(examples=["3 images have no mask: cat.png, dog.png, hen.png. Add masks of the same names."])
     count: int
@@ -27,6 +29,8 @@ class Finding(Body):
 
 
 class DatasetClass(Body):
+    """A class of a dataset, and its pixels in all masks."""
+
     class_index: int
     name: str = Field(examples=["background"])
     color: tuple[int, int, int]
@@ -36,20 +40,24 @@ class DatasetClass(Body):
 
 
 class ValueBody(Body):
-    value: int | str = Field(description="In the masks as they came; a colour as #rrggbb.")
+    """A value of the masks, and the class that it became."""
+
+    value: int | str = Field(description="In the uploaded masks; a colour as #rrggbb.")
     pixels: int
     masks: int
     class_index: int | None
 
 
 class SizeBody(Body):
+    """How many images have this size."""
+
     width: int
     height: int
     images: int
 
 
 class ReportBody(Body):
-    """What was found. Errors refuse; warnings stay to be read."""
+    """The report of an import. A dataset with errors is refused; warnings and notes are for its owner to read."""
 
     ok: bool
     samples: int
@@ -66,13 +74,15 @@ class ReportBody(Body):
 
 
 class DatasetBody(Body):
+    """A dataset."""
+
     id: str = Field(examples=[EXAMPLE_ID])
     name: str = Field(examples=["nuclei"])
     state: State
     error: JobError | None
     job_id: str
     source: dict[str, Any] = Field(examples=[{"kind": "upload", "url": None, "filename": "nuclei.zip"}])
-    storage: str = Field(description="Where its prepared samples lie in the store.")
+    storage: str = Field(description="Key of its prepared samples in the store.")
     samples: int
     files: int = Field(description="In what was uploaded.")
     total_mb: float = Field(description="Of the prepared samples, 1,000,000 bytes each.")
@@ -83,6 +93,8 @@ class DatasetBody(Body):
 
 
 class SampleBody(Body):
+    """One image with its mask."""
+
     position: int
     name: str
     group: str = Field(description="Samples of one group stay on one side of a split: slices of one volume.")
@@ -101,18 +113,20 @@ ClassName = Annotated[Text, StringConstraints(strip_whitespace=True, min_length=
 
 
 class SampleOptions(BaseModel):
+    """A stored image and its corrected mask."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     image_id: Text = Field(description="A stored image.")
     mask: dict[str, Any] | Text = Field(
-        description="What is right: run lengths {size, counts} as /v1/masks gives them, or the id of a stored mask. Of "
-        "a stored mask every level above 0 counts."
+        description="The corrected mask: run lengths {size, counts} as /v1/masks returns them, or the id of a stored "
+        "mask, of which every level above 0 counts."
     )
     class_name: ClassName = Field(default="foreground", description="What the mask shows.")
 
 
 class DatasetOptions(BaseModel):
-    """What is said of a dataset besides its file."""
+    """The options of a dataset, besides its file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

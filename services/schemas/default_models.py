@@ -1,4 +1,4 @@
-"""The models that are meant when a request names none."""
+"""The default models, for requests that name none."""
 
 from __future__ import annotations
 

@@ -13,6 +13,8 @@ from services.schemas.validation import NAME
 
 
 class InferenceOptions(BaseModel):
+    """The options of every inference operation."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     version: int | None = Field(default=None, ge=1, description="Version of the model; the active one by default.")
@@ -21,13 +23,17 @@ class InferenceOptions(BaseModel):
 
 
 class ClassifyOptions(InferenceOptions):
+    """The options of classify."""
+
     model: str = Field(default=default_models.CLASSIFY, pattern=NAME, description="A model that classifies.")
     top_k: int | None = Field(
-        default=None, ge=1, description="How many classes to answer. 5, or all where there are fewer."
+        default=None, ge=1, description="How many classes to return. 5, or all where there are fewer."
     )
 
 
 class SegmentOptions(InferenceOptions):
+    """The options of segment."""
+
     model: str | None = Field(
         default=None,
         pattern=NAME,
@@ -36,7 +42,7 @@ class SegmentOptions(InferenceOptions):
     )
     render: Literal["mask", "color", "overlay", "probability", "nifti", "dicom_seg"] | None = Field(
         default=None,
-        description="With Accept: image/png, which image to answer (mask by default). A NIfTI volume is answered as "
+        description="With Accept: image/png, which image to return (mask by default). A NIfTI volume is returned as "
         "nifti with Accept: application/gzip, a DICOM file as dicom_seg with Accept: application/dicom.",
     )
     flips: bool = Field(
@@ -50,14 +56,17 @@ class SegmentOptions(InferenceOptions):
 
     @property
     def wants_probability(self) -> bool:
+        """Whether the probability of class 1 is to be computed."""
         return self.probability or self.render == "probability"
 
 
 OperationName = Annotated[str, WithJsonSchema({"type": "string", "format": "operation"})]
-"""The OpenAPI document lists the names (services/rest/openapi.py)."""
+"""The name of an operation; the OpenAPI document lists them (services/rest/openapi.py)."""
 
 
 class Score(Body):
+    """A class and its confidence."""
+
     class_index: int = Field(examples=[13])
     class_name: str = Field(examples=["junco"])
     confidence: float = Field(description="0-1", examples=[0.97])
@@ -74,6 +83,8 @@ class ClassifyBody(Body):
 
 
 class Area(Body):
+    """The pixels of one class."""
+
     class_index: int = Field(examples=[3])
     class_name: str = Field(examples=["bird"])
     color: tuple[int, int, int] = Field(description="RGB, 0-255", examples=[[128, 128, 0]])
@@ -82,18 +93,21 @@ class Area(Body):
 
 
 class SegmentArtifacts(Body):
-    """URLs of what was stored. Of an image: grey level = class index; palette colours; tinted photo; where it was
-    asked for, the probability of class 1, 16-bit grey. Of a volume only the mask in its own format."""
+    """URLs of what was stored. Of an image: the mask, whose grey level is the class index; the mask in palette colours;
+    the photo tinted by them; on request, the probability of class 1, 16-bit grey. Of a volume only the mask in its
+    own format."""
 
     mask: str | None = Field(default=None, examples=[f"/v1/artifacts/{EXAMPLE_ID}"])
     color: str | None = Field(default=None, examples=[f"/v1/artifacts/{EXAMPLE_ID}"])
     overlay: str | None = Field(default=None, examples=[f"/v1/artifacts/{EXAMPLE_ID}"])
-    probability: str | None = Field(default=None, description="Absent unless it was asked for.")
-    nifti: str | None = Field(default=None, description="Of a NIfTI volume: level = class index, the same affine.")
+    probability: str | None = Field(default=None, description="Absent unless it was requested.")
+    nifti: str | None = Field(
+        default=None, description="Of a NIfTI volume: level = class index, the affine of the volume."
+    )
     dicom_seg: str | None = Field(default=None, description="Of a DICOM file, where it has what a SEG refers to.")
 
     def json_fields(self) -> dict[str, Any]:
-        """Those that there are."""
+        """Absent ones are left out."""
         return {name: url for name, url in self.__dict__.items() if url is not None}
 
 
@@ -105,16 +119,18 @@ class SegmentBody(Body):
     image: ImageRef
     classes: list[Area]
     artifacts: SegmentArtifacts | None = Field(
-        description="None when nothing was stored; but what `render` asks for is there then, as a data: URL."
+        description="None when nothing was stored, unless `render` is given: then its image, as a data: URL."
     )
     timing: TimingBody
 
 
 def score_body(row: ClassScore) -> Score:
+    """A score as responses have it."""
     return Score(class_index=row.class_index, class_name=row.class_name, confidence=row.confidence)
 
 
 def area_body(row: ClassArea) -> Area:
+    """An area as responses have it."""
     return Area(
         class_index=row.class_index, class_name=row.class_name, color=row.color, pixels=row.pixels, share=row.share
     )

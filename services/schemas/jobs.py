@@ -1,4 +1,4 @@
-"""Bodies of jobs, for every protocol and for OpenAPI."""
+"""Requests and responses of jobs."""
 
 from __future__ import annotations
 
@@ -22,26 +22,32 @@ class AcceptedBody(Body):
 
 
 class JobError(Body):
+    """Why a job or an item failed."""
+
     code: str = Field(examples=["bad_image"])
     message: str
 
 
 class Counts(Body):
-    """Of items; a request is a job of one."""
+    """How many items; a request is a job of one."""
 
     total: int = Field(examples=[1000])
     done: int = Field(description="Ended, either way.", examples=[400])
     failed: int = Field(description="Ended with an error.", examples=[2])
-    running: int = Field(description="In a worker's hand.", examples=[16])
+    running: int = Field(description="Claimed by a worker.", examples=[16])
 
 
 class WebhookBody(Body):
+    """The webhook of a job, and how far its delivery is."""
+
     url: str
     state: Literal["waiting", "pending", "delivered", "failed"]
     tries: int
 
 
 class JobBody(Body):
+    """A job."""
+
     id: str = Field(examples=[EXAMPLE_ID])
     kind: Kind
     operation: OperationName | Literal["import_dataset", "train"]
@@ -49,8 +55,8 @@ class JobBody(Body):
     progress: float = Field(description="0-1", examples=[0.4])
     counts: Counts
     images_per_s: float | None = Field(description="Since it started.", examples=[118.2])
-    time_left_s: float | None = Field(description="While it runs, if it goes on like this.", examples=[5.1])
-    parameters: dict[str, Any] = Field(description="With the version that it keeps to.")
+    time_left_s: float | None = Field(description="While it runs, at its speed so far.", examples=[5.1])
+    parameters: dict[str, Any] = Field(description="With the model version, which is fixed when the job is submitted.")
     store: bool
     priority: int
     timeout_s: float
@@ -66,26 +72,31 @@ class JobBody(Body):
 
 
 class StatusBody(Body):
+    """State and progress of a job."""
+
     state: State
     progress: float
 
 
 class ItemBody(Body):
+    """One image of a job, and its result."""
+
     position: int = Field(description="From 0, in the order in which the images were given.")
     state: State
     filename: str | None
     image_id: str | None
-    prediction_id: str | None = Field(description="Where its answer is recorded; null when nothing is stored.")
+    prediction_id: str | None = Field(description="Where its result is stored; null when nothing is.")
     attempts: int
     error: JobError | None
     result: dict[str, Any] | None = Field(
-        description="The answer, as the operation's own route gives it; null when it failed, or was deleted since."
+        description="The response of the operation's own route; null when it failed, or was deleted since."
     )
     started_at: str | None
     finished_at: str | None
 
 
 def job_body(job: Job, running: int) -> dict[str, Any]:
+    """A job as responses show it. ``running``: how many of its items are claimed."""
     done = job.succeeded + job.failed
     speed, left = _speed(job, done)
     return {
@@ -114,20 +125,22 @@ def job_body(job: Job, running: int) -> dict[str, Any]:
 
 
 def progress(job: Job) -> float:
+    """The part of a job that is done, 0-1: by its items, or as its only item has reported."""
     share = (job.succeeded + job.failed) / job.total
     return round(max(share, job.progress if job.total == 1 else 0.0), 4)
 
 
-def item_body(item: JobItem, answer: dict[str, Any] | None) -> dict[str, Any]:
+def item_body(item: JobItem, result: dict[str, Any] | None) -> dict[str, Any]:
+    """An item as responses show it. ``result``: the response of its operation, where there is one."""
     return {
         "position": item.position,
         "state": item.state,
         "filename": item.filename,
         "image_id": item.image_id,
-        "prediction_id": answer.get("id") if answer is not None else None,
+        "prediction_id": result.get("id") if result is not None else None,
         "attempts": item.attempts,
         "error": item.error,
-        "result": answer,
+        "result": result,
         "started_at": item.started_at,
         "finished_at": item.finished_at,
     }
@@ -139,6 +152,7 @@ def event_text(event: JobEvent, data: bytes) -> bytes:
 
 
 def _speed(job: Job, done: int) -> tuple[float | None, float | None]:
+    """Items per second since the start, and seconds left."""
     if job.started_at is None or done <= job.head_start:
         return None, None
     seconds = ((job.finished_at or now()) - job.started_at).total_seconds()
@@ -153,7 +167,7 @@ IDEMPOTENCY_KEY = r"[\x21-\x7e]{1,255}"
 
 
 class JobOptions(BaseModel):
-    """Of a request that becomes a job, and of batches."""
+    """The terms of a request that becomes a job, and of batches."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -161,4 +175,4 @@ class JobOptions(BaseModel):
     timeout_s: float | None = Field(
         default=None, gt=0, le=30 * 86_400, description="As a job: its time limit. EKIBEN_JOB_TIMEOUT_S otherwise."
     )
-    webhook: str | None = Field(default=None, description="As a job: address that is told when it is over.")
+    webhook: str | None = Field(default=None, description="As a job: address that is called when it is over.")

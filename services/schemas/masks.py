@@ -1,4 +1,4 @@
-"""Bodies of Segment Anything's answers, for every protocol and for OpenAPI."""
+"""Requests and responses of the operations of Segment Anything."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from services.schemas.validation import NAME, JsonText
 
 
 class EmbeddingBody(Body):
-    """What was made of the image before the prompts: the dear part, done once per image."""
+    """The image embedding, which is computed once per image and takes most of the time."""
 
-    cached: bool = Field(description="It was there: neither was the image decoded nor did the encoder run.")
-    encode_ms: float = Field(description="What making it took, now or then.", examples=[3900.0])
+    cached: bool = Field(description="It was cached: neither was the image decoded nor did the encoder run.")
+    encode_ms: float = Field(
+        description="Milliseconds that the encoder took, for this request or an earlier one.", examples=[3900.0]
+    )
 
 
 _RLE = {"size": [534, 800], "counts": [128034, 12, 522, 14, 298618]}
@@ -26,7 +28,7 @@ _RLE = {"size": [534, 800], "counts": [128034, 12, 522, 14, 298618]}
 Segmentation = Annotated[
     Any,
     Field(
-        description="By format. rle: size [height, width] and counts, column by column; coco: the same as "
+        description="By format. rle: size [height, width] and counts, column by column; coco: these as "
         "COCO's compressed text; polygons: parts with outer ring and holes, flat lists x0, y0, x1, ... on pixel edges; "
         "geojson: a MultiPolygon or Polygon; png: URL of a 1-bit image (a data: URL when nothing is stored).",
         examples=[_RLE],
@@ -36,6 +38,8 @@ _BBOX = Field(description="x, y, width, height; width is the last column minus t
 
 
 class MaskFacts(Body):
+    """A mask and its measures."""
+
     segmentation: Segmentation
     predicted_iou: float = Field(description="The network's own guess of its IoU; may exceed 1.", examples=[0.98])
     stability_score: float | None = Field(
@@ -47,12 +51,16 @@ class MaskFacts(Body):
 
 
 class PromptMaskBody(MaskFacts):
+    """A mask of a prompt."""
+
     id: str | None = Field(
         description="For mask_input of a next prompt. null when its logits were not stored.", examples=[EXAMPLE_ID]
     )
 
 
 class PromptResult(Body):
+    """The masks of one prompt."""
+
     prompt: int = Field(description="Number of the prompt in the request, from 0.", examples=[0])
     masks: list[PromptMaskBody]
 
@@ -69,19 +77,21 @@ class MasksBody(Body):
 
 
 class AutoMaskBody(MaskFacts):
-    point_coords: list[tuple[float, float]] = Field(description="The grid point it answers: x, y.")
+    """An automatic mask."""
+
+    point_coords: list[tuple[float, float]] = Field(description="The grid point that prompted it: x, y.")
     crop_box: tuple[int, int, int, int] = Field(description="x, y, width, height of the crop it was found in.")
 
 
 class AutoArtifacts(Body):
-    """URLs: every mask in a colour of its own; the same over the photo."""
+    """URLs: every mask in a colour of its own; these colours over the photo."""
 
     color: str = Field(examples=[f"/v1/artifacts/{EXAMPLE_ID}"])
     overlay: str = Field(examples=[f"/v1/artifacts/{EXAMPLE_ID}"])
 
 
 class AutoMasksBody(Body):
-    """The masks of everything, the largest first. They may lie in each other: wholes and their parts."""
+    """The masks of everything, the largest first. They may overlap: wholes and their parts."""
 
     id: str | None = Field(description="The prediction's id; None when nothing was stored.", examples=[EXAMPLE_ID])
     model: ModelRef
@@ -94,6 +104,8 @@ class AutoMasksBody(Body):
 
 
 class CutoutBody(Body):
+    """One object that was cut out."""
+
     id: str | None = Field(description="The artifact's id; None when nothing was stored.", examples=[EXAMPLE_ID])
     url: str | None = Field(examples=[f"/v1/artifacts/{EXAMPLE_ID}"])
     prompt: int | None = Field(description="Number of the prompt; null for an automatic mask.", examples=[0])
@@ -132,16 +144,18 @@ def _is_list(value: Any) -> Any:
 
 
 PromptsOption = Annotated[JsonText, AfterValidator(_is_list)]
-"""JSON text or a list as JSON has it; in this process a tuple of models.sam.prompts.Prompt, too."""
+"""JSON text, or a list as in JSON; within this process also a tuple of models.sam.prompts.Prompt."""
 
 
 class SamOptions(InferenceOptions):
-    """What the operations of Segment Anything share."""
+    """The options of every operation of Segment Anything."""
 
     model: str = Field(default=default_models.MASKS, pattern=NAME, description="A Segment Anything model.")
 
 
 class MasksOptions(SamOptions):
+    """The options of masks."""
+
     prompts: PromptsOption = Field(default=None, description=PROMPTS + " Without any: the whole image's box.")
     multimask: bool = Field(
         default=True, description="Three masks per prompt (whole, part, part of a part); false: one."
@@ -153,28 +167,37 @@ class MasksOptions(SamOptions):
 
 
 class AutoMasksOptions(SamOptions, AutoOptions):
+    """The options of auto_masks."""
+
     format: MaskFormat = Field(default="rle", description="What segmentation holds.")
 
     @property
     def auto(self) -> AutoOptions:
+        """The options of the automatic masks."""
         return AutoOptions(**{name: getattr(self, name) for name in AutoOptions.model_fields})
 
 
 class CutoutsOptions(SamOptions, AutoOptions):
+    """The options of cutouts."""
+
     prompts: PromptsOption = Field(default=None, description=PROMPTS + " Without any: the automatic masks.")
     multimask: bool = Field(default=False, description="true: of three masks per prompt cut the best.")
     min_pixels: int = Field(default=0, ge=0, le=64_000_000, description="Smaller objects are left out.")
     padding_px: int = Field(default=0, ge=0, le=10_000, description="Transparent pixels around the object's box.")
     feather_px: float = Field(default=0, ge=0, le=100, description="Softness of the edge; 0 is hard.")
-    frame: Literal["box", "full"] = Field(default="box", description="Crop to the object, or keep the whole frame.")
+    frame: Literal["box", "full"] = Field(
+        default="box", description="Crop to the object, or keep the size of the image."
+    )
     limit: int = Field(
         default=100, ge=1, le=1000, description="At most so many: the first prompts, or the largest masks."
     )
 
     @property
     def auto(self) -> AutoOptions:
+        """The options of the automatic masks."""
         return AutoOptions(**{name: getattr(self, name) for name in AutoOptions.model_fields})
 
     @property
     def style(self) -> CutStyle:
+        """How objects are cut out."""
         return CutStyle(self.frame, self.padding_px, self.feather_px)

@@ -11,7 +11,7 @@ from services.schemas.body import Body
 
 
 class ModelUploadOptions(ImportOptions):
-    """What an upload says besides the file."""
+    """The options of an upload, besides the file."""
 
     name: str = Field(
         pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$", description="Name of the model; a known name gets a new version."
@@ -19,7 +19,7 @@ class ModelUploadOptions(ImportOptions):
 
 
 class ReplicaBody(Body):
-    """What one process says of a model version."""
+    """The state of a model version in one process."""
 
     process_id: str
     host: str
@@ -30,6 +30,8 @@ class ReplicaBody(Body):
 
 
 class VersionBody(Body):
+    """A version of a model."""
+
     version: int
     active: bool
     digest: str
@@ -40,6 +42,8 @@ class VersionBody(Body):
 
 
 class ModelBody(Body):
+    """A model, its state and its versions."""
+
     name: str = Field(examples=["efficientnet_b0"])
     task: Literal["classify", "segment", "masks"] | None
     version: int | None = Field(description="The active version.")
@@ -55,7 +59,7 @@ class ModelBody(Body):
     precision: str | None
     classes: int | None
     counters: dict[str, int] = Field(
-        description="Of the process that answers: predictions, batches, loads; waiting now; batch_size learned."
+        description="Of the responding process: predictions, batches, loads; waiting now; batch_size learned."
     )
     replicas: list[ReplicaBody]
     versions: list[VersionBody]

@@ -1,4 +1,4 @@
-"""Bodies of the Open Inference Protocol over HTTP, for OpenAPI."""
+"""Requests and responses of the Open Inference Protocol over HTTP, as OpenAPI describes them."""
 
 from __future__ import annotations
 
@@ -10,35 +10,49 @@ from services.schemas.body import Body
 
 
 class ProtocolError(Body):
+    """An error."""
+
     error: str
 
 
 class ServerMetadata(Body):
+    """The server, and the extensions that it offers."""
+
     name: str = Field(examples=["ekiben"])
     version: str
     extensions: list[str]
 
 
 class ServerReady(Body):
+    """Whether requests can be served."""
+
     ready: bool
 
 
 class ServerLive(Body):
+    """Whether the server is alive."""
+
     live: bool
 
 
 class ModelReady(Body):
+    """Whether a model is ready."""
+
     name: str
     ready: bool
 
 
 class TensorMetadata(Body):
+    """An input or output of a model."""
+
     name: str = Field(examples=["image"])
     datatype: str = Field(examples=["BYTES"])
     shape: list[int] = Field(description="-1 where it varies.", examples=[[-1]])
 
 
 class ModelMetadata(Body):
+    """Inputs and outputs of a model."""
+
     name: str = Field(examples=["efficientnet_b0"])
     versions: list[str]
     platform: str = Field(examples=["onnxruntime_onnx"])
@@ -47,6 +61,8 @@ class ModelMetadata(Body):
 
 
 class InferTensor(Body):
+    """A tensor."""
+
     name: str = Field(examples=["image"])
     datatype: str = Field(examples=["BYTES"])
     shape: list[int] = Field(examples=[[1]])
@@ -55,6 +71,8 @@ class InferTensor(Body):
 
 
 class WantedOutput(Body):
+    """A requested output."""
+
     name: str = Field(examples=["probs"])
     parameters: dict[str, Any] = Field(default_factory=dict, examples=[{"classification": 5}])
 
@@ -69,6 +87,8 @@ class InferBody(Body):
 
 
 class InferAnswerBody(Body):
+    """The outputs; binary tensors follow the JSON."""
+
     model_name: str
     model_version: str
     id: str = ""
@@ -77,6 +97,8 @@ class InferAnswerBody(Body):
 
 
 class IndexedModel(Body):
+    """A version of a model in the repository."""
+
     name: str
     version: str = ""
     state: Literal["READY", "LOADING", "UNAVAILABLE"]
@@ -84,8 +106,12 @@ class IndexedModel(Body):
 
 
 class LoadBody(Body):
+    """A request to load or unload a model."""
+
     parameters: dict[str, Any] = Field(default_factory=dict)
 
 
 class IndexBody(Body):
+    """A request for the repository index."""
+
     ready: bool = False

@@ -11,6 +11,8 @@ from services.schemas.inference import OperationName
 
 
 class ImageBody(Body):
+    """A stored image."""
+
     id: str = Field(examples=[EXAMPLE_ID])
     filename: str | None = Field(examples=["bird.png"])
     mime_type: str = Field(examples=["image/png"])
@@ -23,6 +25,8 @@ class ImageBody(Body):
 
 
 class ArtifactBody(Body):
+    """A stored file of a prediction."""
+
     id: str = Field(examples=[EXAMPLE_ID])
     kind: Literal["mask", "color", "overlay", "probability", "nifti", "dicom_seg", "cutout", "logits", "archive"] = (
         Field(examples=["mask"])
@@ -34,6 +38,8 @@ class ArtifactBody(Body):
 
 
 class PredictionBody(Body):
+    """A stored prediction."""
+
     id: str = Field(examples=[EXAMPLE_ID])
     task: OperationName
     status: Literal["succeeded", "failed"]
@@ -42,7 +48,7 @@ class PredictionBody(Body):
     job_id: str | None
     parameters: dict[str, Any] = Field(examples=[{"top_k": 3}])
     result: dict[str, Any] | None = Field(
-        description="predictions, classes, results, masks or cutouts, as they were answered; null in lists for masks, "
+        description="predictions, classes, results, masks or cutouts, as in the response; null in lists for masks, "
         "auto_masks and cutouts, of which one alone may have megabytes."
     )
     top_class: str | None = Field(examples=["junco"])

@@ -33,8 +33,10 @@ class TrainingBody(Body):
     name: str = Field(description="Of the model.")
     options: dict[str, Any]
     epochs: list[CurvePoint]
-    now: dict[str, Any] | None = Field(description="The last step that it told of.")
-    previews: list[str] = Field(description="Images of validation images, truth and prediction; the newest last.")
+    now: dict[str, Any] | None = Field(description="The last event of kind step.")
+    previews: list[str] = Field(
+        description="URLs of images that show validation images, truth and prediction; the newest last."
+    )
     model: ModelRef | None = Field(description="The version that was published; null unless it has succeeded.")
     metrics: dict[str, Any] | None = Field(description="On the test images alone.")
     training: dict[str, Any] | None
@@ -42,6 +44,8 @@ class TrainingBody(Body):
 
 
 class ComparedRow(Body):
+    """One of the compared trainings."""
+
     id: str
     model: ModelRef
     dataset_id: str
@@ -49,17 +53,19 @@ class ComparedRow(Body):
     options: dict[str, Any]
     metrics: dict[str, Any]
     common_dice: float | None = Field(description="Mean over the test images that all of them share.")
-    training: dict[str, Any] = Field(description="Parameters, bytes, time of one window, epochs, seconds.")
+    training: dict[str, Any] = Field(description="Parameters, bytes, time of one tile, epochs, seconds.")
 
 
 class ComparisonBody(Body):
-    same_split: bool = Field(description="All have the very same test images.")
+    """Trainings side by side."""
+
+    same_split: bool = Field(description="All have identical test images.")
     common_images: int
     items: list[ComparedRow]
 
 
 class TrainingRequest(TrainingOptions):
-    """A training: what on, what it is to be called, and how."""
+    """A training: the dataset, the name of the model, and the options."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -68,5 +74,5 @@ class TrainingRequest(TrainingOptions):
 
     @property
     def options(self) -> dict[str, Any]:
-        """Those given; the rest keeps the defaults of the version of Ekiben that trains."""
+        """The options that were given; the others get the defaults of the version of Ekiben that trains."""
         return self.model_dump(mode="json", exclude_unset=True, exclude={"dataset_id", "name"})

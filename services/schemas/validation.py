@@ -1,4 +1,4 @@
-"""Options of the inference operations: one model each for checking, for OpenAPI and for jobs."""
+"""Checking of options and JSON from requests."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pydantic import BaseModel, BeforeValidator, ValidationError, ValidationInfo
 from ekiben.errors import BadInput, TooLarge
 
 MAX_JSON = 4_000_000
-"""Characters of an option that is JSON."""
+"""Characters of an option in JSON."""
 
 _PARSE_IN_THREAD = 64_000
-"""Characters: more takes over a millisecond."""
+"""Characters of JSON: parsing more takes over a millisecond."""
 
 NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 
@@ -24,7 +24,7 @@ OptionsT = TypeVar("OptionsT", bound=BaseModel)
 
 
 def check(kind: type[OptionsT], given: Mapping[str, Any]) -> OptionsT:
-    """Options from what was given. BadInput names what is wrong or unknown."""
+    """The options ``kind`` from values by name. BadInput names what is wrong or unknown."""
     try:
         return kind.model_validate(given)
     except ValidationError as error:
@@ -43,6 +43,7 @@ def _sentence(error: Any, kind: type[BaseModel]) -> str:
 
 
 def short(text: str) -> str:
+    """``text`` cut to 80 characters, for messages."""
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
@@ -60,7 +61,7 @@ JsonText = Annotated[
     JsonOption(),
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "null"}]}),
 ]
-"""The type of an option that is JSON text in a query or a form, and its value in JSON and Python."""
+"""The type of an option that is JSON text in a query or a form, and a value in a JSON body or in Python."""
 
 
 def json_options(kind: type[BaseModel]) -> tuple[str, ...]:
@@ -73,9 +74,9 @@ def json_options(kind: type[BaseModel]) -> tuple[str, ...]:
 
 
 async def read_json_options(kind: type[BaseModel], given: Mapping[str, Any]) -> dict[str, Any]:
-    """``given``, with long JSON texts parsed on a thread: the event loop would stand still meanwhile.
+    """``given``, with long JSON texts parsed in a thread, so that they do not block the event loop.
 
-    BadInput for what is no JSON, TooLarge.
+    BadInput, TooLarge.
     """
     read = dict(given)
     for name in json_options(kind):
@@ -85,14 +86,14 @@ async def read_json_options(kind: type[BaseModel], given: Mapping[str, Any]) -> 
 
 
 async def read_json(name: str, text: str | None) -> Any:
-    """The value of an option that is JSON; None where it was not given. BadInput for what is no JSON, TooLarge."""
+    """The value of an option in JSON; None where it was not given. BadInput, TooLarge."""
     if text is None:
         return None
     return await asyncio.to_thread(parse_json, name, text) if len(text) > _PARSE_IN_THREAD else parse_json(name, text)
 
 
 def parse_json(name: str, text: str | bytes) -> Any:
-    """The value of JSON. BadInput for what is no JSON says that of ``name``; TooLarge."""
+    """The value of JSON text. BadInput, which names the option ``name``; TooLarge."""
     if len(text) > MAX_JSON:
         raise TooLarge(f"{name} has {len(text)} characters; at most {MAX_JSON} are read")
     try:
