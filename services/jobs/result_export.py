@@ -15,6 +15,7 @@ from db.tables import Job, JobItem
 from ekiben.errors import NotFound
 from services.archives.zip_stream import GrowingBuffer
 from services.jobs.service import JobService
+from services.schemas.body import to_dict
 from services.schemas.jobs import item_body, job_body
 
 _PAGE = 200  # items read at a time
@@ -39,7 +40,8 @@ def zip_archive(jobs: JobService, store: BlobStore, owner: str, job: Job) -> Ite
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
         dated = (job.finished_at or job.created_at).timetuple()[:6]
         archive.writestr(
-            _entry("job.json", dated), orjson.dumps(job_body(job, 0), option=orjson.OPT_INDENT_2 | orjson.OPT_UTC_Z)
+            _entry("job.json", dated),
+            orjson.dumps(to_dict(job_body(job, 0)), option=orjson.OPT_INDENT_2 | orjson.OPT_UTC_Z),
         )
         with archive.open(_entry("results.jsonl", dated), "w", force_zip64=True) as lines:
             for piece in json_lines(jobs, store, owner, job):
@@ -74,7 +76,7 @@ def _pages(jobs: JobService, owner: str, job: Job) -> Iterator[list[tuple[JobIte
 
 
 def _line(item: JobItem, result: dict[str, Any] | None) -> bytes:
-    return orjson.dumps(item_body(item, result), option=orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE)
+    return orjson.dumps(to_dict(item_body(item, result)), option=orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE)
 
 
 def _stem(item: JobItem) -> str:

@@ -17,7 +17,7 @@ from services.rest.query_options import gather
 from services.rest.responses import json_response
 from services.rest.uploads.multipart import Upload
 from services.schemas.inference import InferenceOptions
-from services.schemas.jobs import IDEMPOTENCY_KEY, JobOptions
+from services.schemas.jobs import IDEMPOTENCY_KEY, AcceptedBody, JobOptions
 from services.schemas.validation import OptionsT, check, read_json_options
 
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
@@ -80,4 +80,4 @@ def accepted(job: Job, created: bool, headers: dict[str, str] | None = None) -> 
     headers = {"Location": f"/v1/jobs/{job.id}", **(headers or {})}
     if not created:
         headers["Idempotency-Replayed"] = "true"
-    return json_response({"job_id": job.id}, 202, headers)
+    return json_response(AcceptedBody(job_id=job.id), 202, headers)

@@ -70,8 +70,8 @@ def response_fields(outcome: Outcome[Any], options: Any) -> dict[str, Any]:
 
 
 def jsonable(body: Any) -> Any:
-    """``body`` as plain JSON values: moments become text."""
-    return orjson.loads(orjson.dumps(body, option=orjson.OPT_UTC_Z))
+    """A ``Body``, or JSON values, as plain JSON values: moments become text."""
+    return orjson.loads(orjson.dumps(to_dict(body), option=orjson.OPT_UTC_Z))
 
 
 def _segment(fields: Mapping[str, Any], outcome: Outcome[Any], options: SegmentOptions) -> dict[str, Any]:

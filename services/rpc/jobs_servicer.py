@@ -16,7 +16,7 @@ from services.jobs.event_stream import follow
 from services.jobs.submission import JobTerms
 from services.rpc import converters
 from services.rpc.method_wrappers import ServicerState, required, streaming, unary
-from services.schemas.jobs import IDEMPOTENCY_KEY, JobOptions, Kind, State, item_body, job_body
+from services.schemas.jobs import IDEMPOTENCY_KEY, JobBody, JobOptions, Kind, State, item_body, job_body
 from services.schemas.validation import check
 
 
@@ -95,5 +95,5 @@ class JobsServicer(ekiben_pb2_grpc.JobsServicer):
                 yield pb.JobEvent(number=event.number, kind=event.kind, data=converters.jsonable(event.data))
 
 
-def _job(body: dict[str, Any]) -> Any:
+def _job(body: JobBody) -> Any:
     return pb.Job(**converters.jsonable(body))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Generic, TypeVar
+from datetime import datetime
+from typing import Annotated, Any, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from models.results import Timing
 
 T = TypeVar("T")
 
+Moment = Annotated[datetime, WithJsonSchema({"type": "string"})]
+"""A moment with time zone; the JSON has it in UTC, as ISO 8601 with Z."""
 
 EXAMPLE_ID = "01984f6e-5b7a-7c3e-9d1f-2a64c0f3b8aa"
 

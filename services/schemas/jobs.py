@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from db.job_states import OVER
 from db.tables import Job, JobEvent, JobItem, now
-from services.schemas.body import EXAMPLE_ID, Body
+from services.schemas.body import EXAMPLE_ID, Body, Moment
 from services.schemas.inference import OperationName
 
 State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 Kind = Literal["request", "batch", "import", "training"]
+WebhookState = Literal["waiting", "pending", "delivered", "failed"]
 
 
 class AcceptedBody(Body):
@@ -41,7 +42,7 @@ class WebhookBody(Body):
     """The webhook of a job, and how far its delivery is."""
 
     url: str
-    state: Literal["waiting", "pending", "delivered", "failed"]
+    state: WebhookState
     tries: int
 
 
@@ -66,9 +67,9 @@ class JobBody(Body):
     )
     error: JobError | None
     webhook: WebhookBody | None
-    created_at: str
-    started_at: str | None
-    finished_at: str | None
+    created_at: Moment
+    started_at: Moment | None
+    finished_at: Moment | None
 
 
 class StatusBody(Body):
@@ -91,37 +92,45 @@ class ItemBody(Body):
     result: dict[str, Any] | None = Field(
         description="The response of the operation's own route; null when it failed, or was deleted since."
     )
-    started_at: str | None
-    finished_at: str | None
+    started_at: Moment | None
+    finished_at: Moment | None
 
 
-def job_body(job: Job, running: int) -> dict[str, Any]:
+def job_body(job: Job, running: int) -> JobBody:
     """A job as responses show it. ``running``: how many of its items are claimed."""
     done = job.succeeded + job.failed
     speed, left = _speed(job, done)
-    return {
-        "id": job.id,
-        "kind": job.kind,
-        "operation": job.operation,
-        "state": job.state,
-        "progress": progress(job),
-        "counts": {"total": job.total, "done": done, "failed": job.failed, "running": running},
-        "images_per_s": speed,
-        "time_left_s": left,
-        "parameters": job.parameters,
-        "store": job.store,
-        "priority": job.priority,
-        "timeout_s": job.timeout_s,
-        "items_at_once": job.items_at_once,
-        "attempts": job.attempts,
-        "error": job.error,
-        "webhook": None
-        if job.webhook_url is None
-        else {"url": job.webhook_url, "state": job.webhook_state or "waiting", "tries": job.webhook_tries},
-        "created_at": job.created_at,
-        "started_at": job.started_at,
-        "finished_at": job.finished_at,
-    }
+    return JobBody(
+        id=job.id,
+        kind=cast(Kind, job.kind),
+        operation=job.operation,
+        state=cast(State, job.state),
+        progress=progress(job),
+        counts=Counts(total=job.total, done=done, failed=job.failed, running=running),
+        images_per_s=speed,
+        time_left_s=left,
+        parameters=job.parameters,
+        store=job.store,
+        priority=job.priority,
+        timeout_s=job.timeout_s,
+        items_at_once=job.items_at_once,
+        attempts=job.attempts,
+        error=error_body(job.error),
+        webhook=_webhook(job),
+        created_at=job.created_at,
+        started_at=job.started_at,
+        finished_at=job.finished_at,
+    )
+
+
+def status_body(job: Job) -> StatusBody:
+    """State and progress of a job."""
+    return StatusBody(state=cast(State, job.state), progress=progress(job))
+
+
+def error_body(error: dict[str, Any] | None) -> JobError | None:
+    """A stored error as responses show it."""
+    return JobError(code=error["code"], message=error["message"]) if error is not None else None
 
 
 def progress(job: Job) -> float:
@@ -130,25 +139,32 @@ def progress(job: Job) -> float:
     return round(max(share, job.progress if job.total == 1 else 0.0), 4)
 
 
-def item_body(item: JobItem, result: dict[str, Any] | None) -> dict[str, Any]:
+def item_body(item: JobItem, result: dict[str, Any] | None) -> ItemBody:
     """An item as responses show it. ``result``: the response of its operation, where there is one."""
-    return {
-        "position": item.position,
-        "state": item.state,
-        "filename": item.filename,
-        "image_id": item.image_id,
-        "prediction_id": result.get("id") if result is not None else None,
-        "attempts": item.attempts,
-        "error": item.error,
-        "result": result,
-        "started_at": item.started_at,
-        "finished_at": item.finished_at,
-    }
+    return ItemBody(
+        position=item.position,
+        state=cast(State, item.state),
+        filename=item.filename,
+        image_id=item.image_id,
+        prediction_id=result.get("id") if result is not None else None,
+        attempts=item.attempts,
+        error=error_body(item.error),
+        result=result,
+        started_at=item.started_at,
+        finished_at=item.finished_at,
+    )
 
 
 def event_text(event: JobEvent, data: bytes) -> bytes:
     """One server-sent event; its id is the event's number."""
     return b"id: %d\nevent: %s\ndata: %s\n\n" % (event.number, event.kind.encode(), data)
+
+
+def _webhook(job: Job) -> WebhookBody | None:
+    if job.webhook_url is None:
+        return None
+    state = cast(WebhookState, job.webhook_state or "waiting")
+    return WebhookBody(url=job.webhook_url, state=state, tries=job.webhook_tries)
 
 
 def _speed(job: Job, done: int) -> tuple[float | None, float | None]:

@@ -22,7 +22,6 @@ from services.rest.openapi import IMAGE_TYPES, openapi, openapi_job
 from services.rest.responses import json_response
 from services.rest.uploads.image_upload import read_upload
 from services.rest.uploads.multipart import Upload
-from services.schemas.body import to_dict
 from services.schemas.jobs import AcceptedBody
 
 _BINARY = {"type": "string", "format": "binary"}
@@ -81,7 +80,7 @@ async def respond(request: Request, operation: Operation, upload: Upload) -> Res
         request.receive, operation.run(RequestContext(app_state.inference), source, options)
     )
     if form is None:
-        return json_response(to_dict(outcome.body))
+        return json_response(outcome.body)
     content, media_type = await asyncio.to_thread(form.encode, outcome, options)
     headers = {"X-Prediction-ID": outcome.body.id} if outcome.body.id else {}
     if form.filename is not None:

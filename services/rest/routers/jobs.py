@@ -19,7 +19,7 @@ from services.jobs.event_stream import LOOK_S, follow
 from services.jobs.result_export import json_lines, zip_archive
 from services.rest.content_negotiation import prefers
 from services.rest.pagination import Limit, Page
-from services.rest.responses import json_response
+from services.rest.responses import json_response, page_response
 from services.schemas.body import PageBody
 from services.schemas.jobs import (
     ItemBody,
@@ -30,7 +30,7 @@ from services.schemas.jobs import (
     event_text,
     item_body,
     job_body,
-    progress,
+    status_body,
 )
 
 router = APIRouter(tags=["jobs"])
@@ -55,7 +55,7 @@ async def find(
     app_state: AppState = request.app.state.app_state
     found, running = await app_state.jobs.jobs(state, kind, page, limit)
     items = [job_body(job, running.get(job.id, 0)) for job in found.items]
-    return json_response({"items": items, "total": found.total, "page": page, "limit": limit})
+    return page_response(items, found.total, page, limit)
 
 
 @router.get("/v1/jobs/{id}", summary="One job", response_model=None, responses={200: {"model": JobBody}})
@@ -70,7 +70,7 @@ async def show(request: Request, id: str) -> Response:
 async def status(request: Request, id: str) -> Response:
     app_state: AppState = request.app.state.app_state
     job, _ = await app_state.jobs.job(id)
-    return json_response({"state": job.state, "progress": progress(job)})
+    return json_response(status_body(job))
 
 
 @router.get(
@@ -89,7 +89,7 @@ async def items(
     app_state: AppState = request.app.state.app_state
     found, results = await app_state.jobs.items(id, state, page, limit)
     bodies = [item_body(item, results.get(item.id)) for item in found.items]
-    return json_response({"items": bodies, "total": found.total, "page": page, "limit": limit})
+    return page_response(bodies, found.total, page, limit)
 
 
 @router.get(
@@ -123,7 +123,7 @@ async def result(request: Request, id: str, page: Page = 1, limit: Limit = 50) -
     found, results = await app_state.jobs.items(id, None, page, limit)
     if job.kind == "batch":
         bodies = [item_body(item, results.get(item.id)) for item in found.items]
-        return json_response({"items": bodies, "total": found.total, "page": page, "limit": limit})
+        return page_response(bodies, found.total, page, limit)
     if job.state != "succeeded":
         error = job.error or {"code": job.state, "message": f"the job was {job.state}"}
         raise Conflict(error["message"], code=error["code"])

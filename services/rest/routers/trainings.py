@@ -15,7 +15,7 @@ from services.rest.openapi import IDEMPOTENCY
 from services.rest.pagination import Limit, Page
 from services.rest.responses import json_response
 from services.rest.uploads.request_body import read_json_body
-from services.schemas.body import PageBody
+from services.schemas.body import PageBody, to_dict
 from services.schemas.jobs import AcceptedBody, job_body
 from services.schemas.trainings import ComparisonBody, TrainingBody, TrainingRequest
 from services.schemas.validation import check
@@ -100,7 +100,7 @@ def training_body(training: Training) -> dict[str, Any]:
     step = training.last.get("step")
     return {
         "id": job.id,
-        "job": job_body(job, 1 if job.state == "running" else 0),
+        "job": to_dict(job_body(job, 1 if job.state == "running" else 0)),
         "dataset_id": job.parameters["dataset_id"],
         "name": job.parameters["name"],
         "options": job.parameters["options"],

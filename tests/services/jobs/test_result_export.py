@@ -20,6 +20,7 @@ from models.engine import engine
 from services.concurrency.threaded_iterator import iterate_in_thread
 from services.jobs import result_export
 from services.jobs.result_export import json_lines, zip_archive
+from services.schemas.body import to_dict
 from services.schemas.jobs import item_body, job_body
 from tests import toy_models
 from tests.services.jobs.job_homes import AtWork, at_work, make_home
@@ -75,7 +76,7 @@ def test_lines_and_archive_of_a_job(run: Run, monkeypatch: pytest.MonkeyPatch) -
         items, results = bench.items(job.id), await bench.results(job.id)
         lines = await lines_of(bench, job.id)
         wanted = [
-            orjson.loads(orjson.dumps(item_body(item, result), option=orjson.OPT_UTC_Z))
+            orjson.loads(orjson.dumps(to_dict(item_body(item, result)), option=orjson.OPT_UTC_Z))
             for item, result in zip(items, results, strict=True)
         ]
         assert lines == wanted
@@ -93,7 +94,7 @@ def test_lines_and_archive_of_a_job(run: Run, monkeypatch: pytest.MonkeyPatch) -
         assert set(names) == {"job.json", "results.jsonl"} | images
         assert [orjson.loads(line) for line in archive.read("results.jsonl").splitlines()] == lines
         said = orjson.loads(archive.read("job.json"))
-        assert said == orjson.loads(orjson.dumps(job_body(bench.job(job.id), 0), option=orjson.OPT_UTC_Z))
+        assert said == orjson.loads(orjson.dumps(to_dict(job_body(bench.job(job.id), 0)), option=orjson.OPT_UTC_Z))
         assert said["counts"] == {"total": 4, "done": 4, "failed": 1, "running": 0}
         files = bench.records.artifacts(LOCAL_OWNER, items)
         for item in items[:3]:

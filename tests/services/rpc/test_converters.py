@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+from datetime import datetime
 from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
 import pytest
@@ -65,6 +66,7 @@ _SCALARS: Final[dict[type, tuple[int, ...]]] = {
     int: (Kind.TYPE_INT32, Kind.TYPE_INT64, Kind.TYPE_UINT32),
     float: (Kind.TYPE_DOUBLE,),
     str: (Kind.TYPE_STRING,),
+    datetime: (Kind.TYPE_STRING,),  # as the JSON has it
 }
 
 
