@@ -6,8 +6,11 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from services.schemas.body import EXAMPLE_ID, Body, ImageRef, ModelRef, TimingBody
+from services.schemas.body import EXAMPLE_ID, Body, ImageRef, ModelRef, Moment, TimingBody
 from services.schemas.inference import OperationName
+
+Status = Literal["succeeded", "failed"]
+ArtifactKind = Literal["mask", "color", "overlay", "probability", "nifti", "dicom_seg", "cutout", "logits", "archive"]
 
 
 class ImageBody(Body):
@@ -21,16 +24,14 @@ class ImageBody(Body):
     height: int = Field(examples=[480])
     sha256: str
     url: str = Field(description="The bytes as they were uploaded.", examples=[f"/v1/images/{EXAMPLE_ID}/content"])
-    created_at: str = Field(examples=["2026-11-20T09:30:00.000000Z"])
+    created_at: Moment = Field(examples=["2026-11-20T09:30:00.000000Z"])
 
 
 class ArtifactBody(Body):
     """A stored file of a prediction."""
 
     id: str = Field(examples=[EXAMPLE_ID])
-    kind: Literal["mask", "color", "overlay", "probability", "nifti", "dicom_seg", "cutout", "logits", "archive"] = (
-        Field(examples=["mask"])
-    )
+    kind: ArtifactKind = Field(examples=["mask"])
     url: str = Field(examples=[f"/v1/artifacts/{EXAMPLE_ID}"])
     mime_type: str = Field(examples=["image/png"])
     bytes: int
@@ -42,7 +43,7 @@ class PredictionBody(Body):
 
     id: str = Field(examples=[EXAMPLE_ID])
     task: OperationName
-    status: Literal["succeeded", "failed"]
+    status: Status
     model: ModelRef
     image: ImageRef
     job_id: str | None
@@ -56,4 +57,4 @@ class PredictionBody(Body):
     timing: TimingBody
     error: str | None
     artifacts: list[ArtifactBody]
-    created_at: str
+    created_at: Moment

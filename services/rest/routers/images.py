@@ -17,7 +17,7 @@ from services.inference.stored_images import store_image
 from services.rest.file_response import file_response
 from services.rest.openapi import openapi
 from services.rest.pagination import Limit, Page
-from services.rest.responses import json_response
+from services.rest.responses import json_response, page_response
 from services.rest.uploads.image_upload import read_upload
 from services.schemas.body import PageBody
 from services.schemas.records import ImageBody
@@ -41,7 +41,7 @@ async def store(request: Request) -> Response:
     app_state: AppState = request.app.state.app_state
     upload = await read_upload(request)
     image = await store_image(RequestContext(app_state.inference), ImageSource(upload.data, upload.filename))
-    return json_response(body(image), 201, {"Location": f"/v1/images/{image.id}"})
+    return json_response(image_body(image), 201, {"Location": f"/v1/images/{image.id}"})
 
 
 @router.get(
@@ -53,15 +53,13 @@ async def store(request: Request) -> Response:
 async def find(request: Request, page: Page = 1, limit: Limit = 50) -> Response:
     app_state: AppState = request.app.state.app_state
     found = await asyncio.to_thread(app_state.records.images, LOCAL_OWNER, page, limit)
-    return json_response(
-        {"items": [body(row) for row in found.items], "total": found.total, "page": page, "limit": limit}
-    )
+    return page_response([image_body(row) for row in found.items], found.total, page, limit)
 
 
 @router.get("/v1/images/{id}", summary="Facts of an image", response_model=None, responses={200: {"model": ImageBody}})
 async def show(request: Request, id: str) -> Response:
     app_state: AppState = request.app.state.app_state
-    return json_response(body(await asyncio.to_thread(app_state.records.image, LOCAL_OWNER, id)))
+    return json_response(image_body(await asyncio.to_thread(app_state.records.image, LOCAL_OWNER, id)))
 
 
 @router.get(
@@ -88,15 +86,16 @@ async def remove(
     return Response(status_code=204)
 
 
-def body(image: Image) -> dict[str, object]:
-    return {
-        "id": image.id,
-        "filename": image.filename,
-        "mime_type": image.mime_type,
-        "bytes": image.bytes,
-        "width": image.width,
-        "height": image.height,
-        "sha256": image.sha256,
-        "url": f"/v1/images/{image.id}/content",
-        "created_at": image.created_at,
-    }
+def image_body(image: Image) -> ImageBody:
+    """A stored image as responses show it."""
+    return ImageBody(
+        id=image.id,
+        filename=image.filename,
+        mime_type=image.mime_type,
+        bytes=image.bytes,
+        width=image.width,
+        height=image.height,
+        sha256=image.sha256,
+        url=f"/v1/images/{image.id}/content",
+        created_at=image.created_at,
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, cast
 
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
@@ -15,10 +15,10 @@ from ekiben.ids import LOCAL_OWNER
 from services.app_state import AppState
 from services.inference.operations import operation
 from services.rest.pagination import Limit, Page
-from services.rest.responses import json_response
-from services.schemas.body import PageBody
+from services.rest.responses import json_response, page_response
+from services.schemas.body import ImageRef, ModelRef, PageBody, TimingBody
 from services.schemas.inference import OperationName
-from services.schemas.records import PredictionBody
+from services.schemas.records import ArtifactBody, ArtifactKind, PredictionBody, Status
 
 router = APIRouter(tags=["predictions"])
 
@@ -41,13 +41,13 @@ async def find(
     if task is not None:
         operation(task)  # BadInput for an unknown name
 
-    def read() -> tuple[list[dict[str, object]], int]:
+    def read() -> tuple[list[PredictionBody], int]:
         found = app_state.records.predictions(LOCAL_OWNER, task, model, page, limit, job_id=job_id)
         parts = app_state.records.parts_of(found.items)
-        return [body(row, *parts[row.id]) for row in found.items if row.id in parts], found.total
+        return [prediction_body(row, *parts[row.id]) for row in found.items if row.id in parts], found.total
 
     items, total = await asyncio.to_thread(read)
-    return json_response({"items": items, "total": total, "page": page, "limit": limit})
+    return page_response(items, total, page, limit)
 
 
 @router.get(
@@ -56,12 +56,12 @@ async def find(
 async def show(request: Request, id: str) -> Response:
     app_state: AppState = request.app.state.app_state
 
-    def read() -> dict[str, object]:
+    def read() -> PredictionBody:
         row = app_state.records.prediction(LOCAL_OWNER, id)
         parts = app_state.records.parts_of([row])
         if row.id not in parts:
             raise NotFound(f"there is no prediction {id}")
-        return body(row, *parts[row.id])
+        return prediction_body(row, *parts[row.id])
 
     return json_response(await asyncio.to_thread(read))
 
@@ -79,30 +79,32 @@ async def remove(request: Request, id: str) -> Response:
     return Response(status_code=204)
 
 
-def body(row: Prediction, image: Image, artifacts: Sequence[Artifact]) -> dict[str, object]:
-    return {
-        "id": row.id,
-        "task": row.task,
-        "status": row.status,
-        "model": {"name": row.model_name, "version": row.model_version},
-        "image": {"id": image.id, "width": image.width, "height": image.height},
-        "job_id": row.job_id,
-        "parameters": row.parameters,
-        "result": row.result,
-        "top_class": row.top_class,
-        "top_confidence": row.top_confidence,
-        "timing": {"queue_ms": row.queue_ms, "inference_ms": row.inference_ms, "batch_size": row.batch_size},
-        "error": row.error,
-        "artifacts": [
-            {
-                "id": a.id,
-                "kind": a.kind,
-                "url": f"/v1/artifacts/{a.id}",
-                "mime_type": a.mime_type,
-                "bytes": a.bytes,
-                "sha256": a.sha256,
-            }
-            for a in artifacts
-        ],
-        "created_at": row.created_at,
-    }
+def prediction_body(row: Prediction, image: Image, artifacts: Sequence[Artifact]) -> PredictionBody:
+    """A stored prediction as responses show it."""
+    return PredictionBody(
+        id=row.id,
+        task=row.task,
+        status=cast(Status, row.status),
+        model=ModelRef(name=row.model_name, version=row.model_version),
+        image=ImageRef(id=image.id, width=image.width, height=image.height),
+        job_id=row.job_id,
+        parameters=row.parameters,
+        result=row.result,
+        top_class=row.top_class,
+        top_confidence=row.top_confidence,
+        timing=TimingBody(queue_ms=row.queue_ms, inference_ms=row.inference_ms, batch_size=row.batch_size),
+        error=row.error,
+        artifacts=[_artifact_body(artifact) for artifact in artifacts],
+        created_at=row.created_at,
+    )
+
+
+def _artifact_body(artifact: Artifact) -> ArtifactBody:
+    return ArtifactBody(
+        id=artifact.id,
+        kind=cast(ArtifactKind, artifact.kind),
+        url=f"/v1/artifacts/{artifact.id}",
+        mime_type=artifact.mime_type,
+        bytes=artifact.bytes,
+        sha256=artifact.sha256,
+    )
