@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Iterator
-from typing import Any
 
 from db.blobs import BlobStore
 from db.registry import Registry
 from db.tables import ModelVersion
 from services.archives.zip_stream import GrowingBuffer
+from services.schemas.models import VersionBody
 
 
-def version_body(row: ModelVersion) -> dict[str, Any]:
+def version_body(row: ModelVersion) -> VersionBody:
     """A version as responses show it."""
-    return {
-        "version": row.version,
-        "active": row.active,
-        "digest": row.digest,
-        "bytes": row.bytes,
-        "metrics": row.metrics,
-        "lineage": row.lineage,
-        "created_at": row.created_at,
-    }
+    return VersionBody(
+        version=row.version,
+        active=row.active,
+        digest=row.digest,
+        bytes=row.bytes,
+        metrics=row.metrics,
+        lineage=row.lineage,
+        created_at=row.created_at,
+    )
 
 
 def zip_version(store: BlobStore, row: ModelVersion) -> Iterator[bytes]:

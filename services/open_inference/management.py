@@ -14,6 +14,7 @@ from services.model_registry.repository import ModelRepository
 from services.open_inference import metadata
 from services.open_inference.inference import OpenInference
 from services.processes.health_checks import HealthChecks
+from services.schemas.models import ModelBody
 from services.schemas.validation import short
 
 Info = dict[str, Any]
@@ -42,13 +43,13 @@ class ProtocolManagement:
         except Unavailable:
             return False
         body = await self._models.model(name, owner=owner)
-        return served.key.version != body["version"] or _ready(body)
+        return served.key.version != body.version or _ready(body)
 
     async def metadata(self, name: str, version: str, *, owner: str = LOCAL_OWNER) -> Info:
         """The metadata of a model. NotFound, Unavailable."""
         served = await self._inference.find(name, version, owner=owner)
         body = await self._models.model(name, owner=owner)
-        return metadata.metadata(served, sorted(row["version"] for row in body["versions"]))
+        return metadata.metadata(served, sorted(row.version for row in body.versions))
 
     async def config(self, name: str, version: str, *, owner: str = LOCAL_OWNER) -> Info:
         """The configuration of a model, as far as clients need Triton's. NotFound, Unavailable."""
@@ -63,7 +64,8 @@ class ProtocolManagement:
             raise NotFound(f"there is no repository {short(repository)!r}; there is one, without a name")
         rows: list[Info] = []
         for body in await self._models.models(owner=owner):
-            for version in [row["version"] for row in reversed(body["versions"])] or [None]:
+            versions: list[int | None] = [row.version for row in reversed(body.versions)]
+            for version in versions or [None]:
                 rows.append(_indexed(body, version))
         return [row for row in rows if not ready or row["state"] == "READY"]
 
@@ -98,27 +100,27 @@ class ProtocolManagement:
             keys = [(name, str(served.key.version))]
             if not version:
                 body = await self._models.model(name, owner=owner)
-                keys = [(name, str(row["version"])) for row in reversed(body["versions"])]
+                keys = [(name, str(row.version)) for row in reversed(body.versions)]
         else:
             bodies = await self._models.models(owner=owner)
-            keys = [(body["name"], str(row["version"])) for body in bodies for row in reversed(body["versions"])]
+            keys = [(body.name, str(row.version)) for body in bodies for row in reversed(body.versions)]
         totals = await asyncio.to_thread(metrics.model_totals)
         return {"model_stats": [_statistics(key, totals.get(key, {})) for key in keys]}
 
 
-def _ready(body: Mapping[str, Any]) -> bool:
-    return bool(body["state"] != "unavailable" and body["desired"] != "unloaded")
+def _ready(body: ModelBody) -> bool:
+    return body.state != "unavailable" and body.desired != "unloaded"
 
 
-def _indexed(body: Mapping[str, Any], version: int | None) -> Info:
-    row: Info = {"name": body["name"]}
+def _indexed(body: ModelBody, version: int | None) -> Info:
+    row: Info = {"name": body.name}
     if version is None:
-        return {**row, "state": "UNAVAILABLE", "reason": body["reason"] or "it has no version"}
+        return {**row, "state": "UNAVAILABLE", "reason": body.reason or "it has no version"}
     row["version"] = str(version)
-    if version != body["version"] or _ready(body):  # a version that is not active is loaded on request
-        loading = version == body["version"] and body["state"] == "loading"
+    if version != body.version or _ready(body):  # a version that is not active is loaded on request
+        loading = version == body.version and body.state == "loading"
         return {**row, "state": "LOADING" if loading else "READY", "reason": ""}
-    return {**row, "state": "UNAVAILABLE", "reason": body["reason"] or "unloaded"}
+    return {**row, "state": "UNAVAILABLE", "reason": body.reason or "unloaded"}
 
 
 def _statistics(key: tuple[str, str], totals: Mapping[str, float]) -> Info:

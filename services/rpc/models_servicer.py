@@ -21,7 +21,7 @@ class ModelsServicer(ekiben_pb2_grpc.ModelsServicer):
 
     @unary
     async def ListModels(self, request: Any, timeout_s: float | None) -> Any:
-        return pb.ListModelsResponse(items=converters.jsonable(await self._models.models()))
+        return pb.ListModelsResponse(items=[converters.jsonable(body) for body in await self._models.models()])
 
     @unary
     async def GetModel(self, request: Any, timeout_s: float | None) -> Any:

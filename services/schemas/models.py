@@ -7,7 +7,12 @@ from typing import Any, Literal
 from pydantic import Field
 
 from models.onnx_import.options import ImportOptions
-from services.schemas.body import Body
+from services.schemas.body import Body, Moment
+
+Task = Literal["classify", "segment", "masks"]
+State = Literal["ready", "unloaded", "loading", "unavailable"]
+Desired = Literal["auto", "loaded", "unloaded"]
+ReplicaState = Literal["ready", "loading", "unloaded", "failed"]
 
 
 class ModelUploadOptions(ImportOptions):
@@ -24,7 +29,7 @@ class ReplicaBody(Body):
     process_id: str
     host: str
     version: int
-    state: Literal["ready", "loading", "unloaded", "failed"]
+    state: ReplicaState
     reason: str | None
     memory_bytes: int
 
@@ -38,18 +43,18 @@ class VersionBody(Body):
     bytes: int
     metrics: dict[str, Any]
     lineage: dict[str, Any]
-    created_at: str
+    created_at: Moment
 
 
 class ModelBody(Body):
     """A model, its state and its versions."""
 
     name: str = Field(examples=["efficientnet_b0"])
-    task: Literal["classify", "segment", "masks"] | None
+    task: Task | None
     version: int | None = Field(description="The active version.")
-    state: Literal["ready", "unloaded", "loading", "unavailable"]
+    state: State
     reason: str | None = Field(description="Why it is unavailable.")
-    desired: Literal["auto", "loaded", "unloaded"]
+    desired: Desired
     memory_bytes: int
     weights: str | None = Field(
         description="Where the numbers come from; random weights say so.", examples=["random (seed 0)"]

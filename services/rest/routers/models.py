@@ -15,7 +15,7 @@ from services.model_registry.onnx_import import MAX_MODEL_BYTES, import_upload
 from services.model_registry.version_files import remove_files, version_body, zip_version
 from services.rest.openapi import openapi
 from services.rest.query_options import gather, parse
-from services.rest.responses import json_response
+from services.rest.responses import json_response, page_response
 from services.rest.uploads.image_upload import read_upload
 from services.rest.uploads.request_body import read_json_body
 from services.schemas.body import PageBody
@@ -40,7 +40,7 @@ class ActivateOptions(BaseModel):
 async def find(request: Request) -> Response:
     app_state: AppState = request.app.state.app_state
     items = await app_state.models.models()
-    return json_response({"items": items, "total": len(items), "page": 1, "limit": max(1, len(items))})
+    return page_response(items, len(items), 1, max(1, len(items)))
 
 
 @router.get("/v1/models/{name}", summary="One model", response_model=None, responses={200: {"model": ModelBody}})
@@ -59,7 +59,7 @@ async def versions(request: Request, name: str) -> Response:
     app_state: AppState = request.app.state.app_state
     rows = await asyncio.to_thread(app_state.registry.versions, name)
     items = [version_body(row) for row in rows]
-    return json_response({"items": items, "total": len(items), "page": 1, "limit": max(1, len(items))})
+    return page_response(items, len(items), 1, max(1, len(items)))
 
 
 @router.post(
