@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
-from services.schemas.body import EXAMPLE_ID, Body
+from services.schemas.body import EXAMPLE_ID, Body, Moment
 from services.schemas.jobs import JobError
 
 State = Literal["importing", "ready", "refused", "failed"]
@@ -89,7 +89,7 @@ class DatasetBody(Body):
     classes: list[DatasetClass]
     report: ReportBody | None = Field(description="null while it is imported.")
     preview: str | None = Field(description="A sheet of some samples: image, mask, both.")
-    created_at: str
+    created_at: Moment
 
 
 class SampleBody(Body):

@@ -17,10 +17,19 @@ from services.rest.async_requests import AsyncRequestOptions, idempotency_key
 from services.rest.openapi import IDEMPOTENCY
 from services.rest.pagination import Limit, Page
 from services.rest.query_options import gather
-from services.rest.responses import json_response
+from services.rest.responses import json_response, page_response
 from services.rest.uploads.archive_upload import read_archive
 from services.schemas.body import PageBody
-from services.schemas.datasets import BroughtBody, DatasetBody, DatasetOptions, SampleBody, SampleOptions
+from services.schemas.datasets import (
+    BroughtBody,
+    DatasetBody,
+    DatasetClass,
+    DatasetOptions,
+    ReportBody,
+    SampleBody,
+    SampleOptions,
+)
+from services.schemas.jobs import error_body
 from services.schemas.validation import check, read_json
 
 router = APIRouter(tags=["datasets"])
@@ -91,7 +100,7 @@ async def bring(request: Request) -> Response:
         if form.archive is not None:
             form.archive.close()
     headers = {"Location": f"/v1/datasets/{dataset_id}"} | ({} if created else {"Idempotency-Replayed": "true"})
-    return json_response({"dataset_id": dataset_id, "job_id": job.id}, 202, headers)
+    return json_response(BroughtBody(dataset_id=dataset_id, job_id=job.id), 202, headers)
 
 
 @router.get(
@@ -103,8 +112,7 @@ async def bring(request: Request) -> Response:
 async def find(request: Request, page: Page = 1, limit: Limit = 50) -> Response:
     app_state: AppState = request.app.state.app_state
     found, shown = await app_state.datasets.datasets(page, limit)
-    items = [_body(each) for each in shown]
-    return json_response({"items": items, "total": found.total, "page": page, "limit": limit})
+    return page_response([dataset_body(each) for each in shown], found.total, page, limit)
 
 
 @router.get(
@@ -115,7 +123,7 @@ async def find(request: Request, page: Page = 1, limit: Limit = 50) -> Response:
 )
 async def show(request: Request, id: str) -> Response:
     app_state: AppState = request.app.state.app_state
-    return json_response(_body(await app_state.datasets.dataset(id)))
+    return json_response(dataset_body(await app_state.datasets.dataset(id)))
 
 
 @router.get(
@@ -145,19 +153,19 @@ async def samples(request: Request, id: str, page: Page = 1, limit: Limit = 50) 
     prepared = await app_state.datasets.prepared(id)
     first = (page - 1) * limit
     items = [
-        {
-            "position": position,
-            "name": sample.name,
-            "group": sample.group,
-            "width": sample.width,
-            "height": sample.height,
-            "class_pixels": sample.class_pixels,
-            "image": f"/v1/datasets/{id}/samples/{position}/image",
-            "mask": f"/v1/datasets/{id}/samples/{position}/mask",
-        }
+        SampleBody(
+            position=position,
+            name=sample.name,
+            group=sample.group,
+            width=sample.width,
+            height=sample.height,
+            class_pixels=list(sample.class_pixels),
+            image=f"/v1/datasets/{id}/samples/{position}/image",
+            mask=f"/v1/datasets/{id}/samples/{position}/mask",
+        )
         for position, sample in enumerate(prepared.samples[first : first + limit], first)
     ]
-    return json_response({"items": items, "total": len(prepared.samples), "page": page, "limit": limit})
+    return page_response(items, len(prepared.samples), page, limit)
 
 
 _BYTES: dict[int | str, dict[str, Any]] = {
@@ -203,10 +211,6 @@ async def remove(request: Request, id: str) -> Response:
     return Response(status_code=204)
 
 
-def _body(shown: DatasetView) -> dict[str, Any]:
-    return dataset_body(shown, file_key(shown.dataset, "archive"), shown.state == "ready")
-
-
 def _image(data: bytes, mime_type: str) -> Response:
     headers = {"Cache-Control": "private, max-age=3600", "X-Content-Type-Options": "nosniff"}
     return Response(data, headers=headers, media_type=mime_type)
@@ -224,21 +228,25 @@ async def _given(request: Request, fields: dict[str, Any]) -> dict[str, Any]:
     return given
 
 
-def dataset_body(shown: DatasetView, storage: str, preview: bool) -> dict[str, Any]:
+def dataset_body(shown: DatasetView) -> DatasetBody:
+    """A dataset as responses show it.
+
+    Classes and report are stored JSON: they are not validated again, as an earlier version may have written them.
+    """
     dataset = shown.dataset
-    return {
-        "id": dataset.id,
-        "name": dataset.name,
-        "state": shown.state,
-        "error": shown.error,
-        "job_id": dataset.job_id,
-        "source": dataset.source,
-        "storage": storage,
-        "samples": dataset.samples,
-        "files": dataset.files,
-        "total_mb": round(dataset.bytes / 1e6, 3),
-        "classes": dataset.classes,
-        "report": dataset.report,
-        "preview": f"/v1/datasets/{dataset.id}/preview" if preview else None,
-        "created_at": dataset.created_at,
-    }
+    return DatasetBody(
+        id=dataset.id,
+        name=dataset.name,
+        state=shown.state,
+        error=error_body(shown.error),
+        job_id=dataset.job_id,
+        source=dataset.source,
+        storage=file_key(dataset, "archive"),
+        samples=dataset.samples,
+        files=dataset.files,
+        total_mb=round(dataset.bytes / 1e6, 3),
+        classes=[DatasetClass.model_construct(**each) for each in dataset.classes],
+        report=ReportBody.model_construct(**dataset.report) if dataset.report is not None else None,
+        preview=f"/v1/datasets/{dataset.id}/preview" if shown.state == "ready" else None,
+        created_at=dataset.created_at,
+    )
