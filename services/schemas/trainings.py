@@ -23,6 +23,10 @@ class CurvePoint(Body):
     dice: float | None
     iou: float | None
 
+    def json_fields(self) -> dict[str, Any]:
+        """The fields, and the other figures of the epoch, such as its fold."""
+        return {**self.__dict__, **(self.__pydantic_extra__ or {})}
+
 
 class TrainingBody(Body):
     """A training is a job: cancel, retry, events and removal are those of /v1/jobs/{id}."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 from pydantic import ConfigDict
@@ -13,11 +13,11 @@ from services.app_state import AppState
 from services.rest.async_requests import AsyncRequestOptions, accepted
 from services.rest.openapi import IDEMPOTENCY
 from services.rest.pagination import Limit, Page
-from services.rest.responses import json_response
+from services.rest.responses import json_response, page_response
 from services.rest.uploads.request_body import read_json_body
-from services.schemas.body import PageBody, to_dict
+from services.schemas.body import ModelRef, PageBody
 from services.schemas.jobs import AcceptedBody, job_body
-from services.schemas.trainings import ComparisonBody, TrainingBody, TrainingRequest
+from services.schemas.trainings import ComparedRow, ComparisonBody, CurvePoint, TrainingBody, TrainingRequest
 from services.schemas.validation import check
 from services.trainings.comparison import Comparison
 from services.trainings.service import Training
@@ -65,8 +65,7 @@ async def submit(request: Request) -> Response:
 async def find(request: Request, page: Page = 1, limit: Limit = 50) -> Response:
     app_state: AppState = request.app.state.app_state
     found = await app_state.trainings.trainings(page, limit)
-    items = [training_body(each) for each in found.items]
-    return json_response({"items": items, "total": found.total, "page": page, "limit": limit})
+    return page_response([training_body(each) for each in found.items], found.total, page, limit)
 
 
 @router.get(
@@ -95,31 +94,36 @@ async def show(request: Request, id: str) -> Response:
     return json_response(training_body(await app_state.trainings.training(id)))
 
 
-def training_body(training: Training) -> dict[str, Any]:
+def training_body(training: Training) -> TrainingBody:
+    """A training as responses show it.
+
+    Epochs and result are stored JSON: they are not validated again, as an earlier version may have written them.
+    """
     job, result = training.job, training.result or {}
-    step = training.last.get("step")
-    return {
-        "id": job.id,
-        "job": to_dict(job_body(job, 1 if job.state == "running" else 0)),
-        "dataset_id": job.parameters["dataset_id"],
-        "name": job.parameters["name"],
-        "options": job.parameters["options"],
-        "epochs": [event.data for event in _once(training.epochs)],
-        "now": step.data if step is not None else None,
-        "previews": [_url(file) for file in training.files if file.kind == "preview"],
-        "model": result.get("model"),
-        "metrics": result.get("metrics"),
-        "training": result.get("training"),
-        "artifacts": {file.kind: _url(file) for file in training.files if file.kind in ("evaluation", "tensorboard")},
-    }
+    step, model = training.last.get("step"), result.get("model")
+    return TrainingBody(
+        id=job.id,
+        job=job_body(job, 1 if job.state == "running" else 0),
+        dataset_id=job.parameters["dataset_id"],
+        name=job.parameters["name"],
+        options=job.parameters["options"],
+        epochs=[CurvePoint.model_construct(**event.data) for event in _once(training.epochs)],
+        now=step.data if step is not None else None,
+        previews=[_url(file) for file in training.files if file.kind == "preview"],
+        model=ModelRef.model_construct(**model) if model is not None else None,
+        metrics=result.get("metrics"),
+        training=result.get("training"),
+        artifacts={file.kind: _url(file) for file in training.files if file.kind in ("evaluation", "tensorboard")},
+    )
 
 
-def comparison_body(compared: Comparison) -> dict[str, Any]:
-    return {
-        "same_split": compared.same_split,
-        "common_images": compared.common_images,
-        "items": compared.rows,
-    }
+def comparison_body(compared: Comparison) -> ComparisonBody:
+    """A comparison as responses show it; its rows are made of stored results."""
+    return ComparisonBody(
+        same_split=compared.same_split,
+        common_images=compared.common_images,
+        items=[ComparedRow.model_construct(**row) for row in compared.rows],
+    )
 
 
 def _once(events: list[JobEvent]) -> list[JobEvent]:
