@@ -30,7 +30,7 @@ class ProtocolManagement:
 
     async def ready(self) -> bool:
         """Whether requests can be served."""
-        return all(part["ok"] for part in (await self._health.parts()).values())
+        return all(part.ok for part in (await self._health.parts()).values())
 
     def server(self) -> Info:
         """The metadata of the server."""

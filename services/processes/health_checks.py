@@ -7,17 +7,15 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 from ekiben.errors import Refusal
+from services.schemas.health import HealthPart
 
 log = logging.getLogger(__name__)
 
 PATIENCE_S = 5.0
 KEPT_S = 0.5
 """Seconds that a verdict is cached: probes are frequent, and the check of the store writes."""
-
-Verdict = dict[str, Any]
 
 
 class HealthChecks:
@@ -30,10 +28,10 @@ class HealthChecks:
         self._blocking = blocking
         self._awaited = awaited
         self._threads = {name: ThreadPoolExecutor(1, thread_name_prefix=f"check-{name}") for name in blocking}
-        self._under_way: dict[str, asyncio.Future[Verdict]] = {}
-        self._known: dict[str, tuple[float, Verdict]] = {}
+        self._under_way: dict[str, asyncio.Future[HealthPart]] = {}
+        self._known: dict[str, tuple[float, HealthPart]] = {}
 
-    async def parts(self) -> dict[str, Verdict]:
+    async def parts(self) -> dict[str, HealthPart]:
         """The verdict on every part, at most KEPT_S old; a part whose check takes over PATIENCE_S is not ok."""
         names = [*self._blocking, *self._awaited]
         return dict(zip(names, await asyncio.gather(*(self._part(name) for name in names)), strict=True))
@@ -43,7 +41,7 @@ class HealthChecks:
         for threads in self._threads.values():
             threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _part(self, name: str) -> Verdict:
+    async def _part(self, name: str) -> HealthPart:
         known = self._known.get(name)
         if known is not None and time.monotonic() - known[0] < KEPT_S:
             return known[1]
@@ -55,19 +53,19 @@ class HealthChecks:
         try:
             return await asyncio.wait_for(asyncio.shield(under_way), PATIENCE_S)
         except TimeoutError:
-            return {"ok": False, "detail": f"no answer within {PATIENCE_S:.0f} s"}
+            return HealthPart(ok=False, detail=f"no answer within {PATIENCE_S:.0f} s")
 
-    async def _check(self, name: str) -> Verdict:
-        verdict: Verdict = {"ok": True, "detail": "ok"}
+    async def _check(self, name: str) -> HealthPart:
+        verdict = HealthPart(ok=True, detail="ok")
         try:
             if name in self._blocking:
                 await asyncio.get_running_loop().run_in_executor(self._threads[name], self._blocking[name])
             else:
                 await self._awaited[name]()
         except Refusal as error:
-            verdict = {"ok": False, "detail": error.message}
+            verdict = HealthPart(ok=False, detail=error.message)
         except Exception:
             log.exception("health check of %s", name)
-            verdict = {"ok": False, "detail": "internal error; the log has it"}
+            verdict = HealthPart(ok=False, detail="internal error; the log has it")
         self._known[name] = (time.monotonic(), verdict)
         return verdict

@@ -12,7 +12,7 @@ from ekiben.errors import Refusal
 from services import metrics
 from services.app_state import AppState
 from services.rest.responses import json_response
-from services.schemas.health import HealthBody
+from services.schemas.health import HealthBody, HealthPart
 
 router = APIRouter(tags=["health"])
 
@@ -54,29 +54,29 @@ async def show_metrics(request: Request) -> Response:
 async def _verdict(request: Request, *, with_models: bool) -> Response:
     app_state: AppState = request.app.state.app_state
     parts = dict(await app_state.health.parts())
-    ok = all(part["ok"] for part in parts.values())
+    ok = all(part.ok for part in parts.values())
     if with_models:
         parts["models"] = _models(app_state)
         parts["workers"] = await asyncio.to_thread(_workers, app_state)
-    return json_response({"ok": ok, "version": __version__, "parts": parts}, 200 if ok else 503)
+    return json_response(HealthBody(ok=ok, version=__version__, parts=parts), 200 if ok else 503)
 
 
-def _models(app_state: AppState) -> dict[str, object]:
+def _models(app_state: AppState) -> HealthPart:
     """The part on models: those without a version are named, but do not make the server unhealthy."""
     listed = app_state.index.listed()
     present = sum(1 for model in listed if model.active is not None)
     missing = [model.model.name for model in listed if model.active is None]
     detail = f"{present} available" + (f"; unavailable: {', '.join(missing)}" if missing else "")
-    return {"ok": not missing, "detail": detail}
+    return HealthPart(ok=not missing, detail=detail)
 
 
-def _workers(app_state: AppState) -> dict[str, object]:
+def _workers(app_state: AppState) -> HealthPart:
     """The part on workers: without one requests are still served, but jobs wait."""
     try:
         alive = app_state.jobs.check_workers()
     except Refusal as error:
-        return {"ok": False, "detail": error.message}
-    return {"ok": alive > 0, "detail": f"{alive} alive" if alive else "none alive: jobs wait"}
+        return HealthPart(ok=False, detail=error.message)
+    return HealthPart(ok=alive > 0, detail=f"{alive} alive" if alive else "none alive: jobs wait")
 
 
 def _observe_jobs(app_state: AppState) -> None:
