@@ -142,6 +142,7 @@ def _answer(item: Item[P, R], result: R | None, timing: Timing | None, error: Ba
 
 
 def refuse_dead(item: Item[Any, Any]) -> None:
+    """End an item that is not run: CallerLeft where its caller has left, else DeadlineExceeded."""
     error: Refusal
     if item.left:
         error = CallerLeft("the caller left before its turn")

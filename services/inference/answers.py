@@ -28,4 +28,5 @@ def artifact_urls(artifacts: Mapping[str, str]) -> dict[str, str]:
 
 
 def embedding_body(use: EmbeddingUse) -> EmbeddingBody:
+    """Whether the embedding was there, and what making it took, in milliseconds."""
     return EmbeddingBody(cached=use.cached, encode_ms=round(use.encode_ms, 3))

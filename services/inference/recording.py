@@ -190,6 +190,7 @@ class Recorder:
         await self._undo(record, [])
 
     async def read(self, key: str) -> bytes:
+        """The bytes of a blob. NotFound, Unavailable."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, self.store.get, key)
 
     async def read_some(self, keys: Sequence[str]) -> dict[str, bytes]:
@@ -217,6 +218,7 @@ class Recorder:
         await asyncio.get_running_loop().run_in_executor(self._threads, remove)
 
     async def close(self) -> None:
+        """Wait for what is being removed, and end the threads."""
         if self._undoing:
             await asyncio.wait(self._undoing, timeout=10)
         await asyncio.to_thread(self._threads.shutdown)

@@ -43,6 +43,7 @@ class Slices:
     _resources: ExitStack
 
     def close(self) -> None:
+        """Remove the temporary file."""
         self._resources.close()
 
 
