@@ -18,7 +18,7 @@
           |-- DeadlineExceeded   the deadline of the request passed
           `-- CallerLeft     the client has disconnected
 
-``services/rest/error_handlers.py`` is the one table from these classes to HTTP status and gRPC code. The client
+``services/error_codes.py`` is the one table from these classes to HTTP status and gRPC code. The client
 gets any other exception as "internal error" with the request id, without its text.
 """
 

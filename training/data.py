@@ -1,11 +1,10 @@
-"""The prepared archive for training: images decoded as at serve time, masks as class indices."""
+"""A prepared archive in training: images decoded as at serve time, masks as class indices."""
 
 from __future__ import annotations
 
 import io
 import os
 import threading
-import zipfile
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,105 +12,55 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ekiben.dataset_archive import BadDataset, DatasetArchive, Sample
 from ekiben.errors import BadInput
 from models.images import decode
-from training.split import BadDataset
 
 Pixels = NDArray[np.uint8]
 
-_DESCRIPTION = "dataset.json"
 _LEAST_STD = 1 / 255  # one grey level: a constant channel must not be divided by zero
 
 
-class ClassEntry(BaseModel):
-    """A class in ``dataset.json``. ``color``: RGB, 0-255."""
-
-    model_config = ConfigDict(frozen=True)
-
-    name: str
-    color: tuple[int, int, int]
-
-
-class SampleEntry(BaseModel):
-    """An image and its mask in ``dataset.json``.
-
-    ``group``: samples of one group stay in one part of a split. ``sha256``: of the RGB pixels. ``width``, ``height``:
-    of the EXIF-turned image. ``image``, ``mask``: names of entries in the archive.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    name: str
-    group: str
-    sha256: str
-    width: int = Field(ge=1)
-    height: int = Field(ge=1)
-    image: str
-    mask: str
-
-
-class Description(BaseModel):
-    """Contents of ``dataset.json`` that training reads; class 0 is the background.
-
-    Written by services/datasets/importer.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    format: int
-    name: str
-    classes: tuple[ClassEntry, ...] = Field(min_length=2, max_length=256)
-    grey: bool = False
-    samples: tuple[SampleEntry, ...]
-
-
 class TrainingData:
-    """A prepared archive. Thread-safe. Decoded images are cached while they fit into ``cache_bytes``.
+    """A prepared archive, decoded. Thread-safe. Decoded images are cached while they fit into ``cache_bytes``.
 
     With ``side`` every image is resized to side x side (bilinear; masks nearest). Raises BadDataset for an archive that
     cannot be read, as do the methods.
     """
 
     def __init__(self, path: Path, *, side: int | None, cache_bytes: int) -> None:
-        try:
-            self._zip = zipfile.ZipFile(path)
-            self.description = Description.model_validate_json(self._zip.read(_DESCRIPTION))
-        except (OSError, zipfile.BadZipFile, KeyError) as error:
-            raise BadDataset(f"the prepared archive cannot be read: {_first_line(error)}") from None
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise BadDataset(f"the prepared archive's {_DESCRIPTION}: {where}: {first['msg']}") from None
-        if self.description.format != 1:
-            raise BadDataset(f"the prepared archive is of format {self.description.format}; this training reads 1")
+        self._archive = DatasetArchive(path)
         if not self.samples:
             raise BadDataset("the dataset has no images")
         self._side = side
         self._free_bytes = cache_bytes
         self._cached: OrderedDict[int, tuple[Pixels, Pixels]] = OrderedDict()
-        self._read_lock = threading.Lock()  # a ZipFile has one file position
-        self._cache_lock = threading.Lock()
+        self._lock = threading.Lock()  # of the cache
 
     @property
-    def samples(self) -> tuple[SampleEntry, ...]:
+    def samples(self) -> tuple[Sample, ...]:
         """All samples; methods take an index into them."""
-        return self.description.samples
+        return self._archive.samples
+
+    @property
+    def name(self) -> str:
+        """The dataset's name."""
+        return self._archive.name
 
     @property
     def labels(self) -> list[str]:
         """Class names by class index; the first is the background."""
-        return [item.name for item in self.description.classes]
+        return [item.name for item in self._archive.classes]
 
     @property
     def palette(self) -> list[tuple[int, int, int]]:
         """RGB colours, 0-255, by class index."""
-        return [item.color for item in self.description.classes]
+        return [item.color for item in self._archive.classes]
 
     def bytes_of(self, index: int) -> bytes:
         """Encoded image, as uploaded; slices of volumes are PNG."""
-        return self._read(self.samples[index].image)
+        return self._archive.image(index)
 
     def image(self, index: int) -> Image.Image:
         """The image decoded as in a request: RGB, EXIF-turned, at its own size."""
@@ -130,7 +79,7 @@ class TrainingData:
 
         Cached arrays: do not modify.
         """
-        with self._cache_lock:
+        with self._lock:
             cached = self._cached.get(index)
         if cached is not None:
             return cached
@@ -143,7 +92,7 @@ class TrainingData:
             mask = mask.resize(square, Image.Resampling.NEAREST)
         decoded = (np.asarray(rgb), np.asarray(mask))
         size = decoded[0].nbytes + decoded[1].nbytes
-        with self._cache_lock:
+        with self._lock:
             if index not in self._cached and size <= self._free_bytes:
                 self._cached[index] = decoded
                 self._free_bytes -= size
@@ -157,7 +106,7 @@ class TrainingData:
     def _mask(self, index: int) -> Image.Image:
         sample = self.samples[index]
         try:
-            mask = Image.open(io.BytesIO(self._read(sample.mask)), formats=["PNG"])
+            mask = Image.open(io.BytesIO(self._archive.mask(index)), formats=["PNG"])
             mask.load()
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise BadDataset(f"{sample.name}: its mask cannot be read: {_first_line(error)}") from None
@@ -167,13 +116,6 @@ class TrainingData:
         if highest >= len(self.labels):
             raise BadDataset(f"{sample.name}: its mask has class {highest}, the dataset {len(self.labels)} classes")
         return mask
-
-    def _read(self, name: str) -> bytes:
-        try:
-            with self._read_lock:
-                return self._zip.read(name)
-        except (OSError, KeyError, zipfile.BadZipFile) as error:
-            raise BadDataset(f"the prepared archive cannot be read: {_first_line(error)}") from None
 
 
 def normalisation(

@@ -8,19 +8,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from ekiben.errors import Refusal
+from ekiben.dataset_archive import BadDataset
 from ekiben.training import FEW_IMAGES, TrainingOptions
 
 Assessment = Literal["holdout", "cross_validation"]
 
 DEFAULT_FOLDS = 5
 LEAST_FOLDS = 3
-
-
-class BadDataset(Refusal):
-    """A dataset that cannot be trained on."""
-
-    code = "bad_dataset"
 
 
 class Member(Protocol):

@@ -251,7 +251,7 @@ class Trainer:
     def _metadata(
         self, normalization: Normalization, threshold: float | None, progress: FitProgress
     ) -> ServingMetadata:
-        name = self.archive.description.name
+        name = self.archive.name
         return ServingMetadata(
             options=self.options,
             labels=self.archive.labels,

@@ -183,7 +183,7 @@ class DatasetService:
                 partial.replace(path)
             finally:
                 partial.unlink(missing_ok=True)
-        prepared = DatasetArchive.open(path)
+        prepared = DatasetArchive(path)
         self._open[dataset.id] = prepared
         while len(self._open) > _OPEN:
             self._open.popitem(last=False)

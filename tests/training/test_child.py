@@ -102,8 +102,8 @@ def test_a_loss_that_explodes_and_stays_is_diverged(tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda path: path.write_bytes(b"no archive"), "cannot be read"),
-        (lambda path: path.unlink(), "cannot be read"),
+        (lambda path: path.write_bytes(b"no archive"), "not a prepared dataset: File is not a zip file"),
+        (lambda path: path.unlink(), "not a prepared dataset: No such file"),
         (lambda path: zipfile.ZipFile(path, "w").close(), "dataset.json"),
         (lambda path: discs.write_archive(path, discs.images(2)), "2 different images"),
         (lambda path: discs.write_archive(path, discs.images(24, 3), 2), "class 2, the dataset 2 classes"),

@@ -85,7 +85,7 @@ def import_dataset(folder: Path, report: Report, progress: ReportProgress) -> di
         class_map=verdict.decision.map,
         progress=lambda done, total: progress("write", done, total),
     )
-    with DatasetArchive.open(folder / ARCHIVE) as dataset:
+    with DatasetArchive(folder / ARCHIVE) as dataset:
         write_preview(folder / PREVIEW, dataset)
     report.write(folder / REPORT)
     return {

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
-from ekiben.dataset_archive import FORMAT, INDEX
+from ekiben.dataset_archive import FORMAT, INDEX, ArchiveClass, DatasetIndex, Sample
 from models.images import encode_png
 from services.datasets.importer.class_map import ClassMap
 from services.datasets.importer.layout import Pair
@@ -40,7 +38,7 @@ def prepare(
     already, and a reader has random access to samples. ``progress`` is called with samples done and all samples.
     """
     part = target.with_name(target.name + ".part")
-    index: list[dict[str, Any]] = []
+    index: list[Sample] = []
     with zipfile.ZipFile(part, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         for number, (sample, image, mask) in enumerate(_opened(archive, pairs, samples)):
             progress(number, len(samples))
@@ -53,26 +51,27 @@ def prepare(
             if image.volume:
                 geometry = {"file": _source_name(pairs[sample.pair].image.name)} | image.geometry(sample.frame)
             index.append(
-                {
-                    "name": sample.name,
-                    "group": groups[number],
-                    "sha256": sample.sha256,
-                    "width": sample.width,
-                    "height": sample.height,
-                    "image": image_name,
-                    "mask": mask_name,
-                    "class_pixels": class_map.pixels_of(sample.mask),
-                    "geometry": geometry,
-                }
+                Sample(
+                    name=sample.name,
+                    group=groups[number],
+                    sha256=sample.sha256,
+                    width=sample.width,
+                    height=sample.height,
+                    image=image_name,
+                    mask=mask_name,
+                    class_pixels=tuple(class_map.pixels_of(sample.mask)),
+                    geometry=geometry,
+                )
             )
-        whole = {
-            "format": FORMAT,
-            "name": name,
-            "classes": [{"name": n, "color": list(c)} for n, c in zip(class_map.names, class_map.colors, strict=True)],
-            "grey": all(sample.grey for sample in samples),
-            "samples": index,
-        }
-        archive.writestr(_entry(INDEX), json.dumps(whole, ensure_ascii=False))
+        classes = [ArchiveClass(name=n, color=c) for n, c in zip(class_map.names, class_map.colors, strict=True)]
+        whole = DatasetIndex(
+            format=FORMAT,
+            name=name,
+            classes=tuple(classes),
+            grey=all(sample.grey for sample in samples),
+            samples=tuple(index),
+        )
+        archive.writestr(_entry(INDEX), whole.model_dump_json())
     os.replace(part, target)
     progress(len(samples), len(samples))
 

@@ -58,7 +58,7 @@ def test_the_changed_pixels_of_jpeg_masks_are_counted(tmp_path: Path) -> None:
     share = changed / sum(level.size for level in levels)
     done = imported(tmp_path, dataset(24, lambda i: raw[i]))
     assert f" {changed} pixels ({share:.2%}) " in done.finding("jpeg_artefacts")["message"]
-    with DatasetArchive.open(done.archive) as prepared:
+    with DatasetArchive(done.archive) as prepared:
         counts = [sample.class_pixels for sample in prepared.samples]
     assert counts == [(int((blob(i) == 0).sum()), int((blob(i) > 0).sum())) for i in range(24)]
 
@@ -72,7 +72,7 @@ def test_copies_stay_together(tmp_path: Path) -> None:
         "masks/other.png": png(blob(7)),
     }
     done = imported(tmp_path, files)
-    with DatasetArchive.open(done.archive) as prepared:
+    with DatasetArchive(done.archive) as prepared:
         groups = {sample.name: sample.group for sample in prepared.samples}
     assert groups["copy"] == groups["other"] == groups["img_00"]
     assert len(set(groups.values())) == 24 == done.report["groups"]
@@ -88,7 +88,7 @@ def test_a_turned_image_and_its_turned_mask_make_a_sample(tmp_path: Path) -> Non
         "masks/photo.png": png(blob(3, 255, 30, 60)),
     }
     done = imported(tmp_path, files)
-    with DatasetArchive.open(done.archive) as prepared:
+    with DatasetArchive(done.archive) as prepared:
         sample = prepared.samples[-1]
     assert (sample.name, sample.width, sample.height) == ("photo", 30, 60)
     assert done.finding("exif_turned")["samples"] == ["photo"]

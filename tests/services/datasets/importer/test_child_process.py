@@ -82,7 +82,7 @@ def test_nuclei(shared_data: Path, tmp_path: Path) -> None:
     assert (report["ok"], report["class_map"], report["files"]) == (True, "binary_0_255", 360)
     sizes = Counter(mask.shape for mask in masks.values())
     assert {(s["height"], s["width"]): s["images"] for s in report["sizes"]} == dict(sizes)
-    with DatasetArchive.open(tmp_path / "dataset.zip") as prepared:
+    with DatasetArchive(tmp_path / "dataset.zip") as prepared:
         assert len(prepared) == 180
         for number in (0, 77, 179):
             name = prepared.samples[number].name
@@ -110,8 +110,8 @@ def test_membrane_is_black_in_its_masks(shared_data: Path, tmp_path: Path) -> No
         "images": 30,
     }
     assert [note["code"] for note in report["notes"]] == ["inverted"]
-    with DatasetArchive.open(tmp_path / "dataset.zip") as prepared:
-        assert prepared.grey
+    with DatasetArchive(tmp_path / "dataset.zip") as prepared:
+        assert prepared.index.grey
 
 
 def test_a_refusal_is_the_last_line_and_the_report_is_there(tmp_path: Path) -> None:

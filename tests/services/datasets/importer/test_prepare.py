@@ -18,7 +18,7 @@ from PIL import Image
 from pydicom.data import get_testdata_file
 
 from ekiben.dataset_archive import DatasetArchive
-from ekiben.errors import BadInput, NotFound
+from ekiben.errors import NotFound
 from models.images import decode
 from tests.services.datasets.importer.uploads import Imported, blob, dataset, image, imported, png
 from tests.toy_models import encoded, noise
@@ -48,7 +48,7 @@ def written(slice_: pydicom.Dataset) -> bytes:
 
 def opened(done: Imported) -> DatasetArchive:
     assert done.refusal is None, done.refusal
-    return DatasetArchive.open(done.archive)
+    return DatasetArchive(done.archive)
 
 
 def test_images_as_they_came_and_masks_by_class(tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_images_as_they_came_and_masks_by_class(tmp_path: Path) -> None:
         files[f"set/images/i{i:02d}.{formats[i % 5].lower()}"] = image(i, 40 + i, 50, formats[i % 5])
         files[f"set/masks/i{i:02d}.png"] = png(blob(i, 255, 40 + i, 50))
     with opened(imported(tmp_path, files)) as prepared:
-        assert (prepared.name, prepared.grey, len(prepared)) == ("toy", False, 20)
+        assert (prepared.name, prepared.index.grey, len(prepared)) == ("toy", False, 20)
         assert [(c.name, c.color) for c in prepared.classes] == [
             ("background", (0, 0, 0)),
             ("foreground", (230, 57, 70)),
@@ -85,7 +85,7 @@ def test_grey_is_said_of_grey_datasets_whatever_their_files(tmp_path: Path) -> N
         grey = noise(40, 40, i).convert("L")
         files[f"images/img_{i:02d}.png"] = encoded(grey.convert("RGB") if i else grey)
     with opened(imported(tmp_path, files)) as prepared:
-        assert prepared.grey
+        assert prepared.index.grey
 
 
 def test_the_same_upload_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_nifti_volumes(tmp_path: Path) -> None:
     done = imported(tmp_path, files)
     with opened(done) as prepared:
         assert len(prepared) == 12
-        assert prepared.grey
+        assert prepared.index.grey
         assert [s.name for s in prepared.samples][:5] == ["case0/0", "case0/1", "case0/2", "case0/3", "case1/0"]
         assert [s.group for s in prepared.samples] == ["case0"] * 4 + ["case1"] * 4 + ["case2"] * 4
         counts = [sample.class_pixels for sample in prepared.samples]
@@ -219,14 +219,7 @@ def test_the_images_of_a_folder_beside(tmp_path: Path) -> None:
         np.testing.assert_array_equal(pixels(prepared.mask(2)), blob(2, 1))
 
 
-def test_what_is_not_an_archive_or_not_in_it(tmp_path: Path) -> None:
-    (tmp_path / "a.zip").write_bytes(b"no")
-    with pytest.raises(BadInput, match=r"a\.zip is not a prepared dataset"):
-        DatasetArchive.open(tmp_path / "a.zip")
-    with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
-        archive.writestr("dataset.json", '{"format": 9}')
-    with pytest.raises(BadInput, match="unknown format 9"):
-        DatasetArchive.open(tmp_path / "b.zip")
+def test_a_sample_out_of_range_is_not_found(tmp_path: Path) -> None:
     with opened(imported(tmp_path / "c", dataset(3))) as prepared:
         with pytest.raises(NotFound, match="has 3 samples; there is no sample 3"):
             prepared.image(3)
