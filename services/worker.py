@@ -101,14 +101,14 @@ async def _work(settings: Settings, worker_id: str, *, with_parent: bool) -> int
     workers, records, queue = Workers(app_state.database), JobRecords(app_state.database), app_state.job_queue
     workspace = JobWorkspace(own, app_state.store, records, worker_id, threads)
     datasets = Datasets(app_state.database)
-    places = settings.items_at_once or ITEMS_PER_CORE * cores()
+    max_items = settings.items_at_once or ITEMS_PER_CORE * cores()
     executor = JobExecutor(
         app_state.inference,
         records,
         queue,
         worker_id,
-        places=places,
-        heavy_places=settings.items_at_once or max(1, cores() // 2),
+        max_items=max_items,
+        max_heavy=settings.items_at_once or max(1, cores() // 2),
         threads=threads,
         handlers={
             import_job.OPERATION: DatasetImportHandler(workspace, datasets),
@@ -132,7 +132,7 @@ async def _work(settings: Settings, worker_id: str, *, with_parent: bool) -> int
         await steadily(start)
     gc.freeze()  # what was imported stays: full collections need not visit it
     watching = asyncio.create_task(executor.watch())
-    log.info("worker ready", extra={"worker": worker_id, "items_at_once": places})
+    log.info("worker ready", extra={"worker": worker_id, "items_at_once": max_items})
     try:
         await _until(ended, app_state, executor)
     finally:

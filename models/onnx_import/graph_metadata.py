@@ -93,7 +93,9 @@ def read_graph(
     try:
         return GraphInfo.model_validate(report["facts"])
     except (KeyError, ValidationError) as error:
-        raise BadModelFile(f"{path.name}: it makes no sense of itself ({type(error).__name__})") from None
+        raise BadModelFile(
+            f"{path.name}: its inputs and outputs could not be described ({type(error).__name__})"
+        ) from None
 
 
 def _run_child(name: str, arguments: list[str], limits: Limits) -> dict[str, Any]:

@@ -28,12 +28,12 @@ _Waiting = tuple[int, "asyncio.Future[Permit]"]
 
 
 class ConcurrencyLimiter:
-    """Bounds the items that run at once: ``places`` permits, of them ``heavy_places`` for heavy items. For one event
+    """Bounds the items that run at once: ``max_items`` permits, of them ``max_heavy`` for heavy items. For one event
     loop."""
 
-    def __init__(self, places: int, heavy_places: int) -> None:
-        self.places = places
-        self.heavy_places = heavy_places
+    def __init__(self, max_items: int, max_heavy: int) -> None:
+        self.max_items = max_items
+        self.max_heavy = max_heavy
         self._inside = 0
         self._heavy_inside = 0
         self._exclusive_inside = False
@@ -81,10 +81,10 @@ class ConcurrencyLimiter:
                     return
                 self._admit(self._exclusive, heavy=False, exclusive=True)
                 continue
-            if self._inside >= self.places:
+            if self._inside >= self.max_items:
                 return
             light, heavy = _head(self._waiting[False]), _head(self._waiting[True])
-            if heavy is not None and self._heavy_inside >= self.heavy_places:
+            if heavy is not None and self._heavy_inside >= self.max_heavy:
                 heavy = None
             if light is None and heavy is None:
                 return

@@ -22,7 +22,7 @@ class SingleFlight(Generic[T]):
     def __init__(self) -> None:
         self._calls: dict[Hashable, _Call[T]] = {}
 
-    def get(self, key: Hashable) -> bool:
+    def running(self, key: Hashable) -> bool:
         """Whether a computation for ``key`` is running."""
         return key in self._calls
 

@@ -44,7 +44,7 @@ class DatasetService:
         self._jobs = jobs
         self._open: OrderedDict[str, DatasetArchive] = OrderedDict()
 
-    async def bring(
+    async def create(
         self,
         options: DatasetOptions,
         archive: IO[bytes] | None,

@@ -74,7 +74,7 @@ class _JobProgress:
 class JobExecutor:
     """Works on the queue entries of one worker, as many at once as the queue gives. Runs on one event loop.
 
-    ``places``: items that run at once, of them ``heavy_places`` of heavy operations. ``handlers``: by operation, of
+    ``max_items``: items that run at once, of them ``max_heavy`` of heavy operations. ``handlers``: by operation, of
     jobs that are no inference. ``threads`` run the database calls; None: those of the loop.
     """
 
@@ -85,8 +85,8 @@ class JobExecutor:
         queue: JobQueue,
         worker_id: str,
         *,
-        places: int,
-        heavy_places: int,
+        max_items: int,
+        max_heavy: int,
         threads: Executor | None = None,
         handlers: Mapping[str, JobHandler] | None = None,
     ) -> None:
@@ -97,7 +97,7 @@ class JobExecutor:
         self._worker_id = worker_id
         self._handlers = handlers or {}
         self._stopping = False
-        self._limiter = ConcurrencyLimiter(places, heavy_places)
+        self._limiter = ConcurrencyLimiter(max_items, max_heavy)
         self._settler = ItemSettler(inference.pipeline.records, jobs, worker_id, threads)
         self._runner = ItemRunner(
             inference, jobs, worker_id, self._limiter, self._settler, lambda: self._stopping, threads
@@ -155,7 +155,7 @@ class JobExecutor:
             try:
                 if time.monotonic() - last_search >= SEARCH_S:
                     last_search = time.monotonic()
-                    await self._give_back_astray()
+                    await self._requeue_lost()
                 if not self._active:
                     continue
                 self.last_busy = time.monotonic()
@@ -268,7 +268,7 @@ class JobExecutor:
                 for task in list(progress.tasks):
                     task.cancel()
 
-    async def _give_back_astray(self) -> None:
+    async def _requeue_lost(self) -> None:
         """Queue items again that the database has as this worker's, but no task works on: a response of the database
         was lost.
 

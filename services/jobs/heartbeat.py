@@ -13,6 +13,9 @@ log = logging.getLogger(__name__)
 
 BEAT_S = 2.0
 
+DEAD_S = 8.0
+"""Seconds without a heartbeat after which a worker is dead."""
+
 
 class Heartbeat:
     """A thread that records every BEAT_S seconds that this worker is alive, and how many items it has claimed.

@@ -18,14 +18,11 @@ from ekiben.errors import Refusal
 from ekiben.settings import Settings
 from services.jobs.dbos_queue import JobQueue
 from services.jobs.garbage_collection import GarbageCollector
-from services.jobs.heartbeat import Heartbeat
+from services.jobs.heartbeat import DEAD_S, Heartbeat
 from services.jobs.time_limit import GRACE_S, timeout_error
 from services.jobs.webhooks import Webhooks
 
 log = logging.getLogger(__name__)
-
-DEAD_S = 8.0
-"""Seconds without a heartbeat after which a worker is dead."""
 
 SWEEP_S = 3.0
 STALLED_S = 30.0

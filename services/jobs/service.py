@@ -22,13 +22,11 @@ from services.inference.recording import Recorder
 from services.inference.volumes import sniff_any
 from services.jobs.dbos_queue import JobQueue
 from services.jobs.garbage_collection import remove_job
+from services.jobs.heartbeat import DEAD_S
 from services.jobs.submission import JobTerms, NewItem, entry_count, inference_job, single_job
 from services.schemas.inference import InferenceOptions
 
 log = logging.getLogger(__name__)
-
-ALIVE_S = 8.0
-"""Seconds since the last heartbeat within which a worker counts as alive."""
 
 _UNKNOWN = "application/octet-stream"
 
@@ -237,7 +235,7 @@ class JobService:
 
     def check_workers(self) -> int:
         """How many workers are alive, on all machines. Blocks."""
-        return len(self._workers.alive(ALIVE_S))
+        return len(self._workers.alive(DEAD_S))
 
     def worker_ended(self, worker_id: str) -> None:
         """Record that a worker's process has ended, so that others need not wait for its heartbeat to be overdue.

@@ -199,7 +199,7 @@ class SamRunner:
             return embedding, held, timing
 
         while True:
-            mine = not self._single_flight.get(key)
+            mine = not self._single_flight.running(key)
             loop = asyncio.get_running_loop()
             try:
                 async with asyncio.timeout_at(loop.time() + deadline - time.monotonic()):

@@ -12,7 +12,7 @@ from services.schemas.jobs import JobError
 State = Literal["importing", "ready", "refused", "failed"]
 
 
-class BroughtBody(Body):
+class CreatedDatasetBody(Body):
     """The dataset, and the job that imports it."""
 
     dataset_id: str = Field(examples=[EXAMPLE_ID])

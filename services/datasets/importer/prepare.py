@@ -63,11 +63,11 @@ def prepare(
                     geometry=geometry,
                 )
             )
-        classes = [ArchiveClass(name=n, color=c) for n, c in zip(class_map.names, class_map.colors, strict=True)]
+        class_list = [ArchiveClass(name=n, color=c) for n, c in zip(class_map.names, class_map.colors, strict=True)]
         whole = DatasetIndex(
             format=FORMAT,
             name=name,
-            classes=tuple(classes),
+            classes=tuple(class_list),
             grey=all(sample.grey for sample in samples),
             samples=tuple(index),
         )

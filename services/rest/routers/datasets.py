@@ -21,7 +21,7 @@ from services.rest.responses import json_response, page_response
 from services.rest.uploads.archive_upload import read_archive
 from services.schemas.body import PageBody
 from services.schemas.datasets import (
-    BroughtBody,
+    CreatedDatasetBody,
     DatasetBody,
     DatasetClass,
     DatasetOptions,
@@ -72,7 +72,7 @@ _FORM = {
     summary="Bring a dataset: a ZIP, a URL, or corrected masks",
     status_code=202,
     response_model=None,
-    responses={202: {"model": BroughtBody}},
+    responses={202: {"model": CreatedDatasetBody}},
     openapi_extra={
         "parameters": [IDEMPOTENCY],
         "requestBody": {
@@ -85,7 +85,7 @@ _FORM = {
         },
     },
 )
-async def bring(request: Request) -> Response:
+async def create(request: Request) -> Response:
     app_state: AppState = request.app.state.app_state
     idempotency_key(request)  # a wrong one is refused before anything is stored
     limit = app_state.settings.dataset_mb * 1_000_000
@@ -95,12 +95,12 @@ async def bring(request: Request) -> Response:
         own = DatasetOptions(**{name: getattr(options, name) for name in DatasetOptions.model_fields})
         archive: IO[bytes] | None = form.archive
         terms = options.terms(request)
-        dataset_id, job, created = await app_state.datasets.bring(own, archive, form.filename, terms)
+        dataset_id, job, created = await app_state.datasets.create(own, archive, form.filename, terms)
     finally:
         if form.archive is not None:
             form.archive.close()
     headers = {"Location": f"/v1/datasets/{dataset_id}"} | ({} if created else {"Idempotency-Replayed": "true"})
-    return json_response(BroughtBody(dataset_id=dataset_id, job_id=job.id), 202, headers)
+    return json_response(CreatedDatasetBody(dataset_id=dataset_id, job_id=job.id), 202, headers)
 
 
 @router.get(

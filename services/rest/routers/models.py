@@ -116,7 +116,7 @@ async def remove_version(request: Request, name: str, version: int) -> Response:
     responses={201: {"model": ModelBody}},
     openapi_extra=openapi(ModelUploadOptions, file_description="The .onnx file.", raw=("application/octet-stream",)),
 )
-async def bring(request: Request) -> Response:
+async def add(request: Request) -> Response:
     app_state: AppState = request.app.state.app_state
     upload = await read_upload(request, limit=MAX_MODEL_BYTES, text_files=frozenset({"labels", "palette"}))
     if upload.data is None:

@@ -15,9 +15,9 @@ from services.concurrency.limiter import ConcurrencyLimiter
 class Visits:
     """Who is inside a limiter, checked at every change."""
 
-    def __init__(self, places: int, heavy_places: int) -> None:
-        self.limiter = ConcurrencyLimiter(places, heavy_places)
-        self.places, self.heavy_places = places, heavy_places
+    def __init__(self, max_items: int, max_heavy: int) -> None:
+        self.limiter = ConcurrencyLimiter(max_items, max_heavy)
+        self.max_items, self.max_heavy = max_items, max_heavy
         self.inside: dict[str, tuple[bool, bool]] = {}
         self.entered: list[str] = []
         self.most = self.most_heavy = 0
@@ -45,10 +45,10 @@ class Visits:
     def check(self) -> None:
         heavy = sum(h for h, _ in self.inside.values())
         self.most, self.most_heavy = max(self.most, len(self.inside)), max(self.most_heavy, heavy)
-        assert len(self.inside) <= self.places
+        assert len(self.inside) <= self.max_items
         if any(a for _, a in self.inside.values()):
             assert len(self.inside) == 1
-        elif heavy > self.heavy_places:
+        elif heavy > self.max_heavy:
             raise AssertionError(f"{heavy} heavy ones are inside")
 
 

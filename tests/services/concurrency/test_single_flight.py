@@ -47,13 +47,13 @@ def test_one_run_for_all() -> None:
         single_flight, run = SingleFlight[int](), Run()
         callers = joined(single_flight, run, 10)
         await settle()
-        assert single_flight.get("k") and not single_flight.get("other")
+        assert single_flight.running("k") and not single_flight.running("other")
         callers += joined(single_flight, run, 5)
         await settle()
         run.gate.set()
         assert await asyncio.gather(*callers) == [1] * 15
         assert (run.started, run.ended, run.cancelled) == (1, 1, 0)
-        assert not single_flight.get("k")
+        assert not single_flight.running("k")
         assert await single_flight.do("k", run) == 2  # nothing is remembered
 
     asyncio.run(main())
@@ -85,7 +85,7 @@ def test_an_error_is_everybody_s_and_is_not_remembered() -> None:
         assert [str(error) for error in errors] == ["broken"] * 4 and run.started == 1
         assert all(isinstance(error, ValueError) for error in errors)
         run.error = None
-        assert not single_flight.get("k") and await single_flight.do("k", run) == 2
+        assert not single_flight.running("k") and await single_flight.do("k", run) == 2
 
     asyncio.run(main())
 
@@ -99,7 +99,7 @@ def test_those_who_leave_do_not_take_it_from_the_others(leaving: list[int]) -> N
         for number in leaving:
             callers[number].cancel()
         await settle()
-        assert run.cancelled == 0 and single_flight.get("k")
+        assert run.cancelled == 0 and single_flight.running("k")
         run.gate.set()
         answers = await asyncio.gather(*callers, return_exceptions=True)
         for number, answer in enumerate(answers):
@@ -120,7 +120,7 @@ def test_it_ends_when_the_last_one_leaves() -> None:
         assert run.cancelled == 0
         callers[2].cancel()
         await settle()
-        assert (run.cancelled, run.ended) == (1, 0) and not single_flight.get("k")
+        assert (run.cancelled, run.ended) == (1, 0) and not single_flight.running("k")
 
     asyncio.run(main())
 
@@ -152,7 +152,7 @@ def test_who_comes_after_that_begins_anew() -> None:
         await settle()
         first.cancel()
         await settle()
-        assert not single_flight.get("k")
+        assert not single_flight.running("k")
         second = asyncio.create_task(single_flight.do("k", quick))
         await settle()
         assert runs == ["began", "quick"]
@@ -172,7 +172,7 @@ def test_the_last_one_leaves_before_the_run_began() -> None:
         await asyncio.sleep(0)
         caller.cancel()
         await settle()
-        assert caller.cancelled() and not single_flight.get("k") and run.ended == 0
+        assert caller.cancelled() and not single_flight.running("k") and run.ended == 0
         run.gate.set()
         assert await single_flight.do("k", run) >= 1
 

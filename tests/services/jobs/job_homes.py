@@ -52,24 +52,24 @@ def comparable(answer: Any) -> Any:
 class AtWork:
     """A platform as a worker has it, and its hands."""
 
-    def __init__(self, app_state: AppState, places: int, heavy_places: int) -> None:
+    def __init__(self, app_state: AppState, max_items: int, max_heavy: int) -> None:
         self.app_state = app_state
         self.records = JobRecords(app_state.database)
-        self._places = (places, heavy_places)
+        self._max_items = (max_items, max_heavy)
         self.worker_id = ""
         self.work = self.another_worker()
 
     def another_worker(self) -> JobExecutor:
         """The hands of one more worker."""
         self.worker_id = new_id()
-        places, heavy_places = self._places
+        max_items, max_heavy = self._max_items
         return JobExecutor(
             self.app_state.inference,
             self.records,
             self.app_state.job_queue,
             self.worker_id,
-            places=places,
-            heavy_places=heavy_places,
+            max_items=max_items,
+            max_heavy=max_heavy,
         )
 
     async def submit(
@@ -147,7 +147,7 @@ class AtWork:
 
 @asynccontextmanager
 async def at_work(
-    template: Path, folder: Path, *, places: int = 4, heavy_places: int = 1, **settings: Any
+    template: Path, folder: Path, *, max_items: int = 4, max_heavy: int = 1, **settings: Any
 ) -> AsyncIterator[AtWork]:
     """A worker on a copy of ``template`` in ``folder``."""
     home = folder / "var"
@@ -155,6 +155,6 @@ async def at_work(
     given = {"home": home, "threads": 2, "device": "cpu"} | settings
     app_state = await AppState.start(Settings(**given), for_jobs=True)
     try:
-        yield AtWork(app_state, places, heavy_places)
+        yield AtWork(app_state, max_items, max_heavy)
     finally:
         await app_state.stop()

@@ -23,8 +23,8 @@ from ekiben.ids import LOCAL_OWNER, new_id
 from models.engine import engine
 from services.jobs import heartbeat as heartbeats
 from services.jobs import maintenance, time_limit
-from services.jobs.heartbeat import BEAT_S, Heartbeat
-from services.jobs.maintenance import DEAD_S, STALLED_S, Maintenance
+from services.jobs.heartbeat import BEAT_S, DEAD_S, Heartbeat
+from services.jobs.maintenance import STALLED_S, Maintenance
 from tests import toy_models
 from tests.services.jobs.job_homes import AtWork, at_work, make_home
 

@@ -37,7 +37,7 @@ def test_so_many_items_at_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> Non
         assert (await bench.finish(job.id)).succeeded == 8
         assert held.most <= 3
 
-    run(main, places=4)
+    run(main, max_items=4)
 
 
 def test_jobs_take_turns(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,7 +140,7 @@ def test_what_is_being_stored_holds_no_place(run: Run, monkeypatch: pytest.Monke
         await working
         assert bench.states(job.id) == ["succeeded"] * 3
 
-    run(main, places=1)
+    run(main, max_items=1)
 
 
 def test_what_failed_and_is_being_stored_holds_no_place(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,7 +153,7 @@ def test_what_failed_and_is_being_stored_holds_no_place(run: Run, monkeypatch: p
         await working
         assert bench.states(job.id) == ["failed"] * 3
 
-    run(main, places=1)
+    run(main, max_items=1)
 
 
 def test_one_that_is_alone_is_so_until_it_is_stored(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,7 +176,7 @@ def test_one_that_is_alone_is_so_until_it_is_stored(run: Run, monkeypatch: pytes
         await asyncio.gather(working, following)
         assert bench.states(suspect.id) == bench.states(other.id) == ["succeeded"]
 
-    run(main, places=3)
+    run(main, max_items=3)
 
 
 def test_threads_that_ask_the_database(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,8 +220,8 @@ def test_threads_that_ask_the_database(run: Run, monkeypatch: pytest.MonkeyPatch
                 bench.records,
                 bench.app_state.job_queue,
                 "worker-1",
-                places=4,
-                heavy_places=1,
+                max_items=4,
+                max_heavy=1,
                 threads=threads,
             )
             watching = asyncio.create_task(bench.work.watch())

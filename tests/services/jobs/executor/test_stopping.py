@@ -37,7 +37,7 @@ def test_a_cancelled_job_is_dropped(run: Run, monkeypatch: pytest.MonkeyPatch) -
         assert check_files(bench, job.id) == 3 * len(MORE)
         watching.cancel()
 
-    run(main, places=1)
+    run(main, max_items=1)
 
 
 def test_what_has_ended_stays_when_a_job_is_cancelled(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,7 +80,7 @@ def test_a_worker_that_stops_hands_back(run: Run, monkeypatch: pytest.MonkeyPatc
         assert (done.state, done.succeeded) == ("succeeded", 3)
         assert check_files(bench, job.id) == 9
 
-    run(main, places=2)
+    run(main, max_items=2)
 
 
 def test_a_worker_that_stops_finishes_what_it_can(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +98,7 @@ def test_a_worker_that_stops_finishes_what_it_can(run: Run, monkeypatch: pytest.
         await bench.work.work(job.id)  # nor ever again
         assert held.entered == 2
 
-    run(main, places=2)
+    run(main, max_items=2)
 
 
 def test_a_job_whose_time_is_up(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +121,7 @@ def test_a_job_whose_time_is_up(run: Run, monkeypatch: pytest.MonkeyPatch) -> No
         job = await bench.finish(job.id)
         assert (job.state, job.succeeded) == ("succeeded", len(MORE))
 
-    run(main, places=CLAIM_SIZE)
+    run(main, max_items=CLAIM_SIZE)
 
 
 def test_what_waits_at_the_gate_when_time_is_up_is_not_begun(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,7 +139,7 @@ def test_what_waits_at_the_gate_when_time_is_up_is_not_begun(run: Run, monkeypat
         assert (job.succeeded, held.entered) == (1, 1)
         assert sorted(bench.states(job.id)) == ["cancelled", "cancelled", "succeeded"]
 
-    run(main, places=1)
+    run(main, max_items=1)
 
 
 def test_time_is_not_up_while_another_worker_has_an_item(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -136,7 +136,7 @@ def test_an_item_that_killed_a_worker_runs_alone(run: Run, monkeypatch: pytest.M
         assert bench.states(others.id) == ["succeeded"] * 4
         assert len(order) == 7
 
-    run(main, places=3)
+    run(main, max_items=3)
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -188,4 +188,4 @@ def test_workers_that_are_thought_dead_at_any_moment(run: Run, monkeypatch: pyte
         assert [e.data["state"] for e in events if e.kind == "state"] == ["queued", "running", "succeeded"]
         assert len([event for event in events if event.kind == "worker_lost"]) == deaths
 
-    run(main, places=3)
+    run(main, max_items=3)

@@ -46,8 +46,8 @@ class Bench:
             self.records,
             self.app_state.job_queue,
             at.worker_id,
-            places=1,
-            heavy_places=1,
+            max_items=1,
+            max_heavy=1,
             handlers={"paint": self._job_handler(own)},
         )
         return own, work

@@ -230,7 +230,7 @@ def test_what_came_is_kept_where_the_commit_is_unsure(
         with tempfile.TemporaryFile() as upload:
             upload.write(b"PK")
             with pytest.raises(type(error)):
-                await app_state.datasets.bring(DatasetOptions(name="cells"), upload, "a.zip", JobTerms())
+                await app_state.datasets.create(DatasetOptions(name="cells"), upload, "a.zip", JobTerms())
         keys = list(app_state.store.list("datasets/"))
         assert [app_state.store.get(key) for key in keys] == [b"PK"] * kept
 
