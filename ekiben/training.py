@@ -20,11 +20,11 @@ The metrics of a single split would then rest on two or three test images.
 """
 
 DEFAULT_TILE = 256
-"""Side of the windows in pixels."""
+"""Side of the patches in pixels."""
 
 
 class TrainingOptions(BaseModel):
-    """The options of one training. The defaults train a U-Net of 1.6 million parameters on windows of 256 pixels."""
+    """The options of one training. The defaults train a U-Net of 1.6 million parameters on patches of 256 pixels."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -41,20 +41,20 @@ class TrainingOptions(BaseModel):
     )
     learning_rate: float = Field(default=3e-3, gt=0, le=1, description="At its highest; it falls along a cosine.")
     weight_decay: float = Field(default=1e-4, ge=0, le=1, description="Of AdamW.")
-    batch_size: int = Field(default=8, ge=1, le=256, description="Windows, or whole images, in one step.")
+    batch_size: int = Field(default=8, ge=1, le=256, description="Patches, or whole images, in one step.")
     tile: int | None = Field(
         default=None,
         ge=32,
         le=2048,
         multiple_of=SIDE_MULTIPLE,
-        description="Side of the windows cut from images at their own size; 256 unless image_size is given.",
+        description="Side of the patches cut from images at their own size; 256 unless image_size is given.",
     )
     image_size: int | None = Field(
         default=None,
         ge=32,
         le=2048,
         multiple_of=SIDE_MULTIPLE,
-        description="Instead of windows: every image resized to a square of this side.",
+        description="Instead of patches: every image resized to a square of this side.",
     )
     loss: Loss = Field(default="dice_ce", description="dice_ce is the sum of Dice and cross-entropy.")
     augmentation: Augmentation = Field(default="standard", description="How much the training images are varied.")
@@ -87,7 +87,7 @@ class TrainingOptions(BaseModel):
         # At least two pixels per side must be left at the deepest level: normalising a single pixel always gives 0.
         levels = 6 if self.architecture == "resnet34_unet" else self.depth
         if self.side < 2**levels:
-            raise ValueError(f"windows of {self.side} pixels are too small for {levels} levels; {2**levels} at least")
+            raise ValueError(f"patches of {self.side} pixels are too small for {levels} levels; {2**levels} at least")
         return self
 
     @property

@@ -39,8 +39,8 @@ class ByServer(LoadScopeScheduling):
 
     def _split_scope(self, nodeid: str) -> str:
         file, _, test = nodeid.partition("::")
-        given = test.partition("[")[2]
-        if topology := next((name for name in TOPOLOGIES if given.startswith(name)), None):
+        parameters = test.partition("[")[2].removesuffix("]").split("-")
+        if topology := next((name for name in TOPOLOGIES if name in parameters), None):
             return topology
         return next((folder for folder in SERVER_FOLDERS if file.startswith(folder)), file)
 

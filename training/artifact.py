@@ -58,7 +58,7 @@ def write_artifact(
 ) -> Manifest:
     """Write the artifact of ``network`` to ``folder``, which is replaced; return its manifest, without metrics.
 
-    ``indices``: images of ``archive`` whose windows are used for tracing and parity. Raises ParityError when ONNX
+    ``indices``: images of ``archive`` whose patches are used for tracing and parity. Raises ParityError when ONNX
     Runtime or TorchScript differs from torch by more than ``export.verify.TOLERANCE`` on them.
     """
     shutil.rmtree(folder, ignore_errors=True)
@@ -91,13 +91,13 @@ def write_artifact(
         folder / TORCHSCRIPT,
         (),
         real=[tiles, tiles[:1]],
-        real_from=f"{len(tiles)} windows of {side} x {side} of images that were not trained on, together and alone",
+        real_from=f"{len(tiles)} patches of {side} x {side} of images that were not trained on, together and alone",
     )
     return write_manifest(folder, manifest.model_copy(update={"parity": parity}))
 
 
 def _tiles(manifest: Manifest, archive: TrainingData, indices: Sequence[int]) -> Tensor:
-    """Windows float32 [N, 3, side, side], N >= 2, of the first images, cut and normalised as at serve time."""
+    """Patches float32 [N, 3, side, side], N >= 2, of the first images, cut and normalised as at serve time."""
     family = Unet(manifest)
     cut = []
     for index in list(indices)[:_PARITY_TILES]:

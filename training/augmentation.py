@@ -1,4 +1,4 @@
-"""Augmentation of a whole batch of training windows, on the device that trains."""
+"""Augmentation of a whole batch of training patches, on the device that trains."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ekiben.training import Augmentation
 
 @dataclass(frozen=True)
 class Preset:
-    """Ranges of the random parameters of a window; with zeros the window is unchanged.
+    """Ranges of the random parameters of a patch; with zeros the patch is unchanged.
 
     ``mirrored``: flips and quarter turns. ``turn``: largest angle in degrees, either direction. ``zoom``, ``contrast``,
     ``gamma``: a factor from 1 / (1 + x) to 1 + x. ``brightness``, ``noise`` (standard deviation): in shares of the full
@@ -39,15 +39,15 @@ PRESETS: dict[Augmentation, Preset] = {
 }
 
 _MOVED_SHARE = 0.5
-"""Share of the windows that are turned and zoomed: resampling blurs, and images at serve time are not resampled."""
+"""Share of the patches that are turned and zoomed: resampling blurs, and images at serve time are not resampled."""
 _BLURRED_SHARE = 0.25
 _BLUR_RADIUS = 4  # pixels; more than 2.5 sigma at the largest sigma of the presets
 
 
 class Draws:
-    """Random numbers for every window of a step; each method returns float32 [count], those of this process's windows.
+    """Random numbers for every patch of a step; each method returns float32 [count], those of this process's patches.
 
-    Drawn on the CPU for all processes, so that a window is varied alike on any device and any number of processes.
+    Drawn on the CPU for all processes, so that a patch is varied alike on any device and any number of processes.
     """
 
     def __init__(self, seed: int, count: int, part: tuple[int, int]) -> None:
@@ -74,7 +74,7 @@ def augment(
     """Varied images float32 [N, 3, H, W] in 0-1 and classes int64 [N, H, W]; all random numbers follow from ``seed``.
 
     ``images`` uint8 [N, 3, H, W], ``classes`` uint8 [N, H, W], H = W. Classes are resampled with the images, nearest
-    neighbour. ``part``: (rank, number of processes); the windows are this process's share of the step.
+    neighbour. ``part``: (rank, number of processes); the patches are this process's share of the step.
     """
     images = images.float() / 255
     draws = Draws(seed, len(images), part)
@@ -102,7 +102,7 @@ def _move(images: Tensor, classes: Tensor, preset: Preset, draws: Draws) -> tupl
     radians = torch.deg2rad(angle + 90.0 * quarters)
     cos, sin = torch.cos(radians) * zoom, torch.sin(radians) * zoom
     zeros = torch.zeros(count)
-    # From output to input coordinates. Windows are square, so quarter turns keep the grid.
+    # From output to input coordinates. Patches are square, so quarter turns keep the grid.
     places = torch.stack([torch.stack([cos * mirror, -sin, zeros], 1), torch.stack([sin * mirror, cos, zeros], 1)], 1)
     grid = functional.affine_grid(places.to(images.device), list(images.shape), align_corners=False)
     images = functional.grid_sample(images, grid, "bilinear", "reflection", align_corners=False)
@@ -120,7 +120,7 @@ def _tone(images: Tensor, preset: Preset, draws: Draws) -> Tensor:
 
 
 def _blur(images: Tensor, most: float, draws: Draws) -> Tensor:
-    """Blur a share of the windows, each with its own sigma: separable Gaussians as grouped convolutions."""
+    """Blur a share of the patches, each with its own sigma: separable Gaussians as grouped convolutions."""
     count, channels, height, width = images.shape
     sigma = draws.uniform(0.3, most)
     blurred = draws.uniform(0, 1) < _BLURRED_SHARE

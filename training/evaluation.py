@@ -33,7 +33,7 @@ class Evaluation:
 
     ``tables`` int64 [images, classes, 3]: true positives, false positives, false negatives in pixels. ``hd95`` float64
     [images, classes]: Hausdorff distances in pixels, NaN where undefined and for class 0. ``window_ms``: median time of
-    one window.
+    one patch.
     """
 
     indices: tuple[int, ...]
@@ -70,13 +70,13 @@ def evaluate(
 
 
 def _window_ms(run: Callable[[NDArray[np.generic]], Any], side: int) -> float:
-    """Median milliseconds of one window float32 [1, 3, side, side], after a first run that is not counted."""
-    window = np.zeros((1, 3, side, side), np.float32)
-    run(window)
+    """Median milliseconds of one patch float32 [1, 3, side, side], after a first run that is not counted."""
+    patch = np.zeros((1, 3, side, side), np.float32)
+    run(patch)
     times = []
     for _ in range(_TIMED_RUNS):
         began = time.perf_counter()
-        run(window)
+        run(patch)
         times.append(time.perf_counter() - began)
     return round(1000 * statistics.median(times), 2)
 

@@ -2,7 +2,7 @@
 
 Lightning Fabric provides devices, precision, DDP and launchers, and leaves the loop to this module. Lightning's Trainer
 would own the loop; the time limit of the schedule, the known content of a checkpoint, events at fixed intervals and
-equal windows on any number of processes would then have to be callbacks into its order of steps.
+equal patches on any number of processes would then have to be callbacks into its order of steps.
 """
 
 from __future__ import annotations

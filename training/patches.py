@@ -1,4 +1,4 @@
-"""The windows that a step trains on, cut from the training images ahead of time by threads."""
+"""The patches that a step trains on, cut from the training images ahead of time by threads."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from torch import Tensor
 from training.data import Pixels, TrainingData
 
 MAX_PATCHES = 16
-"""Windows of one image in one epoch at most, so that large images do not dominate an epoch."""
+"""Patches of one image in one epoch at most, so that large images do not dominate an epoch."""
 
 _FOREGROUND_SHARE = 1 / 3
-"""Share of the windows of an image larger than a window that are placed on foreground, as in nnU-Net."""
+"""Share of the patches of an image larger than a patch that are placed on foreground, as in nnU-Net."""
 _BATCHES_AHEAD = 3
 _SUBSAMPLE_PIXELS = 1 << 20  # masks with more pixels are searched on a coarser grid first
 
@@ -33,12 +33,12 @@ class TrainingBatch:
 
 
 class PatchSampler:
-    """Random windows, epoch by epoch.
+    """Random patches, epoch by epoch.
 
     All random numbers follow from (seed, fold, epoch, step); there is no other state.
 
-    ``side``: of the square windows, in pixels. Each of ``world`` processes takes every world-th window of a step, so
-    that a step has equal windows on any number of processes. ``count``: windows of an epoch over all processes;
+    ``side``: of the square patches, in pixels. Each of ``world`` processes takes every world-th patch of a step, so
+    that a step has equal patches on any number of processes. ``count``: patches of an epoch over all processes;
     ``steps``: steps of an epoch.
     """
 
@@ -56,7 +56,7 @@ class PatchSampler:
         self._archive, self._side, self._seed = archive, side, seed
         self._rank, self._world = rank, world
         self._images = np.array([index for index in indices for _ in range(self._count(index))])
-        # Every process has equally many windows in a step, so that the mean over processes is the mean of the step.
+        # Every process has equally many patches in a step, so that the mean over processes is the mean of the step.
         self._batch = math.ceil(batch_size / world) * world
         padded = math.ceil(len(self._images) / world) * world
         self.count = padded
@@ -71,7 +71,7 @@ class PatchSampler:
         order = np.random.default_rng([*self._seed, number]).permutation(self._images)
         order = np.resize(order, self.count)
         pending: deque[Future[TrainingBatch]] = deque()
-        with ThreadPoolExecutor(2, thread_name_prefix="windows") as threads:
+        with ThreadPoolExecutor(2, thread_name_prefix="patches") as threads:
             try:
                 for step in range(self.steps):
                     images = order[step * self._batch : (step + 1) * self._batch]
@@ -87,7 +87,7 @@ class PatchSampler:
     def _cut_batch(self, images: NDArray[np.int64], epoch: int, step: int) -> TrainingBatch:
         # step + 1: numpy gives equal streams for the seeds [1, 2, 3] and [1, 2, 3, 0], and epoch() uses the former.
         draws = np.random.default_rng([*self._seed, epoch, step + 1])
-        # Drawn for the windows of all processes; only those of this process are cut.
+        # Drawn for the patches of all processes; only those of this process are cut.
         corners = draws.random((len(images), 4))
         chosen = range(self._rank, len(images), self._world)
         cut = [self._cut(int(images[at]), corners[at]) for at in chosen]
@@ -108,7 +108,7 @@ class PatchSampler:
         if (rows or columns) and draws[2] < _FOREGROUND_SHARE:
             spot = foreground_spot(mask, float(draws[3]))
             if spot is not None:
-                # The pixel lies anywhere in the window, not always at its centre.
+                # The pixel lies anywhere in the patch, not always at its centre.
                 top = min(max(spot[0] - int(draws[0] * side), 0), rows)
                 left = min(max(spot[1] - int(draws[1] * side), 0), columns)
         area = (slice(top, top + side), slice(left, left + side))

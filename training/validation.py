@@ -16,7 +16,7 @@ from training import metrics
 from training.data import Pixels, TrainingData
 
 _OVERLAP = 0.25  # at serve time 0.5; less overlap is faster and chooses the epochs as well
-_REGION_TILES = 4  # side of the largest region that is predicted, in overlapping windows
+_REGION_TILES = 4  # side of the largest region that is predicted, in overlapping tiles
 _BINS = 200  # of the histograms; every threshold of the grid is an edge of a bin
 _GRID = np.arange(0.1, 0.901, 0.02)
 
@@ -77,7 +77,7 @@ class Validation:
     ) -> Iterator[ValidationScores]:
         """The scores of these images, one by one. Leaves the network in eval mode.
 
-        ``batch``: windows per forward pass.
+        ``batch``: patches per forward pass.
         """
         network.eval()
         for index in indices:

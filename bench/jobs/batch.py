@@ -215,7 +215,7 @@ def _requests(plan: Plan, server: Ekiben, data: bytes, store: str, image: str | 
     if (job := server.job(id))["state"] != "running":
         raise Missing(f"the batch was {job['state']} before the requests had ended: {job['counts']}")
     server.cancel(id)
-    time.sleep(2)  # what a worker has in hand is dropped
+    time.sleep(2)  # what a worker has claimed is dropped
     ends = sorted(seconds_of(item["finished_at"]) for item in server.items(id) if item["state"] == "succeeded")
     within = [begun, *(each for each in ends if begun <= each <= ended), ended]
     gap = max(after - before for before, after in itertools.pairwise(within))

@@ -25,7 +25,7 @@ class Classifier(litserve.LitAPI):
         """Open the session of this worker."""
         self.session = open_session(os.environ["BENCH_MODEL"])
 
-    # The annotation makes FastAPI hand over the raw body; without it LitServe takes JSON and forms only.
+    # The annotation makes FastAPI pass the raw body; without it LitServe takes JSON and forms only.
     def decode_request(self, request: Jpeg) -> bytes:
         """The raw body."""
         return request

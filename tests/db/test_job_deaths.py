@@ -25,7 +25,7 @@ DIED = "3 workers died while they worked on it: it may need more memory than the
 
 
 def test_who_only_waited_to_be_alone_is_not_blamed(engine: sa.Engine) -> None:
-    """An item that was in a dead worker's hand before, and again is, but had not begun; another job killed that one."""
+    """An item that a dead worker had claimed before, and claims again, but had not begun; another job killed that one."""
     jobs, job_id = JobRecords(engine), submitted(engine, 1)
     assert die(engine, job_id, 1) == [0]
     for number in (2, 3, 4):
@@ -106,7 +106,7 @@ def test_what_kills_workers_fails_and_the_innocent_live(engine: sa.Engine, recor
 
 
 def test_three_deaths_without_an_end_fail_the_job(engine: sa.Engine) -> None:
-    """Whatever they had in hand: a batch whose every item kills would kill three workers for each of them."""
+    """Whatever they had claimed: a batch whose every item kills would kill three workers for each of them."""
     job_id = submitted(engine, 10)
     assert [die(engine, job_id, number, limit=2) for number in (1, 2, 3)] == [[0, 1], [2, 3], [4, 5]]
     over = job_now(engine, job_id)

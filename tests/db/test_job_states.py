@@ -190,7 +190,7 @@ def test_many_ends_at_once(engine: sa.Engine) -> None:
 
 
 def test_one_lost_among_many_ends_none(engine: sa.Engine) -> None:
-    """Whether it was given back, is in another's hand, has ended, is named twice, or never was; in whichever job."""
+    """Whether it was given back, is claimed by another, has ended, is named twice, or never was; in whichever job."""
     first, second = sorted((submitted(engine, 3), submitted(engine, 4)))
     mine = claimed(engine, first, limit=3)
     later = claimed(engine, second, limit=4)[:2]
@@ -212,7 +212,7 @@ def test_one_lost_among_many_ends_none(engine: sa.Engine) -> None:
         ItemResult("no such job", later[0].id, "worker-1"),
     ]
     groups = [[*good[:3], one, *good[3:]] for one in lost]
-    groups.append([*good[:-1], good[-1]._replace(worker_id="worker-2")])  # in another's hand
+    groups.append([*good[:-1], good[-1]._replace(worker_id="worker-2")])  # claimed by another
     for group in groups:
         with pytest.raises(Conflict) as refused:
             settle_all(engine, *group)
@@ -264,7 +264,7 @@ def test_requeue(engine: sa.Engine) -> None:
     mine = claimed(engine, job_id, "worker-1", 2)
     (other,) = claimed(engine, job_id, "worker-2", 2)
     at = datetime(2026, 11, 20, 12, tzinfo=UTC)
-    given_back(engine, "worker-1", [mine[1], other], at)  # what is in another's hand stays there
+    given_back(engine, "worker-1", [mine[1], other], at)  # what another has claimed stays so
     stored = items_now(engine, job_id)
     assert [(item.state, item.worker_id, item.not_before) for item in stored] == [
         ("running", "worker-1", None),

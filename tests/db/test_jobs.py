@@ -232,7 +232,7 @@ def test_claim_says_when_to_come_again(engine: sa.Engine, jobs: JobRecords) -> N
     assert seen is not None and (seen.state, mine, more_at) == ("running", [], later)
     with writing(engine) as session:
         session.execute(sa.update(JobItem).values(state="running", worker_id="worker-1"))
-    assert jobs.claim(job_id, "worker-2", lambda job: 5)[1:] == ([], None)  # all is in somebody's hand
+    assert jobs.claim(job_id, "worker-2", lambda job: 5)[1:] == ([], None)  # all is claimed
     assert jobs.claim("no such job", "worker-1", lambda job: 5) == (None, [], None)
 
 

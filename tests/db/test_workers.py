@@ -116,7 +116,7 @@ def test_what_the_dead_claim_is_not_lost(engine: sa.Engine, workers: Workers) ->
 
 
 def test_stalled(engine: sa.Engine, workers: Workers) -> None:
-    """Running, with nothing in anybody's hand, and quiet."""
+    """Running, with nothing claimed, and quiet."""
     stalled, quiet, items_claimed, queued, over = (submitted(engine, 2) for _ in range(5))
     for job_id in (stalled, quiet, over):
         given_back(engine, "worker-1", claimed(engine, job_id))

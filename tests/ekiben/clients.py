@@ -1,4 +1,4 @@
-"""Both clients in the hands of a test that does not wait itself: over a transport of its own, or a real server."""
+"""Both clients for a test that does not wait itself: over a transport of its own, or a real server."""
 
 from __future__ import annotations
 

@@ -19,11 +19,11 @@ MOST_LINES = 300
 GENERATED = ("ekiben/v1/",)
 
 PRIVATE_WORDS = re.compile(
-    r"\b(pictures?|doors?|undertak(e|es|ing|ings)|workshops?|lanes?|whoever|likewise|sightings?|halting|deserted"
-    r"|intake|askers?|(a|an|each|every|the|no) ask)\b",
+    r"(?<![a-zA-Z])(pictures?|doors?|undertak(e|es|ing|ings)|workshops?|lanes?|whoever|likewise|sightings?|halting|deserted"
+    r"|intake|askers?|housekeepers?|(?<!by )(?<!By )hands|in hand|(a|an|each|every|the|no) ask)(?![a-zA-Z])",
     re.IGNORECASE,
 )
-ELSEWHERE = re.compile(r"pb\.Picture|\.Picture\b|message Picture|Picture image|\"Picture\"")
+ELSEWHERE = re.compile(r"jobs\.hands|\"hands\"|COLUMN hands|TO hands|SELECT hands|pb\.Picture|\.Picture\b|message Picture|Picture image|\"Picture\"")
 """The message ``ekiben.v1.Picture`` keeps its name: clients are compiled against it."""
 
 

@@ -36,7 +36,7 @@ def test_the_bento_installs_what_serving_installs() -> None:
     assert not any("export" in pattern or "tests" in pattern for pattern in bento["include"])
 
 
-def test_the_doors_leave_a_runner_s_metrics_to_the_runner(tmp_path: Path) -> None:
+def test_the_gateway_leaves_a_runner_s_metrics_to_the_runner(tmp_path: Path) -> None:
     """In the split topology a family that the gateway defines too would hide the runner's under its own zeros."""
     modules = "services.rest.app, services.app_state, services.rpc.server"
     code = f"import sys, {modules}; print('services.runners.metrics' in sys.modules)"

@@ -48,7 +48,7 @@ def test_bad_units_fail_alone_and_whole(engine: sa.Engine, records: Records) -> 
 
 
 def claimed_items(engine: sa.Engine, total: int, **given: Any) -> list[ClaimedItem]:
-    """The items of a new job, in the hand of worker-1."""
+    """The items of a new job, claimed by worker-1."""
     return claimed(engine, submitted(engine, total, **given), "worker-1")
 
 
@@ -81,7 +81,7 @@ def test_the_end_of_an_item_comes_after_the_rows_in_their_transaction(
 
 
 def test_lost_ones_of_a_group_fail_alone(engine: sa.Engine, records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
-    """20 units in one group, each the end of an item, of three jobs; two of the items are in another's hand by now."""
+    """20 units in one group, each the end of an item, of three jobs; another has claimed two of the items by now."""
     items = [item for total in (7, 6, 7) for item in claimed_items(engine, total)]
     sizes: list[int] = []
 

@@ -55,7 +55,7 @@ class Place:
         return self.count("job_items WHERE job_id = :id AND state = 'succeeded'", id=job_id)
 
     def holders(self, job_id: str) -> dict[int, set[int]]:
-        """By process id of a worker, the positions of the items that it has in hand."""
+        """By process id of a worker, the positions of the items that it has claimed."""
         found = self.rows(
             "SELECT w.pid, i.position FROM job_items i JOIN workers w ON w.id = i.worker_id "
             "WHERE i.job_id = :id AND i.state = 'running'",
@@ -64,7 +64,7 @@ class Place:
         return {pid: {position for other, position in found if other == pid} for pid, _ in found}
 
     def holder(self, job_id: str, *, but: Collection[int] = (), seconds: float = 60.0) -> int:
-        """The process id of a worker that has items of the job in hand, once there is one."""
+        """The process id of a worker that has claimed items of the job, once there is one."""
         return eventually(
             lambda: next((pid for pid in self.holders(job_id) if pid not in but), None), "a worker is at it", seconds
         )
@@ -94,7 +94,7 @@ class Place:
         assert not strangers, sorted(strangers)
 
     def items(self, job_id: str) -> list[tuple[str, int, int, int]]:
-        """State, process id of the worker (0: in nobody's hand), attempts and deaths, in order."""
+        """State, process id of the worker (0: not claimed), attempts and deaths, in order."""
         found = self.rows(
             "SELECT i.state, w.pid, i.attempts, i.deaths FROM job_items i LEFT JOIN workers w ON w.id = i.worker_id "
             "WHERE i.job_id = :id ORDER BY i.position",

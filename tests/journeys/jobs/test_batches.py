@@ -213,7 +213,7 @@ def test_nothing_stored(sam_server: Server, jobs: httpx.Client) -> None:
 
 
 def test_a_bound_of_its_own(jobs: httpx.Client) -> None:
-    """No more of them are in hand at once, whatever places there are."""
+    """No more of them are claimed at once, however many items a worker may run."""
     images = [(f"{n}.png", toy_models.encoded(toy_models.noise(500 + n, 400))) for n in range(6)]
     data = {"operation": "segment", "parameters": '{"model": "areas"}', "items_at_once": "2"}
     job_id = accepted(jobs.post("/v1/batches", data=data, files=[("files", image) for image in images]))

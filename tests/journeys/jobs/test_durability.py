@@ -71,7 +71,7 @@ def test_a_thousand_photos_and_a_worker_killed_twice(
         job = finished(client, job_id, 600)
         over = time.monotonic()
         print(
-            f"seed {seed}: killed at (done, in hand) {killed}; submitted in {submitted - begun:.1f} s, done in "
+            f"seed {seed}: killed at (done, claimed) {killed}; submitted in {submitted - begun:.1f} s, done in "
             f"{over - submitted:.1f} s; {place.deaths(job_id)} items had a death, strangers {place.strangers()}"
         )
         assert job["counts"] == {"total": 1000, "done": 1000, "failed": 0, "running": 0}
@@ -88,7 +88,7 @@ def test_a_thousand_photos_and_a_worker_killed_twice(
 
 
 def test_sigterm_in_the_middle(toys_place: Place) -> None:
-    """What is in hand is finished or handed back; no death is counted; another worker has the rest."""
+    """What is claimed is finished or requeued; no death is counted; another worker has the rest."""
     with toys_place.serving() as server, server.client() as client:
         with toys_place.working() as first:
             job_id = seconds_each(client, 10)

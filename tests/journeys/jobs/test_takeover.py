@@ -21,7 +21,7 @@ TAKEOVER_S = 15.0
 
 
 def claims(place: Place, job_id: str) -> tuple[int, int]:
-    """Of a job of one item that is in a worker's hand: how often it was claimed, and the worker's process id."""
+    """Of a job of one item that a worker has claimed: how often it was claimed, and the worker's process id."""
     ((state, pid, attempts, _),) = place.items(job_id)
     return (attempts, pid) if state == "running" else (0, 0)
 
@@ -86,7 +86,7 @@ def test_a_job_that_kills_its_worker_is_given_up(toys_place: Place) -> None:
 
 @pytest.mark.parametrize("place_of_killer", [0, 2])
 def test_one_item_that_kills_does_not_take_the_others_along(toys_place: Place, place_of_killer: int) -> None:
-    """The one that has the large image in hand for five seconds, without anything else ending meanwhile, is killed."""
+    """The one that has claimed the large image for five seconds, without anything else ending meanwhile, is killed."""
     images = [(f"{n}.png", toy_models.encoded(shapes(64 + n, 48))) for n in range(6)]
     images[place_of_killer] = ("killer.png", toy_models.encoded(shapes(3000, 2000)))
     with toys_place.serving(EKIBEN_WORKERS="1") as server, server.client() as client:

@@ -1,4 +1,4 @@
-"""A home with the toys, a platform on it and a worker's hands, in this process: what the tests of jobs share."""
+"""A home with the toys, a platform on it and a worker's executor, in this process: what the tests of jobs share."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def comparable(answer: Any) -> Any:
 
 
 class AtWork:
-    """A platform as a worker has it, and its hands."""
+    """A platform as a worker has it, and its executor."""
 
     def __init__(self, app_state: AppState, max_items: int, max_heavy: int) -> None:
         self.app_state = app_state
@@ -60,7 +60,7 @@ class AtWork:
         self.work = self.another_worker()
 
     def another_worker(self) -> JobExecutor:
-        """The hands of one more worker."""
+        """The executor of one more worker."""
         self.worker_id = new_id()
         max_items, max_heavy = self._max_items
         return JobExecutor(
@@ -100,12 +100,12 @@ class AtWork:
         return self.job(job.id)
 
     async def finish(self, job_id: str, entries: int = 10) -> Job:
-        """Give hand after hand to the job until it is over."""
+        """Work on entry after entry of the job until it is over."""
         for _ in range(entries):
             await self.work.work(job_id)
             if (job := self.job(job_id)).state in OVER:
                 return job
-        raise AssertionError(f"{job_id} is {job.state} after {entries} hands: {self.items(job_id)}")
+        raise AssertionError(f"{job_id} is {job.state} after {entries} entries: {self.items(job_id)}")
 
     def job(self, job_id: str) -> Job:
         return self.records.job(LOCAL_OWNER, job_id)

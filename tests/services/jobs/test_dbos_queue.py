@@ -1,4 +1,4 @@
-"""The queue of hands: DBOS's tables in our database and our transactions; what is given back, and what is removed."""
+"""The queue of entries: DBOS's tables in our database and our transactions; what is given back, and what is removed."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def entries(engine: sa.Engine, columns: str = "workflow_uuid, status, queue_name
 
 
 def taken(engine: sa.Engine, workflow_id: str, **values: Any) -> None:
-    """What DBOS writes when a worker takes a hand, or ends it."""
+    """What DBOS writes when a worker takes an entry, or ends it."""
     given = ", ".join(f"{name} = :{name}" for name in values)
     with engine.execution_options(immediate=True).begin() as connection:
         changed = connection.execute(
@@ -120,7 +120,7 @@ def test_a_submission_that_breaks_off_leaves_no_entry(engine: sa.Engine, queue: 
 
     given = items(1)
     stored, _ = JobRecords(engine).submit(job(), given, 1, queue.enqueue)
-    with pytest.raises(Conflict):  # the rows are refused after the entry of the first hand was written
+    with pytest.raises(Conflict):  # the rows are refused after the first entry was written
         JobRecords(engine).submit(job(id=stored.id), items(1), 1, queue.enqueue)
     with pytest.raises(Conflict):
         JobRecords(engine).submit(job(), given, 1, queue.enqueue)
@@ -160,7 +160,7 @@ def test_a_delayed_hand(engine: sa.Engine, queue: JobQueue) -> None:
 
 
 def test_withdraw(engine: sa.Engine, queue: JobQueue) -> None:
-    """Of a job that is over, the hands that wait; after a retry the new ones are other entries."""
+    """Of a job that is over, the entries that wait; after a retry the new ones have other ids."""
     jobs = JobRecords(engine)
     stored, other = submitted(engine, queue, queue_entries=3), submitted(engine, queue)
     with writing(engine) as session:

@@ -1,4 +1,4 @@
-"""Housekeeping: beats, taking over from the dead, and bringing on what nobody works on."""
+"""Maintenance: beats, taking over from the dead, and bringing on what nobody works on."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def run(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     return run
 
 
-def housekeeper(bench: AtWork, steady_s: float = DEAD_S + 1) -> Maintenance:
+def maintenance(bench: AtWork, steady_s: float = DEAD_S + 1) -> Maintenance:
     """Of a worker whose every beat was heard for so long."""
     app_state = bench.app_state
     workers = Workers(app_state.database)
@@ -85,7 +85,7 @@ def worker(bench: AtWork, silent_s: float) -> str:
 
 
 def take_entries(bench: AtWork, job_id: str, worker_id: str) -> None:
-    """As the queue's tables look while a worker has the job's hands."""
+    """As the queue's tables look while a worker has the job's entries."""
     with bench.app_state.database.begin() as connection:
         connection.exec_driver_sql(
             "UPDATE workflow_status SET status = 'PENDING', executor_id = ? WHERE workflow_uuid LIKE ?",
@@ -94,7 +94,7 @@ def take_entries(bench: AtWork, job_id: str, worker_id: str) -> None:
 
 
 def entries(bench: AtWork, job_id: str) -> list[str]:
-    """States of the job's hands in the queue."""
+    """States of the job's entries in the queue."""
     with bench.app_state.database.connect() as connection:
         found = connection.exec_driver_sql(
             "SELECT status FROM workflow_status WHERE workflow_uuid LIKE ? ORDER BY workflow_uuid", (f"{job_id}.%",)
@@ -118,7 +118,7 @@ def test_what_a_dead_worker_had_is_taken_over(run: Run) -> None:
         claim(bench, going_on.id, slow, 2)
         take_entries(bench, lost.id, dead)
         take_entries(bench, going_on.id, slow)
-        await asyncio.to_thread(housekeeper(bench).sweep)
+        await asyncio.to_thread(maintenance(bench).sweep)
         assert bench.states(lost.id) == ["queued"] * 3
         assert [item.deaths for item in bench.items(lost.id)] == [1, 1, 0]
         assert entries(bench, lost.id) == ["ENQUEUED"]
@@ -141,11 +141,11 @@ def test_whoever_was_not_heard_itself_says_nobody_is_dead(run: Run) -> None:
         claim(bench, job.id, dead, 3)
         take_entries(bench, job.id, dead)
         for steady_s in (0.0, DEAD_S - 0.5):
-            await asyncio.to_thread(housekeeper(bench, steady_s).sweep)
+            await asyncio.to_thread(maintenance(bench, steady_s).sweep)
             assert bench.states(job.id) == ["running"] * 3
             assert entries(bench, job.id) == ["PENDING"]
             assert Workers(bench.app_state.database).known() == {dead}
-        await asyncio.to_thread(housekeeper(bench).sweep)
+        await asyncio.to_thread(maintenance(bench).sweep)
         assert bench.states(job.id) == ["queued"] * 3
 
     run(main)
@@ -155,7 +155,7 @@ def test_hands_of_a_worker_that_left_go_back(run: Run) -> None:
     async def main(bench: AtWork) -> None:
         job = await bench.submit("segment", IMAGES, AREAS)
         take_entries(bench, job.id, new_id())
-        await asyncio.to_thread(housekeeper(bench).sweep)
+        await asyncio.to_thread(maintenance(bench).sweep)
         assert entries(bench, job.id) == ["ENQUEUED"]
         assert bench.job(job.id).entries == 1
 
@@ -170,7 +170,7 @@ def test_three_deaths_of_an_item(run: Run) -> None:
             [claimed] = claim(bench, job.id, dead, 4)
             if deaths > 1:  # from the second time on only those that have begun are blamed
                 bench.records.begin_alone(dead, claimed)
-            await asyncio.to_thread(housekeeper(bench).sweep)
+            await asyncio.to_thread(maintenance(bench).sweep)
             [item] = bench.items(job.id)
             assert item.deaths == deaths
             assert item.state == ("failed" if deaths == 3 else "queued")
@@ -189,7 +189,7 @@ def test_a_job_far_beyond_its_time(run: Run) -> None:
             claim(bench, job.id, alive, 1)
         bench.change_job(late.id, started_at=now() - timedelta(seconds=5 + time_limit.GRACE_S + 1))
         bench.change_job(in_time.id, started_at=now() - timedelta(seconds=5 + time_limit.GRACE_S - 5))
-        await asyncio.to_thread(housekeeper(bench).sweep)
+        await asyncio.to_thread(maintenance(bench).sweep)
         job = bench.job(late.id)
         assert job.state == "failed" and job.error is not None and job.error["code"] == "timed_out"
         assert bench.states(late.id) == ["cancelled"] * 3
@@ -211,7 +211,7 @@ def test_a_job_that_nobody_works_on(run: Run) -> None:
         for ident in (stalled, items_claimed, fresh):
             bench.app_state.job_queue.withdraw(bench.job(ident))
         bench.change_job(fresh, updated_at=now() - timedelta(seconds=STALLED_S - 5))
-        await asyncio.to_thread(housekeeper(bench).sweep)
+        await asyncio.to_thread(maintenance(bench).sweep)
         counts = {ident: bench.job(ident).entries for ident in (stalled, waiting, items_claimed, fresh)}
         assert counts == {stalled: 2, waiting: 1, items_claimed: 1, fresh: 1}
         assert bench.app_state.job_queue.has_entries(stalled)
@@ -294,7 +294,7 @@ def test_chores_are_done_in_turn(run: Run, monkeypatch: pytest.MonkeyPatch) -> N
         old = await bench.submit("segment", IMAGES[:1], AREAS)
         await bench.app_state.jobs.cancel(old.id)
         bench.change_job(old.id, finished_at=now() - timedelta(days=8))
-        keepers = [housekeeper(bench) for _ in range(2)]
+        keepers = [maintenance(bench) for _ in range(2)]
         done: list[str] = []
         for name in ("sweep", "clean-up"):
             for keeper in keepers:
@@ -338,7 +338,7 @@ def test_a_chore_that_fails_is_tried_at_its_next_turn(run: Run, monkeypatch: pyt
 
     async def main(bench: AtWork) -> None:
         calls: list[str] = []
-        keeper = housekeeper(bench)
+        keeper = maintenance(bench)
 
         def fail() -> None:
             calls.append("fail")
@@ -362,7 +362,7 @@ def test_webhooks_that_are_due_are_tried(run: Run, monkeypatch: pytest.MonkeyPat
         job = await bench.submit("segment", IMAGES[:1], AREAS)
         bench.change_job(job.id, webhook_url="http://127.0.0.1:9/")
         await bench.app_state.jobs.cancel(job.id)
-        keeper = housekeeper(bench)
+        keeper = maintenance(bench)
         keeper.start()
         end = time.monotonic() + 5
         while bench.job(job.id).webhook_tries < 1 and time.monotonic() < end:
@@ -385,7 +385,7 @@ def test_entries_that_were_worked_off_are_forgotten(run: Run) -> None:
                     "UPDATE workflow_status SET status = 'SUCCESS', completed_at = ? WHERE workflow_uuid LIKE ?",
                     (moment, f"{ident}.%"),
                 )
-        await asyncio.to_thread(housekeeper(bench).clean_up)
+        await asyncio.to_thread(maintenance(bench).clean_up)
         assert [entries(bench, ident) for ident in (old, young, waiting)] == [[], ["SUCCESS"], ["ENQUEUED"]]
 
     run(main)

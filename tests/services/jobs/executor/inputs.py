@@ -29,7 +29,7 @@ CLICKS = [{"points": [[*toy_sam.middle(box), 1]]} for box in toy_sam.boxes_of(*S
 
 CLAIM_SIZE = operations.OPERATIONS["segment"].claim_size
 MORE = [IMAGES[number % len(IMAGES)] for number in range(CLAIM_SIZE + 2)]
-"""More than a hand claims at once."""
+"""More than one claim takes."""
 
 Run = Callable[..., None]
 

@@ -61,7 +61,7 @@ def test_an_image_that_was_deleted_meanwhile(run: Run) -> None:
 
 
 def test_an_image_that_is_deleted_while_it_is_computed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The item cannot be stored any more, so it ends: it must not stay in this worker's hand."""
+    """The item cannot be stored any more, so it ends: it must not stay claimed by this worker."""
 
     monkeypatch.setattr(item_settler, "FIRST_RETRY_S", 0.005)
 

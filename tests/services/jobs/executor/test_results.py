@@ -1,4 +1,4 @@
-"""A worker's hands on real jobs: every item ends once, with the answer that a request would have got."""
+"""A worker's executor on real jobs: every item ends once, with the answer that a request would have got."""
 
 from __future__ import annotations
 

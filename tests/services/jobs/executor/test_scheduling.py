@@ -51,7 +51,7 @@ def test_jobs_take_turns(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
             done.append(bench.states(job.id).count("succeeded"))
         assert done == [CLAIM_SIZE, 2 * CLAIM_SIZE, 2 * CLAIM_SIZE + 1]
         entries_now = bench.job(job.id).entries
-        await bench.work.work(job.id)  # it is over: no hand is needed any more
+        await bench.work.work(job.id)  # it is over: no entry is needed any more
         assert bench.job(job.id).entries == entries_now
 
     run(main)

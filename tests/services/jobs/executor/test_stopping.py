@@ -113,7 +113,7 @@ def test_a_job_whose_time_is_up(run: Run, monkeypatch: pytest.MonkeyPatch) -> No
         job = bench.job(job.id)
         assert job.state == "failed" and job.error is not None and job.error["code"] == "timed_out"
         assert "0.15 s" in job.error["message"]
-        # Those in hand could end; none was begun after the end.
+        # Those that had begun could end; none was begun after the end.
         assert bench.states(job.id) == ["succeeded"] * CLAIM_SIZE + ["cancelled"] * 2
         assert (job.succeeded, held.entered) == (CLAIM_SIZE, CLAIM_SIZE)
         retried = await bench.app_state.jobs.retry(job.id)

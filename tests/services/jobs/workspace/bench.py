@@ -73,7 +73,7 @@ class Bench:
         return job
 
     async def finish(self, job_id: str, seconds: float = 10.0) -> Job:
-        """Give hand after hand until it is over."""
+        """Work on entry after entry until it is over."""
         end = time.monotonic() + seconds
         while (job := self.at.job(job_id)).state not in OVER:
             assert time.monotonic() < end, self.at.items(job_id)

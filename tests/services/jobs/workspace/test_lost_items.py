@@ -108,7 +108,7 @@ def test_a_version_whose_commit_is_unsure_keeps_its_files(run: Run, monkeypatch:
 
 
 async def begun_and_killed(bench: Bench, job_id: str) -> None:
-    """A worker is at it and dies: its hand is dropped without a word to the database."""
+    """A worker is at it and dies: its task is dropped without a word to the database."""
     workers = Workers(bench.app_state.database)
     workers.enter(bench.workspace.worker_id)
     before = bench.attempts
