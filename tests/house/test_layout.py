@@ -23,7 +23,9 @@ PRIVATE_WORDS = re.compile(
     r"|intake|askers?|housekeepers?|(?<!by )(?<!By )hands|in hand|(a|an|each|every|the|no) ask)(?![a-zA-Z])",
     re.IGNORECASE,
 )
-ELSEWHERE = re.compile(r"jobs\.hands|\"hands\"|COLUMN hands|TO hands|SELECT hands|pb\.Picture|\.Picture\b|message Picture|Picture image|\"Picture\"")
+ELSEWHERE = re.compile(
+    r"jobs\.hands|\"hands\"|COLUMN hands|TO hands|SELECT hands|pb\.Picture|\.Picture\b|message Picture|Picture image|\"Picture\""
+)
 """The message ``ekiben.v1.Picture`` keeps its name: clients are compiled against it."""
 
 

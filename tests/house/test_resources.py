@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -18,17 +20,26 @@ def proportional_bytes(pid: int) -> int:
     raise AssertionError("no Pss line")
 
 
+def seconds_to_import(*modules: str) -> float:
+    began = time.monotonic()
+    subprocess.run([sys.executable, "-c", f"import {', '.join(modules)}"], check=True)
+    return time.monotonic() - began
+
+
 @pytest.mark.acceptance
 def test_the_serving_process_idles_small_and_is_ready_soon(tmp_path: Path) -> None:
-    times = []
+    """Ready within five times what Python needs to import what serves: the launcher, its supervisor and the worker are
+    started one after the other."""
+    ratios = []
     for run in range(3):
+        import_s = seconds_to_import("bentoml", "onnxruntime", "sqlmodel", "fastapi", "grpc")
         began = time.monotonic()
         with serving(tmp_path / f"var-{run}") as server:
-            times.append(time.monotonic() - began)
+            ratios.append((time.monotonic() - began) / import_s)
             time.sleep(2)
             (worker,) = server.worker_pids()
             assert proportional_bytes(worker) < 250e6
             assert sum(proportional_bytes(pid) for pid in server.pids()) < 250e6  # launcher and supervisor too
             maps = Path(f"/proc/{worker}/maps").read_text()
             assert "libtorch" not in maps
-    assert sorted(times)[1] < 5
+    assert sorted(ratios)[1] < 5, ratios

@@ -100,7 +100,9 @@ def finished(
 
 def running(client: httpx.Client, job_id: str, seconds: float = 30.0) -> None:
     """Wait until a worker has claimed an item of the job."""
-    eventually(lambda: get(client, f"/v1/jobs/{job_id}")["counts"]["running"], f"an item of job {job_id} is claimed", seconds)
+    eventually(
+        lambda: get(client, f"/v1/jobs/{job_id}")["counts"]["running"], f"an item of job {job_id} is claimed", seconds
+    )
 
 
 def all_items(client: httpx.Client, job_id: str, **params: Any) -> list[dict[str, Any]]:
