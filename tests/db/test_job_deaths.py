@@ -25,7 +25,7 @@ DIED = "3 workers died while they worked on it: it may need more memory than the
 
 
 def test_who_only_waited_to_be_alone_is_not_blamed(engine: sa.Engine) -> None:
-    """An item that a dead worker had claimed before, and claims again, but had not begun; another job killed that one."""
+    """A dead worker had claimed the item before, and again, but not begun it; another job killed that worker."""
     jobs, job_id = JobRecords(engine), submitted(engine, 1)
     assert die(engine, job_id, 1) == [0]
     for number in (2, 3, 4):
