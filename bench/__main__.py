@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench import test_image
+from bench import sample_image
 from bench.contenders import contenders, ekiben, export_artifact, publish
 from bench.load import INSTALL, wrk_is_missing
 from bench.report import Empty, Report, now
@@ -72,11 +72,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _measure(plan: Plan, only: set[str], work: Path) -> Report:
-    started, data, remarks = now(), test_image.jpeg(), []
+    started, data, remarks = now(), sample_image.jpeg(), []
     (file := work / "image.jpg").write_bytes(data)
     digest = hashlib.sha256(data).hexdigest()[:12]
-    size = f"{test_image.WIDTH} x {test_image.HEIGHT}, {len(data) / 1e3:.1f} kB"
-    info = f"{size}, JPEG quality {test_image.QUALITY}, SHA-256 {digest}"
+    size = f"{sample_image.WIDTH} x {sample_image.HEIGHT}, {len(data) / 1e3:.1f} kB"
+    info = f"{size}, JPEG quality {sample_image.QUALITY}, SHA-256 {digest}"
     _say("exporting the model")
     artifact = export_artifact(work)
     rows = [Row(each) for each in contenders(work, artifact) if each.letter in only]
