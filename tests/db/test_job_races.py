@@ -325,7 +325,7 @@ def test_a_worker_leaves_while_it_is_buried(engine: sa.Engine) -> None:
     assert workers.alive(10**9) == []
 
 
-def test_whoever_gives_back_holds_no_item_while_another_ends_the_job(migrated_postgres: str) -> None:
+def test_who_requeues_holds_no_item_while_another_ends_the_job(migrated_postgres: str) -> None:
     """A cancel has the job and one of its items so far: if those who give both back held the other by now, each would
     wait for the other. Only PostgreSQL has locks on rows."""
     engine = connect(migrated_postgres)

@@ -64,7 +64,7 @@ def test_submit_stores_all_of_it(engine: sa.Engine, jobs: JobRecords) -> None:
     assert events_now(engine, requested.id) == [(1, "state", {"state": "queued"})]
 
 
-def test_hands_are_numbered_on(jobs: JobRecords) -> None:
+def test_entries_are_numbered_on(jobs: JobRecords) -> None:
     numbers: list[int] = []
 
     def enqueue(session: Session, job: Job, number: int) -> None:

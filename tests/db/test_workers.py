@@ -45,7 +45,7 @@ def test_a_worker_that_beats_is_alive(engine: sa.Engine, workers: Workers) -> No
     assert count(engine, Worker) == 2
 
 
-def test_whoever_leaves_hands_back(engine: sa.Engine, workers: Workers) -> None:
+def test_a_worker_that_leaves_requeues_its_items(engine: sa.Engine, workers: Workers) -> None:
     job_id = submitted(engine, 3)
     workers.enter("a")
     workers.enter("b")

@@ -24,7 +24,8 @@ PRIVATE_WORDS = re.compile(
     re.IGNORECASE,
 )
 ELSEWHERE = re.compile(
-    r"jobs\.hands|\"hands\"|COLUMN hands|TO hands|SELECT hands|pb\.Picture|\.Picture\b|message Picture|Picture image|\"Picture\""
+    r"ekiben_decoded_pictures_total|jobs\.hands|\"hands\"|(COLUMN|TO|SELECT) hands"
+    r"|pb\.Picture|\.Picture\b|message Picture|Picture image|\"Picture\""
 )
 """The message ``ekiben.v1.Picture`` keeps its name: clients are compiled against it."""
 

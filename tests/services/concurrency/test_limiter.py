@@ -166,7 +166,7 @@ def test_several_alone_come_one_after_the_other() -> None:
 
 
 @pytest.mark.parametrize("kind", [{}, {"heavy": True}, {"alone": True}, {"heavy": True, "alone": True}])
-def test_whoever_leaves_while_waiting_blocks_nobody(kind: dict[str, bool]) -> None:
+def test_one_that_leaves_while_waiting_blocks_nobody(kind: dict[str, bool]) -> None:
     async def main() -> None:
         visits = Visits(1, 1)
         hold = asyncio.Event()

@@ -183,7 +183,7 @@ def test_withdraw(engine: sa.Engine, queue: JobQueue) -> None:
     assert {row[0]: row[1] for row in entries(engine)}[f"{stored.id}.5"] == "ENQUEUED"
 
 
-def test_a_late_withdrawal_leaves_the_hands_of_a_retry(engine: sa.Engine, queue: JobQueue) -> None:
+def test_a_late_withdrawal_leaves_the_entries_of_a_retry(engine: sa.Engine, queue: JobQueue) -> None:
     """Cancelled by one and tried again by another, who was faster than the second half of the cancel."""
     jobs = JobRecords(engine)
     stored = submitted(engine, queue, queue_entries=2)
@@ -221,7 +221,7 @@ def test_forget_done(engine: sa.Engine, queue: JobQueue, monkeypatch: pytest.Mon
     assert {row[0] for row in entries(engine)} == set(ids[3:])
 
 
-def test_has_hands(engine: sa.Engine, queue: JobQueue) -> None:
+def test_has_entries(engine: sa.Engine, queue: JobQueue) -> None:
     stored = submitted(engine, queue)
     entry = f"{stored.id}.0"
     for status, waits in [
@@ -239,7 +239,7 @@ def test_has_hands(engine: sa.Engine, queue: JobQueue) -> None:
     assert not queue.has_entries(stored.id[:-1])  # ids that begin alike are others
 
 
-def test_hands_of_dead_workers_come_back(engine: sa.Engine, queue: JobQueue) -> None:
+def test_entries_of_dead_workers_come_back(engine: sa.Engine, queue: JobQueue) -> None:
     one, two, three = (
         submitted(engine, queue, queue_entries=2),
         submitted(engine, queue, kind="request"),

@@ -54,7 +54,7 @@ def run(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     return run
 
 
-def maintenance(bench: AtWork, steady_s: float = DEAD_S + 1) -> Maintenance:
+def maintenance_of(bench: AtWork, steady_s: float = DEAD_S + 1) -> Maintenance:
     """Of a worker whose every beat was heard for so long."""
     app_state = bench.app_state
     workers = Workers(app_state.database)
@@ -118,7 +118,7 @@ def test_what_a_dead_worker_had_is_taken_over(run: Run) -> None:
         claim(bench, going_on.id, slow, 2)
         take_entries(bench, lost.id, dead)
         take_entries(bench, going_on.id, slow)
-        await asyncio.to_thread(maintenance(bench).sweep)
+        await asyncio.to_thread(maintenance_of(bench).sweep)
         assert bench.states(lost.id) == ["queued"] * 3
         assert [item.deaths for item in bench.items(lost.id)] == [1, 1, 0]
         assert entries(bench, lost.id) == ["ENQUEUED"]
@@ -134,28 +134,28 @@ def test_what_a_dead_worker_had_is_taken_over(run: Run) -> None:
     run(main)
 
 
-def test_whoever_was_not_heard_itself_says_nobody_is_dead(run: Run) -> None:
+def test_a_worker_that_was_not_heard_itself_says_nobody_is_dead(run: Run) -> None:
     async def main(bench: AtWork) -> None:
         dead = worker(bench, 10 * DEAD_S)
         job = await bench.submit("segment", IMAGES, AREAS)
         claim(bench, job.id, dead, 3)
         take_entries(bench, job.id, dead)
         for steady_s in (0.0, DEAD_S - 0.5):
-            await asyncio.to_thread(maintenance(bench, steady_s).sweep)
+            await asyncio.to_thread(maintenance_of(bench, steady_s).sweep)
             assert bench.states(job.id) == ["running"] * 3
             assert entries(bench, job.id) == ["PENDING"]
             assert Workers(bench.app_state.database).known() == {dead}
-        await asyncio.to_thread(maintenance(bench).sweep)
+        await asyncio.to_thread(maintenance_of(bench).sweep)
         assert bench.states(job.id) == ["queued"] * 3
 
     run(main)
 
 
-def test_hands_of_a_worker_that_left_go_back(run: Run) -> None:
+def test_entries_of_a_worker_that_left_are_requeued(run: Run) -> None:
     async def main(bench: AtWork) -> None:
         job = await bench.submit("segment", IMAGES, AREAS)
         take_entries(bench, job.id, new_id())
-        await asyncio.to_thread(maintenance(bench).sweep)
+        await asyncio.to_thread(maintenance_of(bench).sweep)
         assert entries(bench, job.id) == ["ENQUEUED"]
         assert bench.job(job.id).entries == 1
 
@@ -170,7 +170,7 @@ def test_three_deaths_of_an_item(run: Run) -> None:
             [claimed] = claim(bench, job.id, dead, 4)
             if deaths > 1:  # from the second time on only those that have begun are blamed
                 bench.records.begin_alone(dead, claimed)
-            await asyncio.to_thread(maintenance(bench).sweep)
+            await asyncio.to_thread(maintenance_of(bench).sweep)
             [item] = bench.items(job.id)
             assert item.deaths == deaths
             assert item.state == ("failed" if deaths == 3 else "queued")
@@ -189,7 +189,7 @@ def test_a_job_far_beyond_its_time(run: Run) -> None:
             claim(bench, job.id, alive, 1)
         bench.change_job(late.id, started_at=now() - timedelta(seconds=5 + time_limit.GRACE_S + 1))
         bench.change_job(in_time.id, started_at=now() - timedelta(seconds=5 + time_limit.GRACE_S - 5))
-        await asyncio.to_thread(maintenance(bench).sweep)
+        await asyncio.to_thread(maintenance_of(bench).sweep)
         job = bench.job(late.id)
         assert job.state == "failed" and job.error is not None and job.error["code"] == "timed_out"
         assert bench.states(late.id) == ["cancelled"] * 3
@@ -211,7 +211,7 @@ def test_a_job_that_nobody_works_on(run: Run) -> None:
         for ident in (stalled, items_claimed, fresh):
             bench.app_state.job_queue.withdraw(bench.job(ident))
         bench.change_job(fresh, updated_at=now() - timedelta(seconds=STALLED_S - 5))
-        await asyncio.to_thread(maintenance(bench).sweep)
+        await asyncio.to_thread(maintenance_of(bench).sweep)
         counts = {ident: bench.job(ident).entries for ident in (stalled, waiting, items_claimed, fresh)}
         assert counts == {stalled: 2, waiting: 1, items_claimed: 1, fresh: 1}
         assert bench.app_state.job_queue.has_entries(stalled)
@@ -294,7 +294,7 @@ def test_chores_are_done_in_turn(run: Run, monkeypatch: pytest.MonkeyPatch) -> N
         old = await bench.submit("segment", IMAGES[:1], AREAS)
         await bench.app_state.jobs.cancel(old.id)
         bench.change_job(old.id, finished_at=now() - timedelta(days=8))
-        keepers = [maintenance(bench) for _ in range(2)]
+        keepers = [maintenance_of(bench) for _ in range(2)]
         done: list[str] = []
         for name in ("sweep", "clean-up"):
             for keeper in keepers:
@@ -338,7 +338,7 @@ def test_a_chore_that_fails_is_tried_at_its_next_turn(run: Run, monkeypatch: pyt
 
     async def main(bench: AtWork) -> None:
         calls: list[str] = []
-        keeper = maintenance(bench)
+        keeper = maintenance_of(bench)
 
         def fail() -> None:
             calls.append("fail")
@@ -362,7 +362,7 @@ def test_webhooks_that_are_due_are_tried(run: Run, monkeypatch: pytest.MonkeyPat
         job = await bench.submit("segment", IMAGES[:1], AREAS)
         bench.change_job(job.id, webhook_url="http://127.0.0.1:9/")
         await bench.app_state.jobs.cancel(job.id)
-        keeper = maintenance(bench)
+        keeper = maintenance_of(bench)
         keeper.start()
         end = time.monotonic() + 5
         while bench.job(job.id).webhook_tries < 1 and time.monotonic() < end:
@@ -385,7 +385,7 @@ def test_entries_that_were_worked_off_are_forgotten(run: Run) -> None:
                     "UPDATE workflow_status SET status = 'SUCCESS', completed_at = ? WHERE workflow_uuid LIKE ?",
                     (moment, f"{ident}.%"),
                 )
-        await asyncio.to_thread(maintenance(bench).clean_up)
+        await asyncio.to_thread(maintenance_of(bench).clean_up)
         assert [entries(bench, ident) for ident in (old, young, waiting)] == [[], ["SUCCESS"], ["ENQUEUED"]]
 
     run(main)

@@ -60,7 +60,7 @@ def test_what_has_ended_stays_when_a_job_is_cancelled(run: Run, monkeypatch: pyt
     run(main)
 
 
-def test_a_worker_that_stops_hands_back(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_stops_requeues_its_items(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main(bench: AtWork) -> None:
         held = Held(bench, monkeypatch)
         job = await bench.submit("segment", IMAGES[:3], AREAS)

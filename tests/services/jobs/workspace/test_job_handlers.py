@@ -171,7 +171,7 @@ def test_its_time_is_up(run: Run) -> None:
 # ---- stopping ----
 
 
-def test_a_worker_that_stops_hands_it_on_at_once(run: Run) -> None:
+def test_a_worker_that_stops_requeues_it_at_once(run: Run) -> None:
     async def main(bench: Bench) -> None:
         bench.does = never
         job = await bench.submit()

@@ -22,7 +22,7 @@ from tests.services.jobs.workspace.bench import Bench, Run, never, nothing, publ
 from tests.waiting import async_eventually
 
 
-def test_whoever_lost_it_leaves_nothing(run: Run) -> None:
+def test_a_worker_that_lost_it_leaves_nothing(run: Run) -> None:
     """Another worker has the item now, and has kept a later checkpoint."""
 
     async def main(bench: Bench) -> None:

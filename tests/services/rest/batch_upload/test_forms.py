@@ -196,7 +196,7 @@ def test_bad_json(body: bytes) -> None:
         read(request([body], "application/json"))
 
 
-def test_an_error_of_whoever_takes_ends_the_reading() -> None:
+def test_an_error_of_the_consumer_ends_the_reading() -> None:
     body, kind = form(("files", ("a", b"1")), ("files", ("b", b"2")), ("archive", ("z", zipped(("c", b"3")))))
     stop_at: list[Callable[[int], bool]] = [lambda n: n == 1, lambda n: n == 3]
     for stop in stop_at:
