@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import gc
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -43,6 +43,13 @@ class ByServer(LoadScopeScheduling):
         if topology := next((name for name in TOPOLOGIES if name in parameters), None):
             return topology
         return next((folder for folder in SERVER_FOLDERS if file.startswith(folder)), file)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported and collected stays: a full collection of garbage, which the engine makes after each model that
+    it unloads, need not visit it."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByServer:
@@ -151,14 +158,3 @@ def home_with_real_models(shared_data: Path, tmp_path_factory: pytest.TempPathFa
         )
         assert done.returncode == 0, done.stderr
     return home
-
-
-@pytest.fixture(scope="session", params=list(TOPOLOGIES))
-def topology_server(
-    request: pytest.FixtureRequest, home_with_real_models: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Server]:
-    """A server with the real models in every topology, for tests that leave no state that others would mind."""
-    home = tmp_path_factory.mktemp("topology") / "var"
-    shutil.copytree(home_with_real_models, home)
-    with serving(home, **TOPOLOGIES[request.param]) as server:
-        yield server

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -28,6 +29,11 @@ TOPOLOGIES = {
 SOME_TOPOLOGIES = [
     pytest.param(name, marks=pytest.mark.acceptance) if name == "two gateways" else name for name in TOPOLOGIES
 ]
+
+
+def first_in(topology: str) -> list[Any]:
+    """All topologies; those besides ``topology`` are acceptance tests."""
+    return [name if name == topology else pytest.param(name, marks=pytest.mark.acceptance) for name in TOPOLOGIES]
 
 
 @dataclass

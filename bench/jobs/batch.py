@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench import test_image
+from bench import sample_image
 from bench.contenders import MODEL, SERVING_PYTHON, Top5, difference, read_top5
 from bench.goals import Goal
 from bench.jobs.run import DATA, PHOTOS_MODEL, Homes, Part, Plan, percentile, undisturbed
@@ -43,7 +43,7 @@ def throughput(homes: Homes, plan: Plan) -> Part:
     part.lines += ["| | | items/s | lowest-highest | x bare loop | CPU ms an item |", "|---|---|---:|---:|---:|---:|"]
     drawn = homes.work / "drawn"
     drawn.mkdir(exist_ok=True)
-    (drawn / "drawn.jpg").write_bytes(test_image.jpeg())
+    (drawn / "drawn.jpg").write_bytes(sample_image.jpeg())
     _compare(part, homes, plan, MODEL, f"EfficientNet-B0, one image x {plan.items}", drawn, plan.items)
     folder, text = DATA / "imagenet_sample", "MobileNetV2 (imported), 100 photos"
     if homes.artifact(PHOTOS_MODEL).is_dir() and folder.is_dir():
@@ -155,7 +155,7 @@ def interactive(homes: Homes, plan: Plan) -> Part:
     heads = "| | alone p50 ms | p95 | with a batch p50 | p95 | p95 ratio | batch items/s meanwhile |"
     part.lines += [heads, "|---|---:|---:|---:|---:|---:|---:|"]
     rounds: dict[tuple[str, str], list[Requested]] = {}
-    data = test_image.jpeg()
+    data = sample_image.jpeg()
     with Ekiben(homes.first).running_on() as server:
         image = server.classify(data, f"model={MODEL}")["image"]["id"]
         for number in range(plan.rounds):

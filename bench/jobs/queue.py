@@ -13,7 +13,7 @@ from functools import partial
 
 from PIL import Image
 
-from bench import test_image
+from bench import sample_image
 from bench.contenders import MODEL
 from bench.goals import Goal
 from bench.jobs.run import Homes, Part, Plan, percentile, publish, undisturbed
@@ -79,8 +79,8 @@ def submit(homes: Homes, plan: Plan) -> Part:
 def small_jpeg() -> bytes:
     """The drawn image, 160 x 120."""
     out = io.BytesIO()
-    with Image.open(io.BytesIO(test_image.jpeg())) as opened:
-        opened.resize((160, 120)).save(out, "JPEG", quality=test_image.QUALITY)
+    with Image.open(io.BytesIO(sample_image.jpeg())) as opened:
+        opened.resize((160, 120)).save(out, "JPEG", quality=sample_image.QUALITY)
     return out.getvalue()
 
 

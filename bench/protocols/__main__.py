@@ -27,7 +27,7 @@ import orjson
 from onnx import TensorProto, helper
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from bench import test_image
+from bench import sample_image
 from bench.contenders import EXPORT_PYTHON, MODEL, SERVING_PYTHON, publish
 from bench.report import machine, now
 from bench.run import DISTURBED_CORES
@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _images(server: Server, rpc: str, requests: int, *, store: bool) -> list[Row]:
-    data, flag = test_image.jpeg(), str(store).lower()
+    data, flag = sample_image.jpeg(), str(store).lower()
     address = urlsplit(server.url)
     connection = http.client.HTTPConnection(address.hostname or "", address.port or 80)
     channel = grpc.insecure_channel(rpc)

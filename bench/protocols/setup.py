@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from bench import test_image
+from bench import sample_image
 from bench.contenders import MODEL, SERVING_PYTHON, publish
 from bench.jobs.run import DATA, say
 from bench.jobs.server import Ekiben
@@ -137,17 +137,17 @@ def photos(count: int) -> tuple[list[bytes], str]:
         what = f"{len(data)} photos"
     else:
         data = [_varied(number) for number in range(count)]
-        what = f"{count} drawn images, {test_image.WIDTH} x {test_image.HEIGHT}"
+        what = f"{count} drawn images, {sample_image.WIDTH} x {sample_image.HEIGHT}"
     return data, f"{what}, JPEG, {np.median([len(each) for each in data]) / 1e3:.0f} kB at the median"
 
 
 def _varied(number: int) -> bytes:
     """The drawn image, shifted and with its channels in another order: other content, as heavy."""
-    pixels = np.asarray(Image.open(io.BytesIO(test_image.jpeg())))
+    pixels = np.asarray(Image.open(io.BytesIO(sample_image.jpeg())))
     orders = ((0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0))
     shifted = np.roll(pixels, (number * 37, number * 53), (0, 1))[:, :, list(orders[number % len(orders)])]
     out = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(shifted)).save(out, "JPEG", quality=test_image.QUALITY)
+    Image.fromarray(np.ascontiguousarray(shifted)).save(out, "JPEG", quality=sample_image.QUALITY)
     return out.getvalue()
 
 

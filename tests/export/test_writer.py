@@ -60,6 +60,7 @@ def test_the_classifiers_graph_is_the_network(efficientnet: Recipe, efficientnet
     assert np.ptp(expected, axis=0).max() > 0.01
 
 
+@pytest.mark.acceptance
 def test_the_segmenters_graph_takes_any_size(deeplab: Recipe, deeplab_folder: Path) -> None:
     scripted = torch.jit.load(deeplab_folder / "model.torchscript.pt")
     for shape in ((2, 65, 97), (1, 128, 64)):
@@ -71,6 +72,7 @@ def test_the_segmenters_graph_takes_any_size(deeplab: Recipe, deeplab_folder: Pa
         np.testing.assert_allclose(run(deeplab_folder, pixels), expected, atol=1e-3)
 
 
+@pytest.mark.acceptance
 def test_the_segmenters_artifact(deeplab_folder: Path) -> None:
     manifest = read_manifest(deeplab_folder)
     verify(deeplab_folder, manifest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from tests import servers, toy_sam
 from tests.conftest import publish
 from tests.journeys.jobs.job_client import SECRET
 from tests.journeys.jobs.job_home import Place
-from tests.serving import TOPOLOGIES, Server, serving
+from tests.serving import SOME_TOPOLOGIES, TOPOLOGIES, Server, serving
 
 
 @pytest.fixture(scope="session")
@@ -31,7 +32,7 @@ def sam_home(sam_artifact: Path, tmp_path: Path) -> Path:
     return home
 
 
-@pytest.fixture(scope="session", params=["embedded"])
+@pytest.fixture(scope="package", params=["embedded"])
 def sam_server(
     request: pytest.FixtureRequest,
     sam_artifact: Path,
@@ -39,11 +40,25 @@ def sam_server(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Server]:
     """The three toys and a worker, embedded unless the test is marked EVERY_TOPOLOGY: one test of each behaviour that
-    crosses a process boundary is. The embeddings it holds are shared: use images of your own where that matters."""
+    crosses a process boundary is. The embeddings it holds are shared: use images of your own where that matters.
+
+    It ends with the last journey, not with the last test: an idle server takes processor time from what is left.
+    """
     home = tmp_path_factory.mktemp("sam-server") / "var"
     for name, artifact in {**toy_artifacts, "sam_toy": sam_artifact}.items():
         publish(home, name, artifact)
     with serving(home, EKIBEN_WORKERS="1", EKIBEN_WEBHOOK_SECRET=SECRET, **TOPOLOGIES[request.param]) as server:
+        yield server
+
+
+@pytest.fixture(scope="package", params=SOME_TOPOLOGIES)
+def topology_server(
+    request: pytest.FixtureRequest, home_with_real_models: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """A server with the real models in every topology, for tests that leave no state that others would mind."""
+    home = tmp_path_factory.mktemp("topology") / "var"
+    shutil.copytree(home_with_real_models, home)
+    with serving(home, **TOPOLOGIES[request.param]) as server:
         yield server
 
 

@@ -13,12 +13,12 @@ import httpx
 import pytest
 
 from tests import toy_models
-from tests.serving import SOME_TOPOLOGIES, TOPOLOGIES, serving
+from tests.serving import TOPOLOGIES, first_in, serving
 
 PHOTO = toy_models.encoded(toy_models.noise(900, 700), "JPEG", quality=95)
 
 
-@pytest.mark.parametrize("topology", SOME_TOPOLOGIES)
+@pytest.mark.parametrize("topology", first_in("split"))
 def test_sigterm_answers_what_is_in_flight(toy_home: Path, topology: str) -> None:
     count = 16
     with serving(toy_home, **TOPOLOGIES[topology]) as server:

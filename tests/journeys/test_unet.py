@@ -15,7 +15,7 @@ from PIL import Image
 from tests import toy_models
 from tests.conftest import publish
 from tests.journeys.jobs.job_client import finished, submit
-from tests.serving import SOME_TOPOLOGIES, TOPOLOGIES, serving
+from tests.serving import TOPOLOGIES, first_in, serving
 
 IMAGE = toy_models.noise(230, 170)
 DATA = toy_models.encoded(IMAGE)
@@ -25,7 +25,7 @@ WINDOWS = 10 * 14
 PNG = {"accept": "image/png"}
 
 
-@pytest.fixture(scope="module", params=SOME_TOPOLOGIES)
+@pytest.fixture(scope="module", params=first_in("embedded"))
 def client(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     """``nuclei_unet`` of two classes is tiled, ``areas_unet`` of four is not; ``areas`` is no unet. With a worker."""
     folder = tmp_path_factory.mktemp("unets")

@@ -14,7 +14,7 @@ from tests.journeys.datasets.stored_files import SIX, publish_toys
 from tests.serving import Server, serving
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def server(tmp_path_factory: pytest.TempPathFactory, toy_artifacts: dict[str, Path]) -> Iterator[Server]:
     home = publish_toys(tmp_path_factory.mktemp("datasets") / "var", toy_artifacts)
     with serving(home, EKIBEN_WORKERS="1") as server:
@@ -27,14 +27,14 @@ def client(server: Server) -> Iterator[httpx.Client]:
         yield client
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def six(server: Server) -> str:
     """A dataset of six discs that nobody removes."""
     with server.client() as client:
         return ready(client, SIX, name="six")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def openapi(server: Server) -> dict[str, Any]:
     schema: dict[str, Any] = httpx.get(f"{server.url}/openapi.json").json()
     return schema

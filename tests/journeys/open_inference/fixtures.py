@@ -17,7 +17,7 @@ NAMES = ("oip_colours", "oip_cells", "oip_mine")
 """A classifier of two versions, a tiled unet of two classes, a user's file that was imported over HTTP."""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def oip_server(sam_server: Server, tmp_path_factory: pytest.TempPathFactory) -> Server:
     """``sam_server`` with NAMES besides, which no other test asks."""
     folder = tmp_path_factory.mktemp("oip")
@@ -51,7 +51,7 @@ def _seen_by_all(server: Server) -> bool:
     return True
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def oip_clients(oip_server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clients]:
     clients = Clients(oip_server, tmp_path_factory.mktemp("clients"))
     yield clients

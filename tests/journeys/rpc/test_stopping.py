@@ -23,7 +23,7 @@ from ekiben.v1 import ekiben_pb2 as pb
 from tests import toy_models
 from tests.journeys.jobs.job_client import eventually
 from tests.journeys.rpc.grpc_calls import connected, image
-from tests.serving import SOME_TOPOLOGIES, TOPOLOGIES, Server, serving, wait_ready
+from tests.serving import TOPOLOGIES, Server, first_in, serving, wait_ready
 from tests.toy_sam import shapes
 
 SLOW = toy_models.encoded(shapes(2600, 1800))
@@ -86,7 +86,7 @@ def recorded(home: Path) -> int:
         return int(database.execute("SELECT count(*) FROM predictions").fetchone()[0])
 
 
-@pytest.mark.parametrize("topology", SOME_TOPOLOGIES)
+@pytest.mark.parametrize("topology", first_in("embedded"))
 def test_a_stop_loses_nothing(toy_home: Path, topology: str) -> None:
     """What was in flight is answered; what comes later is refused and not begun: as many answers as rows.
 

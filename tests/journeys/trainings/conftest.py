@@ -16,7 +16,7 @@ from tests.journeys.datasets.dataset_client import (
 from tests.serving import Server, serving
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def server(tmp_path_factory: pytest.TempPathFactory, toy_artifacts: dict[str, Path]) -> Iterator[Server]:
     home = tmp_path_factory.mktemp("training") / "var"
     publish(home, "areas", toy_artifacts["areas"])
@@ -30,7 +30,7 @@ def client(server: Server) -> Iterator[httpx.Client]:
         yield client
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def dataset_id(server: Server) -> str:
     with server.client(timeout=120) as client:
         return ready(client, discs(range(40)))
