@@ -63,7 +63,7 @@ def spacing(attributes: Dataset) -> tuple[float, float] | None:
             rows, columns = (float(value) for value in attributes.get(name) or ())
         except (TypeError, ValueError):
             continue
-        if rows > 0 and columns > 0:
+        if 0 < rows < math.inf and 0 < columns < math.inf:
             return rows, columns
     return None
 

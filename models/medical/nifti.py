@@ -120,7 +120,9 @@ class NiftiVolume(Volume):
             raise BadImage("the NIfTI volume is truncated")
         self._slope = 1.0 if slope is None else float(slope)
         self._intercept = 0.0 if intercept is None else float(intercept)
-        self.pixel_spacing = (spacing[1], spacing[0]) if len(spacing) == 2 and min(spacing) > 0 else None
+        self.pixel_spacing = (
+            (spacing[1], spacing[0]) if len(spacing) == 2 and all(0 < size < math.inf for size in spacing) else None
+        )
 
     def _inflated(self) -> IO[bytes]:
         """A temporary file with the unpacked values, no more of them than the header says."""

@@ -217,6 +217,8 @@ def test_groups_of_the_frame_come_before_shared_ones_and_these_before_the_file()
         ({"PixelSpacing": 0.5, "ImagerPixelSpacing": [1, 2]}, (1.0, 2.0)),
         ({"PixelSpacing": [1, 2, 3]}, None),
         ({"PixelSpacing": [-1, 2]}, None),
+        ({"PixelSpacing": ["inf", "inf"], "ImagerPixelSpacing": [1, 2]}, (1.0, 2.0)),
+        ({"PixelSpacing": [1, "nan"]}, None),
         ({"PixelSpacing": None}, None),
         ({}, None),
     ],

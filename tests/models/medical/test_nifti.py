@@ -75,6 +75,12 @@ def test_slices_and_labels_are_those_of_nibabel(name: str, packed: bool, tmp_pat
             assert np.abs(np.asarray(photo)[..., 0] - shown).max() <= 1
 
 
+@pytest.mark.parametrize("sizes", [(np.inf, 1), (1, np.inf), (1, np.nan)])
+def test_an_impossible_spacing_is_none(sizes: tuple[float, float], tmp_path: Path) -> None:
+    with open_volume(saved(tmp_path, spoiled(80, "<2f", *sizes))) as volume:
+        assert volume.pixel_spacing is None
+
+
 def test_slope_and_intercept_are_applied(tmp_path: Path) -> None:
     with open_volume(saved(tmp_path, nifti(COUNTING.astype(np.uint8), slope=2, inter=-5))) as volume:
         stored = np.asarray(nibabel.Nifti1Image.from_bytes((tmp_path / "volume").read_bytes()).dataobj)
