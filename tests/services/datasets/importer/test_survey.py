@@ -62,6 +62,14 @@ def nifti(values: np.ndarray) -> bytes:
     return bytes(nibabel.Nifti1Image(values, np.eye(4)).to_bytes())  # type: ignore[no-untyped-call]
 
 
+def vast() -> bytes:
+    """The header of a NIfTI volume whose slices have 81 megapixels."""
+    header = nibabel.Nifti1Header()  # type: ignore[no-untyped-call]
+    header.set_data_shape((9000, 9000, 3))
+    header["magic"], header["vox_offset"] = b"n+1", 352
+    return bytes(header.binaryblock) + bytes(4)
+
+
 def test_the_statistics_of_a_sample(tmp_path: Path) -> None:
     rgb = np.asarray(noise(6, 4))
     sample = sampled(tmp_path, photo(), png(drawn()))
@@ -220,10 +228,11 @@ def test_a_mask_drawn_before_exif_turned_the_image(tmp_path: Path) -> None:
         (photo(), b"hello", ("unreadable_mask", "masks/a", "the mask is not a readable image")),
         (huge(), png(drawn()), ("image_too_large", "images/a", "the image is 9000 x 8000; at most 64000000 pixels ")),
         (photo(), huge(), ("image_too_large", "masks/a", "the mask is 9000 x 8000; at most 64000000 pixels ")),
+        (vast(), png(drawn()), ("image_too_large", "images/a", "a slice of the NIfTI volume is 9000 x 9000; at most ")),
         (dicom(np.zeros((4, 6), np.uint16))[:300], png(drawn()), ("unreadable_image", "images/a", "the DICOM file")),
         (nifti(np.zeros((6, 4, 3), np.int16)), png(drawn()), ("slice_mismatch", "a", "image 3 slices, mask 1")),
     ],
-    ids=["image", "mask", "large image", "large mask", "DICOM", "slices"],
+    ids=["image", "mask", "large image", "large mask", "large volume", "DICOM", "slices"],
 )
 def test_a_file_that_cannot_be_used(image: bytes, mask: bytes, expected: tuple[str, str, str], tmp_path: Path) -> None:
     found = trouble(tmp_path, image, mask)
