@@ -81,9 +81,10 @@ def _prepared(graph: GraphInput, tensor: Tensor) -> tuple[ImageInputs, bool]:
     if 0 in shape:
         raise BadInput(f"{tensor.name} is empty: {list(shape)}")
     _check_count(tensor, 1 if single else shape[0])
-    if floats and not np.isfinite(tensor.values).all():
-        raise BadInput(f"{tensor.name} holds values that are not finite")
-    values: NDArray[Any] = tensor.values.astype(graph.dtype, copy=False)
+    with np.errstate(over="ignore"):  # a value beyond the range of the graph's type becomes infinite
+        values: NDArray[Any] = tensor.values.astype(graph.dtype, copy=False)
+    if floats and not np.isfinite(values).all():
+        raise BadInput(f"{tensor.name} holds values that are not finite as {graph.dtype}")
     return [PreparedTensor(one) for one in (values[None] if single else values)], single
 
 

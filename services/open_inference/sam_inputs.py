@@ -158,9 +158,11 @@ def _mask_input(tensors: Mapping[str, NDArray[Any]]) -> NDArray[np.float32] | No
         raise BadInput(f"mask_input is floating-point [prompts, {SIDE}, {SIDE}]; it is {list(values.shape)}")
     if values.ndim == 4 and values.shape[1] != 1:
         raise BadInput(f"mask_input has one mask per prompt; it is {list(values.shape)}")
-    if not np.isfinite(values).all():
+    with np.errstate(over="ignore"):  # a double beyond float32 becomes infinite
+        logits = values.reshape(-1, SIDE, SIDE).astype(np.float32, copy=False)
+    if not np.isfinite(logits).all():
         raise BadInput("mask_input holds values that are not finite")
-    return values.reshape(-1, SIDE, SIDE).astype(np.float32, copy=False)
+    return logits
 
 
 async def _image(tensor: Tensor) -> tuple[bytes, bool]:

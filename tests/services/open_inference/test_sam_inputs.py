@@ -143,6 +143,7 @@ def test_each_prompt_gets_its_mask_input(shape: tuple[int, ...]) -> None:
             "mask_input has one mask per prompt; it is [1, 2, 256, 256]",
         ),
         ({"mask_input": np.full((256, 256), np.inf, np.float32)}, "mask_input holds values that are not finite"),
+        ({"mask_input": np.full((256, 256), 1e39)}, "mask_input holds values that are not finite"),
     ],
     ids=lambda value: value[:60] if isinstance(value, str) else "",
 )
