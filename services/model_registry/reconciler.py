@@ -136,7 +136,9 @@ class ModelReconciler:
                 runner.engine.unpin(other)  # else a memory budget for one version would never admit the next one
             absent = key not in held or held[key].state in ("unloaded", "failed")
             pin = pin and self._eager
-            if absent and (pin or others):
+            # A request may have loaded it: the memory budget could evict it until it is pinned.
+            loose = pin and not absent and not held[key].pinned
+            if loose or (absent and (pin or others)):
                 self._spawn(self._replace(key, others, pin))
             elif others:
                 self._spawn(self._unload(others))

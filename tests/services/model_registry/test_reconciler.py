@@ -183,6 +183,20 @@ def test_loaded_and_unloaded_are_followed(run: Callable[[Main], None], shelf: Sh
     run(main)
 
 
+def test_a_model_that_a_request_loaded_is_kept_once_it_is_wanted(run: Callable[[Main], None], shelf: Shelf) -> None:
+    """As in each process beside the one that was asked to load it: the memory budget must not evict it."""
+    key = shelf.publish()
+
+    async def main(start: Start) -> None:
+        async with start() as process:
+            await process.runner.load(key)
+            assert process.ready() == {1: False}
+            shelf.registry.set_desired("colours", "loaded")
+            await process.follows(to={1: True})
+
+    run(main)
+
+
 def test_a_deleted_version_is_forgotten(run: Callable[[Main], None], shelf: Shelf) -> None:
     key = shelf.publish()
     shelf.publish()
