@@ -90,6 +90,9 @@ def test_several_fits_are_equal_parts(said: Said, clock: Clock, tmp_path: Path) 
     report.update(share=0.5)
     # 30 s are 0.48 of a fit of 62.5 s: 32.5 s are left, and one more fit.
     assert (report.time_left_s(), report.progress) == (95.0, pytest.approx(1.48 / 3))
+    report.end_fit()
+    report.begin_fit(2, elapsed_s=0.0)
+    assert report.time_left_s() == 30.0  # as long as the latest one
 
 
 def test_time_of_earlier_processes_counts(said: Said, clock: Clock, tmp_path: Path) -> None:
