@@ -109,7 +109,7 @@ def test_slices_of_a_volume_count_once() -> None:
 
 
 def test_files_that_cannot_be_used_are_said_and_their_number_is_not() -> None:
-    """Whoever repairs the files may have enough images."""
+    """With these files repaired there may be enough images."""
     troubles = [
         *(Trouble("unreadable_image", f"images/{i}.png", "damaged") for i in range(6)),
         Trouble("slice_mismatch", "case", "image 4 slices, mask 3"),
