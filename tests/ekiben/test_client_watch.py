@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,11 @@ from typing import Any
 import httpx
 import pytest
 
-from ekiben._client import job_watch
 from ekiben._client.records import JobEvent
 from ekiben.client import EkibenError, JobFailed, TimedOut, Unreachable
 from tests import toy_models
 from tests.ekiben.bodies import JOB, classification, job, refusal
-from tests.ekiben.clients import Script, handled, said
+from tests.ekiben.clients import Clock, Script, handled, said
 
 PNG = toy_models.encoded(toy_models.solid((200, 10, 10), 4, 3))
 
@@ -54,7 +52,7 @@ EVENTS: list[tuple[int, str, dict[str, Any]]] = [
 ]
 
 
-def test_a_job_is_followed_through_broken_connections(kind: str) -> None:
+def test_a_job_is_followed_through_broken_connections(kind: str, clock: Clock) -> None:
     script = Script(
         told(*EVENTS[:2], error=httpx.ReadError("reset")),
         httpx.ConnectError("restarting"),
@@ -88,16 +86,17 @@ def test_a_job_that_has_nothing_more_to_tell(kind: str) -> None:
     assert script.requests[0].headers["last-event-id"] == "9"
 
 
-def test_a_server_that_stays_away(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job_watch, "_PATIENCE_S", 0.5)
+PAUSES = [0.2, 0.4, 0.8, 1.6, 3.2, *[5.0] * 11]
+"""Each is twice the last, up to five seconds, until a minute is over."""
 
+
+def test_a_server_that_stays_away(kind: str, clock: Clock) -> None:
     def handler(request: httpx.Request) -> httpx.Response:
         raise httpx.ConnectError("gone", request=request)
 
-    begun = time.monotonic()
     with handled(kind, handler) as client, pytest.raises(Unreachable):
         list(client.watch(JOB))
-    assert time.monotonic() - begun >= 0.5
+    assert clock.pauses == pytest.approx(PAUSES)
 
 
 @pytest.mark.parametrize(
@@ -105,24 +104,19 @@ def test_a_server_that_stays_away(kind: str, monkeypatch: pytest.MonkeyPatch) ->
     [(504, "deadline_exceeded", TimedOut), (503, "unavailable", EkibenError), (503, "stopping", EkibenError)],
 )
 def test_a_server_that_refuses_at_once_is_not_pressed(
-    kind: str, status: int, code: str, error: type[EkibenError], monkeypatch: pytest.MonkeyPatch
+    kind: str, status: int, code: str, error: type[EkibenError], clock: Clock
 ) -> None:
     """As one behind a proxy whose own server is away: the pauses grow, and an end comes."""
-    monkeypatch.setattr(job_watch, "_PATIENCE_S", 1.0)
     requested: list[float] = []
 
     def handler(request: httpx.Request) -> httpx.Response:
-        requested.append(time.monotonic())
+        requested.append(clock.now)
         return said(refusal(code), status, **{"Retry-After": "0"})
 
     with handled(kind, handler) as client, pytest.raises(error) as caught:
         list(client.watch(JOB))
     assert caught.value.code == code
-    pauses = [later - sooner for sooner, later in itertools.pairwise(requested)]
-    assert 2 <= len(requested) <= 5  # after 0, 0.2, 0.6 and 1.4 s, on a slow machine fewer
-    for pause, least in zip(pauses, (0.2, 0.4, 0.8), strict=False):
-        assert pause >= 0.9 * least
-    assert requested[-1] - requested[0] >= 0.9
+    assert [later - sooner for sooner, later in itertools.pairwise(requested)] == pytest.approx(PAUSES)
 
 
 def test_waiting(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -147,27 +141,27 @@ def test_waiting(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == ""
 
 
-def test_waiting_for_so_long(kind: str) -> None:
+def test_waiting_for_so_long(kind: str, clock: Clock) -> None:
     """Whether the server talks all the time, or not at all."""
 
     def silent(request: httpx.Request) -> httpx.Response:
         if request.url.path.endswith("/events"):
-            time.sleep(0.3)
+            clock.now += request.extensions["timeout"]["read"]
             raise httpx.ReadTimeout("silence", request=request)
         return said(job())
 
     def chatty(request: httpx.Request) -> httpx.Response:
         if request.url.path.endswith("/events"):
-            time.sleep(0.05)
+            clock.now += 5
             return told((int(request.headers["last-event-id"]) + 1, "progress", {"progress": 0.1}))
         return said(job())
 
     for handler in (silent, chatty):
-        begun = time.monotonic()
+        begun = clock.now
         with handled(kind, handler) as client, pytest.raises(TimedOut) as caught:
-            client.wait(JOB, timeout_s=0.5)
+            client.wait(JOB, timeout_s=100)
         assert caught.value.code == "wait_timeout"
-        assert time.monotonic() - begun > 0.4
+        assert 100 <= clock.now - begun <= 105
 
 
 def test_results(kind: str, tmp_path: Path) -> None:
