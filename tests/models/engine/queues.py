@@ -137,11 +137,3 @@ class Held:
     def open(self) -> None:
         self.kitchen.gate.set()
         assert self.first.result == 2000
-
-
-def wait_for(condition: Any, timeout_s: float = 10.0) -> None:
-    """Until ``condition()`` is true."""
-    end = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.001)

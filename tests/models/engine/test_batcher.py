@@ -12,7 +12,8 @@ import pytest
 
 from ekiben.errors import BadImage, Unavailable
 from models.engine.batcher import Batcher
-from tests.models.engine.queues import POISON, Held, Kitchen, Order, open_kitchen, request, wait_for
+from tests.models.engine.queues import POISON, Held, Kitchen, Order, open_kitchen, request
+from tests.waiting import eventually
 
 
 def test_a_lone_request_is_answered_alone(batcher: Batcher) -> None:
@@ -162,7 +163,7 @@ def test_close_serves_what_waits_and_refuses_what_comes(count: int) -> None:
     waiting = [held.request(n) for n in range(count)]
     closing = threading.Thread(target=batcher.close)
     closing.start()
-    wait_for(lambda: batcher._closed)
+    eventually(lambda: batcher._closed)
     time.sleep(0.05)  # the idle threads look, and find an item that is not theirs to take
     with pytest.raises(Unavailable, match="stopping"):
         held.request(9)

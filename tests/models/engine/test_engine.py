@@ -9,15 +9,15 @@ import pytest
 
 from ekiben.errors import BadModelFile, Refusal, Unavailable
 from models.engine.engine import Engine, ModelKey, ModelState
-from tests.models.engine.queues import wait_for
 from tests.models.shelf import BATCH, MEGABYTE, Shelf, key
+from tests.waiting import eventually
 
 
 def test_sixteen_who_ask_at_once_make_one_load(shelf: Shelf) -> None:
     shelf.slow.clear()
     with ThreadPoolExecutor(16) as pool:
         leases = [pool.submit(shelf.engine.lease, key("a")) for _ in range(16)]
-        wait_for(lambda: shelf.opened == ["a"])
+        eventually(lambda: shelf.opened == ["a"])
         assert shelf.state("a").state == "loading" and shelf.engine.try_lease(key("a")) is None
         shelf.slow.set()
         loaded = [lease.result(20) for lease in leases]
@@ -86,7 +86,7 @@ def test_unload_during_a_load_wins(shelf: Shelf) -> None:
     shelf.slow.clear()
     with ThreadPoolExecutor(2) as pool:
         loading = pool.submit(shelf.engine.load, key("a"), pin=True)
-        wait_for(lambda: shelf.opened == ["a"])
+        eventually(lambda: shelf.opened == ["a"])
         unloading = pool.submit(shelf.engine.unload, key("a"))
         time.sleep(0.05)
         assert not unloading.done()
@@ -219,7 +219,7 @@ def test_those_who_wait_for_a_load_that_fails_hear_why(shelf: Shelf) -> None:
     shelf.slow.clear()
     with ThreadPoolExecutor(4) as pool:
         asks = [pool.submit(shelf.engine.lease, key("a")) for _ in range(4)]
-        wait_for(lambda: shelf.opened == ["a"])
+        eventually(lambda: shelf.opened == ["a"])
         time.sleep(0.02)
         shelf.slow.set()
         errors = [request.exception(20) for request in asks]

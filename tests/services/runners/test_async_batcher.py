@@ -14,7 +14,8 @@ from models.engine.batcher import Batcher, ModelQueue
 from models.engine.engine import Engine
 from models.engine.loaded_model import LoadedModel
 from services.runners.async_batcher import AsyncBatcher
-from tests.models.engine.queues import Kitchen, Order, wait_for
+from tests.models.engine.queues import Kitchen, Order
+from tests.waiting import async_eventually, eventually
 
 LOADED = cast(LoadedModel, object())
 
@@ -91,11 +92,11 @@ def test_an_item_that_waits_too_long_is_not_computed(bench: Bench) -> None:
         started = time.monotonic()
         with pytest.raises(DeadlineExceeded):
             await bench.request(1, timeout_s=0.1)
-        assert 0.08 < time.monotonic() - started < 2
-        assert bench.leases.released == []  # its turn has not come
+        assert 0.08 < time.monotonic() - started < 10
+        assert not first.done() and bench.leases.released == []  # its turn has not come
         bench.kitchen.gate.set()
         await first
-        await asyncio.to_thread(wait_for, lambda: len(bench.leases.released) == 2)
+        await async_eventually(lambda: len(bench.leases.released) == 2)
         assert bench.kitchen.prepared == [1000]
 
     asyncio.run(main())
@@ -104,11 +105,10 @@ def test_an_item_that_waits_too_long_is_not_computed(bench: Bench) -> None:
 def test_a_run_that_takes_too_long_keeps_its_lease_to_its_end(bench: Bench) -> None:
     async def main() -> None:
         with pytest.raises(DeadlineExceeded):
-            await bench.request(1, timeout_s=0.1)
-        await asyncio.sleep(0.05)
+            await bench.request(1, timeout_s=0.5)
         assert bench.leases.released == [] and bench.kitchen.batches == [[1]]
         bench.kitchen.gate.set()
-        await asyncio.to_thread(wait_for, lambda: bench.leases.released == [LOADED])
+        await async_eventually(lambda: bench.leases.released == [LOADED])
         await asyncio.sleep(0.05)
         assert bench.leases.released == [LOADED]
 
@@ -126,7 +126,7 @@ def test_a_caller_who_leaves_is_not_computed(bench: Bench) -> None:
         bench.kitchen.gate.set()
         await asyncio.gather(first, third)
         assert bench.kitchen.prepared == [1000, 3]
-        await asyncio.to_thread(wait_for, lambda: len(bench.leases.released) == 3)
+        await async_eventually(lambda: len(bench.leases.released) == 3)
 
     asyncio.run(main())
 
@@ -139,7 +139,7 @@ def test_a_caller_who_leaves_a_run_keeps_the_lease_to_its_end(bench: Bench) -> N
             await first
         assert bench.leases.released == []
         bench.kitchen.gate.set()
-        await asyncio.to_thread(wait_for, lambda: bench.leases.released == [LOADED])
+        await async_eventually(lambda: bench.leases.released == [LOADED])
 
     asyncio.run(main())
 
@@ -169,7 +169,7 @@ def test_a_deadline_that_has_passed_is_the_deadline_s_error(bench: Bench) -> Non
         with pytest.raises(DeadlineExceeded):
             await bench.request(1, timeout_s=-0.01)
         assert bench.kitchen.prepared == []
-        await asyncio.to_thread(wait_for, lambda: bench.leases.released == [LOADED])
+        await async_eventually(lambda: bench.leases.released == [LOADED])
 
     asyncio.run(main())
 
@@ -183,7 +183,7 @@ def test_the_server_stops_without_the_caller(bench: Bench) -> None:
     asyncio.run(main())  # cancels both; its loop is closed now
     assert bench.leases.released == []
     bench.kitchen.gate.set()
-    wait_for(lambda: len(bench.leases.released) == 2)
+    eventually(lambda: len(bench.leases.released) == 2)
     assert bench.kitchen.prepared == [1000]
 
 
@@ -199,7 +199,7 @@ def test_many_callers_of_whom_some_leave(bench: Bench) -> None:
         answers = await asyncio.gather(first, *callers, return_exceptions=True)
         left = [isinstance(answer, asyncio.CancelledError) for answer in answers[1:]]
         assert left == [number % 3 == 0 for number in range(60)]
-        await asyncio.to_thread(wait_for, lambda: len(bench.leases.released) == 61)
+        await async_eventually(lambda: len(bench.leases.released) == 61)
         assert sorted(bench.kitchen.prepared) == sorted([1000, *(n for n in range(60) if n % 3)])
 
     asyncio.run(main())

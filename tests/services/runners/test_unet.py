@@ -29,6 +29,7 @@ from services.runners.local import LocalRunner
 from services.runners.progress import NO_PROGRESS, ProgressSink
 from services.runners.unet import Room
 from tests import toy_models
+from tests.waiting import async_eventually
 
 TILED, WHOLE, MANY = (ModelKey("local", name, 1) for name in ("cells_tiled", "cells_whole", "areas_tiled"))
 
@@ -107,14 +108,6 @@ def run(artifacts: Path, main: Callable[[Served], Awaitable[None]], **settings: 
     asyncio.run(whole())
 
 
-async def soon(true: Callable[[], bool]) -> None:
-    for _ in range(500):
-        if true():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("it did not come to be")
-
-
 def pixels_of(image: Image.Image) -> NDArray[np.uint8]:
     return np.asarray(image)
 
@@ -180,7 +173,7 @@ def test_windows_of_several_requests_share_runs(artifacts: Path) -> None:
         served.batches.clear()
         served.gate.clear()
         requested = [asyncio.create_task(served.segment(toy_models.encoded(p), renders=("mask",))) for p in images]
-        await soon(lambda: served.runner.batcher.depth(TILED) > 30)
+        await async_eventually(lambda: served.runner.batcher.depth(TILED) > 30)
         served.gate.set()
         answers = await asyncio.gather(*requested)
         for image, (answer, _) in zip(images, answers, strict=True):
@@ -198,6 +191,7 @@ def test_no_more_waits_than_keeps_the_slots_busy(artifacts: Path) -> None:
         served.gate.clear()
         requested = asyncio.create_task(served.segment(DATA))
         await served.in_a_run(2)
+        await async_eventually(lambda: served.runner.batcher.depth(TILED) == 2)
         await asyncio.sleep(0.1)
         assert (len(served.batches), served.runner.batcher.depth(TILED)) == (2, 2)
         served.gate.set()
@@ -216,7 +210,7 @@ def test_a_caller_who_left_is_not_computed(artifacts: Path) -> None:
         with pytest.raises(asyncio.CancelledError):
             await requested
         served.gate.set()
-        await soon(served.nothing_is_held)
+        await async_eventually(served.nothing_is_held)
         assert len(served.batches) == 2
         answer, _ = await served.segment(DATA, renders=("mask",))
         assert np.array_equal(mask_of(answer), TRUTH)
@@ -227,10 +221,10 @@ def test_a_caller_who_left_is_not_computed(artifacts: Path) -> None:
 def test_a_deadline_ends_it(artifacts: Path) -> None:
     async def main(served: Served) -> None:
         await served.load()
-        served.pause_s = 0.05
+        served.pause_s = 0.2
         with pytest.raises(DeadlineExceeded):
-            await served.segment(DATA, timeout_s=0.4)
-        await soon(served.nothing_is_held)
+            await served.segment(DATA, timeout_s=1)
+        await async_eventually(served.nothing_is_held)
         assert 2 <= len(served.batches) < PIECES / 2
 
     run(artifacts, main)
@@ -245,11 +239,10 @@ def test_an_image_that_cannot_be_done_in_time_is_not_tried_to_the_end(
     async def main(served: Served) -> None:
         await served.load()
         served.pause_s = 0.05
-        started = time.monotonic()
         with pytest.raises(DeadlineExceeded, match=r"of 741 tiles .* as a job"):
-            await served.segment(large, timeout_s=5)
-        assert time.monotonic() - started < 2
-        await soon(served.nothing_is_held)
+            await served.segment(large, timeout_s=8)
+        assert len(served.batches) < 100  # of the 320 for which there would have been time
+        await async_eventually(served.nothing_is_held)
 
     run(artifacts, main)
 
@@ -259,7 +252,7 @@ def test_others_are_answered_between_the_windows_of_a_large_image(artifacts: Pat
 
     async def main(served: Served) -> None:
         await served.load()
-        served.pause_s = 0.02
+        served.pause_s = 0.05
         large = asyncio.create_task(served.segment(DATA))
         await served.in_a_run(2)
         answer, _ = await served.segment(toy_models.encoded(small), renders=("mask",))
@@ -303,7 +296,7 @@ def test_a_run_that_fails_ends_the_image(artifacts: Path) -> None:
         loaded.session.run = broken  # type: ignore[assignment, method-assign]
         with pytest.raises(RuntimeError, match="out of memory"):
             await served.segment(DATA)
-        await soon(served.nothing_is_held)
+        await async_eventually(served.nothing_is_held)
 
     run(artifacts, main)
 
@@ -317,13 +310,13 @@ def test_too_many_who_wait_are_refused_on_arrival(artifacts: Path) -> None:
         served.gate.clear()
         first = asyncio.create_task(served.segment(DATA, timeout_s=30))
         await served.in_a_run(2)
-        await soon(lambda: served.runner.batcher.depth(TILED) == 2)
+        await async_eventually(lambda: served.runner.batcher.depth(TILED) == 2)
         with pytest.raises(Overloaded):
             await served.segment(DATA, timeout_s=2)
         served.gate.set()
         first.cancel()
         await asyncio.gather(first, return_exceptions=True)
-        await soon(served.nothing_is_held)
+        await async_eventually(served.nothing_is_held)
 
     run(artifacts, main)
 

@@ -11,7 +11,8 @@ import pytest
 
 from models.engine import engine
 from tests import toy_models, toy_sam
-from tests.services.runners.sam.served import Served, until
+from tests.services.runners.sam.served import Served
+from tests.waiting import async_eventually
 
 
 @pytest.fixture(scope="session")
@@ -33,7 +34,7 @@ def run(artifacts: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]
             await served.load()
             try:
                 await main(served)
-                await until(lambda: served.users == 0)
+                await async_eventually(lambda: served.users == 0)
             finally:
                 served.encode_gate.set()
                 served.decode_gate.set()

@@ -105,11 +105,4 @@ class Served:
         assert await asyncio.to_thread(self.entered.acquire, True, 10)
 
 
-async def until(condition: Callable[[], bool], timeout_s: float = 10) -> None:
-    end = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        await asyncio.sleep(0.002)
-
-
 Run = Callable[..., None]

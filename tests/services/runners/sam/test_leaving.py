@@ -12,7 +12,8 @@ from ekiben.errors import DeadlineExceeded
 from models.inference_requests import MaskRequest, MaskResponse
 from models.model_key import ModelKey
 from tests import toy_sam
-from tests.services.runners.sam.served import CLICK, IMAGE, SAM, Run, Served, encoded, until
+from tests.services.runners.sam.served import CLICK, IMAGE, SAM, Run, Served, encoded
+from tests.waiting import async_eventually
 
 # ---- who leaves ----
 
@@ -40,13 +41,13 @@ def test_the_only_caller_leaves_before_its_turn(run: Run) -> None:
         await served.in_a_graph()
         other = encoded(toy_sam.shapes(100, 100))
         second = asyncio.create_task(served.masks(image=other))
-        await until(lambda: served.runner.sam.depth(SAM) == 1)
+        await async_eventually(lambda: served.runner.sam.depth(SAM) == 1)
         second.cancel()
         with pytest.raises(asyncio.CancelledError):
             await second
         served.encode_gate.set()
         await first
-        await until(lambda: served.users == 0)
+        await async_eventually(lambda: served.users == 0)
         assert served.encoded == 1  # that of the first
         assert not (await served.masks(image=other)).embedding.cached
 
@@ -62,7 +63,7 @@ def test_the_only_caller_leaves_while_it_is_encoded(run: Run) -> None:
         with pytest.raises(asyncio.CancelledError):
             await caller
         served.encode_gate.set()
-        await until(lambda: served.users == 0)
+        await async_eventually(lambda: served.users == 0)
         # It was made; it would be a pity to throw it away.
         assert (await served.masks(CLICK)).embedding.cached and (served.encoded, served.decoded) == (1, 1)
 
@@ -72,7 +73,7 @@ def test_the_only_caller_leaves_while_it_is_encoded(run: Run) -> None:
 def test_who_has_more_time_is_not_bound_by_who_has_less(run: Run) -> None:
     async def main(served: Served) -> None:
         served.encode_gate.clear()
-        hasty = asyncio.create_task(served.masks(CLICK, timeout_s=0.15))
+        hasty = asyncio.create_task(served.masks(CLICK, timeout_s=1))
         await served.in_a_graph()
         patient = asyncio.create_task(served.masks(CLICK))
         with pytest.raises(DeadlineExceeded):
@@ -94,7 +95,7 @@ def test_who_has_less_time_does_not_wait_for_who_has_more(run: Run) -> None:
         started = time.monotonic()
         with pytest.raises(DeadlineExceeded):
             await served.masks(CLICK, timeout_s=0.1)
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 10 and not patient.done()
         served.encode_gate.set()
         assert len((await patient).results) == 1 and served.encoded == 1
 
@@ -112,7 +113,7 @@ def test_a_grid_that_is_cancelled_computes_no_more(run: Run) -> None:
         with pytest.raises(asyncio.CancelledError):
             await caller
         served.decode_gate.set()
-        await until(lambda: served.users == 0)
+        await async_eventually(lambda: served.users == 0)
         assert served.decoded == 2 and served.prompts == 8
         await asyncio.sleep(0.05)
         assert served.decoded == 2
@@ -125,11 +126,11 @@ def test_a_grid_that_is_late_computes_no_more(run: Run) -> None:
         await served.masks(CLICK)
         served.decode_gate.clear()
         with pytest.raises(DeadlineExceeded):
-            await served.auto(32, timeout_s=0.2)
+            await served.auto(32, timeout_s=1)
         before = served.decoded
         assert before == 3  # that of the click and one in each slot
         served.decode_gate.set()
-        await until(lambda: served.users == 0)
+        await async_eventually(lambda: served.users == 0)
         await asyncio.sleep(0.05)
         assert served.decoded == before
 
@@ -144,7 +145,7 @@ def test_a_deadline_at_any_time_is_a_deadline(run: Run) -> None:
         for timeout_s in np.linspace(0.01, 0.06, 40):
             with pytest.raises(DeadlineExceeded):
                 await served.auto(64, timeout_s=float(timeout_s))
-        await until(lambda: served.users == 0)
+        await async_eventually(lambda: served.users == 0)
 
     run(main)
 
@@ -152,7 +153,7 @@ def test_a_deadline_at_any_time_is_a_deadline(run: Run) -> None:
 def test_a_click_does_not_wait_for_a_grid(run: Run) -> None:
     async def main(served: Served) -> None:
         grid = asyncio.create_task(served.auto(64))
-        await until(lambda: served.decoded > 20)
+        await async_eventually(lambda: served.decoded > 20)
         await served.masks(CLICK)
         assert not grid.done() and served.decoded < 900
         grid.cancel()
@@ -178,7 +179,7 @@ def test_unloading_lets_a_grid_finish_and_leaves_nothing(run: Run) -> None:
         served.decode_gate.set()
         assert [mask.rle for mask in (await grid).masks] == [mask.rle for mask in whole.masks]
         assert len((await click).results) == 1
-        await until(lambda: len(served.closed) == 1)
+        await async_eventually(lambda: len(served.closed) == 1)
         sam = served.closed[0]
         assert (sam.detached, sam.users_left) == (True, 0)
         assert (len(cache), cache.used_bytes, served.runner.sam._open) == (0, 0, {})
@@ -199,7 +200,7 @@ def test_unloading_during_the_encoder_leaves_no_embedding(run: Run) -> None:
         served.encode_gate.set()
         answers = await asyncio.gather(*callers, return_exceptions=True)
         assert [isinstance(answer, MaskResponse) for answer in answers] == [False, True, True]
-        await until(lambda: len(served.closed) == 1)
+        await async_eventually(lambda: len(served.closed) == 1)
         assert served.runner.sam.cache.used_bytes == 0
 
     run(main)
@@ -219,11 +220,11 @@ def test_loaded_again_while_the_old_one_is_still_used(run: Run) -> None:
         await asyncio.sleep(0.02)
         served.decode_gate.set()
         assert len((await new).results) == 1 and len((await old).masks) > 0
-        await until(lambda: len(served.closed) == 1)
+        await async_eventually(lambda: len(served.closed) == 1)
         assert served.closed[0] is not sam
         assert len((await served.masks(CLICK)).results) == 1  # its queues are its own
         assert await served.runner.unload(SAM)
-        await until(lambda: len(served.closed) == 2)
+        await async_eventually(lambda: len(served.closed) == 2)
         assert served.runner.sam.cache.used_bytes == 0 and served.runner.sam._open == {}
 
     run(main)
