@@ -217,7 +217,7 @@ class JobRecords(JobQueries):
     # What maintenance does with jobs.
 
     def due_webhooks(self, moment: datetime, lease: timedelta, limit: int = 20) -> list[Job]:
-        """At most ``limit`` jobs whose webhook is due. For the time ``lease`` no other process gets them."""
+        """At most ``limit`` jobs whose webhook is due at ``moment``. Nobody else gets them until ``lease`` later."""
         with writing(self._engine) as session:
             chosen = select(Job).where(col(Job.webhook_at) <= moment).order_by(col(Job.webhook_at)).limit(limit)
             due = list(session.exec(chosen.with_for_update(skip_locked=True)))

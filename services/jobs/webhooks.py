@@ -13,6 +13,7 @@ import hmac
 import logging
 import threading
 import time
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from urllib.parse import urlsplit
 
@@ -73,11 +74,15 @@ def message(job: Job) -> bytes:
 
 
 class Webhooks:
-    """Delivers webhooks that are due, without proxies and redirects. Without a ``secret`` nothing is sent."""
+    """Delivers webhooks that are due, without proxies and redirects. Without a ``secret`` nothing is sent.
 
-    def __init__(self, jobs: JobRecords, secret: str) -> None:
+    ``clock``: seconds that never go back.
+    """
+
+    def __init__(self, jobs: JobRecords, secret: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._jobs = jobs
         self._secret = secret
+        self._clock = clock
         self._stop = threading.Event()
 
     def deliver_due(self, moment: datetime) -> None:
@@ -85,8 +90,12 @@ class Webhooks:
 
         Each is tried by one process: it takes a lease on it first.
         """
-        # One at a time: the lease covers no more than one delivery.
-        while not self._stop.is_set() and self._secret and (due := self._jobs.due_webhooks(moment, _LEASE, limit=1)):
+        began = self._clock()
+        while not self._stop.is_set() and self._secret:
+            # One at a time, and counted from now: the lease covers no more than one delivery, but all of it.
+            lease = _LEASE + timedelta(seconds=self._clock() - began)
+            if not (due := self._jobs.due_webhooks(moment, lease, limit=1)):
+                return
             job = due[0]
             failure = self.deliver(job)
             tries = job.webhook_tries + 1
