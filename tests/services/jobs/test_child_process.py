@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from services.jobs.child_process import ChildFailed, run_child
+from tests.waiting import eventually
 
 SPEAK = "import json, os, sys, time\ndef say(**said): print(json.dumps(said), flush=True)\n"
 
@@ -104,15 +105,17 @@ def test_cancelled_it_takes_all_it_started_along(stubborn: bool, tmp_path: Path)
         return pids, time.monotonic() - begun
 
     pids, seconds = asyncio.run(cancelled())
-    assert seconds < 3
-    end = time.monotonic() + 2
-    while any(alive(pid) for pid in pids) and time.monotonic() < end:
-        time.sleep(0.02)
-    assert not [pid for pid in pids if alive(pid)]
+    assert seconds < 30
+    eventually(lambda: not any(alive(pid) for pid in pids), limit_s=20)
 
 
 def test_it_is_the_first_to_go_when_memory_runs_out(tmp_path: Path) -> None:
-    code = "time.sleep(0.3); say(result={'score': open('/proc/self/oom_score_adj').read().strip()})"
+    code = (
+        "score = lambda: open('/proc/self/oom_score_adj').read().strip()\n"
+        "end = time.monotonic() + 20\n"
+        "while score() != '1000' and time.monotonic() < end: time.sleep(0.01)\n"
+        "say(result={'score': score()})"
+    )
     result, _ = asyncio.run(heard(code, tmp_path))
     assert result == {"score": "1000"}
 

@@ -66,7 +66,7 @@ def test_a_stop_is_no_end_of_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
         return seen, caught.value, time.monotonic() - began
 
     seen, refusal, took_s = asyncio.run(run())
-    assert seen == [4] and took_s < 1
+    assert seen == [4] and took_s < 15
     assert (refusal.code, refusal.retry_after_s) == ("stopping", 1)
 
 

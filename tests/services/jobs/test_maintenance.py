@@ -27,6 +27,7 @@ from services.jobs.heartbeat import BEAT_S, DEAD_S, Heartbeat
 from services.jobs.maintenance import STALLED_S, Maintenance
 from tests import toy_models
 from tests.services.jobs.job_homes import AtWork, at_work, make_home
+from tests.waiting import async_eventually
 
 IMAGES = [toy_models.encoded(toy_models.noise(40, 30, seed=n)) for n in range(3)]
 AREAS = {"model": "areas"}
@@ -47,7 +48,7 @@ def run(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     def run(main: Callable[[AtWork], Awaitable[None]], **given: Any) -> None:
         async def whole() -> None:
             async with at_work(template, tmp_path, **given) as bench:
-                await asyncio.wait_for(main(bench), 30)
+                await asyncio.wait_for(main(bench), 60)
 
         asyncio.run(whole())
 
@@ -232,14 +233,11 @@ def test_beats(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         buried = threading.Event()
         heartbeat = Heartbeat(workers, ident, lambda: 7, buried.set)
         heartbeat.start()
-        for _ in range(200):
-            await asyncio.sleep(0.01)
-            if alive := workers.alive(1.0):
-                break
+        alive = await async_eventually(lambda: workers.alive(30))
         assert [(one.id, one.running, one.pid) for one in alive] == [(ident, 7, os.getpid())]
         assert not buried.is_set()
         workers.fail_worker(ident)
-        assert await asyncio.to_thread(buried.wait, 5)
+        assert await asyncio.to_thread(buried.wait, 20)
         heartbeat.stop()
 
     run(main)
@@ -251,31 +249,33 @@ def test_beats_that_are_not_heard(run: Run, monkeypatch: pytest.MonkeyPatch) -> 
     async def main(bench: AtWork) -> None:
         ident, workers = worker(bench, 0), Workers(bench.app_state.database)
         away = [True]
-        beats = 0
+        beats = recorded = 0
 
         class Away(Workers):
             def beat(self, worker_id: str, running: int) -> bool:
-                nonlocal beats
+                nonlocal beats, recorded
                 beats += 1
                 if away[0]:
                     raise Unavailable("the database is away")
-                return super().beat(worker_id, running)
+                alive = super().beat(worker_id, running)
+                recorded += 1
+                return alive
 
         buried = threading.Event()
         heartbeat = Heartbeat(Away(bench.app_state.database), ident, lambda: 0, buried.set)
-        heartbeat.steady_since = time.monotonic() - 100
+        begun = time.monotonic()
+        heartbeat.steady_since = begun - 100
         heartbeat.start()
-        while beats < 3:
-            await asyncio.sleep(0.005)
+        await async_eventually(lambda: beats >= 3)
         away[0] = False
-        assert time.monotonic() - heartbeat.steady_since < 1
-        since, so_far = heartbeat.steady_since, beats
-        while beats < so_far + 3:
-            await asyncio.sleep(0.005)
-        assert heartbeat.steady_since - since < 0.1  # from then on every beat was heard
+        assert heartbeat.steady_since >= begun
+        await async_eventually(lambda: recorded >= 1)
+        since = heartbeat.steady_since
+        await async_eventually(lambda: recorded >= 4)
+        assert heartbeat.steady_since == since  # from the first on every beat was heard
         assert not buried.is_set()
         heartbeat.stop()
-        assert [one.id for one in workers.alive(5)] == [ident]
+        assert [one.id for one in workers.alive(60)] == [ident]
 
     run(main)
 
@@ -304,17 +304,12 @@ def test_chores_are_done_in_turn(run: Run, monkeypatch: pytest.MonkeyPatch) -> N
                         chores[number] = (chore, every_s, _noted(done, name, work))
         for keeper in keepers:
             keeper.start()
-        end = time.monotonic() + 5
-        while (
-            bench.states(job.id) != ["queued"] or bench.records.jobs(LOCAL_OWNER).total > 1
-        ) and time.monotonic() < end:
-            await asyncio.sleep(0.02)
-        begun = time.monotonic()
+        await async_eventually(
+            lambda: bench.states(job.id) == ["queued"] and bench.records.jobs(LOCAL_OWNER).total == 1
+        )
         for keeper in keepers:
             await asyncio.to_thread(keeper.stop)
-        assert time.monotonic() - begun < 2
-        assert bench.states(job.id) == ["queued"]
-        assert bench.records.jobs(LOCAL_OWNER).total == 1
+            assert not any(thread.is_alive() for thread in keeper._threads)
         assert done.count("clean-up") == 1  # of the two the first did it, for the next ten minutes
         with Session(bench.app_state.database) as session:
             due: datetime = session.execute(
@@ -346,11 +341,8 @@ def test_a_chore_that_fails_is_tried_at_its_next_turn(run: Run, monkeypatch: pyt
 
         keeper._chores[:] = [("fail", 0.0, fail), ("other", 0.0, lambda: calls.append("other"))]
         keeper.start()
-        end = time.monotonic() + 5
-        while (calls.count("fail") < 3 or calls.count("other") < 3) and time.monotonic() < end:
-            await asyncio.sleep(0.01)
+        await async_eventually(lambda: calls.count("fail") >= 3 and calls.count("other") >= 3)
         await asyncio.to_thread(keeper.stop)
-        assert calls.count("fail") >= 3 and calls.count("other") >= 3
 
     run(main)
 
@@ -364,9 +356,7 @@ def test_webhooks_that_are_due_are_tried(run: Run, monkeypatch: pytest.MonkeyPat
         await bench.app_state.jobs.cancel(job.id)
         keeper = maintenance_of(bench)
         keeper.start()
-        end = time.monotonic() + 5
-        while bench.job(job.id).webhook_tries < 1 and time.monotonic() < end:
-            await asyncio.sleep(0.02)
+        await async_eventually(lambda: bench.job(job.id).webhook_tries >= 1)
         await asyncio.to_thread(keeper.stop)
         found: Job = bench.job(job.id)
         assert (found.webhook_state, found.webhook_tries) == ("pending", 1)

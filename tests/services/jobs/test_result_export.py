@@ -24,6 +24,7 @@ from services.schemas.body import to_dict
 from services.schemas.jobs import item_body, job_body
 from tests import toy_models
 from tests.services.jobs.job_homes import AtWork, at_work, make_home
+from tests.waiting import async_eventually
 
 IMAGES = [toy_models.encoded(toy_models.noise(40, 30, seed=n)) for n in range(3)]
 AREAS = {"model": "areas"}
@@ -44,7 +45,7 @@ def run(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     def run(main: Callable[[AtWork], Awaitable[None]]) -> None:
         async def whole() -> None:
             async with at_work(template, tmp_path) as bench:
-                await asyncio.wait_for(main(bench), 30)
+                await asyncio.wait_for(main(bench), 60)
 
         asyncio.run(whole())
 
@@ -210,16 +211,11 @@ def test_a_download_that_ends_within_a_piece_closes_its_source() -> None:
                 pass
 
         task = asyncio.create_task(download())
-        while not slow.started.is_set():
-            await asyncio.sleep(0.005)
+        await async_eventually(slow.started.is_set)
         task.cancel()
-        await asyncio.wait([task], timeout=5)
+        await asyncio.wait([task])
         assert task.cancelled(), task.exception()
-        for _ in range(100):
-            if slow.closed.is_set():
-                break
-            await asyncio.sleep(0.01)
-        assert slow.closed.is_set()
+        await async_eventually(slow.closed.is_set)
 
     asyncio.run(main())
 

@@ -13,6 +13,7 @@ from ekiben.ids import LOCAL_OWNER
 from services.inference import operations
 from tests import toy_models, toy_sam
 from tests.services.jobs.job_homes import AtWork
+from tests.waiting import async_eventually
 
 COLORS = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (0, 0, 0))
 SOLIDS = [toy_models.encoded(toy_models.solid(color)) for color in COLORS]
@@ -55,8 +56,7 @@ class Held:
         monkeypatch.setattr(bench.app_state.runner, "infer", held)
 
     async def until(self, entered: int) -> None:
-        while self.entered < entered:
-            await asyncio.sleep(0.005)
+        await async_eventually(lambda: self.entered >= entered)
 
 
 def check_files(bench: AtWork, job_id: str) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
@@ -18,6 +17,7 @@ from services.jobs import executor, item_settler
 from services.jobs.executor import JobExecutor
 from tests.services.jobs.executor.inputs import AREAS, CLAIM_SIZE, COLOURS, IMAGES, SOLIDS, Held, Run
 from tests.services.jobs.job_homes import AtWork
+from tests.waiting import async_eventually
 
 # ---- turns, and faults of what is around ----
 
@@ -110,11 +110,8 @@ class Unstored:
         self.waiting.append((rows, then, Future()))
         return self.waiting[-1][2]
 
-    async def until(self, count: int, seconds: float = 5.0) -> None:
-        end = time.monotonic() + seconds
-        while len(self.waiting) < count:
-            assert time.monotonic() < end, f"{len(self.waiting)} came to be stored, not {count}"
-            await asyncio.sleep(0.005)
+    async def until(self, count: int) -> None:
+        await async_eventually(lambda: len(self.waiting) >= count, f"storing {count}", limit_s=20)
 
     async def store(self) -> None:
         waiting, self.waiting = self.waiting, []
@@ -148,7 +145,7 @@ def test_what_failed_and_is_being_stored_holds_no_place(run: Run, monkeypatch: p
         async with Unstored(bench, monkeypatch) as unstored:
             job = await bench.submit("segment", [b"no image"] * 3, AREAS)
             working = asyncio.create_task(bench.work.work(job.id))
-            await unstored.until(3, seconds=1)
+            await unstored.until(3)
             assert bench.work.busy == 3 and not bench.work.computing
         await working
         assert bench.states(job.id) == ["failed"] * 3
@@ -166,8 +163,7 @@ def test_one_that_is_alone_is_so_until_it_is_stored(run: Run, monkeypatch: pytes
             working = asyncio.create_task(bench.work.work(suspect.id))
             await unstored.until(1)
             following = asyncio.create_task(bench.work.work(other.id))
-            while bench.work.busy < 2:
-                await asyncio.sleep(0.005)
+            await async_eventually(lambda: bench.work.busy == 2)
             await asyncio.sleep(0.05)
             assert (held.entered, len(unstored.waiting)) == (1, 1)
             await unstored.store()

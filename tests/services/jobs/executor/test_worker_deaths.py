@@ -18,6 +18,7 @@ from services.jobs import item_settler
 from tests.operations import ask
 from tests.services.jobs.executor.inputs import AREAS, IMAGES, Held, Run, check_files
 from tests.services.jobs.job_homes import AtWork, comparable
+from tests.waiting import async_eventually
 
 
 def test_a_repeat_writes_over_what_was_written(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,8 +37,7 @@ def test_a_repeat_writes_over_what_was_written(run: Run, monkeypatch: pytest.Mon
         monkeypatch.setattr(bench.app_state.records, "save", dead)
         job = await bench.submit("segment", IMAGES[4:5], AREAS)
         dying = asyncio.create_task(bench.work.work(job.id))
-        while not rows:
-            await asyncio.sleep(0.005)
+        await async_eventually(lambda: rows)
         written = bench.blobs()
         assert len(written) == 4  # the image and three files
         ids = sorted(values["id"] for _, values in rows)

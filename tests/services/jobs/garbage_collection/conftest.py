@@ -27,7 +27,7 @@ def run(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     def run(main: Callable[[AtWork], Awaitable[None]]) -> None:
         async def whole() -> None:
             async with at_work(template, tmp_path) as bench:
-                await asyncio.wait_for(main(bench), 30)
+                await asyncio.wait_for(main(bench), 60)
 
         asyncio.run(whole())
 

@@ -72,7 +72,7 @@ class Bench:
         assert created
         return job
 
-    async def finish(self, job_id: str, seconds: float = 10.0) -> Job:
+    async def finish(self, job_id: str, seconds: float = 60.0) -> Job:
         """Work on entry after entry until it is over."""
         end = time.monotonic() + seconds
         while (job := self.at.job(job_id)).state not in OVER:

@@ -34,7 +34,7 @@ def run(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
             async with at_work(template, tmp_path, **given) as at:
                 with ThreadPoolExecutor(2) as threads:
                     bench = Bench(at, threads, tmp_path)
-                    await asyncio.wait_for(main(bench), 30)
+                    await asyncio.wait_for(main(bench), 60)
                     if bench.wrong:
                         raise bench.wrong[0]
 
