@@ -17,6 +17,7 @@ from db.tables import Image
 from ekiben.errors import Overloaded, Unavailable
 from tests.db import rows
 from tests.db.group_commit.units import counts, locked, unit
+from tests.waiting import eventually
 
 
 def test_200_units_from_8_threads(engine: sa.Engine, records: Records, commits: list[sa.Connection]) -> None:
@@ -72,7 +73,7 @@ def test_backlog_is_bounded(engine: sa.Engine, records: Records, monkeypatch: py
 def test_cancelled_before_its_turn_is_not_stored(engine: sa.Engine, records: Records) -> None:
     with locked(engine):
         first = records.save(unit())
-        time.sleep(0.1)
+        eventually(first.running)
         second = records.save(unit())
         assert not first.cancel() and second.cancel()
     first.result(10)
@@ -94,8 +95,7 @@ def test_close_stores_what_waits(engine: sa.Engine) -> None:
 def test_close_gives_up_in_time(engine: sa.Engine) -> None:
     writer = GroupCommit(engine)
     with locked(engine):
-        writer.save(unit())
-        time.sleep(0.1)
+        eventually(writer.save(unit()).running)
         waiting = writer.save(unit())
         writer.close(timeout_s=0.2)
         with pytest.raises(Unavailable):

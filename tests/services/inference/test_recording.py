@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,10 +37,20 @@ COLUMNS = {
 class SlowStore(FolderStore):
     """A folder behind a slow line."""
 
-    delay_s = 0.3
+    def put(self, key: str, data: bytes, mime_type: str) -> None:
+        time.sleep(0.3)
+        super().put(key, data, mime_type)
+
+
+class HeldStore(FolderStore):
+    """A folder that takes nothing before ``open``."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.open = threading.Event()
 
     def put(self, key: str, data: bytes, mime_type: str) -> None:
-        time.sleep(self.delay_s)
+        assert self.open.wait(20)
         super().put(key, data, mime_type)
 
 
@@ -89,14 +100,15 @@ def test_a_caller_who_leaves_leaves_all_or_nothing(records: Records, tmp_path: P
 
 def test_a_refusal_does_not_wait_for_a_slow_store(records: Records, tmp_path: Path) -> None:
     async def main() -> None:
-        store = SlowStore(tmp_path / "blobs")
-        store.delay_s = 3.0
+        store = HeldStore(tmp_path / "blobs")
         recorder = Recorder(records, store)
         record = recorder.begin(b"image", "image/png", None, "local")
-        began = time.monotonic()
-        await recorder.abandon(record)
-        assert time.monotonic() - began < 1.5
-        await recorder.close()  # but a stop waits until it is removed
+        await asyncio.wait_for(recorder.abandon(record), 10)
+        closing = asyncio.create_task(recorder.close())  # but a stop waits until it is removed
+        await asyncio.sleep(0.05)
+        assert not closing.done()
+        store.open.set()
+        await closing
 
     asyncio.run(main())
     assert files(tmp_path) == []

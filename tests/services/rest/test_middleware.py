@@ -121,11 +121,12 @@ def test_options() -> None:
 
 def test_the_bodies_of_all_open_requests_are_bounded() -> None:
     """Two requests of 6 bytes where 10 may be held: the second is refused, a large one alone is not."""
-    gate = asyncio.Event()
+    begun, gate = asyncio.Event(), asyncio.Event()
 
     async def reads(scope: Any, receive: Any, send: Any) -> None:
         await receive()
         if scope["path"] == "/slow":
+            begun.set()
             await gate.wait()
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b""})
@@ -147,7 +148,7 @@ def test_the_bodies_of_all_open_requests_are_bounded() -> None:
 
     async def main() -> None:
         slow = asyncio.create_task(query("/slow", 6))
-        await asyncio.sleep(0.01)
+        await asyncio.wait_for(begun.wait(), 20)
         assert await query("/x", 6) == 503
         assert await query("/x", 4) == 200
         gate.set()

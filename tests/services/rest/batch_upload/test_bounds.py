@@ -62,16 +62,22 @@ class Upload:
     def __init__(self, front: RequestMiddleware, path: str, kind: str) -> None:
         self.status = 0
         self._chunks: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self._reads = asyncio.Event()
         headers = [(b"content-type", kind.encode())]
         scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "headers": headers}
         self.task = asyncio.ensure_future(front(scope, self._receive, self._send))
 
     async def send(self, chunk: bytes | None) -> None:
         """None: the end. Returns when it was read as far as it will be."""
+        self._reads.clear()
         self._chunks.put_nowait(chunk)
-        await asyncio.sleep(0.01)
+        reads = asyncio.create_task(self._reads.wait())
+        await asyncio.wait([reads, self.task], timeout=20, return_when=asyncio.FIRST_COMPLETED)
+        reads.cancel()
 
     async def _receive(self) -> dict[str, Any]:
+        if self._chunks.empty():
+            self._reads.set()
         chunk = await self._chunks.get()
         return {"type": "http.request", "body": chunk or b"", "more_body": chunk is not None}
 
