@@ -107,14 +107,14 @@ def test_more_than_50_mb_is_refused_before_anything_is_read() -> None:
     ],
 )
 def test_a_header_that_promises_too_many_pixels_costs_nothing(data: bytes) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
 
     def refused() -> None:
         with pytest.raises(TooLarge, match="pixels"):
             decode(data)
 
     assert peak_growth_bytes(refused) < 20_000_000
-    assert time.perf_counter() - started < 1.0
+    assert time.process_time() - started < 1.0
 
 
 def test_the_largest_allowed_header_is_not_refused_for_its_size() -> None:

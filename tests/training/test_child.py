@@ -29,7 +29,7 @@ def test_it_ends_with_its_parent_and_goes_on_where_it_was(tmp_path: Path) -> Non
     assert process.stdout is not None and process.stdin is not None
     _read_until(process.stdout, "file")
     process.stdin.close()
-    assert process.wait(timeout=10) == 3
+    assert process.wait(timeout=20) == 3
     said = [json.loads(line) for line in process.stdout.read().splitlines()]  # every line is whole
     assert all(set(line) <= {"event", "data", "progress", "file"} for line in said)
     (folder / "options.json").write_text(json.dumps({**discs.SMALL, **LONG}))
@@ -40,7 +40,7 @@ def test_it_ends_with_its_parent_and_goes_on_where_it_was(tmp_path: Path) -> Non
     first = _read_until(again.stdout, "epoch")
     assert first["data"]["epoch"] == plan["resumed_epoch"] + 1
     again.send_signal(signal.SIGTERM)
-    assert again.wait(timeout=3) == -signal.SIGTERM
+    assert again.wait(timeout=20) == -signal.SIGTERM
 
 
 def test_a_training_by_the_command_line(tmp_path: Path) -> None:

@@ -108,8 +108,8 @@ def test_three_thousand_boxes_take_little_time() -> None:
     boxes, scores = random_boxes(rng, 3000, 2000), rng.random(3000)
     best = float("inf")
     for _ in range(3):
-        begun = time.perf_counter()
+        begun = time.process_time()
         kept = nms(boxes, scores, 0.7)
-        best = min(best, time.perf_counter() - begun)
+        best = min(best, time.process_time() - begun)
     assert len(kept) > 2500
     assert best < 1.0  # 0.05 s on two idle cores; two loops of Python take minutes

@@ -166,8 +166,8 @@ def test_it_ends_at_once(how: str, long: Path) -> None:
             child.send_signal(signal.SIGTERM)
         else:
             child.stdin.close()
-        assert child.wait(10) == (-signal.SIGTERM if how == "SIGTERM" else 3)
-        assert time.monotonic() - start < 1
+        assert child.wait(20) == (-signal.SIGTERM if how == "SIGTERM" else 3)
+        assert time.monotonic() - start < 5  # of the 20 s and more that it would take
     finally:
         child.kill()
         child.wait()

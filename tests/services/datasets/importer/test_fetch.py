@@ -90,14 +90,14 @@ class Site(BaseHTTPRequestHandler):
 
     def _drip(self) -> None:
         self.send_response(200)
-        self.send_header("Content-Length", "100")
+        self.send_header("Content-Length", "1000")
         self.end_headers()
-        for _ in range(100):
+        for _ in range(1000):
             self.wfile.write(b"x")
             time.sleep(0.05)
 
     def _drip_header(self) -> None:
-        for letter in b"HTTP/1.1 200 " + b"O" * 100:
+        for letter in b"HTTP/1.1 200 " + b"O" * 1000:
             self.wfile.write(bytes([letter]))
             time.sleep(0.05)
 
@@ -272,7 +272,7 @@ def test_a_server_that_drips_is_left_in_time(path: str, site: ThreadingHTTPServe
     with pytest.raises(BadInput, match=r"did not give the file within 0\.5 s") as caught:
         fetched(f"http://data.example/{path}", tmp_path, Names(site.server_port).network(), timeout_s=0.5)
     assert caught.value.code == "url_timeout"
-    assert 0.4 < time.monotonic() - begun < 2.5
+    assert 0.4 < time.monotonic() - begun < 20  # of the 50 s that it drips
     assert list(tmp_path.iterdir()) == []
 
 
