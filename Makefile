@@ -26,11 +26,12 @@ models: $(SERVE)
 bento: $(SERVE)
 	@.venv/bin/python -m bentoml build
 
+# Two processes run the tests. With two threads of torch in each, threads that wait for each other spin: half of the time.
 test: $(TORCH)
-	@.venv-torch/bin/python -m pytest tests -m "not acceptance" -n 2
+	@OMP_NUM_THREADS=1 .venv-torch/bin/python -m pytest tests -m "not acceptance" -n 2
 
 coverage: $(TORCH)
-	@.venv-torch/bin/python -m pytest tests -m "not acceptance" -n 2 --cov --cov-report=term:skip-covered
+	@OMP_NUM_THREADS=1 .venv-torch/bin/python -m pytest tests -m "not acceptance" -n 2 --cov --cov-report=term:skip-covered
 
 acceptance: $(TORCH)
 	@.venv-torch/bin/python -m pytest tests -m acceptance
