@@ -126,6 +126,11 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
         "--size", nargs="+", metavar="N", help="height and width, or one number, of a graph that takes any size"
     )
     parser.add_argument("--interpolation", choices=get_args(Interpolation), help="default: bilinear")
+    parser.add_argument(
+        "--range",
+        metavar="LOW,HIGH",
+        help="values that are black and white in images of more than 8 bits; default: as each image says",
+    )
     parser.add_argument("--layout", choices=get_args(Layout), help="of the input; default: NCHW")
     parser.add_argument("--color", choices=get_args(Color), help="order of the channels; default: RGB")
     parser.add_argument("--palette", type=Path, metavar="FILE", help="segment: a colour per line, #rrggbb or R,G,B")
@@ -216,6 +221,7 @@ def _import(given: argparse.Namespace) -> None:
         "shorter_side",
         "size",
         "interpolation",
+        "range",
         "layout",
         "color",
         "output",

@@ -69,6 +69,7 @@ class Preprocess(_Frozen):
     pad with zeros at the right and the bottom, after the normalisation, up to the input.
     None of them: resize the whole image to the input's height and width.
     ``mean`` and ``std`` are of pixels scaled to 0-1, in the order of ``GraphInput.color``.
+    ``value_range``: the pixel values that are black and white, where a request has no range; None: as the image says.
     """
 
     shorter_side: int | None = Field(default=None, ge=1)
@@ -78,6 +79,7 @@ class Preprocess(_Frozen):
     interpolation: Interpolation = "bilinear"
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    value_range: tuple[float, float] | None = None
 
     @model_validator(mode="after")
     def _one_geometry(self) -> Preprocess:
@@ -190,7 +192,10 @@ class Manifest(_Frozen):
     def digest(self) -> str:
         """SHA-256, in hexadecimal, over the names and checksums of the files and the manifest without its metrics."""
         text = "\n".join(f"{name} {info.sha256}" for name, info in sorted(self.files.items()))
-        return hashlib.sha256((text + "\n" + self.model_dump_json(exclude={"files", "metrics"})).encode()).hexdigest()
+        # A field that came later is left out where it says nothing: the digest of an older artifact stays.
+        later = {"value_range"} if self.preprocess.value_range is None else set()
+        left_out: dict[str, Any] = {"files": True, "metrics": True, "preprocess": later}
+        return hashlib.sha256((text + "\n" + self.model_dump_json(exclude=left_out)).encode()).hexdigest()
 
 
 def sha256_of(path: Path) -> str:

@@ -5,39 +5,25 @@ from __future__ import annotations
 import io
 import warnings
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from ekiben.errors import BadImage, TooLarge, UnsupportedImage
-from models.limits import MAX_IMAGE_BYTES, MAX_JPEG_SCANS, MAX_PIXELS
+from models.image_formats import jpeg, png, tiff
+from models.image_formats.deep_colors import deep_colors
+from models.image_formats.sniffing import DICOM, sniff
+from models.image_formats.value_range import BYTE, ValueRange, range_of, to_levels
+from models.limits import MAX_PIXELS, MAX_SIDE
 from models.results import ImageInfo
 
-_DICOM: Final = "application/dicom"
 _MAX_INFLATED = 256 * 1024 * 1024  # bytes of a deflated DICOM file: 64 megapixels of 8-bit RGB fit
 _MAX_ATTRIBUTES: Final = 4 * 1024 * 1024  # bytes of a DICOM image without its pixels; 100 kB are many
 
 _READ = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 # Pillow opens a JPEG that carries several frames (many phones write them) as MPO; the first frame is the image.
-_MIME = {
-    "JPEG": "image/jpeg",
-    "MPO": "image/jpeg",
-    "PNG": "image/png",
-    "WEBP": "image/webp",
-    "BMP": "image/bmp",
-    "TIFF": "image/tiff",
-}
-EXTENSIONS: Final = {
-    "image/jpeg": "jpg",
-    "image/png": "png",
-    "image/webp": "webp",
-    "image/bmp": "bmp",
-    "image/tiff": "tif",
-    "application/dicom": "dcm",
-}
-
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -60,11 +46,13 @@ class DecodedImage:
     """A decoded image, turned as its EXIF orientation says.
 
     ``rgb``: PIL image, mode RGB, 8 bits. ``width`` and ``height`` are in pixels; every mask and coordinate that Ekiben
-    gives or takes refers to this image. ``mime_type`` is that of the encoded bytes.
+    gives or takes refers to this image. ``mime_type`` is that of the encoded bytes. ``value_range``: the values that
+    became 0 and 255; None where more than a range decides, as in DICOM.
     """
 
     rgb: Image.Image
     mime_type: str
+    value_range: ValueRange | None = BYTE
 
     @property
     def width(self) -> int:
@@ -78,76 +66,91 @@ class DecodedImage:
 
     @property
     def info(self) -> ImageInfo:
-        """Size and MIME type."""
-        return ImageInfo(self.rgb.width, self.rgb.height, self.mime_type)
+        """Size, MIME type and value range."""
+        return ImageInfo(self.rgb.width, self.rgb.height, self.mime_type, self.value_range)
 
 
-def sniff(data: bytes) -> str:
-    """The MIME type by the first bytes, before any decoding.
-
-    TooLarge above MAX_IMAGE_BYTES; UnsupportedImage for a known format that is not read; BadImage for other bytes.
-    """
-    if len(data) > MAX_IMAGE_BYTES:
-        raise TooLarge(f"the image has {len(data)} bytes; at most {MAX_IMAGE_BYTES} are accepted")
-    if not data:
-        raise BadImage("the image is empty (0 bytes)")
-    # DICOM first: the 128 bytes before its mark are free, and many writers put a TIFF header there.
-    if data[128:132] == b"DICM":
-        return _DICOM
-    if data.startswith(b"\xff\xd8\xff"):
-        return "image/jpeg"
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "image/png"
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "image/webp"
-    if data.startswith(b"BM"):
-        return "image/bmp"
-    if data[:4] in (b"II*\x00", b"MM\x00*"):
-        return "image/tiff"
-    if known := _unread_format(data):
-        raise UnsupportedImage(f"{known} is not read; send JPEG, PNG, WebP, BMP, TIFF or DICOM")
-    if _is_nifti(data):
-        raise UnsupportedImage("a NIfTI file is a volume, not an image; /v1/segment takes volumes")
-    raise BadImage("the bytes are not an image; JPEG, PNG, WebP, BMP, TIFF and DICOM are read")
-
-
-def decode(data: bytes) -> DecodedImage:
+def decode(data: bytes, wanted: ValueRange | None = None) -> DecodedImage:
     """Decode to 8-bit RGB, turned as the EXIF orientation says; DICOM as a viewer shows it.
 
-    16-bit and 32-bit integer grey is scaled from 16 bits (``>> 8``), as Pillow itself does for 16-bit colour;
-    ``convert("RGB")`` alone would clip it to white. Alpha is dropped, palettes are applied.
+    Integers of more than 8 bits are shown over the range ``wanted``, by default over the one that
+    ``value_range.range_of`` finds; ``value_range`` of the result says which. Alpha is dropped, palettes are applied. Of
+    a TIFF the one page of full size is read. Floating-point pixels need a range.
     Raises TooLarge, UnsupportedImage, BadImage (not an image, truncated, zero-size).
     """
     mime_type = sniff(data)
-    if mime_type == _DICOM:
-        return DecodedImage(_dicom(data), _DICOM)
-    # Inside compressed data 0xff is always followed by 0x00 or a restart marker, so this counts start-of-scan markers.
-    if mime_type == "image/jpeg" and data.count(b"\xff\xda") > MAX_JPEG_SCANS:
-        raise BadImage(f"the JPEG has more than {MAX_JPEG_SCANS} scans")
-    # Pillow's readers raise whatever their parsers run into (OSError, SyntaxError, ValueError, struct.error,
-    # zlib.error, KeyError, ...). All of it is caused by the input: only Pillow's code runs inside.
+    if mime_type == DICOM:
+        if wanted is not None:
+            raise UnsupportedImage("a DICOM file says itself which values are black and white; send it without range")
+        return DecodedImage(_dicom(data), DICOM, None)
+    if mime_type == "image/jpeg":
+        return _decoded(jpeg.whole(data), mime_type, wanted)
     try:
-        image = Image.open(io.BytesIO(data), formats=_READ)
-    except Image.DecompressionBombError:
-        raise TooLarge(f"the image has more than {MAX_PIXELS} pixels") from None
-    except Exception:
-        raise BadImage(f"the bytes begin like {mime_type} but are not a readable image") from None
+        return _decoded(data, mime_type, wanted)
+    except BadImage:
+        if mime_type != "image/png" or len(pixels := png.without_metadata(data)) == len(data):
+            raise
+    return _decoded(pixels, mime_type, wanted)
+
+
+def _decoded(data: bytes, mime_type: str, wanted: ValueRange | None) -> DecodedImage:
+    page, number = _page(data) if mime_type == "image/tiff" else (None, 0)
+    image = _opened(data, mime_type, page, number)
     width, height = image.size
     if width < 1 or height < 1:
         raise BadImage(f"the image has no pixels ({width} x {height})")
     if width * height > MAX_PIXELS:
         raise TooLarge(f"the image is {width} x {height}; at most {MAX_PIXELS} pixels are accepted")
+    if max(width, height) > MAX_SIDE:
+        raise TooLarge(f"the image is {width} x {height}; a side has at most {MAX_SIDE} pixels")
+    # Pillow's readers raise whatever their parsers run into (OSError, SyntaxError, ValueError, struct.error,
+    # zlib.error, KeyError, ...). All of it is caused by the input: only Pillow's code runs inside.
     try:
         image.load()
-        rgb = _rgb(_turned(image) if _may_be_turned(image) else image)
+        turn = _turn(image)
+        image, value_range = _levels(image, data, page, number, wanted)
+        rgb = image if image.mode == "RGB" else image.convert("RGB")
+        rgb = rgb if turn is None else rgb.transpose(turn)
     except UnsupportedImage:
         raise
     except MemoryError:
         raise TooLarge(f"the image ({width} x {height}) does not fit in memory") from None
     except Exception as error:
         reason = "is truncated" if "truncated" in str(error).lower() else "is damaged"
-        raise BadImage(f"the {_MIME[image.format or 'JPEG']} {reason}") from None
-    return DecodedImage(rgb, _MIME[image.format or "JPEG"])
+        raise BadImage(f"the {mime_type} {reason}") from None
+    return DecodedImage(rgb, mime_type, value_range)
+
+
+def _page(data: bytes) -> tuple[tiff.TiffPage, int]:
+    """The page of a TIFF that is the image, and its number."""
+    found = tiff.pages(data)
+    if not found:
+        raise BadImage("the image/tiff is damaged")
+    number = tiff.image_page(found)
+    found[number].check()
+    return found[number], number
+
+
+def _opened(data: bytes, mime_type: str, page: tiff.TiffPage | None, number: int) -> Image.Image:
+    """The image, of a TIFF the page ``number``, before its pixels are read."""
+    try:
+        image = Image.open(io.BytesIO(data), formats=_READ)
+        if number:
+            image.seek(number)
+    except Image.DecompressionBombError:
+        raise TooLarge(f"the image has more than {MAX_PIXELS} pixels") from None
+    except Exception:
+        if page is not None and page.width and page.height:
+            raise UnsupportedImage(f"TIFF images of {page.words()} are not read, or this one is damaged") from None
+        raise BadImage(f"the bytes begin like {mime_type} but are not a readable image") from None
+    if page is None and image.format != "MPO" and (frames := getattr(image, "n_frames", 1)) > 1:
+        raise UnsupportedImage(f"the {mime_type} is an animation of {frames} frames; send the frame that is meant")
+    return image
+
+
+def with_range(data: bytes, wanted: ValueRange) -> bytes:
+    """The image as an 8-bit PNG in which the values of ``wanted`` are black and white. Raises as ``decode``."""
+    return encode_png(decode(data, wanted).rgb)
 
 
 def open_image(image: bytes | NDArray[np.uint8]) -> DecodedImage:
@@ -186,55 +189,44 @@ def _dicom(data: bytes) -> Image.Image:
         return volume.slice(0)
 
 
-def _is_nifti(data: bytes) -> bool:
-    from models.medical.nifti import is_nifti
-
-    return is_nifti(data[:4096])
-
-
-def _may_be_turned(image: Image.Image) -> bool:
-    # Parsing EXIF takes time, and most images have none.
-    return (
-        image.format in ("TIFF", "MPO")
-        or "exif" in image.info
-        or "Raw profile type exif" in image.info
-        or ("xmp" in image.info or "XML:com.adobe.xmp" in image.info)
-    )
-
-
-def _turned(image: Image.Image) -> Image.Image:
-    """As ImageOps.exif_transpose, but without copying an upright image and without rewriting EXIF."""
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What EXIF says of the orientation; Pillow has turned a TIFF itself. XMP is not asked: no browser does."""
     try:
-        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        raw = image.info.get("exif")
+        if raw is None and (text := image.info.get("Raw profile type exif")):  # as ImageMagick writes it into PNG
+            raw = bytes.fromhex("".join(text.split("\n")[3:]))
+        if not raw or image.format == "TIFF":
+            return None
+        exif = Image.Exif()
+        exif.load(raw)
+        return _TURNS.get(exif.get(ExifTags.Base.Orientation, 1))
     except Exception:  # EXIF that cannot be parsed is ignored: the pixels are complete
-        return image
-    return image if turn is None else image.transpose(turn)
+        return None
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
-        return image
-    if image.mode.startswith("I"):  # I;16, I;16B, I;16L and, from 16-bit files, I
-        grey = np.asarray(image)
-        if grey.dtype.itemsize > 2:
-            grey = np.clip(grey, 0, 65535)
-        return Image.fromarray((grey >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise UnsupportedImage("images of floating-point pixels are not read: their range is not defined")
-    return image.convert("RGB")
-
-
-def _unread_format(data: bytes) -> str | None:
-    if data[:4] == b"GIF8":
-        return "GIF"
-    if data[4:8] == b"ftyp":
-        return {b"heic": "HEIC", b"heix": "HEIC", b"mif1": "HEIF", b"avif": "AVIF"}.get(
-            data[8:12], "this video or HEIF file"
-        )
-    if data[:4] == b"%PDF":
-        return "PDF"
-    if data[:256].lstrip().lower().startswith((b"<svg", b"<?xml")):
-        return "SVG"
-    if data[:4] == b"8BPS":
-        return "PSD"
-    return None
+def _levels(
+    image: Image.Image, data: bytes, page: tiff.TiffPage | None, number: int, wanted: ValueRange | None
+) -> tuple[Image.Image, ValueRange]:
+    """The image at 8 bits, and the values that became 0 and 255."""
+    declared = page.declared if page is not None else None
+    values = tiff.sample_values(image, page) if page is not None else None
+    if values is None and image.mode.startswith("I"):
+        values = np.asarray(image)
+    if image.mode == "F" and wanted is None:
+        raise UnsupportedImage("floating-point pixels have no range of their own; send the one that is meant as range")
+    deep = (page is not None and page.bits[0] == 16) or (image.format == "PNG" and png.header(data)[0] == 16)
+    if image.format == "PNG" and deep and (bits := png.significant_bits(data)) and bits < 16:
+        declared = 0.0, 2.0**bits - 1
+    if values is None and deep:
+        values = deep_colors(image, data, lambda: _opened(data, image.format or "", page, number), all=bool(wanted))
+        if values is None:
+            return image, (0.0, 65535.0)
+    if values is None:
+        if wanted is None:
+            return image, BYTE
+        values = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
+    value_range = wanted or range_of(cast(NDArray[np.integer[Any]], values), declared)
+    levels = to_levels(values, value_range)
+    if page is not None and page.inverted:
+        levels = 255 - levels
+    return Image.fromarray(levels), value_range

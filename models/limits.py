@@ -10,6 +10,9 @@ MAX_IMAGE_BYTES: Final = 50 * 1024 * 1024
 MAX_PIXELS: Final = 64_000_000
 """Pixels of a decoded image, and of one slice of a volume."""
 
+MAX_SIDE: Final = 65_535
+"""Pixels of a side of an image: what JPEG can say. Rows have a cost of their own, whatever their length."""
+
 MAX_VOLUME_BYTES: Final = 2 * 1024**3
 """Bytes of the file of a volume, and of its unpacked values."""
 

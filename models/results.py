@@ -71,8 +71,12 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class ImageInfo:
-    """Size in pixels of the image after its EXIF orientation was applied, and the MIME type of its bytes."""
+    """Size in pixels of the image after its EXIF orientation was applied, and the MIME type of its bytes.
+
+    ``value_range``: the pixel values that became black and white; None where more than a range decides, as in DICOM.
+    """
 
     width: int
     height: int
     mime_type: str
+    value_range: tuple[float, float] | None = None

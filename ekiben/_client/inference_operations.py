@@ -21,6 +21,7 @@ from ekiben._client.operations import (
     cut_from_zip,
     operation_request,
     prompts_of,
+    range_text,
     rendered_request,
     source_of,
 )
@@ -33,6 +34,7 @@ def classify(
     *,
     model: str | None = None,
     version: int | None = None,
+    range: tuple[float, float] | None = None,
     top_k: int | None = None,
     store: bool | None = None,
     image_id: str | None = None,
@@ -41,9 +43,10 @@ def classify(
     """The best classes of an image, highest confidence first.
 
     ``image``: a path, bytes, a file, a PIL image or a uint8 array [H, W, 3] or [H, W]; or ``image_id`` of a stored
-    one. ``top_k``: number of classes, 5 by default. ``store=False``: the server stores nothing.
+    one. ``top_k``: number of classes, 5 by default. ``store=False``: the server stores nothing. ``range``: the pixel
+    values that are black and white, for images of more than 8 bits; by default as the image says.
     """
-    options = given(model=model, version=version, top_k=top_k, store=store)
+    options = given(model=model, version=version, range=range_text(range), top_k=top_k, store=store)
     reply = yield operation_request("classify", source_of(image, image_id), options, timeout_s=timeout_s)
     return read(Classification, reply)
 
@@ -53,6 +56,7 @@ def segment(
     *,
     model: str | None = None,
     version: int | None = None,
+    range: tuple[float, float] | None = None,
     flips: bool | None = None,
     probability: bool | None = None,
     store: bool | None = None,
@@ -65,7 +69,9 @@ def segment(
     ``flips``: average over mirrored images; ``probability``: store the probability of class 1 too; both for U-Nets. A
     volume (NIfTI, DICOM of several frames) has no class map: see ``segment_volume``.
     """
-    options = given(model=model, version=version, flips=flips, probability=probability, store=store)
+    options = given(
+        model=model, version=version, range=range_text(range), flips=flips, probability=probability, store=store
+    )
     source = source_of(image, image_id)
     request = operation_request("segment", source, options, timeout_s=timeout_s)
     with_map = class_map and not (isinstance(source, FileSource) and is_medical(source))
@@ -96,6 +102,7 @@ def render(
     *,
     model: str | None = None,
     version: int | None = None,
+    range: tuple[float, float] | None = None,
     flips: bool | None = None,
     store: bool | None = None,
     image_id: str | None = None,
@@ -106,7 +113,7 @@ def render(
     ``kind``: ``overlay``, the image tinted; ``color``, the colours of the classes; ``mask``, grey level = class index;
     ``probability``, of class 1, 16-bit grey (U-Nets with two classes).
     """
-    options = given(model=model, version=version, flips=flips, store=store)
+    options = given(model=model, version=version, range=range_text(range), flips=flips, store=store)
     return open_image((yield rendered_request(source_of(image, image_id), kind, "image/png", options, timeout_s)))
 
 
@@ -140,6 +147,7 @@ def masks(
     logits: bool | None = None,
     model: str | None = None,
     version: int | None = None,
+    range: tuple[float, float] | None = None,
     store: bool | None = None,
     image_id: str | None = None,
     timeout_s: float | None = None,
@@ -154,7 +162,13 @@ def masks(
     """
     given_prompts = prompts_of(prompts, points, labels, box, boxes, mask_input)
     options = given(
-        model=model, version=version, prompts=given_prompts, multimask=multimask, logits=logits, store=store
+        model=model,
+        version=version,
+        range=range_text(range),
+        prompts=given_prompts,
+        multimask=multimask,
+        logits=logits,
+        store=store,
     )
     return read(Masks, (yield operation_request("masks", source_of(image, image_id), options, timeout_s=timeout_s)))
 
@@ -164,6 +178,7 @@ def auto_masks(
     *,
     model: str | None = None,
     version: int | None = None,
+    range: tuple[float, float] | None = None,
     store: bool | None = None,
     image_id: str | None = None,
     timeout_s: float = AUTO_TIMEOUT_S,
@@ -173,7 +188,7 @@ def auto_masks(
 
     ``preset``: fast, full (the default) or dense. Other options: the parameters of ``SamAutomaticMaskGenerator``.
     """
-    fields = given(model=model, version=version, store=store, **options)
+    fields = given(model=model, version=version, range=range_text(range), store=store, **options)
     return read(
         AutoMasks, (yield operation_request("auto_masks", source_of(image, image_id), fields, timeout_s=timeout_s))
     )
@@ -196,6 +211,7 @@ def cutouts(
     limit: int | None = None,
     model: str | None = None,
     version: int | None = None,
+    range: tuple[float, float] | None = None,
     store: bool | None = None,
     image_id: str | None = None,
     timeout_s: float = AUTO_TIMEOUT_S,
@@ -211,7 +227,7 @@ def cutouts(
     """
     fields = given(prompts=prompts_of(prompts, points, labels, box, boxes, mask_input), multimask=multimask)
     fields |= given(min_pixels=min_pixels, padding_px=padding_px, feather_px=feather_px, frame=frame, limit=limit)
-    fields |= given(model=model, version=version, store=store, **options)
+    fields |= given(model=model, version=version, range=range_text(range), store=store, **options)
     request = operation_request("cutouts", source_of(image, image_id), fields, timeout_s=timeout_s)
     return read(Cutouts, (yield replace(request, headers={"Accept": "application/zip"}, read=cut_from_zip)))
 
@@ -221,13 +237,14 @@ def stream_request(
     *,
     model: str | None = None,
     version: int | None = None,
+    range: tuple[float, float] | None = None,
     store: bool | None = None,
     image_id: str | None = None,
     timeout_s: float = AUTO_TIMEOUT_S,
     **options: Unpack[AutoMaskOptions],
 ) -> ClientRequest:
     """Automatic masks as they are found: FoundMask, DroppedMask, Progress, and at the end AutoMasks. Over gRPC."""
-    fields = given(model=model, version=version, store=store, **options)
+    fields = given(model=model, version=version, range=range_text(range), store=store, **options)
     request = operation_request("auto_masks", source_of(image, image_id), fields, timeout_s=timeout_s)
     return replace(request, path="")
 

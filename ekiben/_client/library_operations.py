@@ -29,6 +29,7 @@ class ModelImportOptions(TypedDict, total=False):
     shorter_side: int
     size: int | Sequence[int]
     interpolation: Literal["bilinear", "bicubic", "nearest", "lanczos"]
+    range: tuple[float, float]
     layout: Literal["NCHW", "NHWC"]
     color: Literal["RGB", "BGR"]
     output_name: str

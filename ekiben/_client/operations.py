@@ -70,6 +70,11 @@ def operation_request(
     )
 
 
+def range_text(value_range: tuple[float, float] | None) -> str | None:
+    """The option ``range`` as it is sent."""
+    return None if value_range is None else ",".join(f"{value:.12g}" for value in value_range)
+
+
 def form_fields(source: FileSource | str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The form fields of an operation; a file is sent beside them."""
     return {**options, "image_id": source} if isinstance(source, str) else dict(options)

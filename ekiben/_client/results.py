@@ -26,11 +26,15 @@ class ModelRef:
 
 @dataclass(frozen=True)
 class ImageRef:
-    """The image of a request. ``id``: None when it was not stored. ``width``, ``height``: of the EXIF-turned image."""
+    """The image of a request. ``id``: None when it was not stored. ``width``, ``height``: of the EXIF-turned image.
+
+    ``range``: the pixel values that became black and white; empty where more than a range decides, as in DICOM.
+    """
 
     id: str | None
     width: int
     height: int
+    range: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -26,14 +26,16 @@ class ModelRef(_message.Message):
     def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ...) -> None: ...
 
 class ImageRef(_message.Message):
-    __slots__ = ("id", "width", "height")
+    __slots__ = ("id", "width", "height", "range")
     ID_FIELD_NUMBER: _ClassVar[int]
     WIDTH_FIELD_NUMBER: _ClassVar[int]
     HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    RANGE_FIELD_NUMBER: _ClassVar[int]
     id: str
     width: int
     height: int
-    def __init__(self, id: _Optional[str] = ..., width: _Optional[int] = ..., height: _Optional[int] = ...) -> None: ...
+    range: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, id: _Optional[str] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., range: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Timing(_message.Message):
     __slots__ = ("queue_ms", "inference_ms", "batch_size")
@@ -46,18 +48,20 @@ class Timing(_message.Message):
     def __init__(self, queue_ms: _Optional[float] = ..., inference_ms: _Optional[float] = ..., batch_size: _Optional[int] = ...) -> None: ...
 
 class ClassifyRequest(_message.Message):
-    __slots__ = ("image", "model", "version", "store", "top_k")
+    __slots__ = ("image", "model", "version", "store", "top_k", "range")
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     STORE_FIELD_NUMBER: _ClassVar[int]
     TOP_K_FIELD_NUMBER: _ClassVar[int]
+    RANGE_FIELD_NUMBER: _ClassVar[int]
     image: Picture
     model: str
     version: int
     store: bool
     top_k: int
-    def __init__(self, image: _Optional[_Union[Picture, _Mapping]] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., store: _Optional[bool] = ..., top_k: _Optional[int] = ...) -> None: ...
+    range: str
+    def __init__(self, image: _Optional[_Union[Picture, _Mapping]] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., store: _Optional[bool] = ..., top_k: _Optional[int] = ..., range: _Optional[str] = ...) -> None: ...
 
 class Score(_message.Message):
     __slots__ = ("class_index", "class_name", "confidence")
@@ -84,7 +88,7 @@ class ClassifyResponse(_message.Message):
     def __init__(self, id: _Optional[str] = ..., model: _Optional[_Union[ModelRef, _Mapping]] = ..., image: _Optional[_Union[ImageRef, _Mapping]] = ..., predictions: _Optional[_Iterable[_Union[Score, _Mapping]]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ...) -> None: ...
 
 class SegmentRequest(_message.Message):
-    __slots__ = ("image", "model", "version", "store", "render", "flips", "probability")
+    __slots__ = ("image", "model", "version", "store", "render", "flips", "probability", "range")
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -92,6 +96,7 @@ class SegmentRequest(_message.Message):
     RENDER_FIELD_NUMBER: _ClassVar[int]
     FLIPS_FIELD_NUMBER: _ClassVar[int]
     PROBABILITY_FIELD_NUMBER: _ClassVar[int]
+    RANGE_FIELD_NUMBER: _ClassVar[int]
     image: Picture
     model: str
     version: int
@@ -99,7 +104,8 @@ class SegmentRequest(_message.Message):
     render: str
     flips: bool
     probability: bool
-    def __init__(self, image: _Optional[_Union[Picture, _Mapping]] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., store: _Optional[bool] = ..., render: _Optional[str] = ..., flips: _Optional[bool] = ..., probability: _Optional[bool] = ...) -> None: ...
+    range: str
+    def __init__(self, image: _Optional[_Union[Picture, _Mapping]] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., store: _Optional[bool] = ..., render: _Optional[str] = ..., flips: _Optional[bool] = ..., probability: _Optional[bool] = ..., range: _Optional[str] = ...) -> None: ...
 
 class Area(_message.Message):
     __slots__ = ("class_index", "class_name", "color", "pixels", "share")
@@ -173,7 +179,7 @@ class Prompt(_message.Message):
     def __init__(self, points: _Optional[_Iterable[_Union[Point, _Mapping]]] = ..., box: _Optional[_Union[Box, _Mapping]] = ..., mask_input: _Optional[str] = ...) -> None: ...
 
 class PromptMasksRequest(_message.Message):
-    __slots__ = ("image", "model", "version", "store", "prompts", "multimask", "format", "logits")
+    __slots__ = ("image", "model", "version", "store", "prompts", "multimask", "format", "logits", "range")
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -182,6 +188,7 @@ class PromptMasksRequest(_message.Message):
     MULTIMASK_FIELD_NUMBER: _ClassVar[int]
     FORMAT_FIELD_NUMBER: _ClassVar[int]
     LOGITS_FIELD_NUMBER: _ClassVar[int]
+    RANGE_FIELD_NUMBER: _ClassVar[int]
     image: Picture
     model: str
     version: int
@@ -190,7 +197,8 @@ class PromptMasksRequest(_message.Message):
     multimask: bool
     format: str
     logits: bool
-    def __init__(self, image: _Optional[_Union[Picture, _Mapping]] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., store: _Optional[bool] = ..., prompts: _Optional[_Iterable[_Union[Prompt, _Mapping]]] = ..., multimask: _Optional[bool] = ..., format: _Optional[str] = ..., logits: _Optional[bool] = ...) -> None: ...
+    range: str
+    def __init__(self, image: _Optional[_Union[Picture, _Mapping]] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., store: _Optional[bool] = ..., prompts: _Optional[_Iterable[_Union[Prompt, _Mapping]]] = ..., multimask: _Optional[bool] = ..., format: _Optional[str] = ..., logits: _Optional[bool] = ..., range: _Optional[str] = ...) -> None: ...
 
 class Rle(_message.Message):
     __slots__ = ("size", "counts")
@@ -291,7 +299,7 @@ class PromptMasksResponse(_message.Message):
     def __init__(self, id: _Optional[str] = ..., model: _Optional[_Union[ModelRef, _Mapping]] = ..., image: _Optional[_Union[ImageRef, _Mapping]] = ..., results: _Optional[_Iterable[_Union[PromptResult, _Mapping]]] = ..., embedding: _Optional[_Union[Embedding, _Mapping]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ...) -> None: ...
 
 class AutoMasksRequest(_message.Message):
-    __slots__ = ("image", "model", "version", "store", "format", "preset", "points_per_side", "points_per_batch", "pred_iou_thresh", "stability_score_thresh", "stability_score_offset", "box_nms_thresh", "crop_n_layers", "crop_nms_thresh", "crop_overlap_ratio", "crop_n_points_downscale_factor", "min_mask_region_area")
+    __slots__ = ("image", "model", "version", "store", "format", "preset", "points_per_side", "points_per_batch", "pred_iou_thresh", "stability_score_thresh", "stability_score_offset", "box_nms_thresh", "crop_n_layers", "crop_nms_thresh", "crop_overlap_ratio", "crop_n_points_downscale_factor", "min_mask_region_area", "range")
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -309,6 +317,7 @@ class AutoMasksRequest(_message.Message):
     CROP_OVERLAP_RATIO_FIELD_NUMBER: _ClassVar[int]
     CROP_N_POINTS_DOWNSCALE_FACTOR_FIELD_NUMBER: _ClassVar[int]
     MIN_MASK_REGION_AREA_FIELD_NUMBER: _ClassVar[int]
+    RANGE_FIELD_NUMBER: _ClassVar[int]
     image: Picture
     model: str
     version: int
@@ -326,7 +335,8 @@ class AutoMasksRequest(_message.Message):
     crop_overlap_ratio: float
     crop_n_points_downscale_factor: int
     min_mask_region_area: int
-    def __init__(self, image: _Optional[_Union[Picture, _Mapping]] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., store: _Optional[bool] = ..., format: _Optional[str] = ..., preset: _Optional[str] = ..., points_per_side: _Optional[int] = ..., points_per_batch: _Optional[int] = ..., pred_iou_thresh: _Optional[float] = ..., stability_score_thresh: _Optional[float] = ..., stability_score_offset: _Optional[float] = ..., box_nms_thresh: _Optional[float] = ..., crop_n_layers: _Optional[int] = ..., crop_nms_thresh: _Optional[float] = ..., crop_overlap_ratio: _Optional[float] = ..., crop_n_points_downscale_factor: _Optional[int] = ..., min_mask_region_area: _Optional[int] = ...) -> None: ...
+    range: str
+    def __init__(self, image: _Optional[_Union[Picture, _Mapping]] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., store: _Optional[bool] = ..., format: _Optional[str] = ..., preset: _Optional[str] = ..., points_per_side: _Optional[int] = ..., points_per_batch: _Optional[int] = ..., pred_iou_thresh: _Optional[float] = ..., stability_score_thresh: _Optional[float] = ..., stability_score_offset: _Optional[float] = ..., box_nms_thresh: _Optional[float] = ..., crop_n_layers: _Optional[int] = ..., crop_nms_thresh: _Optional[float] = ..., crop_overlap_ratio: _Optional[float] = ..., crop_n_points_downscale_factor: _Optional[int] = ..., min_mask_region_area: _Optional[int] = ..., range: _Optional[str] = ...) -> None: ...
 
 class AutoMask(_message.Message):
     __slots__ = ("segmentation", "predicted_iou", "stability_score", "area", "bbox", "point_coords", "crop_box")
@@ -408,7 +418,7 @@ class AutoMasksResponse(_message.Message):
     def __init__(self, id: _Optional[str] = ..., model: _Optional[_Union[ModelRef, _Mapping]] = ..., image: _Optional[_Union[ImageRef, _Mapping]] = ..., masks: _Optional[_Iterable[_Union[AutoMask, _Mapping]]] = ..., parameters: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., artifacts: _Optional[_Mapping[str, str]] = ..., embedding: _Optional[_Union[Embedding, _Mapping]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ...) -> None: ...
 
 class CutoutsRequest(_message.Message):
-    __slots__ = ("image", "model", "version", "store", "prompts", "multimask", "min_pixels", "padding_px", "feather_px", "frame", "limit", "preset", "points_per_side", "points_per_batch", "pred_iou_thresh", "stability_score_thresh", "stability_score_offset", "box_nms_thresh", "crop_n_layers", "crop_nms_thresh", "crop_overlap_ratio", "crop_n_points_downscale_factor", "min_mask_region_area")
+    __slots__ = ("image", "model", "version", "store", "prompts", "multimask", "min_pixels", "padding_px", "feather_px", "frame", "limit", "preset", "points_per_side", "points_per_batch", "pred_iou_thresh", "stability_score_thresh", "stability_score_offset", "box_nms_thresh", "crop_n_layers", "crop_nms_thresh", "crop_overlap_ratio", "crop_n_points_downscale_factor", "min_mask_region_area", "range")
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -432,6 +442,7 @@ class CutoutsRequest(_message.Message):
     CROP_OVERLAP_RATIO_FIELD_NUMBER: _ClassVar[int]
     CROP_N_POINTS_DOWNSCALE_FACTOR_FIELD_NUMBER: _ClassVar[int]
     MIN_MASK_REGION_AREA_FIELD_NUMBER: _ClassVar[int]
+    RANGE_FIELD_NUMBER: _ClassVar[int]
     image: Picture
     model: str
     version: int
@@ -455,7 +466,8 @@ class CutoutsRequest(_message.Message):
     crop_overlap_ratio: float
     crop_n_points_downscale_factor: int
     min_mask_region_area: int
-    def __init__(self, image: _Optional[_Union[Picture, _Mapping]] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., store: _Optional[bool] = ..., prompts: _Optional[_Iterable[_Union[Prompt, _Mapping]]] = ..., multimask: _Optional[bool] = ..., min_pixels: _Optional[int] = ..., padding_px: _Optional[int] = ..., feather_px: _Optional[float] = ..., frame: _Optional[str] = ..., limit: _Optional[int] = ..., preset: _Optional[str] = ..., points_per_side: _Optional[int] = ..., points_per_batch: _Optional[int] = ..., pred_iou_thresh: _Optional[float] = ..., stability_score_thresh: _Optional[float] = ..., stability_score_offset: _Optional[float] = ..., box_nms_thresh: _Optional[float] = ..., crop_n_layers: _Optional[int] = ..., crop_nms_thresh: _Optional[float] = ..., crop_overlap_ratio: _Optional[float] = ..., crop_n_points_downscale_factor: _Optional[int] = ..., min_mask_region_area: _Optional[int] = ...) -> None: ...
+    range: str
+    def __init__(self, image: _Optional[_Union[Picture, _Mapping]] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., store: _Optional[bool] = ..., prompts: _Optional[_Iterable[_Union[Prompt, _Mapping]]] = ..., multimask: _Optional[bool] = ..., min_pixels: _Optional[int] = ..., padding_px: _Optional[int] = ..., feather_px: _Optional[float] = ..., frame: _Optional[str] = ..., limit: _Optional[int] = ..., preset: _Optional[str] = ..., points_per_side: _Optional[int] = ..., points_per_batch: _Optional[int] = ..., pred_iou_thresh: _Optional[float] = ..., stability_score_thresh: _Optional[float] = ..., stability_score_offset: _Optional[float] = ..., box_nms_thresh: _Optional[float] = ..., crop_n_layers: _Optional[int] = ..., crop_nms_thresh: _Optional[float] = ..., crop_overlap_ratio: _Optional[float] = ..., crop_n_points_downscale_factor: _Optional[int] = ..., min_mask_region_area: _Optional[int] = ..., range: _Optional[str] = ...) -> None: ...
 
 class Cutout(_message.Message):
     __slots__ = ("id", "url", "prompt", "bbox", "width", "height", "area", "predicted_iou", "stability_score", "png")

@@ -112,6 +112,7 @@ def _manifest(info: GraphInfo, options: ImportOptions, weights: Weights) -> Mani
             interpolation=options.interpolation,
             mean=options.mean,
             std=options.std,
+            value_range=options.range,
         ),
         labels=labels,
         palette=palette,

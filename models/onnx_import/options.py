@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from ekiben.errors import BadInput
 from models.artifact import Activation, Color, Interpolation, Layout
+from models.image_formats.value_range import ValueRange
 
 MAX_LABELS = 100_000
 MAX_SIDE = 8192
@@ -98,6 +99,12 @@ def _none_if_blank(value: Any) -> Any:
     return None if isinstance(value, str) and not value.strip() else value
 
 
+def _range(value: Any) -> Any:
+    """Two numbers; text is split at commas and spaces."""
+    value = _none_if_blank(value)
+    return tuple(_words(value)) if isinstance(value, str) else value
+
+
 _Side = Annotated[int, Field(ge=8, le=MAX_SIDE)]
 _Label = Annotated[str, Field(min_length=1, max_length=1000, pattern=r"^[^\x00]*$")]  # PostgreSQL takes no NUL
 _Byte = Annotated[int, Field(ge=0, le=255)]
@@ -108,6 +115,7 @@ class ImportOptions(BaseModel):
 
     ``mean`` and ``std`` are of pixels scaled to 0-1, in the order of ``color``. ``crop``: keep a central square of
     this share of the shorter side. ``shorter_side``: resize to it first (classify then keeps the central square).
+    ``range``: the pixel values that are black and white in images of more than 8 bits; by default as each image says.
     ``size`` is height, width: for a graph that fixes neither. ``output_name`` is for a graph with several outputs.
     """
 
@@ -126,6 +134,7 @@ class ImportOptions(BaseModel):
     shorter_side: Annotated[_Side | None, BeforeValidator(_none_if_blank)] = None
     size: Annotated[tuple[_Side, _Side] | None, BeforeValidator(_size)] = None
     interpolation: Interpolation = "bilinear"
+    range: Annotated[ValueRange | None, BeforeValidator(_range)] = None
     layout: Layout = "NCHW"
     color: Color = "RGB"
     output_name: Annotated[str | None, Field(max_length=200), BeforeValidator(_none_if_blank)] = None
@@ -141,6 +150,8 @@ class ImportOptions(BaseModel):
     def _sound(self) -> ImportOptions:
         if min(self.mean) < -1 or max(self.mean) > 1:
             raise ValueError("mean is of pixels scaled to 0-1: divide one of 0-255 by 255")
+        if self.range is not None and self.range[0] >= self.range[1]:
+            raise ValueError("range is the value that is black, then the larger one that is white")
         if min(self.std) <= 0:
             raise ValueError("std must be positive")
         if max(self.std) > 10:

@@ -16,7 +16,8 @@ from db.blobs import BlobStore
 from db.records import Records
 from db.tables import Image
 from ekiben.errors import BadInput, NotFound
-from models.images import EXTENSIONS, encode_png
+from models.image_formats.sniffing import EXTENSIONS
+from models.images import encode_png
 from models.masks.rle import from_coco, from_uncompressed
 
 BACKGROUND = "background"

@@ -18,7 +18,7 @@ def head(ids: RecordIds, servable: ServableModel, image: ImageInfo) -> dict[str,
     return {
         "id": ids.prediction,
         "model": ModelRef(name=servable.key.name, version=servable.key.version),
-        "image": ImageRef(id=ids.image, width=image.width, height=image.height),
+        "image": ImageRef(id=ids.image, width=image.width, height=image.height, range=list(image.value_range or ())),
     }
 
 

@@ -17,7 +17,7 @@ async def run(context: RequestContext, source: ImageSource, options: AutoMasksOp
     """The masks of everything, the largest first; where they are stored, with images of all of them."""
     servable = await resolve(context, options)
     auto = options.auto
-    answer, timing, pending = await infer_everything(context, source, servable, auto, options.store)
+    answer, timing, pending = await infer_everything(context, source, servable, auto, options)
 
     def encode(check: CheckCancelled) -> tuple[list[AutoMaskBody], dict[str, str]]:
         masks = mask_encoding.auto_masks(answer, options.format, pending.files, check, store=options.store)
@@ -45,7 +45,7 @@ async def run(context: RequestContext, source: ImageSource, options: AutoMasksOp
         body,
         task="auto_masks",
         result_field="masks",
-        parameters={**auto.parameters, "format": options.format},
+        parameters={**auto.parameters, "format": options.format, **options.recorded_range},
         top=(None, max((mask.predicted_iou for mask in answer.masks), default=None)),
         on_recorded=context.on_recorded,
     )

@@ -43,6 +43,7 @@ async def run(context: RequestContext, source: ImageSource, options: ClassifyOpt
         owner=context.owner,
         timeout_s=core.timeout_s,
         caller_timeout_s=context.timeout_s,
+        value_range=options.value_range,
     )
     predictions = [score_body(row) for row in answer.scores]
     body = await core.pipeline.record(
@@ -55,7 +56,7 @@ async def run(context: RequestContext, source: ImageSource, options: ClassifyOpt
         ),
         task="classify",
         result_field="predictions",
-        parameters={"top_k": top_k},
+        parameters={"top_k": top_k, **options.recorded_range},
         top=(predictions[0].class_name, predictions[0].confidence),
         on_recorded=context.on_recorded,
     )

@@ -38,11 +38,11 @@ async def run(context: RequestContext, source: ImageSource, options: CutoutsOpti
     answer: MaskResponse | AutoMaskResponse
     if prompts:
         request = MaskRequest(b"", (), options.multimask)
-        answer, timing, pending = await infer_prompts(context, source, servable, request, prompts, options.store)
+        answer, timing, pending = await infer_prompts(context, source, servable, request, prompts, options)
         best = (max(row, key=lambda mask: mask.predicted_iou) for row in answer.results)
         objects = list(enumerate(best))
     else:
-        answer, timing, pending = await infer_everything(context, source, servable, auto, options.store)
+        answer, timing, pending = await infer_everything(context, source, servable, auto, options)
         objects = [(None, mask) for mask in answer.masks]
     objects = [(prompt, mask) for prompt, mask in objects if mask.rle.area >= max(1, options.min_pixels)]
     objects = objects[: options.limit]
@@ -54,7 +54,7 @@ async def run(context: RequestContext, source: ImageSource, options: CutoutsOpti
             ),
         )
     parameters: dict[str, Any] = {"min_pixels": options.min_pixels, "limit": options.limit, "frame": style.frame}
-    parameters |= {"padding_px": style.padding_px, "feather_px": style.feather_px}
+    parameters |= {**options.recorded_range, "padding_px": style.padding_px, "feather_px": style.feather_px}
     parameters |= {"prompts": prompts, "multimask": options.multimask} if prompts else auto.parameters
     body = await context.core.pipeline.record(
         pending,

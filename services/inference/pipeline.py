@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from db.job_states import ClaimedItem, ItemResult
@@ -15,14 +15,17 @@ from db.records import Records
 from ekiben.errors import BadInput, DeadlineExceeded, NotFound, Overloaded
 from ekiben.ids import derived_id, new_id
 from models.catalog import family_row
-from models.images import sniff
+from models.image_formats.sniffing import sniff
+from models.image_formats.value_range import ValueRange
+from models.images import with_range
+from models.inference_requests import AutoMaskResponse, InferenceResponse, MaskResponse
 from models.results import ImageInfo, Timing
 from services import metrics
 from services.inference.recording import NewFiles, Record, Recorder, RecordIds
 from services.model_registry.index import ServableModel
 from services.schemas.body import Body, to_dict
 
-A = TypeVar("A")
+A = TypeVar("A", bound="InferenceResponse | MaskResponse | AutoMaskResponse")
 BodyT = TypeVar("BodyT", bound=Body)
 
 
@@ -84,12 +87,14 @@ class InferencePipeline:
         owner: str,
         timeout_s: float,
         caller_timeout_s: float | None = None,
+        value_range: ValueRange | None = None,
         sniff: Callable[[bytes], str] = sniff,
     ) -> tuple[A, Timing, PendingAnswer]:
         """The answer of ``infer(image bytes, deadline)``; storing the image overlaps it.
 
-        ``sniff`` gives the MIME type of an image that can be answered, and refuses others. When it fails, or the
-        caller leaves, nothing stays stored.
+        ``sniff`` gives the MIME type of an image that can be answered, and refuses others. ``value_range``: the values
+        that are black and white; the bytes are then those of an 8-bit image. When it fails, or the caller leaves,
+        nothing stays stored.
         """
         limit_s = source.item.timeout_s if source.item is not None else timeout_s
         deadline = time.monotonic() + min(limit_s, caller_timeout_s if caller_timeout_s is not None else limit_s)
@@ -97,7 +102,12 @@ class InferencePipeline:
         try:
             with self._counted(servable) as observe:
                 data, record = await self._begin(source, store, owner, deadline, sniff)
+                value_range = value_range or servable.value_range
+                if value_range is not None:
+                    data = await asyncio.to_thread(with_range, data, value_range)
                 answer, timing = await infer(data, deadline)
+                if value_range is not None:
+                    answer = replace(answer, image=replace(answer.image, value_range=value_range))
                 observe(timing)
             return answer, timing, PendingAnswer(data, record, deadline, NewFiles(_file_ids(source.item)), source.item)
         except BaseException:

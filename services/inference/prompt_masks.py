@@ -33,7 +33,7 @@ async def run(context: RequestContext, source: ImageSource, options: MasksOption
     keep_logits = _few_enough(prompts, options.multimask) and options.store and options.logits
     give_logits = LOW_RES_MASKS in context.arrays
     request = MaskRequest(b"", (), options.multimask, keep_logits=keep_logits or give_logits)
-    given, timing, pending = await infer_prompts(context, source, servable, request, prompts, options.store)
+    given, timing, pending = await infer_prompts(context, source, servable, request, prompts, options)
     answer = given if keep_logits or not give_logits else _without_logits(given)
     async with context.core.pipeline.abandoning(pending):
         runs = sum(len(mask.rle.counts) for row in answer.results for mask in row)
@@ -60,7 +60,12 @@ async def run(context: RequestContext, source: ImageSource, options: MasksOption
         ),
         task="masks",
         result_field="results",
-        parameters={"prompts": _as_json(prompts), "multimask": options.multimask, "format": options.format},
+        parameters={
+            "prompts": _as_json(prompts),
+            "multimask": options.multimask,
+            "format": options.format,
+            **options.recorded_range,
+        },
         top=(None, best),
         on_recorded=context.on_recorded,
     )

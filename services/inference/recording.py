@@ -21,7 +21,7 @@ from db.records import Records
 from db.tables import Artifact, Image, Prediction, now
 from ekiben.errors import Refusal
 from ekiben.ids import derived_id, new_id
-from models.images import EXTENSIONS
+from models.image_formats.sniffing import EXTENSIONS
 from models.results import ImageInfo
 
 log = logging.getLogger(__name__)

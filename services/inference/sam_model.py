@@ -19,6 +19,7 @@ from services.inference.context import RequestContext
 from services.inference.pipeline import ImageSource, PendingAnswer
 from services.model_registry.index import ServableModel
 from services.schemas import default_models
+from services.schemas.inference import InferenceOptions
 from services.schemas.masks import SamOptions
 
 MAX_MASK_INPUTS = 64
@@ -44,7 +45,7 @@ async def infer_prompts(
     servable: ServableModel,
     request: MaskRequest,
     prompts: Any,
-    store: bool,
+    options: InferenceOptions,
 ) -> tuple[MaskResponse, Timing, PendingAnswer]:
     """The masks of ``prompts``: parsed JSON, a tuple of Prompt, or None for the whole image's box.
 
@@ -71,30 +72,32 @@ async def infer_prompts(
         source,
         servable,
         infer,
-        store=store,
+        store=options.store,
         owner=context.owner,
         timeout_s=core.timeout_s,
         caller_timeout_s=context.timeout_s,
+        value_range=options.value_range,
     )
 
 
 async def infer_everything(
-    context: RequestContext, source: ImageSource, servable: ServableModel, options: AutoOptions, store: bool
+    context: RequestContext, source: ImageSource, servable: ServableModel, auto: AutoOptions, options: InferenceOptions
 ) -> tuple[AutoMaskResponse, Timing, PendingAnswer]:
     """The automatic masks of an image."""
     core = context.core
 
     async def infer(image: bytes, deadline: float) -> tuple[AutoMaskResponse, Timing]:
-        return await core.runner.auto_masks(servable.key, AutoMaskRequest(image, options), deadline, context.progress)
+        return await core.runner.auto_masks(servable.key, AutoMaskRequest(image, auto), deadline, context.progress)
 
     return await core.pipeline.infer(
         source,
         servable,
         infer,
-        store=store,
+        store=options.store,
         owner=context.owner,
         timeout_s=core.auto_timeout_s,
         caller_timeout_s=context.timeout_s,
+        value_range=options.value_range,
     )
 
 

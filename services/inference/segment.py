@@ -68,6 +68,7 @@ async def run(context: RequestContext, source: ImageSource, options: SegmentOpti
         owner=context.owner,
         timeout_s=core.timeout_s,
         caller_timeout_s=context.timeout_s,
+        value_range=options.value_range,
         sniff=volumes.sniff_any,
     )
     for kind, data in answer.renders.items():
@@ -92,7 +93,7 @@ async def run(context: RequestContext, source: ImageSource, options: SegmentOpti
         body,
         task="segment",
         result_field="classes",
-        parameters={name: True for name, value in given.items() if value},
+        parameters={**{name: True for name, value in given.items() if value}, **options.recorded_range},
         top=(classes[0].class_name, classes[0].share),
         on_recorded=context.on_recorded,
     )

@@ -6,7 +6,8 @@ import asyncio
 
 from db.tables import Image
 from ekiben.errors import BadInput
-from models.images import decode, sniff
+from models.image_formats.sniffing import sniff
+from models.images import decode
 from services.inference.context import RequestContext
 from services.inference.pipeline import ImageSource
 

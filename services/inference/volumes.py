@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ekiben.errors import UnsupportedImage
-from models.images import encode_png, sniff
+from models.image_formats.sniffing import sniff
+from models.images import encode_png
 from models.inference_requests import InferenceRequest, InferenceResponse
 from models.medical.formats import Volume, is_dicom, is_nifti, open_volume, write_dicom_seg, write_nifti
 from models.results import ClassArea, ImageInfo, Timing

@@ -14,7 +14,7 @@ from db.workers import Workers
 from ekiben.errors import BadInput, Conflict, NotFound, Refusal
 from ekiben.ids import LOCAL_OWNER, new_id
 from ekiben.settings import Settings
-from models.images import sniff
+from models.image_formats.sniffing import sniff
 from services.inference import operations
 from services.inference.context import RequestContext
 from services.inference.pipeline import ImageSource

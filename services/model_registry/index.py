@@ -19,6 +19,7 @@ from db.tables import ModelVersion
 from ekiben.errors import BadInput, NotFound, Unavailable
 from models.artifact import MANIFEST, Manifest, read_manifest, verify
 from models.engine.engine import ModelKey
+from models.image_formats.value_range import ValueRange
 from services import metrics
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,12 @@ class ServableModel:
     family: str
     digest: str = ""
     manifest: Mapping[str, Any] = field(repr=False, compare=False, default_factory=dict)
+
+    @property
+    def value_range(self) -> ValueRange | None:
+        """The pixel values that are black and white for this model; None: as each image says."""
+        value_range = self.manifest.get("preprocess", {}).get("value_range")
+        return None if value_range is None else (float(value_range[0]), float(value_range[1]))
 
 
 class ModelIndex:

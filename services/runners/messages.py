@@ -93,7 +93,7 @@ def decode_response(data: bytes) -> TimedAnswer:
     """The response and timing that ``encode_response`` wrote."""
     header, parts = unpack_message(data)
     response = InferenceResponse(
-        ImageInfo(**header["image"]),
+        _image_info(header["image"]),
         tuple(ClassScore(**row) for row in header["scores"]),
         tuple(ClassArea(**{**row, "color": tuple(row["color"])}) for row in header["areas"]),
         dict(zip(header["renders"], parts, strict=False)),
@@ -150,7 +150,7 @@ def encode_mask_response(response: MaskResponse, timing: Timing) -> bytes:
 def decode_mask_response(data: bytes) -> tuple[MaskResponse, Timing]:
     """The response and timing that ``encode_mask_response`` wrote."""
     header, (counts, *parts) = unpack_message(data)
-    image = ImageInfo(**header["image"])
+    image = _image_info(header["image"])
     logits = iter(parts)
     rles = _rles(counts, [row[2] for row in header["masks"]], image.height, image.width)
     masks = iter(
@@ -188,7 +188,7 @@ def encode_auto_mask_response(response: AutoMaskResponse, timing: Timing) -> byt
 def decode_auto_mask_response(data: bytes) -> tuple[AutoMaskResponse, Timing]:
     """The response and timing that ``encode_auto_mask_response`` wrote."""
     header, (counts,) = unpack_message(data)
-    image = ImageInfo(**header["image"])
+    image = _image_info(header["image"])
     masks = _auto_masks(header["masks"], counts, image.height, image.width)
     return AutoMaskResponse(image, EmbeddingUse(**header["embedding"]), masks), Timing(**header["timing"])
 
@@ -213,6 +213,11 @@ def decode_mask_update(data: bytes) -> MaskUpdate:
     masks = _auto_masks(header["masks"], counts, *header["size"])
     found = tuple(zip(header["numbers"], masks, strict=True))
     return MaskUpdate(found, tuple(header["dropped"]), header["progress"])
+
+
+def _image_info(row: dict[str, Any]) -> ImageInfo:
+    value_range = row["value_range"]
+    return ImageInfo(**{**row, "value_range": None if value_range is None else tuple(value_range)})
 
 
 def _auto_mask_info(mask: AutoMask) -> list[Any]:

@@ -69,6 +69,12 @@ class ImageRef(Body):
     id: str | None = Field(description="None when nothing was stored.", examples=[EXAMPLE_ID])
     width: int = Field(description="Pixels, as the user sees the image (EXIF-turned).", examples=[500])
     height: int = Field(examples=[375])
+    range: list[float] = Field(
+        default=[],
+        description="The pixel values that became black and white; empty where more than a range decides, as in DICOM, "
+        "and of stored predictions.",
+        examples=[[0, 255]],
+    )
 
 
 class TimingBody(Body):

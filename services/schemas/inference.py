@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator
 
+from models.image_formats.value_range import ValueRange
 from models.results import ClassArea, ClassScore
 from services.schemas import default_models
 from services.schemas.body import EXAMPLE_ID, Body, ImageRef, ModelRef, TimingBody
 from services.schemas.validation import NAME
+
+RANGE = r"^-?[0-9]{1,12}(\.[0-9]{1,12})?,-?[0-9]{1,12}(\.[0-9]{1,12})?$"
+"""Two numbers with a comma between them."""
+
+
+def read_range(text: str) -> ValueRange:
+    """The two numbers of a text that RANGE describes."""
+    low, high = text.split(",")
+    return float(low), float(high)
 
 
 class InferenceOptions(BaseModel):
@@ -20,6 +31,29 @@ class InferenceOptions(BaseModel):
     version: int | None = Field(default=None, ge=1, description="Version of the model; the active one by default.")
     image_id: str | None = Field(default=None, description="A stored image instead of a file.")
     store: bool = Field(default=True, description="false: neither row nor files are kept.")
+    range: str | None = Field(
+        default=None,
+        pattern=RANGE,
+        description="The pixel values that are black and white, such as 0,4095: for integers of more than 8 bits and "
+        "for floating-point numbers. By default that of the bits in use; the answer's image.range has it.",
+    )
+
+    @field_validator("range")
+    @classmethod
+    def _rising(cls, value: str | None) -> str | None:
+        if value is not None and not operator.lt(*read_range(value)):
+            raise ValueError("the first value must be below the second")
+        return value
+
+    @property
+    def value_range(self) -> ValueRange | None:
+        """``range`` as numbers."""
+        return None if self.range is None else read_range(self.range)
+
+    @property
+    def recorded_range(self) -> dict[str, str]:
+        """``range`` among the parameters of a stored prediction, where it was given."""
+        return {} if self.range is None else {"range": self.range}
 
 
 class ClassifyOptions(InferenceOptions):

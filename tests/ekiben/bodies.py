@@ -12,7 +12,7 @@ def head(**more: Any) -> dict[str, Any]:
     return {
         "id": "01984f6e-5b7a-7c3e-9d1f-2a64c0f3b8cc",
         "model": {"name": "colours", "version": 2},
-        "image": {"id": None, "width": 4, "height": 3},
+        "image": {"id": None, "width": 4, "height": 3, "range": [0.0, 255.0]},
         "timing": {"queue_ms": 0.5, "inference_ms": 2, "batch_size": 1},
         **more,
     }

@@ -13,8 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ekiben.errors import BadImage, Refusal, TooLarge, UnsupportedImage
-from models.images import DecodedImage, decode, sniff
-from models.limits import MAX_IMAGE_BYTES, MAX_PIXELS
+from models.image_formats.sniffing import sniff
+from models.images import DecodedImage, decode
+from models.limits import MAX_IMAGE_BYTES, MAX_PIXELS, MAX_SIDE
 from tests.models.peak import peak_growth_bytes
 from tests.toy_models import encoded, noise
 
@@ -42,6 +43,7 @@ FILES = {
 
 # After the last pixel's bits: the rest of their byte, Adler-32, the chunk's CRC and the end mark.
 PNG_TAIL = 24
+JPEG_TAIL = 3  # the end of the image, and a byte whose last bits may be filling
 
 fuzz = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 ignore_pillow = pytest.mark.filterwarnings("ignore::UserWarning:PIL.*")
@@ -119,9 +121,12 @@ def test_a_header_that_promises_too_many_pixels_costs_nothing(data: bytes) -> No
 
 def test_the_largest_allowed_header_is_not_refused_for_its_size() -> None:
     with pytest.raises(BadImage):  # its pixels are missing, but it was let through to the decoder
-        decode(png_of_size(MAX_PIXELS // 100, 100))
-    with pytest.raises(TooLarge, match=f"{MAX_PIXELS // 100 + 1} x 100"):
-        decode(png_of_size(MAX_PIXELS // 100 + 1, 100))
+        decode(png_of_size(MAX_PIXELS // 8000, 8000))
+    with pytest.raises(TooLarge, match=f"{MAX_PIXELS // 8000 + 1} x 8000"):
+        decode(png_of_size(MAX_PIXELS // 8000 + 1, 8000))
+    for width, height in ((MAX_SIDE + 1, 1), (1, MAX_SIDE + 1), (64_000_000, 1)):  # a row has a cost of its own
+        with pytest.raises(TooLarge, match=f"{width} x {height}; a side has at most"):
+            decode(png_of_size(width, height))
 
 
 def test_a_compressed_text_that_unpacks_to_100_mb_is_not_unpacked() -> None:
@@ -139,7 +144,7 @@ def test_a_compressed_text_that_unpacks_to_100_mb_is_not_unpacked() -> None:
 def test_a_truncated_image_is_refused_wherever_it_was_cut(name: str) -> None:
     data = FILES[name]
     # Every place in the headers, then one in 61.
-    needed = len(data) - PNG_TAIL if name.startswith("png") else len(data)
+    needed = len(data) - (PNG_TAIL if name.startswith("png") else JPEG_TAIL if name.startswith("jpeg") else 0)
     for cut in [*range(min(200, needed)), *range(200, needed, 61), needed - 1]:
         with pytest.raises(BadImage):
             decode(data[:cut])

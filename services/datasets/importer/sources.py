@@ -12,7 +12,8 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from ekiben.errors import BadImage, Refusal, TooLarge
-from models.images import EXTENSIONS, DecodedImage, decode, encode_png
+from models.image_formats.sniffing import EXTENSIONS
+from models.images import DecodedImage, decode, encode_png
 from models.limits import MAX_IMAGE_BYTES, MAX_PIXELS
 from models.medical.dicom import DicomVolume
 from models.medical.formats import is_dicom, is_nifti, open_volume

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from db.datasets import DatasetView, file_key
 from ekiben.errors import BadInput, NotFound
-from models.images import sniff
+from models.image_formats.sniffing import sniff
 from services.app_state import AppState
 from services.rest.async_requests import AsyncRequestOptions, idempotency_key
 from services.rest.openapi import IDEMPOTENCY

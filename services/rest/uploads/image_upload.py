@@ -9,7 +9,7 @@ from python_multipart.multipart import parse_options_header
 from starlette.requests import Request
 
 from ekiben.errors import BadInput
-from models.images import sniff
+from models.image_formats.sniffing import sniff
 from models.limits import MAX_IMAGE_BYTES
 from services.rest.uploads.multipart import MAX_PARTS, Upload, parse_form
 from services.rest.uploads.request_body import read_body

@@ -16,7 +16,8 @@ from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply
 from pydicom.pixels.utils import pixel_array
 
 from ekiben.errors import BadInput, UnsupportedImage
-from models.images import decode, sniff
+from models.image_formats.sniffing import sniff
+from models.images import decode
 from models.medical.dicom import DicomVolume
 from models.medical.dicom_seg import NO_SEG
 from models.medical.formats import is_dicom, open_volume, write_dicom_seg

@@ -1,0 +1,1 @@
+"""What the formats of images say about their pixels, beyond what Pillow reads."""

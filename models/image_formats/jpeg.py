@@ -1,0 +1,91 @@
+"""JPEG files by their markers: scans are counted where scans are, and a missing end is told from missing pixels."""
+
+from __future__ import annotations
+
+import io
+import re
+from typing import Final
+
+from PIL import Image
+
+from ekiben.errors import BadImage, TooLarge
+from models.limits import MAX_JPEG_SCANS, MAX_PIXELS
+
+_START_OF_IMAGE: Final = b"\xff\xd8"
+END_OF_IMAGE: Final = b"\xff\xd9"
+_START_OF_SCAN: Final = 0xDA
+_PROGRESSIVE: Final = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
+_ALONE: Final = frozenset({0x01, *range(0xD0, 0xD8)})  # TEM and restart markers: no length follows
+# In entropy-coded data 0xff is followed by 0x00, a restart marker or a fill byte; any other byte begins a marker.
+_MARKER: Final = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+
+_PADDINGS: Final = (b"", b"\xaa" * 64, bytes(range(1, 255, 3)))  # a decoder that misses data goes on with zeros
+
+
+def whole(data: bytes) -> bytes:
+    """``data`` with an end-of-image marker: as it came, or with one added where all pixels are there without it.
+
+    What follows the end (a video, a second image, a camera's blocks) is not looked at, nor what segments hold.
+    BadImage for more than MAX_JPEG_SCANS scans, and where pixels are missing. ITU-T T.81, annex B.
+    """
+    position, scans, progressive = len(_START_OF_IMAGE), 0, False
+    while True:
+        marker, position = _next_marker(data, position)
+        if marker is None:
+            break
+        if marker == END_OF_IMAGE[1]:
+            return data
+        if marker in _ALONE:
+            continue
+        progressive |= marker in _PROGRESSIVE
+        length = int.from_bytes(data[position : position + 2], "big")
+        if length < 2:
+            return data  # damaged: the decoder says how
+        position += length
+        if marker == _START_OF_SCAN:
+            scans += 1
+            if scans > MAX_JPEG_SCANS:
+                raise BadImage(f"the JPEG has more than {MAX_JPEG_SCANS} scans")
+            found = _MARKER.search(data, position)
+            if found is None:
+                break
+            position = found.start()
+    # Of a progressive file later scans may be missing, which no decoder can tell from a file that never had them.
+    data = data.rstrip(b"\xff")  # the first byte of a marker that is cut off
+    if scans == 0 or progressive or not _has_all_pixels(data):
+        raise BadImage("the image/jpeg is truncated")
+    return data + END_OF_IMAGE
+
+
+def _next_marker(data: bytes, position: int) -> tuple[int | None, int]:
+    """The code of the marker at ``position``, and where its segment begins; None at the end of ``data``."""
+    position = data.find(b"\xff", position)
+    while position >= 0:
+        if position + 1 >= len(data):
+            break
+        code = data[position + 1]
+        if code == 0xFF:  # a fill byte
+            position += 1
+        elif code == 0x00:
+            position = data.find(b"\xff", position + 2)
+        else:
+            return code, position + 2
+    return None, len(data)
+
+
+def _has_all_pixels(data: bytes) -> bool:
+    """Whether the pixels are the same whatever follows ``data``: then the decoder needed none of it."""
+    seen: set[bytes] = set()
+    for padding in _PADDINGS:
+        try:
+            with Image.open(io.BytesIO(data + padding + END_OF_IMAGE), formats=("JPEG",)) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise TooLarge(
+                        f"the image is {image.width} x {image.height}; at most {MAX_PIXELS} pixels are accepted"
+                    )
+                seen.add(image.tobytes())
+        except TooLarge:
+            raise
+        except Exception:  # Pillow raises whatever its parser runs into
+            return False
+    return len(seen) == 1
