@@ -59,6 +59,7 @@ class Prediction(Owned, table=True):
     batch_size: int = 1
     error: str | None = None
     finished_at: datetime = Field(default_factory=now)
+    value_range: list[float] | None = Field(default=None, sa_type=JSON)
 
 
 class Artifact(Owned, table=True):

@@ -189,6 +189,7 @@ class InferencePipeline:
             "queue_ms": timing.queue_ms,
             "inference_ms": timing.inference_ms,
             "batch_size": timing.batch_size,
+            "value_range": list(image.value_range or ()),
         }
         try:
             async with asyncio.timeout(max(pending.deadline - time.monotonic(), 0.05)):

@@ -41,7 +41,7 @@ class _Opened:
     @property
     def image(self) -> DecodedImage:
         rgb = self.rgb if self.rgb is not None else Image.fromarray(self.tiled_image.pixels)
-        return DecodedImage(rgb, self.info.mime_type)
+        return DecodedImage(rgb, self.info.mime_type, self.info.value_range)
 
 
 class UnetRunner:

@@ -72,7 +72,7 @@ class ImageRef(Body):
     range: list[float] = Field(
         default=[],
         description="The pixel values that became black and white; empty where more than a range decides, as in DICOM, "
-        "and of stored predictions.",
+        "and of predictions from before it was kept.",
         examples=[[0, 255]],
     )
 

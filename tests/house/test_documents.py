@@ -124,7 +124,7 @@ def test_the_docs_page_and_its_examples(toy_server: Server) -> None:
                 assert operation.get("summary"), (method, path)
                 assert "422" not in operation["responses"], (method, path)
         classify = schema["paths"]["/v1/classify"]["post"]
-        own = {"model", "version", "top_k", "image_id", "store"}
+        own = {"model", "version", "top_k", "image_id", "store", "range"}
         as_job = {"priority", "timeout_s", "webhook", "Prefer", "Idempotency-Key"}
         assert {p["name"] for p in classify["parameters"]} == own | as_job
         assert {"multipart/form-data", "image/jpeg"} <= set(classify["requestBody"]["content"])

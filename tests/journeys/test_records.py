@@ -91,7 +91,7 @@ def test_an_answer_is_remembered_whole(server: Server, client: httpx.Client) -> 
     again = request(client, "/v1/classify?model=colours&top_k=2&store=false", content=RED)
     assert again["predictions"] == answer["predictions"]
     assert again["id"] is None
-    assert again["image"] == {"id": None, "width": 40, "height": 30}
+    assert again["image"] == {"id": None, "width": 40, "height": 30, "range": [0, 255]}
     assert client.get("/v1/predictions").json()["total"] == 1
     assert len(blobs(server.home)) == 1
 

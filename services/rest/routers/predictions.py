@@ -86,7 +86,7 @@ def prediction_body(row: Prediction, image: Image, artifacts: Sequence[Artifact]
         task=row.task,
         status=cast(Status, row.status),
         model=ModelRef(name=row.model_name, version=row.model_version),
-        image=ImageRef(id=image.id, width=image.width, height=image.height),
+        image=ImageRef(id=image.id, width=image.width, height=image.height, range=row.value_range or []),
         job_id=row.job_id,
         parameters=row.parameters,
         result=row.result,
