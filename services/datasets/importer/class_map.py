@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.artifact import voc_palette
-from services.datasets.importer.mask_values import MaskPixels, MaskStatistics
+from services.datasets.importer.mask_values import WHITE, MaskPixels, MaskStatistics
 
 _VOC = np.array(voc_palette(256), np.int64) @ np.array([1 << 16, 1 << 8, 1], np.int64)
 VOC_BORDER: Final = 255
@@ -47,7 +47,7 @@ class ClassMap:
     def apply(self, mask: MaskPixels) -> NDArray[np.uint8]:
         """uint8 [h, w]: the class of each pixel."""
         if self.snapped:
-            bright = np.asarray(mask.data) >= 128
+            bright = np.asarray(mask.levels()) >= 128
             return np.where(bright, np.uint8(self.classes[-1]), np.uint8(self.classes[0]))
         data = mask.colors() if self.by_color else mask.data
         if data.dtype.kind == "u" and data.dtype.itemsize <= 2:
@@ -107,11 +107,16 @@ def counted(masks: Iterable[MaskStatistics], by_color: bool) -> tuple[Counter[in
 
 
 def colors_decide(masks: Sequence[MaskStatistics]) -> bool:
-    """Whether colours are the classes: some mask has colours, or the palettes of the masks disagree.
+    """Whether colours are the classes: some mask has colours, the palettes are black and white only, or they disagree.
 
-    Indices of palettes are labels as long as an index has one colour everywhere, and black is index 0 where it is used.
+    Indices of palettes are labels as long as an index has one colour everywhere, and black is index 0 where it is used;
+    and wherever a mask has two of them in one colour, which would merge classes.
     """
     if any(info.kind == "colors" for info in masks):
+        return True
+    if any(merged_by_color(info) for info in masks):
+        return False
+    if black_and_white(masks):
         return True
     meanings: dict[int, set[int]] = {}
     for info in masks:
@@ -122,6 +127,24 @@ def colors_decide(masks: Sequence[MaskStatistics]) -> bool:
         return True
     black = [index for index, colors in meanings.items() if 0 in colors]
     return bool(black) and 0 not in black
+
+
+def merged_by_color(info: MaskStatistics) -> bool:
+    """Whether two indices of the mask have one colour, as in a palette of black only or one that is too short."""
+    return info.key_colors is not None and len(np.unique(info.key_colors)) < len(info.key_colors)
+
+
+def black_and_white(masks: Sequence[MaskStatistics]) -> bool:
+    """Whether the palettes of all masks that have one are black and white, and so are read as they look.
+
+    By index, a mask whose palette begins with white would be inverted.
+    """
+    if any(info.kind == "colors" for info in masks):
+        return False
+    palettes = [info for info in masks if info.key_colors is not None]
+    return all(info.black_and_white for info in palettes) and any(
+        WHITE in palette_of([info]).values() for info in palettes
+    )
 
 
 def palette_of(masks: Iterable[MaskStatistics]) -> dict[int, int]:
@@ -187,7 +210,7 @@ def decide(
         rest.sort(key=lambda key: voc_index(key) or 0)
     index_of = dict.fromkeys(keys, 0) | {key: i for i, key in enumerate(rest, 1)}
     count = len(rest) + 1
-    kind = _kind(keys, by_color=by_color and not grey, palette=bool(palette))
+    kind = _kind(keys, by_color=by_color and not grey, palette=bool(palette) and not by_color and not snapped)
     shown = [key & 0xFF for key in rest] if grey else rest
     given = list(names) if names is not None and len(names) == count else None
     class_map = ClassMap(

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from services.datasets.importer.class_map import Decision, colors_decide, counted, decide
+from services.datasets.importer.class_map import (
+    Decision,
+    black_and_white,
+    colors_decide,
+    counted,
+    decide,
+    keys_of,
+    merged_by_color,
+)
 from services.datasets.importer.import_options import DatasetImportOptions
 from services.datasets.importer.mask_meaning import ALL_BLACK, check_balance, explain, values_of
-from services.datasets.importer.mask_values import MAX_NAMED_VALUES, MAX_VALUES, Fault, MaskStatistics
+from services.datasets.importer.mask_values import MAX_NAMED_VALUES, MAX_VALUES, WHITE, Fault, MaskStatistics
 from services.datasets.importer.report import Findings, listed, several
 from services.datasets.importer.survey import SampleInfo
 
@@ -77,7 +85,8 @@ def check_masks(samples: Sequence[SampleInfo], options: DatasetImportOptions, fi
     if len(findings.errors) > known or not samples:
         return None
     by_color = colors_decide(masks)
-    snapped = not by_color and is_noisy_binary(masks)
+    snapped = (not by_color or black_and_white(masks)) and is_noisy_binary(masks)
+    by_color = by_color and not snapped
     _check_mixture(samples, findings, by_color=by_color, snapped=snapped, background=options.background or ())
     if len(findings.errors) == known:
         _check_values(samples, options, findings, by_color=by_color, snapped=snapped)
@@ -96,7 +105,8 @@ def is_noisy_binary(masks: Sequence[MaskStatistics]) -> bool:
     """Whether the masks are black and white but for noise, so that each value is rounded to the nearer of the two."""
     if any(m.near_binary and (m.distinct > MAX_VALUES or (m.lossy and m.distinct > 2)) for m in masks):
         return True
-    pixels, _ = counted(masks, by_color=False)
+    by_look = black_and_white(masks)
+    pixels = {key & 0xFF if by_look else key: count for key, count in counted(masks, by_look)[0].items()}
     noise = sum(count for key, count in pixels.items() if key not in (0, 255))
     return (
         len(pixels) > 2
@@ -119,15 +129,23 @@ def _check_mixture(
             wide,
         )
         return
-    if by_color:
+    merged = [s.name for s in samples if merged_by_color(s.mask)]
+    if by_color and merged:
+        findings.error(
+            "mixed_masks",
+            f"Some masks are colours, others have a palette with one colour for several indices: {listed(merged)}. "
+            "Save all masks the same way.",
+            merged,
+        )
         return
     odd: list[str] = []
+    one, white = (0x010101, WHITE) if by_color else (1, 255)
     if snapped:
         odd = [s.name for s in samples if not s.mask.near_binary]
-    elif 255 not in background and set(counted([s.mask for s in samples], False)[0]) == {0, 1, 255}:
-        keys = [set(s.mask.keys.tolist()) for s in samples]
-        if not any({1, 255} <= found for found in keys):
-            odd = [s.name for s, found in zip(samples, keys, strict=True) if 1 in found]
+    elif 255 not in background and set(counted([s.mask for s in samples], by_color)[0]) == {0, one, white}:
+        keys = [set(keys_of(s.mask, by_color).tolist()) for s in samples]
+        if not any({one, white} <= found for found in keys):
+            odd = [s.name for s, found in zip(samples, keys, strict=True) if one in found]
     if odd:
         findings.error(
             "mixed_conventions",

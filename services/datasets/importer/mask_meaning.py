@@ -46,8 +46,12 @@ def explain(samples: Sequence[SampleInfo], decision: Decision, findings: Finding
         )
     if class_map.kind == "colors":
         findings.note("color_classes", f"Each colour of the masks is a class: {_pairs(decision)}.")
-    elif class_map.by_color:
-        findings.note("palette_colors", "The palettes of the masks disagree: their colours were used, not the indices.")
+    elif class_map.by_color and class_map.kind != "binary_0_255":
+        findings.note(
+            "palette_colors",
+            "The palettes of the masks disagree, or show black by another index than 0: their colours were used, not "
+            "the indices.",
+        )
     if decision.voc_border:
         findings.note("voc_border", "The colours are Pascal VOC's; its border (index 255) counts as background.")
     if decision.inverted:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections import Counter
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from ekiben.errors import BadImage, TooLarge
+from models.image_formats.png import SIGNATURE, without_metadata
 from models.limits import MAX_IMAGE_BYTES, MAX_PIXELS
 
 MAX_VALUES: Final = 32
@@ -24,6 +26,7 @@ MAX_NAMED_VALUES: Final = 256
 _READ = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF")
 _LOW, _HIGH = 64, 192  # JPEG artefacts at the edges of a black-and-white mask stay outside these
 _MOST_BETWEEN = 0.05  # of the pixels
+WHITE: Final = 0xFFFFFF
 _BAND_PIXELS = 1 << 20
 _FAR_TOO_MANY = 4096  # values: it is a photo, and counting all would take long
 
@@ -51,6 +54,10 @@ class MaskPixels:
         """Width, height."""
         return self.data.shape[1], self.data.shape[0]
 
+    def levels(self) -> NDArray[np.generic]:
+        """The values, or for a palette the level of blue of each pixel: the grey level where it is a grey."""
+        return self.data if self.palette is None else self.palette[:, 2][self.data.astype(np.uint8, copy=False)]
+
     def colors(self) -> NDArray[np.uint32]:
         """0xrrggbb for each pixel; a value is a grey of that level."""
         if self.kind == "colors":
@@ -66,8 +73,9 @@ class MaskStatistics:
 
     ``keys`` and ``counts``: its values and their pixels, ascending; empty where there are more than 256.
     ``key_colors``: for a palette, 0xrrggbb of each key. ``dark`` and ``bright``: pixels below 128 and from it.
-    ``exact``: pixels of exactly 0 or 255. ``near_binary``: only 0 and 255, with noise or soft edges. ``fault``: what a
-    mask with too many values looks like.
+    ``exact``: pixels of exactly 0 or 255; these three are of the levels that are seen where ``black_and_white``.
+    ``near_binary``: only 0 and 255, with noise or soft edges. ``fault``: what a mask with too many values looks like.
+    ``black_and_white``: a palette of which black, white or both are used, each by one index.
     """
 
     kind: Kind
@@ -81,6 +89,7 @@ class MaskStatistics:
     bright: int
     exact: int
     fault: Fault | None
+    black_and_white: bool = False
 
     @property
     def pixels(self) -> int:
@@ -94,20 +103,37 @@ def read_mask(data: bytes, page: int = 0) -> MaskPixels:
     if len(data) > MAX_IMAGE_BYTES:
         raise TooLarge(f"the mask has {len(data)} bytes; at most {MAX_IMAGE_BYTES} are accepted")
     try:
-        image = Image.open(io.BytesIO(data), formats=_READ)
-        if page:
-            image.seek(page)
-        if image.width * image.height > MAX_PIXELS:
-            raise TooLarge(f"the mask is {image.width} x {image.height}; at most {MAX_PIXELS} pixels are accepted")
-        lossy = image.format in ("JPEG", "MPO") or data[12:16] == b"VP8 "
-        image.load()
-        ImageOps.exif_transpose(image, in_place=True)
-        return _pixels(image, lossy)
+        return _read(data, page)
     except TooLarge:
         raise
     except Exception as error:  # Pillow's parsers raise many types of errors on broken files
+        if data.startswith(SIGNATURE) and (pixels := _without_metadata(data)) is not None:
+            return pixels
         reason = "is truncated" if "truncated" in str(error).lower() else "is not a readable image"
         raise BadImage(f"the mask {reason}") from None
+
+
+def _without_metadata(png: bytes) -> MaskPixels | None:
+    """The mask where only text, a colour profile or another ancillary chunk is too long or damaged; None where not."""
+    try:
+        return _read(without_metadata(png), 0)
+    except TooLarge:
+        raise
+    except Exception:
+        return None
+
+
+def _read(data: bytes, page: int) -> MaskPixels:
+    image = Image.open(io.BytesIO(data), formats=_READ)
+    if page:
+        image.seek(page)
+    if image.width * image.height > MAX_PIXELS:
+        raise TooLarge(f"the mask is {image.width} x {image.height}; at most {MAX_PIXELS} pixels are accepted")
+    lossy = image.format in ("JPEG", "MPO") or data[12:16] == b"VP8 "
+    image.load()
+    with contextlib.suppress(Exception):  # as in models.images.decode: metadata that cannot be parsed is ignored
+        ImageOps.exif_transpose(image, in_place=True)
+    return _pixels(image, lossy)
 
 
 def label_mask(values: NDArray[np.integer]) -> MaskPixels:
@@ -122,13 +148,16 @@ def label_mask(values: NDArray[np.integer]) -> MaskPixels:
 def statistics_of(mask: MaskPixels) -> MaskStatistics:
     """The statistics of a mask."""
     keys, counts = _histogram(mask.data)
-    below = keys < 128
-    between = int(counts[(keys >= _LOW) & (keys < _HIGH)].sum()) if mask.kind == "values" else 0
-    near_binary = mask.kind == "values" and not mask.soft and _near_binary(keys, counts, between)
-    fault = None if near_binary else _fault(mask, keys, counts)
     key_colors = None
+    black_and_white = False
     if mask.palette is not None and len(keys) <= MAX_NAMED_VALUES:
         key_colors = codes_of(mask.palette)[keys]
+        black_and_white = len(np.unique(key_colors)) == len(keys) and bool(np.isin(key_colors, (0, WHITE)).all())
+    levels = keys if key_colors is None or not black_and_white else (key_colors & 0xFF).astype(np.int64)
+    below = levels < 128
+    between = int(counts[(keys >= _LOW) & (keys < _HIGH)].sum()) if mask.kind == "values" else 0
+    near_binary = black_and_white or (mask.kind == "values" and not mask.soft and _near_binary(keys, counts, between))
+    fault = None if near_binary else _fault(mask, keys, counts)
     kept = len(keys) <= MAX_NAMED_VALUES
     return MaskStatistics(
         kind=mask.kind,
@@ -140,8 +169,9 @@ def statistics_of(mask: MaskPixels) -> MaskStatistics:
         near_binary=near_binary,
         dark=int(counts[below].sum()),
         bright=int(counts[~below].sum()),
-        exact=int(counts[(keys == 0) | (keys == 255)].sum()),
+        exact=int(counts[(levels == 0) | (levels == 255)].sum()),
         fault=fault,
+        black_and_white=black_and_white,
     )
 
 
@@ -155,9 +185,6 @@ def _pixels(image: Image.Image, lossy: bool) -> MaskPixels:
         palette = np.array(image.getpalette("RGB") or [0, 0, 0], np.uint8).reshape(-1, 3)
         palette = np.concatenate([palette, np.zeros((256 - len(palette), 3), np.uint8)])
         indices = np.asarray(image if mode == "P" else image.getchannel("P"))
-        # A palette of greys only is read as grey levels: by index, one that begins with white would be inverted.
-        if (palette == palette[:, :1]).all():
-            return MaskPixels("values", palette[:, 0][indices], lossy=lossy)
         return MaskPixels("palette", indices, palette, lossy=lossy)
     if mode.startswith("I"):
         return label_mask(np.asarray(image).astype(np.int64))
@@ -177,8 +204,10 @@ def _floats(values: NDArray[np.floating]) -> MaskPixels:
 
 
 def _with_alpha(rgba: NDArray[np.uint8], lossy: bool) -> MaskPixels:
-    """Transparent pixels are background. Where all colours are black, the alpha channel is the mask."""
+    """Transparent pixels are background, unless all are. Where all colours are black, the alpha channel is the mask."""
     alpha = rgba[..., 3]
+    if not alpha.any():  # nothing would be seen: an alpha channel that was never filled
+        return _of_rgb(rgba[..., :3], lossy)
     if not rgba[..., :3].any() and not (alpha == 255).all():
         return MaskPixels("values", alpha, lossy=lossy)
     return _of_rgb(np.where(alpha[..., None] == 0, np.uint8(0), rgba[..., :3]), lossy)

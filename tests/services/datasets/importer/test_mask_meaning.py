@@ -14,7 +14,7 @@ from services.datasets.importer.survey import SampleInfo
 from tests.services.datasets.importer.samples import decided, paletted, sample
 
 RED, GREEN = (255, 0, 0), (0, 255, 0)
-BLACK, WHITE = (0, 0, 0), (255, 255, 255)
+BLACK, GREY, WHITE = (0, 0, 0), (128, 128, 128), (255, 255, 255)
 
 
 def said(samples: Sequence[SampleInfo], decision: Decision, *, named: bool = False) -> Findings:
@@ -85,11 +85,21 @@ def test_colours_are_named_as_in_the_file() -> None:
 
 
 def test_palettes_of_greys_that_disagree_are_read_by_their_levels() -> None:
-    samples = [paletted("a", {0: 5, 1: 5}, [BLACK, WHITE, RED]), paletted("b", {0: 5, 1: 5}, [WHITE, BLACK, RED])]
+    samples = [paletted("a", {0: 5, 1: 5}, [BLACK, GREY, RED]), paletted("b", {0: 5, 1: 5}, [GREY, BLACK, RED])]
     findings = said(samples, decided(samples, by_color=True))
     assert codes(findings) == ["gaps", "palette_colors"]
-    assert findings.notes[0].message.endswith(": 0 is class 0, 255 is class 1.")
-    assert findings.notes[1].message == "The palettes of the masks disagree: their colours were used, not the indices."
+    assert findings.notes[0].message.endswith(": 0 is class 0, 128 is class 1.")
+    assert findings.notes[1].message == (
+        "The palettes of the masks disagree, or show black by another index than 0: their colours were used, not the "
+        "indices."
+    )
+
+
+def test_of_palettes_in_black_and_white_nothing_is_said() -> None:
+    samples = [paletted("a", {0: 5, 1: 5}, [BLACK, WHITE]), paletted("b", {0: 5, 1: 5}, [WHITE, BLACK])]
+    decision = decided(samples, by_color=True)
+    assert decision.map.kind == "binary_0_255"
+    assert codes(said(samples, decision)) == []
 
 
 def test_without_a_background_each_value_is_a_class() -> None:
