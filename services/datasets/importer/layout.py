@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +23,8 @@ READ: Final = frozenset({"png", "jpg", "jpeg", "jpe", "tif", "tiff", "bmp", "web
 
 # Files that operating systems add to archives.
 _CLUTTER = frozenset({"__macosx", "thumbs.db", "desktop.ini", ".ds_store"})
-_MASK_SUFFIX = re.compile(r"[-_. ](masks?|labels?|seg|segmentation|gt|annotation)$", re.IGNORECASE)
+_MASK_SUFFIX = re.compile(r"[-_. ](masks?|labels?|label-?map|seg|segmentations?|gt|ground_?truth|annotations?)$")
+_INNER_ENDING = re.compile(rf"\.({'|'.join(sorted(READ))}|nii\.gz|ome)$")  # the mask of a.jpg may be called a.jpg.png
 _CHANNEL_SUFFIX = re.compile(r"_0000$")  # nnU-Net writes the first channel of case_1 as case_1_0000
 
 Role = Literal["image", "mask"]
@@ -62,7 +64,8 @@ def find_pairs(entries: Iterable[tuple[str, Path]]) -> UploadLayout:
 
     A file's role is that of the deepest folder above it with a known name (``images``, ``masks`` or a synonym, in any
     case). ``train/images/a.png`` and ``images/train/a.jpg`` both have the key ``train/a``. Keys are compared exactly
-    first; then without case and without suffixes such as ``_mask``; then by the file name alone.
+    first; then without case, accents composed; then without suffixes such as ``_mask`` and ``_0000``; then by the file
+    name alone.
     """
     layout = UploadLayout()
     images: list[File] = []
@@ -115,8 +118,9 @@ def _role(parts: Sequence[str]) -> tuple[Role | None, list[str]]:
 def _readable_stem(name: str, path: Path) -> str | None:
     """The file name without its extension, or None where the file is no image or volume by its name and first bytes."""
     lower = name.lower()
-    if lower.endswith((".nii.gz", ".ome.tif")):
-        return name[:-7]
+    for double in (".nii.gz", ".ome.tif", ".ome.tiff"):
+        if lower.endswith(double) and len(name) > len(double):
+            return name[: -len(double)]
     stem, dot, ending = name.rpartition(".")
     if dot and stem and ending.lower() in READ:
         return stem
@@ -182,19 +186,43 @@ def _ambiguous(findings: Findings, files: Sequence[File], folder: str) -> None:
         )
 
 
+def _composed(key: str) -> str:
+    """One spelling of letters with accents (macOS writes them in two characters), and of upper and lower case."""
+    return unicodedata.normalize("NFC", key).casefold()
+
+
+def _without_suffix(key: str) -> str:
+    return _INNER_ENDING.sub("", _MASK_SUFFIX.sub("", _composed(key)))
+
+
+def _without_channel(key: str) -> str:
+    return _without_suffix(_CHANNEL_SUFFIX.sub("", _composed(key)))
+
+
+def _file_name(key: str) -> str:
+    return _without_channel(key).rpartition("/")[2]
+
+
+# Of images and of masks, tried in this order: the number of a frame may look like the number of a channel.
+_SPELLINGS: Final = (
+    (str, str),
+    (_composed, _composed),
+    (_composed, _without_suffix),
+    (_without_suffix, _without_suffix),
+    (_without_channel, _without_suffix),
+    (_without_channel, _without_channel),
+    (_file_name, _file_name),
+)
+
+
 def _pair(layout: UploadLayout, images: list[File], masks: list[File]) -> None:
-    spellings = (
-        lambda key: key,
-        lambda key: _MASK_SUFFIX.sub("", _CHANNEL_SUFFIX.sub("", key)).lower(),
-        lambda key: _MASK_SUFFIX.sub("", _CHANNEL_SUFFIX.sub("", key)).lower().rpartition("/")[2],
-    )
-    for spell in spellings:
+    for spell_image, spell_mask in _SPELLINGS:
         here: dict[str, list[File]] = defaultdict(list)
         there: dict[str, list[File]] = defaultdict(list)
         for image in images:
-            here[spell(image.key)].append(image)
+            here[spell_image(image.key)].append(image)
         for mask in masks:
-            there[spell(mask.key)].append(mask)
+            there[spell_mask(mask.key)].append(mask)
         paired: set[str] = set()
         for spelling, found in here.items():
             other = there.get(spelling, [])

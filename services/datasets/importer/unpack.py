@@ -128,11 +128,11 @@ def _checked_name(info: zipfile.ZipInfo, limits: UnpackLimits) -> str | None:
     """The path of the entry, normalized; None for what is skipped. BadInput."""
     raw = info.orig_filename  # unchanged: ``filename`` is cut at a NUL
     shown = _shown(raw)
+    raw = raw.replace("\\", "/")  # Windows PowerShell 5 writes the separator of its system
     parts = [part for part in raw.split("/") if part not in ("", ".")]
     if (
         raw.startswith("/")
         or ".." in parts
-        or "\\" in raw
         or "\0" in raw
         or re.match(r"[A-Za-z]:", raw)
         or any(ord(letter) < 32 for letter in raw)

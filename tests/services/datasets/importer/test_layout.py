@@ -31,6 +31,21 @@ def found(tmp_path: Path, *names: str, head: bytes = b"-") -> UploadLayout:
         ("images/a.b.png", "masks/a.b.png", "a.b"),
         ("imagesTr/case_01_0000.nii.gz", "labelsTr/case_01.nii.gz", "case_01_0000"),
         ("images/left/a.png", "masks/a.png", "left/a"),
+        ("images/a.png", "masks/a_Segmentation.png", "a"),
+        ("images/a.png", "masks/a-GroundTruth.png", "a"),
+        ("images/a_mask.png", "masks/a.png", "a_mask"),
+        ("images/frame_0000.png", "masks/frame_0000_mask.png", "frame_0000"),
+        ("images/frame_0000.png", "masks/Frame_0000.png", "frame_0000"),
+        ("images/a.ome.tif", "masks/a.png", "a"),
+        ("images/a.OME.TIFF", "masks/a.ome.tif", "a"),
+        ("images/a.ome.tiff", "masks/a_mask.ome.tiff", "a"),
+        ("images/a.ome.tif", "masks/a.ome.png", "a"),
+        ("images/a.jpg", "masks/a.jpg.png", "a"),
+        ("images/a.jpg", "masks/a.jpg_mask.png", "a"),
+        ("images/a.nii.gz", "masks/a.nii.gz.tif", "a"),
+        ("images/M\u00fcll.png", "masks/Mu\u0308ll.png", "M\u00fcll"),
+        ("images/Mu\u0308ll.png", "masks/M\u00dcLL_Mask.png", "Mu\u0308ll"),
+        ("\u00e4/images/a.png", "a\u0308/masks/a.png", "\u00e4/a"),
     ],
 )
 def test_a_pair(image: str, mask: str, key: str, tmp_path: Path) -> None:
@@ -55,6 +70,26 @@ def test_names_that_differ_only_in_case_keep_their_own_masks(tmp_path: Path) -> 
         ("images/A.png", "masks/A.png"),
         ("images/a.png", "masks/a.png"),
     ]
+
+
+def test_numbers_of_frames_are_not_those_of_channels(tmp_path: Path) -> None:
+    frames = [f"frame_{n:04d}" for n in range(3)]
+    names = [name for frame in frames for name in (f"images/{frame}.png", f"masks/{frame}_mask.png")]
+    layout = found(tmp_path, *names)
+    assert [(pair.key, pair.mask.name) for pair in layout.pairs] == [(f, f"masks/{f}_mask.png") for f in frames]
+    assert layout.findings.warnings == []
+
+
+def test_names_that_are_written_in_two_ways_keep_their_own_masks(tmp_path: Path) -> None:
+    layout = found(tmp_path, "images/\u00e4.png", "images/a\u0308.png", "masks/a\u0308.png", "masks/\u00e4.png")
+    assert [(pair.image.name[7:], pair.mask.name[6:]) for pair in layout.pairs] == [
+        ("a\u0308.png", "a\u0308.png"),
+        ("\u00e4.png", "\u00e4.png"),
+    ]
+
+
+def test_a_name_that_is_only_an_ending(tmp_path: Path) -> None:
+    assert found(tmp_path, "images/a.png", "masks/a.png", "images/.ome.tif", "masks/.nii.gz").findings.warnings == []
 
 
 def test_an_ending_is_not_taken_for_a_mask_of_another(tmp_path: Path) -> None:

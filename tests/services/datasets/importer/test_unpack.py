@@ -116,6 +116,23 @@ def test_what_systems_leave_behind_is_passed_over(tmp_path: Path) -> None:
     assert files == {"images/a.png": NOISE}
 
 
+def test_names_with_the_separator_of_windows(tmp_path: Path) -> None:
+    """As Windows PowerShell 5 writes them, folders too."""
+    names = ("images\\", "images\\a.png", "masks\\left\\a.png", "__MACOSX\\images\\._a.png")
+
+    def windows(*names: str) -> bytes:
+        data = zipped(*((name.replace("\\", "/"), b"" if name.endswith("\\") else NOISE) for name in names))
+        for name in names:
+            data = data.replace(name.replace("\\", "/").encode(), name.encode())
+        return data
+
+    assert unpacked(windows(*names), tmp_path) == {"images/a.png": NOISE, "masks/left/a.png": NOISE}
+    twice = zipped(("images/a.png", NOISE), ("images/b.png", b"x")).replace(b"images/b.png", rb"images\a.png")
+    with pytest.raises(BadInput, match="two files of one name") as refused:
+        unpacked(twice, tmp_path / ".")
+    assert refused.value.code == "archive_duplicate"
+
+
 def test_an_archive_with_something_before_it_is_read_where_it_begins_like_one(tmp_path: Path) -> None:
     out = io.BytesIO(b"PK" + bytes(100))
     with zipfile.ZipFile(out, "a") as archive:
@@ -153,7 +170,13 @@ REFUSED = [
     ("a folder upwards", zipped(("../x/", b"")), BadInput, "archive_path", "leads out of it"),
     ("absolute", zipped(("/etc/passwd", b"x")), BadInput, "archive_path", "leads out of it.*'/etc/passwd'"),
     ("drive", zipped(("C:/windows/x", b"x")), BadInput, "archive_path", "leads out of it.*'C:/windows/x'"),
-    ("backslash", renamed(rb"images\a.png"), BadInput, "archive_path", "not every system can hold"),
+    ("upwards, Windows", renamed(rb"..\x"), BadInput, "archive_path", "leads out of it"),
+    ("upwards inside, Windows", renamed(rb"images\..\..\x"), BadInput, "archive_path", "leads out of it"),
+    ("upwards, mixed", renamed(rb"images/..\x"), BadInput, "archive_path", "leads out of it"),
+    ("drive, Windows", renamed(rb"C:\x"), BadInput, "archive_path", "leads out of it"),
+    ("root, Windows", renamed(rb"\x"), BadInput, "archive_path", "leads out of it"),
+    ("share, Windows", renamed(rb"\\server\x"), BadInput, "archive_path", "leads out of it"),
+    ("deep, Windows", renamed(rb"a\b\c\d\e.png"), BadInput, "archive_depth", "more than 4 deep"),
     ("NUL", renamed(b"a.png\0.exe"), BadInput, "archive_path", "not every system can hold"),
     ("newline", renamed(b"a\npng"), BadInput, "archive_path", "not every system can hold"),
     ("long name", zipped(("x" * 100, b"x")), BadInput, "archive_path", "a path of more than 99 bytes"),
