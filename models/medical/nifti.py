@@ -24,6 +24,9 @@ _HEADER_BYTES: Final = {1: 348, 2: 540}
 _CHUNK = 1 << 20
 _IN_MEMORY = 64 << 20
 _SAMPLED_SLICES = 48
+_ROUNDING = 1e-6  # relative, of float32: sixteen times its half unit
+_MOST_ROUNDING = 0.01
+_HALF = 0.4999  # half-way between two labels it is not clear which was meant
 _SAMPLED_VALUES = 2_000_000
 _DAMAGED_GZIP = (OSError, EOFError, zlib.error)
 
@@ -169,9 +172,22 @@ class NiftiVolume(Volume):
         return grey(levels(self._scaled(raw), *self._range))
 
     def values(self, index: int) -> NDArray[np.integer[Any]]:
-        """The scaled values of a slice as integers [height, width]. BadImage where one is not a whole number."""
-        native = self._scaled(self._raw(index))
-        return whole(native.astype(native.dtype.newbyteorder("=")), "NIfTI volume")
+        """The scaled values of a slice as integers [height, width]. BadImage where one is not a whole number.
+
+        Labels that were saved with a slope are off by its rounding to float32, and by up to half of it, where it is
+        below 1, since stored values are whole numbers: nibabel saves the labels 0 to 4 as uint8 with the slope 4/255.
+        """
+        raw = self._raw(index)
+        native = self._scaled(raw)
+        native = native.astype(native.dtype.newbyteorder("="))
+        if native.dtype.kind == "f" and np.isfinite(native).all():
+            near = np.rint(native)
+            off = np.minimum(_ROUNDING * np.maximum(np.abs(native), max(1.0, abs(self._intercept))), _MOST_ROUNDING)
+            if raw.dtype.kind in "iu" and abs(self._slope) < 1:
+                off = np.minimum(off + abs(self._slope) / 2, _HALF)
+            if (np.abs(native - near) <= off).all():
+                native = near
+        return whole(native, "NIfTI volume")
 
     def _sampled_range(self) -> tuple[float, float]:
         chosen = np.unique(np.linspace(0, self.depth - 1, min(self.depth, _SAMPLED_SLICES)).astype(int))

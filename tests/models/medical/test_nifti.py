@@ -93,6 +93,58 @@ def test_slope_and_intercept_are_applied(tmp_path: Path) -> None:
         volume.values(0)
 
 
+@pytest.mark.parametrize("stored", [np.uint8, np.int8, np.int16, np.uint16, np.int32, np.float32, np.float64])
+@pytest.mark.parametrize("highest", [1, 2, 3, 4, 7, 37, 100, 117, 200])
+@pytest.mark.parametrize("lowest", [0, 1, -1])
+def test_labels_that_nibabel_scaled(stored: Any, highest: int, lowest: int, tmp_path: Path) -> None:
+    """Real numbers saved as whole ones: nibabel chooses slope and intercept, so that the range of the type is used."""
+    labels = np.random.default_rng(highest).integers(lowest, highest + 1, (6, 5, 3))
+    labels.flat[:2] = lowest, highest
+    image = nibabel.Nifti1Image(labels.astype(np.float64), AFFINE)
+    image.set_data_dtype(stored)
+    with NiftiVolume(saved(tmp_path, bytes(image.to_bytes()))) as volume:
+        for index in range(3):
+            assert np.array_equal(volume.values(index), labels[:, :, index].T)
+
+
+@pytest.mark.parametrize(
+    ("slope", "intercept"),
+    [(1.00000002, 0), (0.99999994, 0), (1, 1e-8), (-1.0000001, 0), (1.0000001, -1024), (1 / 3, 0), (3 / 255, 0)],
+)
+def test_a_slope_that_is_off_by_rounding(slope: float, intercept: float, tmp_path: Path) -> None:
+    labels = np.arange(5 * 7 * 3).reshape(5, 7, 3) % 4
+    raw = np.rint((labels - intercept) / slope).astype(np.int16)
+    data = bytearray(nifti(raw))
+    struct.pack_into("<2f", data, 112, slope, intercept)
+    with NiftiVolume(saved(tmp_path, bytes(data))) as volume:
+        assert np.array_equal(volume.values(1), labels[:, :, 1].T)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_labels_of_real_numbers_that_are_off_by_rounding(dtype: Any, tmp_path: Path) -> None:
+    labels = np.arange(5 * 7 * 3).reshape(5, 7, 3) % 100
+    for factor in (1 + 1e-7, 1 - 1e-7):
+        with NiftiVolume(saved(tmp_path, nifti((labels * factor).astype(dtype)))) as volume:
+            assert np.array_equal(volume.values(2), labels[:, :, 2].T)
+
+
+@pytest.mark.parametrize(
+    ("raw", "slope", "intercept", "shown"),
+    [(1, 0.5, 0, "0.5"), (1, 1, 0.5, "1.5"), (1, 0.25, 0, "0.25"), (1, 1.5, 0, "1.5"), (128, 1 / 255, 0, "0.501961"),
+     (1, 0.99999, 0.5, "1.49999"), (1, 1, 0.02, "1.02"), (1, 0.1, 2_000_000.5, "2e+06")],
+)  # fmt: skip
+def test_half_way_between_two_labels_is_refused(
+    raw: int, slope: float, intercept: float, shown: str, tmp_path: Path
+) -> None:
+    data = bytearray(nifti(np.full((4, 4, 2), raw, np.int16)))
+    struct.pack_into("<2f", data, 112, slope, intercept)
+    with (
+        NiftiVolume(saved(tmp_path, bytes(data))) as volume,
+        pytest.raises(BadImage, match=rf"not whole numbers \(it has {shown.replace('+', '.')}\)"),
+    ):
+        volume.values(0)
+
+
 def test_a_large_volume_is_sampled(tmp_path: Path) -> None:
     array = np.random.default_rng(1).normal(100, 20, (256, 256, 80)).astype(np.float32)
     with open_volume(saved(tmp_path, nifti(array))) as volume:
