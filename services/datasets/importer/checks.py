@@ -45,6 +45,12 @@ _TROUBLES = {
         "masks have another number of slices than their images",
         "A volume and its mask need the same shape; the pages of a TIFF are slices, not channels.",
     ),
+    "geometry_mismatch": (
+        "label volume is not where its image is",
+        "label volumes are not where their images are",
+        "Their affines (origin, spacing, axes) must give the same voxels, in any order of axes: resample the labels "
+        "into the space of the image (nearest neighbour), or export both from the same program.",
+    ),
 }
 
 
@@ -64,6 +70,7 @@ def check(survey: Survey, options: DatasetImportOptions, findings: Findings) -> 
         if found:
             each = [f"{t.name} ({t.why})" for t in found]
             findings.error(code, f"{several(len(found), one, many)}: {listed(each)}. {advice}", [t.name for t in found])
+    _check_places(survey, findings)
     samples = survey.samples
     decision = check_masks(samples, options, findings)
     groups = _groups(samples)
@@ -72,6 +79,26 @@ def check(survey: Survey, options: DatasetImportOptions, findings: Findings) -> 
     _check_duplicates(samples, decision, findings)
     _check_images(samples, findings)
     return Verdict(decision, groups)
+
+
+def _check_places(survey: Survey, findings: Findings) -> None:
+    one, many = "label volume", "label volumes"
+    if survey.unplaced:
+        findings.warning(
+            "geometry_unknown",
+            f"{several(len(survey.unplaced), one, many)} cannot be compared with the image in space, since one of both "
+            f"does not say where it is: {listed(survey.unplaced)}. Slices, rows and columns are taken in the order of "
+            "the file: look at the preview, or save image and labels with the same affine.",
+            survey.unplaced,
+        )
+    if survey.turned:
+        findings.note(
+            "geometry_turned",
+            f"{several(len(survey.turned), one + ' has', many + ' have')} the axes in another order or direction than "
+            f"the image, and {'was' if len(survey.turned) == 1 else 'were'} turned by the affines: "
+            f"{listed(survey.turned)}.",
+            survey.turned,
+        )
 
 
 def _check_count(samples: Sequence[SampleInfo], groups: Sequence[str], findings: Findings) -> None:

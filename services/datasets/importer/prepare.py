@@ -15,7 +15,7 @@ from ekiben.dataset_archive import FORMAT, INDEX, ArchiveClass, DatasetIndex, Sa
 from models.images import encode_png
 from services.datasets.importer.class_map import ClassMap
 from services.datasets.importer.layout import Pair
-from services.datasets.importer.sources import SampleSource, open_source
+from services.datasets.importer.sources import SampleSource, open_source, place
 from services.datasets.importer.survey import SampleInfo
 
 _PNG_LEVEL = 4
@@ -88,6 +88,7 @@ def _opened(
                 pair, current = pairs[sample.pair], sample.pair
                 image = files.enter_context(open_source(pair.image.path))
                 mask = files.enter_context(open_source(pair.mask.path))
+                place(image, mask)
                 for file, source in ((pair.image, image), (pair.mask, mask)):
                     if source.volume:
                         with (

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from ekiben.errors import BadImage, Refusal, TooLarge
@@ -16,8 +18,11 @@ from models.image_formats.sniffing import EXTENSIONS
 from models.images import DecodedImage, decode, encode_png
 from models.limits import MAX_IMAGE_BYTES, MAX_PIXELS
 from models.medical.dicom import DicomVolume
+from models.medical.dicom_geometry import dicom_affine
 from models.medical.formats import is_dicom, is_nifti, open_volume
+from models.medical.nifti import NiftiVolume
 from models.medical.volume import Volume
+from services.datasets.importer.alignment import SAME, Turn, VoxelGrid, aligned, mismatch, turned
 from services.datasets.importer.mask_values import MaskPixels, label_mask, read_mask
 
 MAX_PAGES = 10_000
@@ -56,6 +61,14 @@ class SampleSource(ABC):
         """The position of the frame in the volume: slice, axis, affine, pixel spacing."""
         return {}
 
+    def grid(self) -> VoxelGrid | None:
+        """The voxels of a medical volume; None for other files, which never say where they are."""
+        return None
+
+    def turn(self, turn: Turn) -> None:
+        """Read masks as ``turn`` says. TooLarge, and the refusals of ``mask``."""
+        raise NotImplementedError
+
     def close(self) -> None:
         """Close the file."""
         return None
@@ -83,6 +96,7 @@ def open_source(path: Path) -> SampleSource:
 
 
 _TIFF = (b"II*\x00", b"MM\x00*")
+_PNG = b"\x89PNG\r\n\x1a\n"
 _BITS = {
     **{"1": "1-bit grey", "L": "8-bit grey", "LA": "8-bit grey with alpha", "P": "palette", "F": "32-bit float"},
     **{"RGB": "8-bit colour", "RGBA": "8-bit colour with alpha", "CMYK": "CMYK", "YCbCr": "8-bit colour"},
@@ -101,6 +115,8 @@ class _ImageFile(SampleSource):
 
     def stored(self, frame: int) -> tuple[bytes, str]:
         data = self._path.read_bytes()
+        if data.startswith(_PNG):  # Pillow does not open those with long text
+            return data, "png"
         with Image.open(io.BytesIO(data)) as image:
             return data, EXTENSIONS[Image.MIME["JPEG" if image.format == "MPO" else image.format or "PNG"]]
 
@@ -176,6 +192,7 @@ class _VolumeFile(SampleSource):
     def __init__(self, volume: Volume) -> None:
         self._volume = volume
         self.frames = volume.depth
+        self._labels: Callable[[int], NDArray[np.integer[Any]]] = volume.values
         if isinstance(volume, DicomVolume):
             self.series = str(volume.dataset.get("SeriesInstanceUID") or "") or None
 
@@ -183,7 +200,7 @@ class _VolumeFile(SampleSource):
         return DecodedImage(self._volume.slice(frame), "image/png")
 
     def mask(self, frame: int) -> MaskPixels:
-        return label_mask(self._volume.values(frame))
+        return label_mask(self._labels(frame))
 
     def stored(self, frame: int) -> tuple[bytes, str]:
         rgb = self._volume.slice(frame)
@@ -199,6 +216,21 @@ class _VolumeFile(SampleSource):
         if volume.pixel_spacing is not None:
             known["pixel_spacing"] = list(volume.pixel_spacing)
         return known
+
+    def grid(self) -> VoxelGrid:
+        volume, affine = self._volume, self._volume.affine
+        if isinstance(volume, DicomVolume):
+            affine = dicom_affine(volume.dataset, volume.depth)
+        elif isinstance(volume, NiftiVolume) and not (volume.header["sform_code"] or volume.header["qform_code"]):
+            affine = None
+        if affine is not None and not (np.isfinite(affine).all() and np.linalg.det(affine[:3, :3])):
+            affine = None
+        return VoxelGrid((volume.width, volume.height, volume.depth), affine)
+
+    def turn(self, turn: Turn) -> None:
+        if turn != SAME:
+            self._labels = turned(self._volume, turn)
+            self.frames = self.grid().shape[turn.axes[2]]
 
     def close(self) -> None:
         self._volume.close()
@@ -216,3 +248,23 @@ def _pages(path: Path) -> int:
             return int(pages)
     except Exception:  # the reader of the image reports what is wrong with it
         return 1
+
+
+def place(image: SampleSource, mask: SampleSource) -> Literal["same", "turned", "unknown"]:
+    """Turn the labels of a medical volume into the order of its image, and say what was found: "unknown" where only
+    one of both says where it is.
+
+    BadInput ``geometry_mismatch`` where they are of one size, but not in one place; what ``SampleSource.turn`` raises.
+    """
+    one, other = image.grid(), mask.grid()
+    if one is None or other is None:
+        return "same"
+    found = aligned(one, other)
+    if found == "unknown":
+        return "unknown"
+    if found is None:
+        if one.shape != other.shape:  # said by the sizes of the slices
+            return "same"
+        raise mismatch(one, other)
+    mask.turn(found)
+    return "same" if found == SAME else "turned"

@@ -14,7 +14,7 @@ from ekiben.errors import Refusal, TooLarge
 from models.images import DecodedImage
 from services.datasets.importer.layout import File, Pair
 from services.datasets.importer.mask_values import MaskPixels, MaskStatistics, codes_of, statistics_of
-from services.datasets.importer.sources import SampleSource, open_source
+from services.datasets.importer.sources import SampleSource, open_source, place
 
 _SOME_ROWS = 16
 
@@ -56,10 +56,16 @@ class Trouble:
 
 @dataclass(slots=True)
 class Survey:
-    """The samples of a dataset, and the files that cannot be used."""
+    """The samples of a dataset, and the files that cannot be used.
+
+    ``turned``: label volumes that are stored with other axes than their images; ``unplaced``: those of which it is not
+    known whether they are where their images are.
+    """
 
     samples: list[SampleInfo] = field(default_factory=list)
     troubles: list[Trouble] = field(default_factory=list)
+    turned: list[str] = field(default_factory=list)
+    unplaced: list[str] = field(default_factory=list)
 
     def trouble(self, what: str, name: str, why: str) -> None:
         """Add a ``Trouble``."""
@@ -93,7 +99,7 @@ def _read_pair(found: Survey, number: int, pair: Pair) -> None:
     image = _open(found, "unreadable_image", pair.image)
     mask = _open(found, "unreadable_mask", pair.mask)
     try:
-        if image is None or mask is None:
+        if image is None or mask is None or not _place(found, pair, image, mask):
             return
         if image.frames != mask.frames:
             found.trouble("slice_mismatch", pair.key, f"image {image.frames} slices, mask {mask.frames}")
@@ -105,6 +111,19 @@ def _read_pair(found: Survey, number: int, pair: Pair) -> None:
         for source in (image, mask):
             if source is not None:
                 source.close()
+
+
+def _place(found: Survey, pair: Pair, image: SampleSource, mask: SampleSource) -> bool:
+    """Whether the mask can be used where it is."""
+    try:
+        placed = place(image, mask)
+    except Refusal as refusal:
+        what = "image_too_large" if isinstance(refusal, TooLarge) else "unreadable_mask"
+        found.trouble(refusal.code if refusal.code == "geometry_mismatch" else what, pair.mask.name, refusal.message)
+        return False
+    if placed != "same":
+        (found.turned if placed == "turned" else found.unplaced).append(pair.mask.name)
+    return True
 
 
 def _read_frame(
