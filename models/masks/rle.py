@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ Positions = NDArray[np.int64]
 
 # 7 groups of 5 bits hold every count of 64 megapixels, and the signed difference of two counts.
 _MAX_GROUPS = 7
+_PIECE = 1 << 16  # counts that are read at a time
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -192,12 +194,14 @@ def from_uncompressed(value: object) -> Rle:
     if not isinstance(counts, list | tuple):
         raise BadInput("the counts of an uncompressed RLE are a list of whole numbers")
     _require_few(len(counts), height, width)
-    try:
-        numbers = np.asarray(counts)
-    except (ValueError, OverflowError):  # ragged, or beyond 64 bits
-        numbers = np.empty(0)
-    if numbers.ndim != 1 or numbers.dtype.kind not in "iu":
-        raise BadInput("the counts of an uncompressed RLE are a list of whole numbers")
+    numbers = np.empty(len(counts), np.int64)
+    # In pieces, between which other threads run: the conversion holds the interpreter.
+    for start in range(0, len(counts), _PIECE):
+        piece = counts[start : start + _PIECE]
+        try:
+            numbers[start : start + _PIECE] = array("q", piece)
+        except (TypeError, OverflowError):  # no whole number, or beyond 64 bits
+            raise BadInput("the counts of an uncompressed RLE are a list of whole numbers") from None
     return _from_counts(numbers, height, width)
 
 
@@ -212,24 +216,36 @@ def from_coco(value: object) -> Rle:
     if not isinstance(text, bytes):
         raise BadInput("the counts of a compressed RLE are a string")
     _require_few(len(text) // _MAX_GROUPS, height, width)
-    groups = np.frombuffer(text, np.uint8).astype(np.int64) - 48
-    if not len(groups) or groups.min() < 0 or groups.max() > 63:
+    groups = np.frombuffer(text, np.uint8) - np.uint8(48)  # less than 0 becomes more than 63
+    if not len(groups) or groups.max() > 63:
         raise BadInput("the counts of the RLE are not in COCO's alphabet")
     lasts = np.flatnonzero(groups < 32)  # the last group of each number
     if not len(lasts) or lasts[-1] != len(groups) - 1:
         raise BadInput("the counts of the RLE are cut off")
-    firsts = np.concatenate([[0], lasts[:-1] + 1])
-    lengths = lasts - firsts + 1
-    if lengths.max() > _MAX_GROUPS:
+    _require_few(len(lasts), height, width)
+    if np.diff(lasts, prepend=-1).max() > _MAX_GROUPS:
         raise BadInput("the counts of the RLE hold a number that is too large")
-    shifts = 5 * (np.arange(len(groups)) - np.repeat(firsts, lengths))
-    numbers = np.add.reduceat((groups & 31) << shifts, firsts)
-    negative = (groups[lasts] & 16) != 0
-    numbers[negative] -= np.int64(1) << (5 * lengths[negative])
+    numbers = np.empty(len(lasts), np.int64)
+    begin = 0
+    for start in range(0, len(lasts), _PIECE):
+        ends = lasts[start : start + _PIECE]
+        numbers[start : start + _PIECE] = _read_groups(groups[begin : ends[-1] + 1], ends - begin)
+        begin = int(ends[-1]) + 1
     # From the fourth on, a number is the difference from the one two before it.
     numbers[1::2] = np.cumsum(numbers[1::2])
     numbers[2::2] = np.cumsum(numbers[2::2])
     return _from_counts(numbers, height, width)
+
+
+def _read_groups(groups: NDArray[np.uint8], lasts: Positions) -> NDArray[np.int64]:
+    """The numbers that ``groups`` of 5 bits are, the lowest first; ``lasts``: the last group of each number."""
+    firsts = np.concatenate([[0], lasts[:-1] + 1])
+    lengths = lasts - firsts + 1
+    shifts = 5 * (np.arange(len(groups)) - np.repeat(firsts, lengths))
+    numbers = np.add.reduceat((groups & 31).astype(np.int64) << shifts, firsts)
+    negative = (groups[lasts] & 16) != 0
+    numbers[negative] -= np.int64(1) << (5 * lengths[negative])
+    return np.asarray(numbers)
 
 
 def _from_counts(counts: NDArray[Any], height: int, width: int) -> Rle:
@@ -240,8 +256,11 @@ def _from_counts(counts: NDArray[Any], height: int, width: int) -> Rle:
     return from_edges(ends if len(ends) % 2 == 0 else ends[:-1], height, width)
 
 
-def _parts(value: object) -> tuple[int, int, object]:
-    """Height, width, and the counts unchecked."""
+def check_size(value: object) -> tuple[int, int]:
+    """Height and width of a mask from untrusted input, whose counts are not looked at.
+
+    BadInput where it is not a mask; TooLarge above MAX_PIXELS.
+    """
     if not isinstance(value, dict) or "size" not in value or "counts" not in value:
         raise BadInput('an RLE is {"size": [height, width], "counts": ...}')
     size = value["size"]
@@ -250,7 +269,13 @@ def _parts(value: object) -> tuple[int, int, object]:
     height, width = size
     if height * width > MAX_PIXELS:
         raise TooLarge(f"the mask has more than {MAX_PIXELS} pixels")
-    return height, width, value["counts"]
+    return height, width
+
+
+def _parts(value: object) -> tuple[int, int, Any]:
+    """Height, width, and the counts unchecked."""
+    height, width = check_size(value)
+    return height, width, value["counts"]  # type: ignore[index]
 
 
 def _require_few(counts: int, height: int, width: int) -> None:

@@ -18,7 +18,7 @@ from db.tables import Image
 from ekiben.errors import BadInput, NotFound
 from models.image_formats.sniffing import EXTENSIONS
 from models.images import encode_png
-from models.masks.rle import from_coco, from_uncompressed
+from models.masks.rle import check_size, from_coco, from_uncompressed
 
 BACKGROUND = "background"
 MAX_CLASSES = 255
@@ -77,25 +77,39 @@ def _mask(
 ) -> NDArray[np.bool_]:
     """bool [height, width] of the image as the user sees it."""
     try:
-        mask = _decoded(sample.mask, records, store, owner)
+        return _decoded(sample.mask, image, records, store, owner)
+    except _OtherSize as other:
+        raise BadInput(
+            f"samples[{number}].mask is {other.width} x {other.height}, but the image is {image.width} x {image.height}"
+        ) from None
     except (BadInput, NotFound) as error:
         raise type(error)(f"samples[{number}].mask: {error.message}") from None
-    if mask.shape != (image.height, image.width):
-        raise BadInput(
-            f"samples[{number}].mask is {mask.shape[1]} x {mask.shape[0]}, but the image is "
-            f"{image.width} x {image.height}"
-        )
-    return mask
 
 
-def _decoded(mask: dict[str, Any] | str, records: Records, store: BlobStore, owner: str) -> NDArray[np.bool_]:
+class _OtherSize(Exception):
+    """A mask of another size than its image."""
+
+    def __init__(self, width: int, height: int) -> None:
+        super().__init__(width, height)
+        self.width, self.height = width, height
+
+
+def _decoded(
+    mask: dict[str, Any] | str, image: Image, records: Records, store: BlobStore, owner: str
+) -> NDArray[np.bool_]:
+    """The pixels, made only where the mask has the size of ``image``."""
     if isinstance(mask, dict):
+        height, width = check_size(mask)
+        if (height, width) != (image.height, image.width):
+            raise _OtherSize(width, height)
         read = from_coco if isinstance(mask.get("counts"), str) else from_uncompressed
         return read(mask).decode()
     artifact = records.artifact(owner, mask.removeprefix("/v1/artifacts/"))
     if artifact.mime_type != "image/png":
         raise BadInput(f"artifact {artifact.id} is no image of a mask but {artifact.mime_type}")
-    image = Images.open(io.BytesIO(store.get(artifact.storage_key)))
-    if image.mode not in ("1", "L", "P"):
+    stored = Images.open(io.BytesIO(store.get(artifact.storage_key)))
+    if stored.mode not in ("1", "L", "P"):
         raise BadInput(f"artifact {artifact.id} is an image in colours, not a mask (kind mask is one)")
-    return np.asarray(image) > 0
+    if stored.size != (image.width, image.height):
+        raise _OtherSize(*stored.size)
+    return np.asarray(stored) > 0

@@ -95,7 +95,9 @@ class DatasetService:
         parameters |= {"background": options.background, "url": options.url}
         # Packed samples are another file each time: ``options`` identifies the request.
         digest = columns.get("sha256") if options.samples is None else None
-        given = options.model_dump(mode="json") | {"sha256": digest}
+        given = options.model_dump(mode="json", exclude={"samples"}) | {"sha256": digest}
+        # Not dumped: copying millions of run lengths would stop the event loop. The JSON is the same.
+        given["samples"] = None if options.samples is None else [dict(one) for one in options.samples]
         created = uncertain = False
         try:
             job, created = await self._jobs.submit_single(

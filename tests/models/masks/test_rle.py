@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -313,3 +314,42 @@ def test_the_largest_frame_keeps_its_last_pixels() -> None:
     assert rle.counts.tolist() == [63_999_999, 1]
     assert rle.box_xyxy == (7999, 7999, 7999, 7999)
     assert Rle(8000, 8000, np.array([0, 64_000_000], np.uint32)).area == 64_000_000
+
+
+def test_a_long_text_among_the_counts_takes_no_memory() -> None:
+    """As an array of numpy each count would be as long as the text."""
+    counts = [1] * 999_999 + ["x" * 100_000]
+
+    def read() -> None:
+        with pytest.raises(BadInput, match="list of whole numbers"):
+            from_uncompressed({"size": [1000, 1000], "counts": counts})
+
+    assert peak_growth_bytes(read) < 64 << 20
+
+
+def test_other_threads_run_while_counts_are_read() -> None:
+    counts = [1] * 4_000_000
+    turns = 0
+    done = threading.Event()
+
+    def read() -> None:
+        from_uncompressed({"size": [2000, 2000], "counts": counts})
+        done.set()
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    while not done.wait(0.001):
+        turns += 1
+    thread.join()
+    assert turns >= 3
+
+
+def test_compressed_counts_that_are_read_in_pieces() -> None:
+    """More numbers than one piece, of one to seven groups."""
+    random = np.random.default_rng(0)
+    mask = np.repeat(random.random((1200, 600)) > 0.5, random.integers(1, 12, 600), axis=1)
+    rle = encode(mask)
+    assert len(rle.counts) > 1 << 17
+    assert from_coco(to_coco(rle)) == rle
+    assert from_uncompressed(uncompressed(rle)) == rle
+    assert np.array_equal(rle.decode(), mask)

@@ -23,6 +23,7 @@ from db.tables import Artifact, Image, now
 from ekiben.errors import BadInput, NotFound, Refusal
 from ekiben.ids import new_id
 from services.datasets.annotations import MAX_CLASSES, Annotation, classes_of, pack
+from tests.models.peak import peak_growth_bytes
 
 Mask = NDArray[np.bool_]
 WIDTH, HEIGHT = 7, 5
@@ -211,6 +212,18 @@ def test_what_is_refused_says_where(shelf: Shelf) -> None:
     said(BadInput, "samples[1].mask", mask={"size": [5, 7], "counts": [35.0]})
     said(BadInput, "samples[1].mask", mask={"size": [0, 0], "counts": []})
     said(Refusal, "samples[1].mask", "pixels", mask={"size": [2**20, 2**20], "counts": [2**40]})
+
+
+def test_the_size_is_compared_before_anything_is_made(shelf: Shelf) -> None:
+    """Neither run lengths nor pixels of a mask that is not of the image's size."""
+    image = shelf.image(encoded(noise()))
+    for counts in ([64_000_000], "0" * 10_000_000, ["no number"] * 1_000_000, None):
+        sample = Annotation(image, {"size": [8000, 8000], "counts": counts}, "cell")
+        said: list[str] = []
+        assert peak_growth_bytes(lambda s=sample, to=said: to.append(shelf.refusal([s]).message)) < 16 << 20
+        assert said == ["samples[0].mask is 8000 x 8000, but the image is 7 x 5"]
+    large = shelf.artifact(Images.new("1", (8000, 8000)))
+    assert peak_growth_bytes(lambda: shelf.refusal([Annotation(image, large, "cell")])) < 4 << 20
 
 
 def test_nobody_elses(shelf: Shelf) -> None:
