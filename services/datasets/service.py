@@ -25,7 +25,7 @@ from services.datasets.import_job import OPERATION
 from services.datasets.importer import fetch
 from services.jobs.service import JobService
 from services.jobs.submission import JobTerms
-from services.schemas.datasets import DatasetOptions
+from services.schemas.datasets import DatasetOptions, SampleOptions
 
 _OPEN = 4  # archives kept open, the last used
 _PIECE = 1 << 20
@@ -97,7 +97,7 @@ class DatasetService:
         digest = columns.get("sha256") if options.samples is None else None
         given = options.model_dump(mode="json", exclude={"samples"}) | {"sha256": digest}
         # Not dumped: copying millions of run lengths would stop the event loop. The JSON is the same.
-        given["samples"] = None if options.samples is None else [dict(one) for one in options.samples]
+        given["samples"] = None if options.samples is None else [_sample_json(one) for one in options.samples]
         created = uncertain = False
         try:
             job, created = await self._jobs.submit_single(
@@ -190,3 +190,11 @@ class DatasetService:
         while len(self._open) > _OPEN:
             self._open.popitem(last=False)
         return prepared
+
+
+def _sample_json(sample: SampleOptions) -> dict[str, Any]:
+    """The sample as JSON, without what else its mask holds, which may be nested too deep to be written again."""
+    mask = sample.mask
+    if isinstance(mask, dict):
+        mask = {name: value for name, value in mask.items() if name in ("size", "counts")}
+    return {"image_id": sample.image_id, "mask": mask, "class_name": sample.class_name}

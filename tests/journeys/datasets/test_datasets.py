@@ -196,10 +196,17 @@ def test_the_same_request_again(server: Server, client: httpx.Client) -> None:
 def test_the_same_corrected_masks_again(client: httpx.Client) -> None:
     image, mask = disc(7)
     ident = client.post("/v1/images", content=png(image)).json()["id"]
-    body = {"name": "one", "samples": [{"image_id": ident, "mask": to_coco(encode(mask))}]}
+    body: dict[str, Any] = {"name": "one", "samples": [{"image_id": ident, "mask": to_coco(encode(mask))}]}
     key = {"Idempotency-Key": os.urandom(8).hex()}
     requested = [brought(client.post("/v1/datasets", json=body, headers=key)) for _ in range(2)]
     assert requested[0] == requested[1]
+    deep: Any = []
+    for _ in range(300):
+        deep = [deep]
+    body["samples"][0]["mask"] |= {"score": deep}  # what else a mask holds means nothing
+    assert brought(client.post("/v1/datasets", json=body, headers=key)) == requested[0]
+    body["samples"][0]["mask"] = to_coco(encode(~mask))
+    assert refusal(client.post("/v1/datasets", json=body, headers=key), 409)[0] == "idempotency_key_reused"
     finished(client, requested[0]["job_id"], state=None)
 
 
