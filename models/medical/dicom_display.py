@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ekiben.errors import BadImage, UnsupportedImage
+from models.medical.dicom_lut import first_mapped, read_table, stored_range, stored_value
 from models.medical.volume import Values, bands, levels, spread
 
 if TYPE_CHECKING:
@@ -17,16 +18,22 @@ if TYPE_CHECKING:
 # Functional groups of multi-frame files, and the attributes that are read from them (PS3.3, C.7.6.16).
 _GROUPS: Final = {
     "PixelValueTransformationSequence": ("RescaleSlope", "RescaleIntercept"),
-    "FrameVOILUTSequence": ("WindowCenter", "WindowWidth", "VOILUTFunction"),
+    "FrameVOILUTSequence": ("WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence"),
     "PixelMeasuresSequence": ("PixelSpacing",),
+}
+# What a group has in place of others: a look-up table instead of a window, slope and intercept instead of a table.
+_INSTEAD: Final = {
+    "VOILUTSequence": ("WindowCenter", "WindowWidth"),
+    "RescaleSlope": ("ModalityLUTSequence",),
+    "RescaleIntercept": ("ModalityLUTSequence",),
 }
 _PLAIN: Final = (
     "BitsStored",
     "PixelRepresentation",
     "PhotometricInterpretation",
     "PixelPaddingValue",
+    "PixelPaddingRangeLimit",
     "ModalityLUTSequence",
-    "VOILUTSequence",
     "ImagerPixelSpacing",
 )
 _SAMPLED_VALUES = 4_000_000  # of a frame, for its percentiles
@@ -50,9 +57,13 @@ def frame_attributes(dataset: Dataset, index: int) -> Dataset:
     for groups in (shared[0] if shared else None, own[index] if own and index < len(own) else None):
         for sequence, names in _GROUPS.items():
             if groups is not None and groups.get(sequence):
-                for name in names:
-                    if name in groups[sequence].value[0]:
-                        out[name] = groups[sequence].value[0][name]
+                group = groups[sequence].value[0]
+                given = [name for name in names if name in group]
+                for name in given:
+                    for other in _INSTEAD.get(name, ()):
+                        if other not in group and other in out:
+                            del out[other]
+                    out[name] = group[name]
     return out
 
 
@@ -93,9 +104,8 @@ def grey_levels(stored: Values, attributes: Dataset) -> NDArray[np.uint8]:
 def rescaled(stored: Values, attributes: Dataset) -> Values:
     """Stored values after the modality LUT, or after slope and intercept."""
     if attributes.get("ModalityLUTSequence"):
-        from pydicom.pixels.processing import apply_modality_lut
-
-        return np.asarray(apply_modality_lut(stored, attributes))
+        table = read_table(attributes.ModalityLUTSequence[0], *stored_range(attributes), _big_endian(attributes))
+        return table.apply(stored)
     slope, intercept = _number(attributes, "RescaleSlope", 1.0), _number(attributes, "RescaleIntercept", 0.0)
     if slope == 1 and intercept == 0:
         return stored
@@ -125,13 +135,22 @@ def _window(attributes: Dataset) -> tuple[float, float, str] | None:
 
 
 def _looked_up(values: Values, attributes: Dataset) -> NDArray[np.uint8]:
-    from pydicom.pixels.processing import apply_voi
+    table = read_table(attributes.VOILUTSequence[0], *_rescaled_range(attributes), _big_endian(attributes))
+    if not 8 <= table.bits <= 16:
+        raise BadImage(f"the VOI LUT of the DICOM file has entries of {table.bits} bits")
+    return levels(table.apply(values), 0, 2**table.bits - 1)
 
-    depth = int(attributes.VOILUTSequence[0].LUTDescriptor[2])
-    if not 8 <= depth <= 16:
-        raise BadImage(f"the VOI LUT of the DICOM file has entries of {depth} bits")
-    whole = np.rint(values).astype(np.int64)
-    return levels(np.asarray(apply_voi(whole, attributes)), 0, 2**depth - 1)
+
+def _rescaled_range(attributes: Dataset) -> tuple[float, float]:
+    """The lowest and the highest value that a pixel may have after the modality LUT or slope and intercept."""
+    if attributes.get("ModalityLUTSequence"):
+        return 0, 0xFFFF
+    ends = rescaled(np.array(stored_range(attributes), np.int64), attributes)
+    return float(ends.min()), float(ends.max())
+
+
+def _big_endian(attributes: Dataset) -> bool:
+    return attributes.original_encoding[1] is False
 
 
 def _range(stored: Values, attributes: Dataset) -> tuple[float, float]:
@@ -140,10 +159,18 @@ def _range(stored: Values, attributes: Dataset) -> tuple[float, float]:
     if plain and bits <= 8 and not attributes.get("PixelRepresentation"):
         return 0.0, float(2**bits - 1)
     sample = stored.ravel()[:: max(1, stored.size // _SAMPLED_VALUES)]
-    padding = attributes.get("PixelPaddingValue")
-    if isinstance(padding, int) and (sample != padding).any():
-        sample = sample[sample != padding]
-    return spread(rescaled(sample, attributes))
+    padding = _padding(sample, attributes)
+    return spread(rescaled(sample if padding.all() else sample[~padding], attributes))
+
+
+def _padding(stored: Values, attributes: Dataset) -> NDArray[np.bool_]:
+    """Which stored values are padding: one value, or a range with both ends. PS3.3, C.7.5.1.1.2."""
+    value = stored_value(attributes.get("PixelPaddingValue"), attributes)
+    limit = stored_value(attributes.get("PixelPaddingRangeLimit"), attributes)
+    if value is None:
+        return np.zeros(stored.shape, np.bool_)
+    low, high = sorted((value, value if limit is None else limit))
+    return np.asarray((stored >= low) & (stored <= high))
 
 
 def color_levels(stored: Values, dataset: Dataset, photometric: str) -> NDArray[np.uint8]:
@@ -155,14 +182,27 @@ def color_levels(stored: Values, dataset: Dataset, photometric: str) -> NDArray[
         from pydicom.pixels.processing import apply_color_lut
 
         out = np.empty((*stored.shape, 3), np.uint8)
+        tables = _palette(dataset)
         for band in bands(stored):
-            colors = np.asarray(apply_color_lut(stored[band], dataset))
+            colors = np.asarray(apply_color_lut(stored[band], tables))
             out[band] = (colors >> 8 if colors.dtype.itemsize > 1 else colors)[..., :3]
         return out
     if photometric != "RGB":
         raise UnsupportedImage(f"DICOM images of the photometric interpretation {photometric} are not read")
     surplus = int(dataset.get("BitsStored") or 8) - 8
     return np.asarray(np.right_shift(stored, surplus) if surplus > 0 else stored).astype(np.uint8)
+
+
+def _palette(dataset: Dataset) -> Dataset:
+    """The attributes of the palette; the descriptor with the numbers that were meant (pydicom reads the red one)."""
+    from pydicom.dataelem import DataElement
+
+    out = dataset.group_dataset(0x0028)
+    name = "RedPaletteColorLookupTableDescriptor"
+    entries, first, bits = (int(number) for number in out[name].value)
+    first = first_mapped(first, entries & 0xFFFF or 1 << 16, *stored_range(dataset))
+    out[name] = DataElement(out[name].tag, "SL", [entries & 0xFFFF, first, bits])
+    return out
 
 
 def _number(attributes: Dataset, name: str, default: float) -> float:

@@ -131,13 +131,66 @@ def test_only_plain_levels_of_eight_bits_are_not_stretched(given: dict[str, Any]
     assert shown[0, [0, 100, 200]].tolist() == expected
 
 
+def stretched(values: NDArray[Any], used: NDArray[Any]) -> NDArray[np.float64]:
+    """``values`` between the percentiles of ``used``."""
+    low, high = np.percentile(used, (0.5, 99.5))
+    return np.rint(np.clip((values - low) / (high - low), 0, 1) * 255)
+
+
+SIGNED = {"BitsStored": 16, "PixelRepresentation": 1}
+
+
 def test_padding_is_left_out_unless_there_is_nothing_else() -> None:
     values = np.array([[-2000, 10, 20, 30]], np.int16).repeat(50, axis=0)
-    shown = grey_levels(values, attributes(PixelPaddingValue=-2000))
+    shown = grey_levels(values, attributes(PixelPaddingValue=-2000, **SIGNED))
     assert shown[0].tolist() == [0, 0, 128, 255]
     alone = np.full((3, 4), -2000, np.int16)
-    assert not grey_levels(alone, attributes(PixelPaddingValue=-2000)).any()
-    assert (grey_levels(alone, attributes(PhotometricInterpretation="MONOCHROME1")) == 255).all()
+    assert not grey_levels(alone, attributes(PixelPaddingValue=-2000, **SIGNED)).any()
+    inverted = attributes(PixelPaddingValue=-2000, PhotometricInterpretation="MONOCHROME1", **SIGNED)
+    assert (grey_levels(alone, inverted) == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("value", "limit"), [(-2000, -1500), (-1500, -2000), (63536, 64036), (63536, -1500), (-1500, 63536)]
+)
+def test_padding_is_a_range_with_both_ends(value: int, limit: int) -> None:
+    """Also where an end is written as US although pixels are signed: 63536 is -2000."""
+    values = np.concatenate([np.arange(-2000, -1499), np.arange(-1499, 1000)]).astype(np.int16).reshape(40, 75)
+    given = attributes(PixelPaddingValue=value, PixelPaddingRangeLimit=limit, **SIGNED)
+    assert np.array_equal(grey_levels(values, given), stretched(values, values[values > -1500]))
+
+
+@pytest.mark.parametrize(
+    ("stored", "given", "padding"),
+    [
+        pytest.param(
+            np.int16, {"BitsStored": 16, "PixelRepresentation": 1, "PixelPaddingValue": 63536}, -2000, id="US"
+        ),
+        pytest.param(
+            np.int16, {"BitsStored": 12, "PixelRepresentation": 1, "PixelPaddingValue": 63536}, -2000, id="12"
+        ),
+        pytest.param(
+            np.int16, {"BitsStored": 12, "PixelRepresentation": 1, "PixelPaddingValue": 2096}, -2000, id="bits"
+        ),
+        pytest.param(np.uint16, {"BitsStored": 16, "PixelRepresentation": 0, "PixelPaddingValue": -1}, 65535, id="SS"),
+        pytest.param(
+            np.uint16, {"BitsStored": 12, "PixelRepresentation": 0, "PixelPaddingValue": -1}, 4095, id="SS 12"
+        ),
+        pytest.param(np.uint16, {"BitsStored": 16, "PixelPaddingValue": 63536}, 63536, id="rightly US"),
+    ],
+)
+def test_padding_of_the_other_sign(stored: type, given: dict[str, Any], padding: int) -> None:
+    values = np.arange(400, 1400).reshape(20, 50).astype(stored)
+    values[:5] = padding
+    assert np.array_equal(grey_levels(values, attributes(**given)), stretched(values, values[5:]))
+
+
+@pytest.mark.parametrize("given", [None, "", [], [1, 2]])
+def test_padding_that_is_no_number_is_none(given: Any) -> None:
+    values = np.arange(3000, dtype=np.int16).reshape(50, 60)
+    assert np.array_equal(grey_levels(values, attributes(PixelPaddingValue=given, **SIGNED)), stretched(values, values))
+    limit = attributes(PixelPaddingValue=0, PixelPaddingRangeLimit=given, **SIGNED)
+    assert np.array_equal(grey_levels(values, limit), stretched(values, values[values != 0]))
 
 
 def test_a_frame_of_several_bands_is_one_image() -> None:
@@ -163,6 +216,59 @@ def test_a_voi_lut(lut: Dataset, expected: list[int]) -> None:
     assert grey_levels(ROW, attributes(VOILUTSequence=[lut])).tolist() == [expected]
     inverted = attributes(VOILUTSequence=[lut], PhotometricInterpretation="MONOCHROME1")
     assert grey_levels(ROW, inverted).tolist() == [[255 - level for level in expected]]
+
+
+@pytest.mark.parametrize(
+    ("first", "vr", "given"),
+    [
+        (-600, "SS", SIGNED),
+        (64936, "US", SIGNED),
+        (64936, "US", {"BitsStored": 12, "PixelRepresentation": 1}),
+        (64936, "US", {"BitsStored": 12, "PixelRepresentation": 0, "RescaleIntercept": -1024, "RescaleSlope": 1}),
+        (-600, "SS", {"BitsStored": 12, "PixelRepresentation": 0, "RescaleIntercept": -1024, "RescaleSlope": 1}),
+    ],
+)
+def test_a_voi_lut_from_a_negative_value_on(first: int, vr: str, given: dict[str, Any]) -> None:
+    """-600 written as US is 64936. PS3.3, C.11.2.1.1: x has entry x + 600; the first and the last lie beyond."""
+    real = np.arange(-1000, 1000).reshape(40, 50)
+    stored = (real - int(given.get("RescaleIntercept", 0))).astype(np.int16)
+    entries = np.arange(1200) ** 2 % 65536
+    expected = np.rint(entries[np.clip(real + 600, 0, 1199)] / 65535 * 255)
+    lut = table(entries.tolist(), 16, first=first, vr=vr)
+    assert np.array_equal(grey_levels(stored, attributes(VOILUTSequence=[lut], **given)), expected)
+
+
+def test_a_voi_lut_of_high_unsigned_values_stays_there() -> None:
+    stored = np.array([[0, 39999, 40000, 40001, 40002, 65535]], np.uint16)
+    for first, vr in ((40000, "US"), (40000 - 65536, "SS")):
+        lut = table([0, 51, 255], 8, first=first, vr=vr)
+        given = attributes(VOILUTSequence=[lut], BitsStored=16, PixelRepresentation=0)
+        assert grey_levels(stored, given).tolist() == [[0, 0, 0, 51, 255, 255]]
+
+
+def test_a_voi_lut_in_the_group_of_a_frame() -> None:
+    """It takes the place of a window of the file, and not of one in its own group."""
+    lut = table([0, 51, 255], 8, first=1)
+    own, both = item("FrameVOILUTSequence", VOILUTSequence=[lut]), item("FrameVOILUTSequence", VOILUTSequence=[lut])
+    both.FrameVOILUTSequence[0].WindowCenter, both.FrameVOILUTSequence[0].WindowWidth = 2, 4
+    data = multi_frame(WindowCenter=10, WindowWidth=11, PerFrameFunctionalGroupsSequence=[own, both, Dataset()])
+    assert grey_levels(ROW, frame_attributes(data, 0)).tolist() == [[0, 0, 0, 0, 51, 255, 255]]
+    assert grey_levels(ROW, frame_attributes(data, 1)).tolist() == [[0, 0, 0, 85, 170, 255, 255]]
+    assert frame_attributes(data, 2).WindowCenter == 10
+
+
+def test_slope_and_intercept_of_a_frame_take_the_place_of_a_modality_lut_of_the_file() -> None:
+    lut = table([10, 20, 40], 16)
+    own = item("PixelValueTransformationSequence", RescaleSlope=2, RescaleIntercept=1)
+    data = multi_frame(ModalityLUTSequence=[lut], PerFrameFunctionalGroupsSequence=[own, Dataset()])
+    assert rescaled(ROW, frame_attributes(data, 0)).tolist() == (ROW * 2 + 1).tolist()
+    assert rescaled(ROW, frame_attributes(data, 1)).tolist() == [[10, 10, 10, 20, 40, 40, 40]]
+
+
+def test_a_modality_lut_from_a_negative_value_on() -> None:
+    for first, vr in ((-1, "SS"), (65535, "US")):
+        given = attributes(ModalityLUTSequence=[table([10, 20, 40], 16, first=first, vr=vr)], **SIGNED)
+        assert rescaled(ROW, given).tolist() == [[10, 10, 20, 40, 40, 40, 40]]
 
 
 @pytest.mark.parametrize("depth", [7, 17])
@@ -248,6 +354,20 @@ def test_a_palette(bits: int, shift: int) -> None:
     expected = (colors >> shift)[[[0, 0, 1], [2, 3, 3]]]
     shown = color_levels(indices, data, "PALETTE COLOR")
     assert (shown.dtype, shown.tolist()) == (np.uint8, expected.tolist())
+
+
+def test_a_palette_from_a_negative_index_on() -> None:
+    """-2 written as US is 65534."""
+    colors = np.array([[0, 0, 0], [255, 128, 1], [9, 200, 30], [77, 66, 55]])
+    for first, vr in ((-2, "SS"), (65534, "US")):
+        data = attributes(PhotometricInterpretation="PALETTE COLOR", SamplesPerPixel=1, **SIGNED)
+        for offset, name in enumerate(("Red", "Green", "Blue")):
+            data.add_new(0x00281101 + offset, vr, [4, first, 8])
+            setattr(data, f"{name}PaletteColorLookupTableData", colors[:, offset].astype("u1").tobytes())
+        indices = np.array([[-3, -2, -1], [0, 1, 2]], np.int16)
+        shown = color_levels(indices, data, "PALETTE COLOR")
+        assert shown.tolist() == colors[[[0, 0, 1], [2, 3, 3]]].tolist()
+        assert data.RedPaletteColorLookupTableDescriptor[1] == first
 
 
 def test_other_photometric_interpretations_are_refused() -> None:
