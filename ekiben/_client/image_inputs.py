@@ -89,9 +89,13 @@ def stored_file(path: str | os.PathLike[str]) -> FileSource:
 
 
 def is_medical(file: FileSource) -> bool:
-    """Whether the file may be a volume: its first bytes are those of NIfTI, plain or gzipped, or of DICOM."""
+    """Whether the file may be a volume: its first bytes are those of NIfTI, plain or gzipped, or of DICOM.
+
+    A DICOM file without its preamble begins with an element of group 0002 or 0008.
+    """
     head = file.head()
-    return head[:2] == b"\x1f\x8b" or head[128:132] == b"DICM" or head[344:348] in (b"n+1\0", b"ni1\0", b"n+2\0")
+    dicom = head[128:132] == b"DICM" or head[:2] in (b"\x02\0", b"\x08\0")
+    return dicom or head[:2] == b"\x1f\x8b" or head[344:348] in (b"n+1\0", b"ni1\0", b"n+2\0")
 
 
 def open_image(data: bytes) -> Image.Image:

@@ -7,6 +7,7 @@ from typing import Final
 from ekiben.errors import BadImage, TooLarge, UnsupportedImage
 from models.image_formats import tiff
 from models.limits import MAX_IMAGE_BYTES
+from models.medical.dicom_file import is_dicom
 
 DICOM: Final = "application/dicom"
 
@@ -50,7 +51,7 @@ def sniff(data: bytes) -> str:
     if not data:
         raise BadImage("the image is empty (0 bytes)")
     # DICOM first: the 128 bytes before its mark are free, and many writers put a TIFF header there.
-    if data[128:132] == b"DICM":
+    if is_dicom(data):
         return DICOM
     if data.startswith(b"\xff\xd8\xff"):
         return "image/jpeg"

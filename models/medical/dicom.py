@@ -16,18 +16,16 @@ from PIL import Image
 from ekiben.errors import BadImage, Refusal, TooLarge, UnsupportedImage
 from models.limits import MAX_VOLUME_BYTES
 from models.medical.dicom_display import color_levels, frame_attributes, grey_levels, spacing
-from models.medical.dicom_file import EXPLICIT, Bounded, inflated, transfer_syntax
+from models.medical.dicom_file import BIG_ENDIAN, EXPLICIT, IMPLICIT, Bounded, inflated, is_dicom, transfer_syntax
 from models.medical.dicom_frames import DECODED, Layout, check_frame
 from models.medical.volume import Values, Volume, check_size, grey, whole
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-_IMPLICIT: Final = "1.2.840.10008.1.2"
-_BIG_ENDIAN: Final = "1.2.840.10008.1.2.2"
 _DEFLATED: Final = "1.2.840.10008.1.2.1.99"
 _JPEG_EXTENDED: Final = "1.2.840.10008.1.2.4.51"
-_NATIVE: Final = frozenset((_IMPLICIT, EXPLICIT, _BIG_ENDIAN))
+_NATIVE: Final = frozenset((IMPLICIT, EXPLICIT, BIG_ENDIAN))
 _SEGMENTATIONS: Final = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
 _PIXEL_DATA: Final = 0x7FE00008  # floats at 8, doubles at 9, integers at 10; offset tables come before
 _PALETTE: Final = "PALETTE COLOR"
@@ -40,11 +38,6 @@ ATTRIBUTE_BYTES: Final = 32 << 20
 # pydicom's warnings about the conformance of a user's file: an operator cannot act on them.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"pydicom\.")
 logging.getLogger("pydicom").setLevel(logging.ERROR)
-
-
-def is_dicom(head: bytes) -> bool:
-    """Whether ``head``, the first bytes, is that of a DICOM file (PS3.10, 7.1: 128 bytes of any kind, then DICM)."""
-    return head[128:132] == b"DICM"
 
 
 class DicomVolume(Volume):
@@ -78,8 +71,10 @@ class DicomVolume(Volume):
 
     def _open(self, limit: int) -> str:
         """The transfer syntax of the data set; a deflated file is inflated first."""
-        if not is_dicom(self._file.read(132)):
+        head = self._file.read(4096)
+        if not is_dicom(head):
             raise BadImage("the file is no DICOM file")
+        self._file.seek(132 if head[128:132] == b"DICM" else 0)
         syntax = transfer_syntax(self._file)
         if syntax is None:
             raise BadImage("the DICOM file does not say its transfer syntax")
@@ -98,6 +93,7 @@ class DicomVolume(Volume):
             reader,  # type: ignore[arg-type]
             stop_when=lambda tag, vr, length: tag >= _PIXEL_DATA,
             defer_size=_DEFERRED,
+            force=True,
         )
         return dataset
 
@@ -113,14 +109,14 @@ class DicomVolume(Volume):
         if not {"Rows", "Columns", "BitsAllocated"} <= set(data.dir()) or len(tag) < 8:
             kind = UID(str(data.get("SOPClassUID") or "")).name or "unknown kind"
             raise UnsupportedImage(f"the DICOM file ({kind}) holds no image")
-        big = ">" if self._syntax == _BIG_ENDIAN else "<"
+        big = ">" if self._syntax == BIG_ENDIAN else "<"
         if struct.unpack(f"{big}HH", tag[:4]) != (0x7FE0, 0x0010):
             raise UnsupportedImage("DICOM images of floating-point pixels are not read")
-        self._pixels = start + (8 if self._syntax == _IMPLICIT else 12)
+        self._pixels = start + (8 if self._syntax == IMPLICIT else 12)
         self._options = as_pixel_options(data)
         self._options["transfer_syntax_uid"] = UID(self._syntax)
         self._options["pixel_keyword"] = "PixelData"
-        self._options["pixel_vr"] = "OW" if self._syntax == _IMPLICIT else tag[4:6].decode("latin-1")
+        self._options["pixel_vr"] = "OW" if self._syntax == IMPLICIT else tag[4:6].decode("latin-1")
         samples, bits = int(data.get("SamplesPerPixel") or 1), int(data.BitsAllocated)
         if samples not in (1, 3) or bits not in (1, 8, 16, 32):
             raise UnsupportedImage(f"DICOM images of {samples} x {bits} bits a pixel are not read")
@@ -144,6 +140,9 @@ class DicomVolume(Volume):
         self._decoder = get_decoder(syntax)
 
     def _check_length(self) -> None:
+        self._file.seek(self._pixels - 4)
+        if self._file.read(4) == b"\xff" * 4:
+            raise BadImage("the pixel data of the DICOM file are compressed, but its transfer syntax does not say how")
         layout = self._layout
         pixels = self.depth * layout.height * layout.width * layout.samples
         if self._options.get("photometric_interpretation") == "YBR_FULL_422":

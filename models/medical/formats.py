@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from ekiben.errors import BadImage, TooLarge, UnsupportedImage
 from models.limits import MAX_VOLUME_BYTES
-from models.medical.dicom import DicomVolume, is_dicom
+from models.medical.dicom import DicomVolume
+from models.medical.dicom_file import is_dicom
 from models.medical.dicom_seg import write_dicom_seg
 from models.medical.nifti import NiftiVolume, is_nifti
 from models.medical.volume import Volume

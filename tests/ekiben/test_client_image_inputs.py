@@ -115,6 +115,6 @@ def test_many(tmp_path: Path) -> None:
 def test_what_may_be_a_volume() -> None:
     nifti = bytes(344) + b"n+1\0" + bytes(100)
     dicom = bytes(128) + b"DICM" + bytes(100)
-    assert [is_medical(image_file(data)) for data in (nifti, dicom, b"\x1f\x8b" + bytes(9), PNG)] == [True] * 3 + [
-        False
-    ]
+    bare = [b"\x08\0\x05\0CS" + bytes(100), b"\x02\0\0\0UL" + bytes(100)]  # DICOM without its preamble
+    volumes = (nifti, dicom, *bare, b"\x1f\x8b" + bytes(9))
+    assert [is_medical(image_file(data)) for data in (*volumes, PNG)] == [True] * 5 + [False]

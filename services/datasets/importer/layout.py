@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Final, Literal
 
+from models.medical.formats import is_dicom
 from services.datasets.importer.report import Findings, listed, several
 
 IMAGE_FOLDERS: Final = frozenset({"images", "image", "imgs", "img", "jpegimages", "imagestr", "inputs"})
@@ -126,7 +127,7 @@ def _readable_stem(name: str, path: Path) -> str | None:
         return stem
     # Scanners write DICOM files without an extension, or with numbers after a dot.
     with path.open("rb") as file:
-        return name if file.read(132)[128:] == b"DICM" else None
+        return name if is_dicom(file.read(4096)) else None
 
 
 def _missing(

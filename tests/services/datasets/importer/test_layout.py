@@ -112,9 +112,10 @@ def test_what_systems_leave_behind_is_not_mentioned(tmp_path: Path) -> None:
 
 
 def test_a_dicom_file_needs_no_ending(tmp_path: Path) -> None:
-    head = bytes(128) + b"DICM"
-    layout = found(tmp_path, "images/IM0001", "masks/IM0001", head=head)
-    assert [pair.key for pair in layout.pairs] == ["IM0001"]
+    bare = b"\x08\0\x05\0CS\x0a\0ISO_IR 100" + b"\x08\0\x16\0UI\x04\x001.2\0"
+    for head in (bytes(128) + b"DICM", bare):
+        layout = found(tmp_path, "images/IM0001", "masks/IM0001", head=head)
+        assert [pair.key for pair in layout.pairs] == ["IM0001"]
     assert found(tmp_path, "images/IM0001", "masks/IM0001").findings.errors[0].code == "no_images"
 
 
