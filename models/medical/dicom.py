@@ -17,7 +17,15 @@ from ekiben.errors import BadImage, Refusal, TooLarge, UnsupportedImage
 from models.limits import MAX_VOLUME_BYTES
 from models.medical.dicom_display import color_levels, frame_attributes, grey_levels, spacing
 from models.medical.dicom_file import BIG_ENDIAN, EXPLICIT, IMPLICIT, Bounded, inflated, is_dicom, transfer_syntax
-from models.medical.dicom_frames import DECODED, Layout, check_frame
+from models.medical.dicom_frames import (
+    DECODED,
+    JPEG_LOSSLESS,
+    Layout,
+    check_frame,
+    find_fragments,
+    native_frame,
+    read_fragment,
+)
 from models.medical.volume import Values, Volume, check_size, grey, whole
 
 if TYPE_CHECKING:
@@ -135,9 +143,18 @@ class DicomVolume(Volume):
             self._check_length()
         elif self._syntax == _JPEG_EXTENDED and int(self.dataset.get("BitsStored") or 8) > 8:
             raise UnsupportedImage("DICOM images compressed as JPEG of 12 bits are not read here")
-        elif self._syntax not in DECODED or not get_decoder(syntax).is_available:
+        elif self._syntax not in JPEG_LOSSLESS and not (self._syntax in DECODED and get_decoder(syntax).is_available):
             raise UnsupportedImage(f"DICOM images compressed as {syntax.name} ({self._syntax}) are not read here")
-        self._decoder = get_decoder(syntax)
+        else:
+            self._check_fragments()
+        self._decoder = get_decoder(UID(EXPLICIT) if self._syntax in JPEG_LOSSLESS else syntax)
+
+    def _check_fragments(self) -> None:
+        """A frame is in one fragment or in several: a file of fewer fragments than frames has not what it says."""
+        self._fragments = find_fragments(self._file, self._pixels, self.depth + 1)
+        if len(self._fragments) < self.depth:
+            says = f"{self.depth} frames" if self.depth > 1 else "one frame"
+            raise BadImage(f"the DICOM file says {says}, but holds {len(self._fragments)}")
 
     def _check_length(self) -> None:
         self._file.seek(self._pixels - 4)
@@ -154,6 +171,7 @@ class DicomVolume(Volume):
     def _frame(self, index: int) -> tuple[Values, str]:
         """Values [height, width] or [height, width, 3], and their photometric interpretation (YBR becomes RGB)."""
         from pydicom.encaps import encapsulate, get_frame
+        from pydicom.uid import UID
 
         self._file.seek(self._pixels)
         try:
@@ -162,10 +180,18 @@ class DicomVolume(Volume):
                 array, info = self._decoder.as_array(self._file, index=index, validate=True, **options)
             else:
                 extended = options.pop("extended_offsets", None)
-                frame = get_frame(self._file, index, number_of_frames=self.depth, extended_offsets=extended)
-                check_frame(frame, self._syntax, self._layout)
+                if len(self._fragments) == self.depth:
+                    frame = read_fragment(self._file, self._fragments[index])
+                else:
+                    frame = get_frame(self._file, index, number_of_frames=self.depth, extended_offsets=extended)
                 options["number_of_frames"] = 1
-                array, info = self._decoder.as_array(encapsulate([frame]), index=0, validate=True, **options)
+                if self._syntax in JPEG_LOSSLESS:
+                    source = native_frame(frame, self._layout)
+                    options.update(transfer_syntax_uid=UID(EXPLICIT), planar_configuration=0)
+                else:
+                    check_frame(frame, self._syntax, self._layout)
+                    source = encapsulate([frame])
+                array, info = self._decoder.as_array(source, index=0, validate=True, **options)
         except Refusal:
             raise
         except MemoryError:

@@ -1,16 +1,18 @@
-"""Checks of compressed DICOM frames before decoding: their size must be that of the file."""
+"""Compressed DICOM frames: where they are, their checks before decoding, and JPEG Lossless."""
 
 from __future__ import annotations
 
 import io
 import struct
+from array import array
 from dataclasses import dataclass
-from typing import Final
+from typing import IO, Final
 
 from PIL import Image
 
 from ekiben.errors import BadImage
 from models.limits import MAX_JPEG_SCANS
+from models.medical.jpeg_lossless import decode_lossless
 
 _RLE: Final = "1.2.840.10008.1.2.5"
 _JPEG_LS: Final = ("1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81")
@@ -21,7 +23,12 @@ _PILLOW: Final = (  # JPEG and JPEG 2000
     "1.2.840.10008.1.2.4.91",
 )
 DECODED: Final = frozenset((_RLE, *_JPEG_LS, *_PILLOW))
-"""UIDs of the compressed transfer syntaxes that are read, where a decoder is installed."""
+"""UIDs of the compressed transfer syntaxes that pydicom reads, where a decoder is installed."""
+
+JPEG_LOSSLESS: Final = frozenset(("1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70"))
+"""UIDs of the transfer syntaxes of JPEG Lossless; the second has predictor 1 only."""
+
+_ITEM, _DELIMITER = 0xFFFEE000, 0xFFFEE0DD
 
 # A run of two bytes unpacks to 128: a frame below this many bytes unpacks to at most 256 MB.
 _RLE_HARMLESS = 4 << 20
@@ -35,6 +42,44 @@ class Layout:
     width: int
     samples: int
     bits_allocated: int
+
+
+def find_fragments(file: IO[bytes], start: int, most: int) -> array[int]:
+    """Offsets of the first ``most`` fragments of the encapsulated pixel data at ``start``. PS3.5, A.4.
+
+    BadImage where one is longer than the file.
+    """
+    found = array("Q")
+    end = file.seek(0, io.SEEK_END)
+    place, table = start, True  # the first item is the offset table
+    while len(found) < most and place + 8 <= end:
+        file.seek(place)
+        group, element, length = struct.unpack("<HHL", file.read(8))
+        if (tag := group << 16 | element) == _DELIMITER:
+            break
+        if tag != _ITEM or length > end - place - 8:
+            raise BadImage("the pixel data of the DICOM file are truncated or damaged")
+        if not table:
+            found.append(place)
+        place, table = place + 8 + length, False
+    return found
+
+
+def read_fragment(file: IO[bytes], place: int) -> bytes:
+    """The bytes of the fragment at ``place``."""
+    file.seek(place + 4)
+    return file.read(*struct.unpack("<L", file.read(4)))
+
+
+def native_frame(frame: bytes, layout: Layout) -> bytes:
+    """The pixels of a frame of JPEG Lossless as an uncompressed little endian file has them, colours by pixel.
+
+    BadImage where it is damaged, or of another size than ``layout``.
+    """
+    pixels = decode_lossless(frame, layout.height, layout.width, layout.samples)
+    if layout.bits_allocated == 8 and pixels.max() > 255:
+        raise BadImage("the compressed frame has more than the 8 bits that the DICOM file says")
+    return pixels.astype(f"<u{layout.bits_allocated // 8}").tobytes()
 
 
 def check_frame(frame: bytes, syntax: str, layout: Layout) -> None:

@@ -12,7 +12,9 @@ from pydicom.encaps import encapsulate
 
 from ekiben.errors import BadImage, Refusal, TooLarge, UnsupportedImage
 from models.images import decode
+from models.medical.dicom import DicomVolume
 from tests.models.medical.dicom_files import DEFLATED, EXPLICIT, PLAIN, RLE, dicom, file
+from tests.models.medical.jpeg_lossless_encoder import encode
 from tests.models.peak import peak_growth_bytes
 from tests.toy_models import encoded, noise
 
@@ -77,15 +79,15 @@ JPEG_64 = encoded(noise(64, 48).convert("L"), "JPEG")
         pytest.param(dicom(bytes(100), **says(5, 5, 64)), UnsupportedImage, "64 bits a pixel", id="64 bits"),
         pytest.param(
             dicom(encapsulate([b"x" * 50]), "1.2.840.10008.1.2.4.70", **says(48, 64)),
-            UnsupportedImage,
-            r"JPEG Lossless.*1\.2\.840\.10008\.1\.2\.4\.70",
-            id="no decoder",
+            BadImage,
+            "the compressed frame is no JPEG",
+            id="JPEG Lossless damaged",
         ),
         pytest.param(
             dicom(encapsulate([b"x" * 50]), "1.2.840.10008.1.2.4.201", **says(48, 64)),
             UnsupportedImage,
             r"High-Throughput JPEG 2000.*1\.2\.840\.10008\.1\.2\.4\.201",
-            id="no decoder either",
+            id="no decoder",
         ),
         pytest.param(
             dicom(encapsulate([JPEG_64]), JPEG, **says(480, 640)),
@@ -114,6 +116,40 @@ def test_what_cannot_be_read_is_refused_cheaply(data: bytes, refusal: type[Refus
             decode(data)
 
     assert peak_growth_bytes(refused) < 400 << 20
+
+
+NO_FRAGMENT = struct.pack("<HHL", 0xFFFE, 0xE000, 0)  # the offset table alone
+
+
+@pytest.mark.parametrize("syntax", [RLE, JPEG, "1.2.840.10008.1.2.4.70", "1.2.840.10008.1.2.4.80"])
+@pytest.mark.parametrize(("fragments", "frames"), [(0, 1), (1, 2), (3, 1_000_000)])
+def test_frames_that_a_compressed_file_does_not_hold(syntax: str, fragments: int, frames: int) -> None:
+    """A file of some hundred bytes is refused before anything is made for each of its frames."""
+    data = dicom(
+        encapsulate([b"xy"] * fragments) if fragments else NO_FRAGMENT, syntax, **says(8, 8, NumberOfFrames=frames)
+    )
+    counted = "one frame" if frames == 1 else f"{frames} frames"
+
+    def refused() -> None:
+        with pytest.raises(BadImage, match=f"says {counted}, but holds {fragments}"):
+            DicomVolume(data)
+
+    assert peak_growth_bytes(refused) < 16 << 20
+
+
+def test_a_fragment_longer_than_the_file() -> None:
+    data = dicom(encapsulate([b"x" * 50]), RLE, **says(8, 8))
+    place = data.rindex(struct.pack("<HHL", 0xFFFE, 0xE000, 50))
+    with pytest.raises(BadImage, match="truncated or damaged"):
+        DicomVolume(data[: place + 4] + struct.pack("<L", 0xFFFFFF00) + data[place + 8 :])
+
+
+def test_frames_in_several_fragments_are_joined() -> None:
+    frames = np.arange(2 * 30 * 40, dtype=np.uint16).reshape(2, 30, 40)
+    packed = [encode(frame) for frame in frames]
+    parted = encapsulate(packed, fragments_per_frame=3)
+    with DicomVolume(dicom(parted, "1.2.840.10008.1.2.4.70", **says(30, 40, 16, NumberOfFrames=2))) as volume:
+        assert [np.array_equal(volume.values(i), frames[i]) for i in (0, 1)] == [True, True]
 
 
 def test_no_damage_is_more_than_a_refusal() -> None:
