@@ -153,11 +153,15 @@ class NiftiVolume(Volume):
         return out
 
     def _raw(self, index: int) -> Values:
-        self._file.seek(self._offset + self.checked(index) * self._slice_bytes)
-        data = self._file.read(self._slice_bytes)
-        if len(data) < self._slice_bytes:
-            raise BadImage("the NIfTI volume is truncated")
+        data = self._bytes_at(self._offset + self.checked(index) * self._slice_bytes, self._slice_bytes)
         return np.frombuffer(data, self._dtype).reshape(self.height, self.width)
+
+    def _bytes_at(self, place: int, size: int) -> bytes:
+        self._file.seek(place)
+        data: bytes = self._file.read(size)
+        if len(data) < size:
+            raise BadImage("the NIfTI volume is truncated")
+        return data
 
     def _scaled(self, raw: Values) -> Values:
         if self._slope == 1 and self._intercept == 0:
@@ -193,7 +197,8 @@ class NiftiVolume(Volume):
         chosen = np.unique(np.linspace(0, self.depth - 1, min(self.depth, _SAMPLED_SLICES)).astype(int))
         step = max(1, len(chosen) * self.height * self.width // _SAMPLED_VALUES)
         if step == 1 and self.depth * self.height * self.width <= _SAMPLED_VALUES:
-            chosen = np.arange(self.depth)
+            whole_volume = np.frombuffer(self._bytes_at(self._offset, self._bytes), self._dtype)
+            return spread(self._scaled(whole_volume))
         return spread(np.concatenate([self._scaled(self._raw(int(i))).ravel()[::step] for i in chosen]))
 
     def close(self) -> None:

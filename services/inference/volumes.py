@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import io
 import tempfile
-from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ekiben.errors import UnsupportedImage
+from ekiben.errors import BadImage, UnsupportedImage
 from models.image_formats.sniffing import sniff
 from models.images import encode_png
 from models.inference_requests import InferenceRequest, InferenceResponse
@@ -31,6 +30,8 @@ MIME_TYPES = {NIFTI: "application/gzip", DICOM_SEG: DICOM}
 _HEAD = 4096
 _AT_ONCE = 4
 """Slices on their way: while some are computed others are read and packed."""
+_COUNTED = 1 << 22
+"""Voxels counted together: as integers for that they take eight times their size."""
 
 Infer = Callable[[InferenceRequest], Awaitable[tuple[InferenceResponse, Timing]]]
 
@@ -79,43 +80,72 @@ def open_slices(data: bytes) -> Slices | None:
         return Slices(volume, mime_type, stack.pop_all())
 
 
+class _Answers:
+    """What the slices of one volume were answered. Used on the event loop, but for ``keep``.
+
+    The class map is made with the first answer: where none comes, none of it was needed.
+    """
+
+    def __init__(self, volume: Volume) -> None:
+        self._shape = (volume.depth, volume.height, volume.width)
+        self.class_map: NDArray[np.uint8] | None = None
+        self.names: dict[int, ClassArea] = {}
+        self.answered = 0
+        self.queue_ms = self.inference_ms = 0.0
+
+    def add(self, areas: Sequence[ClassArea], timing: Timing) -> None:
+        """Count an answer. The time in the queue is that of the first one."""
+        self.names.update({area.class_index: area for area in areas})
+        self.queue_ms = self.queue_ms if self.answered else timing.queue_ms
+        self.inference_ms += timing.inference_ms
+        self.answered += 1
+
+    def keep(self, number: int, mask_png: bytes) -> None:
+        """Keep the mask of slice ``number``. Blocks."""
+        plane = _levels(mask_png)
+        if self.class_map is None:
+            self.class_map = np.zeros(self._shape, np.uint8)
+        self.class_map[number] = plane
+
+
 async def segment_slices(
     slices: Slices, data: bytes, request: InferenceRequest, infer: Infer, *, required: bool, progress: ProgressSink
 ) -> tuple[InferenceResponse, Timing]:
     """One answer for all slices: classes over the whole volume, and the mask in its format as the only render.
 
-    UnsupportedImage where that is ``required`` and cannot be made.
+    At most _AT_ONCE slices are on their way, whatever number of them the file holds; the first that fails, or a caller
+    who leaves, ends the work. UnsupportedImage where the mask in its format is ``required`` and cannot be made.
     """
     volume = slices.volume
-    class_map = np.zeros((volume.depth, volume.height, volume.width), np.uint8)
-    names: dict[int, ClassArea] = {}
-    spent: list[Timing] = []
-    reading = asyncio.Lock()  # a volume is read by one thread at a time
-    room = asyncio.Semaphore(_AT_ONCE)
+    answers = _Answers(volume)
+    numbers = iter(range(volume.depth))
+    one_at_a_time = asyncio.Lock()  # a volume is read by one thread at a time, and a class map made once
 
-    async def one(number: int) -> None:
-        async with room:
-            async with reading:
+    async def work() -> None:
+        for number in numbers:
+            async with one_at_a_time:
                 image = await asyncio.to_thread(volume.slice, number)
             encoded = await asyncio.to_thread(encode_png, image)
             answer, timing = await infer(replace(request, image=encoded, renders=("mask",)))
-            class_map[number] = await asyncio.to_thread(_levels, answer.renders["mask"])
-            names.update({area.class_index: area for area in answer.areas})
-            spent.append(timing)
-            progress.advance(len(spent) / volume.depth)
+            async with one_at_a_time:
+                await asyncio.to_thread(answers.keep, number, answer.renders["mask"])
+            answers.add(answer.areas, timing)
+            progress.advance(answers.answered / volume.depth)
 
     try:
         async with asyncio.TaskGroup() as group:
-            for number in range(volume.depth):
-                group.create_task(one(number))
+            for _ in range(min(_AT_ONCE, volume.depth)):
+                group.create_task(work())
     except* Exception as errors:
         raise errors.exceptions[0] from None
+    if answers.class_map is None:
+        raise BadImage("the volume has no slices")
+    class_map, names = answers.class_map, answers.names
     kind, made = await asyncio.to_thread(_in_its_format, slices, data, class_map, names, required)
+    areas = await asyncio.to_thread(_areas, class_map, names)
     info = ImageInfo(volume.width, volume.height, slices.mime_type)
-    timing = Timing(spent[0].queue_ms, sum(each.inference_ms for each in spent), volume.depth)
-    return InferenceResponse(
-        info, areas=_areas(class_map, names), renders={kind: made} if made is not None else {}
-    ), timing
+    timing = Timing(answers.queue_ms, answers.inference_ms, volume.depth)
+    return InferenceResponse(info, areas=areas, renders={kind: made} if made is not None else {}), timing
 
 
 def dicom_seg(data: bytes, mask_png: bytes, areas: Sequence[ClassArea], *, required: bool) -> bytes | None:
@@ -150,10 +180,11 @@ def _levels(png: bytes) -> NDArray[np.uint8]:
 
 def _areas(class_map: NDArray[np.uint8], names: dict[int, ClassArea]) -> tuple[ClassArea, ...]:
     """Over all slices, most pixels first."""
-    counts: Counter[int] = Counter()
-    for plane in class_map:
-        counts.update({int(i): int(n) for i, n in enumerate(np.bincount(plane.ravel())) if n})
+    voxels = class_map.ravel()
+    counts = np.zeros(256, np.int64)
+    for start in range(0, voxels.size, _COUNTED):
+        counts += np.bincount(voxels[start : start + _COUNTED], minlength=256)
+    present = sorted(np.flatnonzero(counts).tolist(), key=lambda index: (-counts[index], index))
     return tuple(
-        replace(names[index], pixels=pixels, share=pixels / class_map.size)
-        for index, pixels in sorted(counts.items(), key=lambda each: (-each[1], each[0]))
+        replace(names[index], pixels=int(counts[index]), share=int(counts[index]) / class_map.size) for index in present
     )
