@@ -20,7 +20,8 @@ from services.schemas.inference import InferenceOptions
 from services.schemas.jobs import IDEMPOTENCY_KEY, AcceptedBody, JobOptions
 from services.schemas.validation import OptionsT, check, read_json_options
 
-_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
+# The closing quote may be missing: a match that could fail at the end would be tried again from every quote.
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"?')
 _RESPOND_ASYNC = re.compile(r'respond-async(\s*=\s*"")?')  # an empty value is no value (RFC 7240)
 _KEY = re.compile(IDEMPOTENCY_KEY)
 

@@ -10,6 +10,9 @@ from starlette.datastructures import QueryParams
 from ekiben.errors import BadInput
 from services.schemas.validation import OptionsT, check, short
 
+MAX_OPTIONS = 200
+"""Names in one query."""
+
 
 def parse(kind: type[OptionsT], query: QueryParams, fields: Mapping[str, str] | None = None) -> OptionsT:
     """The options ``kind`` from query and form fields. BadInput names what is wrong, unknown or given twice."""
@@ -17,11 +20,17 @@ def parse(kind: type[OptionsT], query: QueryParams, fields: Mapping[str, str] | 
 
 
 def gather(query: QueryParams, fields: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Query and form fields by name. BadInput for a name given twice, and for NUL characters."""
+    """Query and form fields by name. BadInput for a name given twice, for more than MAX_OPTIONS names, and for NUL
+    characters."""
     given: dict[str, Any] = {}
-    for name, value in (*query.multi_items(), *(fields or {}).items()):
-        if given.setdefault(name, value) != value or query.getlist(name)[1:]:
+    items = query.multi_items()
+    if len(items) > MAX_OPTIONS:
+        raise BadInput(f"the query has more than {MAX_OPTIONS} options")
+    for at, (name, value) in enumerate((*items, *(fields or {}).items())):
+        # A form field may repeat what the query says.
+        if given.get(name, value) != value or (name in given and at < len(items)):
             raise BadInput(f"{short(name)} is given twice")
+        given[name] = value
         if "\0" in value or "\0" in name:
             raise BadInput(f"{short(name)} holds a NUL character")
     return given

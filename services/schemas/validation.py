@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import reprlib
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
@@ -16,6 +17,9 @@ MAX_JSON = 4_000_000
 
 _PARSE_IN_THREAD = 64_000
 """Characters of JSON: parsing more takes over a millisecond."""
+
+_SHOWN = reprlib.Repr()
+_SHOWN.maxlevel, _SHOWN.maxlist, _SHOWN.maxdict = 4, 20, 20
 
 NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 
@@ -38,8 +42,13 @@ def _sentence(error: Any, kind: type[BaseModel]) -> str:
     if error["type"] == "extra_forbidden":
         return f"there is no option {name}; there are {', '.join(kind.model_fields)}"
     message: str = error["msg"].removeprefix("Value error, ")
-    of = f", not {short(repr(error['input']))}" if name else ""
+    of = f", not {short(_shown(error['input']))}" if name else ""
     return f"{name}: {message[:1].lower()}{message[1:400]}{of}" if name else message[:400]
+
+
+def _shown(value: Any) -> str:
+    """The beginning of ``repr(value)``: of a large or deeply nested value the whole takes long, or fails."""
+    return repr(value[:100]) if isinstance(value, str) else _SHOWN.repr(value)
 
 
 def short(text: str) -> str:

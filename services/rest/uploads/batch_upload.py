@@ -18,7 +18,7 @@ from services.archives.zip_reader import open_archive
 from services.rest.middleware import release
 from services.rest.uploads.archive_upload import ZIP_TYPES
 from services.rest.uploads.multipart import DiskSink, FormReader, ImagesSink
-from services.rest.uploads.request_body import MAX_JSON, chunks, read_body, read_json_object
+from services.rest.uploads.request_body import MAX_JSON, chunks, parse_json_object, read_body
 
 FILES, ARCHIVE = "files", "archive"
 SETTING = "EKIBEN_BATCH_MB"
@@ -42,7 +42,7 @@ async def read_batch(request: Request, limit: int, take: Take, folder: Path) -> 
     """
     kind, options = parse_options_header(request.headers.get("content-type", ""))
     if kind == b"application/json":
-        return BatchForm(read_json_object(await read_body(request, min(limit, MAX_JSON), setting=SETTING)))
+        return BatchForm(await parse_json_object(await read_body(request, min(limit, MAX_JSON), setting=SETTING)))
     if kind in ZIP_TYPES:
         with tempfile.TemporaryFile(dir=folder) as archive:
             async for chunk in chunks(request, limit, SETTING):

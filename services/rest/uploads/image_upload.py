@@ -8,10 +8,10 @@ from urllib.parse import parse_qsl
 from python_multipart.multipart import parse_options_header
 from starlette.requests import Request
 
-from ekiben.errors import BadInput
+from ekiben.errors import BadInput, TooLarge
 from models.image_formats.sniffing import sniff
 from models.limits import MAX_IMAGE_BYTES
-from services.rest.uploads.multipart import MAX_PARTS, Upload, parse_form
+from services.rest.uploads.multipart import MAX_FIELD, MAX_PARTS, Upload, parse_form
 from services.rest.uploads.request_body import read_body
 
 FORM_OVERHEAD = 64 * 1024
@@ -19,6 +19,7 @@ FORM_OVERHEAD = 64 * 1024
 
 
 _PARSE_IN_THREAD = 256 * 1024
+_FIELDS_IN_THREAD = 64_000
 
 
 async def read_upload(
@@ -46,7 +47,11 @@ async def read_upload(
     data = await read_body(request, limit)
     if kind == b"application/x-www-form-urlencoded" and not _looks_like_an_image(data):
         # An image may come under this type too: curl's --data-binary sends it when no other is given.
-        return Upload(fields=_urlencoded(data))
+        if len(data) > MAX_FIELD:
+            raise TooLarge(f"the form has more than {MAX_FIELD} bytes, and no file")
+        return Upload(
+            fields=await asyncio.to_thread(_urlencoded, data) if len(data) > _FIELDS_IN_THREAD else _urlencoded(data)
+        )
     return Upload(data=data or None)
 
 

@@ -89,7 +89,10 @@ class FormReader:
             "on_part_end": self._part_end,
             "on_end": self._end,
         }
-        self._parser = MultipartParser(boundary, callbacks)
+        try:
+            self._parser = MultipartParser(boundary, callbacks)
+        except FormParserError as error:  # a boundary is too long
+            raise BadInput(f"the multipart body is malformed: {error}") from None
 
     @property
     def held(self) -> int:
@@ -188,6 +191,7 @@ class MemorySink:
     def __init__(self, field_name: str) -> None:
         self._field_name = field_name
         self._chunks: list[bytes] | None = None
+        self.held = 0
         self.filename: str | None = None
         self.is_file = False
 
@@ -201,14 +205,10 @@ class MemorySink:
         """Append to the file."""
         if self._chunks is not None:
             self._chunks.append(data)
+            self.held += len(data)
 
     def end(self) -> None:
         """The file is complete; nothing is left to do."""
-
-    @property
-    def held(self) -> int:
-        """All of it."""
-        return sum(map(len, self._chunks or ()))
 
     @property
     def data(self) -> bytes | None:
@@ -246,7 +246,7 @@ class ImagesSink:
     @property
     def held(self) -> int:
         """Of the image that is not complete yet."""
-        return sum(map(len, self._chunks))
+        return self._size if self._chunks else 0
 
     def taken(self) -> list[tuple[bytes | Refusal, str | None]]:
         """The images that are complete and were not taken before: bytes or refusal, and file name."""

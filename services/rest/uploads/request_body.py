@@ -14,6 +14,9 @@ from ekiben.errors import BadInput, CallerLeft, TooLarge, TooSlow
 MAX_JSON = 16_000_000
 """Bytes of a body that is JSON."""
 
+_PARSE_IN_THREAD = 64_000
+"""Bytes of JSON: parsing more takes over a millisecond."""
+
 PATIENCE_S = 30.0
 SLOWEST_BYTES_PER_S = 65_536
 """A body has PATIENCE_S, and a second more for each so many bytes that came: memory is not held for those who stall."""
@@ -28,7 +31,7 @@ async def chunks(request: Request, limit: int, setting: str = "", overhead: int 
     """
     source = f" ({setting})" if setting else ""
     declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > limit + overhead:
+    if declared.isascii() and declared.isdigit() and int(declared[:20]) > limit + overhead:
         raise TooLarge(f"the request has {declared} bytes; at most {limit} are accepted{source}")
     total = 0
     loop = asyncio.get_running_loop()
@@ -62,7 +65,14 @@ async def read_body(request: Request, limit: int, overhead: int = 0, setting: st
 
 async def read_json_body(request: Request, limit: int = MAX_JSON) -> dict[str, Any]:
     """The object that the body is. BadInput, TooLarge, TooSlow, CallerLeft."""
-    return read_json_object(await read_body(request, limit, setting="a body of JSON"))
+    return await parse_json_object(await read_body(request, limit, setting="a body of JSON"))
+
+
+async def parse_json_object(body: bytes) -> dict[str, Any]:
+    """``read_json_object``, in a thread where the body is long."""
+    if len(body) > _PARSE_IN_THREAD:
+        return await asyncio.to_thread(read_json_object, body)
+    return read_json_object(body)
 
 
 def read_json_object(body: bytes) -> dict[str, Any]:
@@ -79,8 +89,15 @@ def read_json_object(body: bytes) -> dict[str, Any]:
 
 
 def _holds_nul(value: Any) -> bool:
-    if isinstance(value, dict):
-        return any(_holds_nul(each) for pair in value.items() for each in pair)
-    if isinstance(value, list):
-        return any(_holds_nul(each) for each in value)
-    return isinstance(value, str) and "\0" in value
+    left = [value]  # no recursion: JSON may be nested deeper than Python's stack
+    while left:
+        value = left.pop()
+        if isinstance(value, str):
+            if "\0" in value:
+                return True
+        elif isinstance(value, dict):
+            left += value
+            left += value.values()
+        elif isinstance(value, list):
+            left += value
+    return False
