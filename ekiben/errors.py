@@ -6,6 +6,7 @@
      |-- BadInput            the request or its body is invalid
      |    |-- BadImage       not an image, truncated, zero-size
      |    |-- UnsupportedImage   an image, in a format or pixel type that is not read
+     |    |-- UnsupportedEncoding   a body or a part of a form that is compressed or encoded
      |    |-- TooLarge       more bytes or pixels than the limit
      |    |-- TooSlow        the body did not arrive in time
      |    `-- BadModelFile   an ONNX file that cannot become a model
@@ -53,6 +54,12 @@ class UnsupportedImage(BadInput):
     """An image in a format or pixel type that Ekiben does not read."""
 
     code = "unsupported_image"
+
+
+class UnsupportedEncoding(BadInput):
+    """A body or a part of a form that is compressed or encoded; it is to be sent as it is."""
+
+    code = "unsupported_encoding"
 
 
 class TooLarge(BadInput):
@@ -132,6 +139,7 @@ REFUSALS: dict[str, type[Refusal]] = {
         BadInput,
         BadImage,
         UnsupportedImage,
+        UnsupportedEncoding,
         TooLarge,
         TooSlow,
         BadModelFile,

@@ -17,6 +17,7 @@ from ekiben.errors import (
     TooSlow,
     Unavailable,
     Unsupported,
+    UnsupportedEncoding,
     UnsupportedImage,
 )
 from services import metrics
@@ -28,6 +29,7 @@ STATUS: tuple[tuple[type[Refusal], int, str], ...] = (
     (TooLarge, 413, "INVALID_ARGUMENT"),
     (TooSlow, 408, "DEADLINE_EXCEEDED"),
     (UnsupportedImage, 415, "INVALID_ARGUMENT"),
+    (UnsupportedEncoding, 415, "INVALID_ARGUMENT"),
     (BadInput, 400, "INVALID_ARGUMENT"),
     (NotFound, 404, "NOT_FOUND"),
     (Conflict, 409, "FAILED_PRECONDITION"),

@@ -14,6 +14,7 @@ from ekiben.errors import (
     CallerLeft,
     Refusal,
     Temporary,
+    UnsupportedEncoding,
 )
 from ekiben.logs import request_id
 from services.error_codes import ROUTING_CODES, code_and_message, status_of
@@ -43,6 +44,8 @@ def response_for(error: BaseException, path: str = "") -> Response:
     headers = {}
     if isinstance(error, Temporary) and not isinstance(error, CallerLeft):
         headers["Retry-After"] = str(error.retry_after_s or 1)
+    if isinstance(error, UnsupportedEncoding):
+        headers["Accept-Encoding"] = "identity"  # RFC 9110, 12.5.3: what a request may be encoded with
     return error_response(status_of(error), code, message, headers, path)
 
 

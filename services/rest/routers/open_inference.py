@@ -126,7 +126,7 @@ _INFER: dict[str, Any] = {
 @router.post(VERSION + "/infer", summary="Ask a version", **_INFER)
 async def infer(request: Request, model: str, version: str = "") -> Response:
     app_state = _app_state(request)
-    body = await read_body(request, MAX_BYTES)
+    body = await read_body(request, MAX_BYTES, encoded=True)
     encoding = request.headers.get("content-encoding", "")
     length = request.headers.get(HEADER_LENGTH)
     data = body if not encoding else await asyncio.to_thread(unpack, body, encoding)

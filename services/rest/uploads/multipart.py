@@ -15,6 +15,7 @@ from ekiben.errors import BadInput, Refusal, TooLarge
 from models.limits import MAX_IMAGE_BYTES
 from services.archives.filenames import clean_filename
 from services.archives.zip_reader import too_large
+from services.rest.uploads.request_body import refuse_encoded
 
 MAX_PARTS = 100
 """Of a form that is read whole."""
@@ -117,7 +118,6 @@ class FormReader:
         if self._max_parts is not None and self._parts > self._max_parts:
             raise BadInput(f"the form has more than {self._max_parts} parts")
         self._headers, self._text, self._sink = {}, [], None
-        self._header_name = self._header_value = b""
 
     def _on_header_name(self, data: bytes, start: int, end: int) -> None:
         self._header_name += data[start:end]
@@ -130,6 +130,8 @@ class FormReader:
         self._header_name = self._header_value = b""
 
     def _headers_finished(self) -> None:
+        for header in ("content-encoding", "content-transfer-encoding"):
+            refuse_encoded(self._headers.get(header, b"").decode("latin-1"), "a part of a form")
         kind, parameters = parse_options_header(self._headers.get("content-disposition", b""))
         if kind != b"form-data" or b"name" not in parameters:
             raise BadInput("a part of the form has no name")

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 from starlette.requests import ClientDisconnect, Request
 
-from ekiben.errors import BadInput, CallerLeft, TooLarge, TooSlow
+from ekiben.errors import BadInput, CallerLeft, TooLarge, TooSlow, UnsupportedEncoding
 
 MAX_JSON = 16_000_000
 """Bytes of a body that is JSON."""
@@ -17,18 +17,33 @@ MAX_JSON = 16_000_000
 _PARSE_IN_THREAD = 64_000
 """Bytes of JSON: parsing more takes over a millisecond."""
 
+_PLAIN = frozenset({"", "identity", "7bit", "8bit", "binary"})
+"""Encodings that change nothing (RFC 9110; RFC 2045 for parts of a form)."""
+
 PATIENCE_S = 30.0
 SLOWEST_BYTES_PER_S = 65_536
 """A body has PATIENCE_S, and a second more for each so many bytes that came: memory is not held for those who stall."""
 
 
-async def chunks(request: Request, limit: int, setting: str = "", overhead: int = 0) -> AsyncIterator[bytes]:
+def refuse_encoded(encoding: str, what: str = "a body") -> None:
+    """UnsupportedEncoding for a value of Content-Encoding, or of Content-Transfer-Encoding, other than identity."""
+    named = [name.strip() for name in encoding.lower().split(",", 10)[:10]]
+    if other := next((name for name in named if name not in _PLAIN), None):
+        raise UnsupportedEncoding(f"{what} encoded as {other[:40]!r} is not read here; send it as it is (identity)")
+
+
+async def chunks(
+    request: Request, limit: int, setting: str = "", overhead: int = 0, *, encoded: bool = False
+) -> AsyncIterator[bytes]:
     """The pieces of the body, in order: at most ``limit`` bytes and ``overhead`` around them.
 
     ``setting``: what sets the limit, for the message. TooLarge as soon as it is known to be passed, TooSlow for a body
     that stalls or drips, CallerLeft for a caller who disconnects. The time that the reader of the pieces spends is not
-    the caller's. A reader that keeps no piece in memory says so (``services.rest.middleware.release``).
+    the caller's. Unless ``encoded``, UnsupportedEncoding for a body with a Content-Encoding. A reader that keeps no
+    piece in memory says so (``services.rest.middleware.release``).
     """
+    if not encoded:
+        refuse_encoded(",".join(request.headers.getlist("content-encoding")))
     source = f" ({setting})" if setting else ""
     declared = request.headers.get("content-length", "")
     if declared.isascii() and declared.isdigit() and int(declared[:20]) > limit + overhead:
@@ -57,9 +72,11 @@ async def chunks(request: Request, limit: int, setting: str = "", overhead: int 
         reader_s += loop.time() - given
 
 
-async def read_body(request: Request, limit: int, overhead: int = 0, setting: str = "") -> bytes:
+async def read_body(
+    request: Request, limit: int, overhead: int = 0, setting: str = "", *, encoded: bool = False
+) -> bytes:
     """The whole body, of at most ``limit`` bytes and ``overhead`` around them. Errors as ``chunks``."""
-    read = [chunk async for chunk in chunks(request, limit, setting, overhead)]
+    read = [chunk async for chunk in chunks(request, limit, setting, overhead, encoded=encoded)]
     return read[0] if len(read) == 1 else b"".join(read)
 
 
