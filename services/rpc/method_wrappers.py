@@ -101,7 +101,7 @@ def unary(
 
     @functools.wraps(method)
     async def handler(self: S, request: R, context: RpcContext) -> A:
-        with _Call(self.state, context, type(self), method.__name__) as call:
+        with _Call(self.state, context, _path(self, method.__name__), _any_time(self)) as call:
             try:
                 call.admit()
                 with self.state.budget.lease(request.ByteSize()):
@@ -122,7 +122,7 @@ def streaming(
 
     @functools.wraps(method)
     async def handler(self: S, request: R, context: RpcContext) -> AsyncIterator[A]:
-        with _Call(self.state, context, type(self), method.__name__) as call:
+        with _Call(self.state, context, _path(self, method.__name__), _any_time(self)) as call:
             try:
                 call.admit()
                 with self.state.budget.lease(request.ByteSize()):
@@ -139,11 +139,11 @@ def streaming(
 class _Call:
     """One call, as a context manager: sets the request id, counts it, writes metrics and the access log line."""
 
-    def __init__(self, state: ServicerState, context: RpcContext, service: type, method: str) -> None:
+    def __init__(self, state: ServicerState, context: RpcContext, method: str, any_time: bool = False) -> None:
         self._state = state
         self._context = context
-        self._any_time = getattr(service, "WHILE_STOPPING", False)
-        self._method = f"/{getattr(service, 'NAME', service.__name__)}/{method}"
+        self._any_time = any_time
+        self._method = method
         self.code = "CANCELLED"
         left = context.time_remaining()
         # Without a deadline some versions of grpc return None, others centuries.
@@ -188,6 +188,21 @@ class _Call:
             _add(status, RetryInfo(retry_delay=Duration(seconds=error.retry_after_s or 1)))
         trailing = ((REQUEST_ID, self._id), (_DETAILS, status.SerializeToString()))
         await self._context.abort(grpc.StatusCode[self.code], message, trailing)
+
+
+async def refuse_call(state: ServicerState, context: RpcContext, method: str, error: Exception) -> None:
+    """Abort a call that no servicer has seen. ``method``: /package.Service/Method, one that exists. Raises."""
+    with _Call(state, context, method) as call:
+        log.warning("refused", extra={"method": method, "reason": str(error), "client": context.peer()})
+        await call.refuse(error)
+
+
+def _path(servicer: Servicer, method: str) -> str:
+    return f"/{getattr(servicer, 'NAME', type(servicer).__name__)}/{method}"
+
+
+def _any_time(servicer: Servicer) -> bool:
+    return bool(getattr(servicer, "WHILE_STOPPING", False))
 
 
 def _add(status: Status, detail: Message) -> None:

@@ -29,6 +29,7 @@ from services.rpc.artifacts_servicer import ArtifactsServicer
 from services.rpc.health_servicer import HealthServicer
 from services.rpc.inference_servicer import InferenceServicer, add_inference_servicer
 from services.rpc.jobs_servicer import JobsServicer
+from services.rpc.message_parser import MessageParser
 from services.rpc.method_wrappers import ServicerState
 from services.rpc.models_servicer import ModelsServicer
 from services.rpc.open_inference_servicer import OpenInferenceServicer
@@ -59,7 +60,11 @@ class GrpcServer:
         budget = ByteBudget(4 * settings.queue_mb * 1_000_000)
         self._state = state = ServicerState(app_state, budget, settings.access_log)
         shared = 1 if settings.gateways > 1 else 0  # of a single gateway, a port in use is an error
-        self._server = grpc.aio.server(options=[*_OPTIONS, ("grpc.so_reuseport", shared)], maximum_concurrent_rpcs=4096)
+        self._server = grpc.aio.server(
+            interceptors=[MessageParser(state)],
+            options=[*_OPTIONS, ("grpc.so_reuseport", shared)],
+            maximum_concurrent_rpcs=4096,
+        )
         add_inference_servicer(state, self._server, OPERATIONS.values())
         ekiben_pb2_grpc.add_JobsServicer_to_server(JobsServicer(state), self._server)
         ekiben_pb2_grpc.add_ModelsServicer_to_server(ModelsServicer(state), self._server)
