@@ -92,6 +92,15 @@ class Settings(BaseModel):
     )
     host: str = Field(default="127.0.0.1", description="Address to serve on.")
     port: int = Field(default=3000, ge=0, le=65535, description="Port to serve on; make serve PORT= sets it.")
+    header_timeout_s: float = Field(
+        default=15.0, gt=0, description="For the headers of an HTTP request, and until a new connection sends any."
+    )
+    keep_alive_s: float = Field(default=5.0, gt=0, description="An HTTP connection without a request is closed then.")
+    max_connections: int = Field(
+        default=0,
+        ge=0,
+        description="Open HTTP connections per process; more get 503. 0: what the limit of open files has room for.",
+    )
     grpc_port: int = Field(
         default=3001, ge=0, le=65535, description="Port to serve gRPC on, shared by all gateways. 0: no gRPC."
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import time
 
 from ekiben.errors import (
     BadInput,
@@ -44,6 +46,27 @@ STATUS: tuple[tuple[type[Refusal], int, str], ...] = (
 
 # Error codes of what the web framework refuses before a route is reached.
 ROUTING_CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 415: "unsupported_media_type"}
+
+
+_LOG_EVERY_S = 60.0
+_logged = -_LOG_EVERY_S
+
+
+def presentable(error: BaseException) -> BaseException:
+    """``error``; or Unavailable, where it is or comes of a process that has too many files open. Of that the log says
+    one line a minute, instead of a traceback for each request."""
+    global _logged
+    cause: BaseException | None = error
+    for _ in range(8):
+        if isinstance(cause, OSError) and cause.errno in (errno.EMFILE, errno.ENFILE):
+            if time.monotonic() - _logged >= _LOG_EVERY_S:
+                _logged = time.monotonic()
+                log.error("too many open files", extra={"what": str(error)[:400]})
+            return Unavailable("the server has too many files open", retry_after_s=1)
+        if cause is None:
+            break
+        cause = cause.__cause__ or cause.__context__
+    return error
 
 
 def status_of(refusal: Refusal) -> int:

@@ -17,6 +17,7 @@ import bentoml
 from ekiben import logs
 from ekiben.settings import Settings
 from services.bento.bundled_models import BundledModels
+from services.bento.connection_limits import ConnectionLimits
 from services.bento.endpoints import with_endpoints
 from services.bento.hosting import HOSTING, App, HostedService, access_line
 from services.inference.operations import OPERATIONS
@@ -42,6 +43,14 @@ class GatewayService(HostedService):
         # Queued images may take a quarter of this; the rest is being received, computed or stored.
         return RequestMiddleware(inner, APP, access, max_body_bytes=4 * SETTINGS.queue_mb * 1_000_000)
 
+    @staticmethod
+    def connection_limits() -> ConnectionLimits:
+        """Those of the settings, as far as the limit of open files has room for them."""
+        from services.processes.open_files import most_connections, raise_open_files
+
+        most = most_connections(raise_open_files(), SETTINGS.max_connections)
+        return ConnectionLimits(SETTINGS.header_timeout_s, SETTINGS.keep_alive_s, most)
+
 
 @bentoml.service(name="ekiben", service_class=GatewayService, workers=SETTINGS.gateways, **HOSTING)
 @with_endpoints(OPERATIONS.values())
@@ -60,11 +69,14 @@ class Gateway:
     async def open(self) -> None:
         """Start everything this process serves. BentoML calls it in each worker process."""
         from services.app_state import AppState
+        from services.bento.http_protocol import GuardedProtocol
         from services.bento.model_store import bundled_folder
+        from services.processes.open_files import raise_open_files, warn_of_low_limit
         from services.processes.shutdown import on_shutdown_signal
         from services.processes.worker_supervisor import WorkerSupervisor
         from services.rest.app import APP
 
+        warn_of_low_limit(raise_open_files(), GuardedProtocol.limits.max_connections)
         bento = Gateway.bento  # type: ignore[attr-defined]
         self.app_state = await AppState.start(SETTINGS, bundled_folder(bento))
         APP.state.app_state = self.app_state

@@ -35,6 +35,9 @@ inference_seconds = Histogram(
 )
 refused = Counter("ekiben_refused_total", "Requests refused, by code of the refusal.", ["code"])
 stored = Counter("ekiben_stored_predictions_total", "Predictions recorded.")
+connections_closed = Counter(
+    "ekiben_connections_closed_total", "HTTP connections that the server closed early, by reason.", ["reason"]
+)
 registry_cache = Counter(
     "ekiben_registry_lookups_total",
     "Look-ups of a model, served by this process's copy (hit) or the database (miss).",

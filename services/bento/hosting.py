@@ -9,6 +9,8 @@ from typing import Any
 from _bentoml_impl import serde
 from _bentoml_sdk import Service
 
+from services.bento.connection_limits import ConnectionLimits
+
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -34,8 +36,16 @@ class HostedService(Service[Any]):  # type: ignore[misc]
 
     middleware: Callable[[App], App]
 
+    @staticmethod
+    def connection_limits() -> ConnectionLimits:
+        """The limits of the HTTP connections of a process that serves."""
+        return ConnectionLimits()
+
     def to_asgi(self, is_main: bool = True) -> Any:
         """The ASGI application that BentoML serves. ``is_main``: of the entry service."""
+        from services.bento.http_protocol import install  # BentoML's supervising process needs no HTTP server
+
+        install(type(self).connection_limits())
         inner = super().to_asgi(is_main)
         return type(self).middleware(inner) if is_main else inner
 

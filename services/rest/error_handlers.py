@@ -17,7 +17,7 @@ from ekiben.errors import (
     UnsupportedEncoding,
 )
 from ekiben.logs import request_id
-from services.error_codes import ROUTING_CODES, code_and_message, status_of
+from services.error_codes import ROUTING_CODES, code_and_message, presentable, status_of
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +38,7 @@ def error_response(
 
 def response_for(error: BaseException, path: str = "") -> Response:
     """The response for any error: a refusal with its message, another one as a logged internal error."""
+    error = presentable(error)
     code, message = code_and_message(error)
     if not isinstance(error, Refusal):
         return error_response(500, code, message, path=path)

@@ -8,10 +8,11 @@ import time
 from collections.abc import Callable, MutableMapping
 from typing import Any
 
-from ekiben.errors import BadInput
+from ekiben.errors import BadInput, Overloaded
 from ekiben.ids import new_id
 from ekiben.logs import request_id
 from services import metrics
+from services.bento.connection_limits import OVER_LIMIT
 from services.bento.hosting import App, Receive, Scope, Send
 from services.concurrency.byte_budget import ByteBudget, ByteLease
 from services.rest.error_handlers import response_for
@@ -20,6 +21,9 @@ _GIVEN_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 
 SCHEMA = "/schema.json"
+_ALWAYS = frozenset({"/livez", "/readyz", "/healthz", "/metrics"})
+"""Answered over connections beyond the bound, too."""
+
 _LEASE = "ekiben.body_bytes"
 
 
@@ -69,6 +73,8 @@ class RequestMiddleware:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", ident.encode())]
+                if OVER_LIMIT in scope:
+                    message["headers"].append((b"connection", b"close"))
             else:
                 complete = not message.get("more_body", False)
                 if head:
@@ -88,6 +94,8 @@ class RequestMiddleware:
         try:
             if "\0" in scope["path"]:
                 raise BadInput("the path holds a NUL character")
+            if OVER_LIMIT in scope and scope["path"] not in _ALWAYS:
+                raise Overloaded("too many connections are open", retry_after_s=1)
             app = self._app
             if scope["path"] == SCHEMA:
                 app = self._bento

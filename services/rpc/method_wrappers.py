@@ -25,7 +25,7 @@ from ekiben.logs import request_id
 from services import metrics
 from services.app_state import AppState
 from services.concurrency.byte_budget import ByteBudget
-from services.error_codes import code_and_message, grpc_code_of
+from services.error_codes import code_and_message, grpc_code_of, presentable
 
 log = logging.getLogger("ekiben.access")
 
@@ -175,10 +175,11 @@ class _Call:
         with contextlib.suppress(ValueError):  # an abandoned stream is closed in another context
             request_id.reset(self._token)
 
-    async def refuse(self, error: Exception) -> None:
+    async def refuse(self, error: BaseException) -> None:
         """Abort the call with the code and the details of ``error``; raises."""
         if isinstance(error, grpc.aio.AbortError):
             raise error
+        error = presentable(error)
         reason, message = code_and_message(error)
         self.code = grpc_code_of(error) if isinstance(error, Refusal) else "INTERNAL"
         message = message[:_MAX_MESSAGE]
