@@ -24,6 +24,7 @@ from services.inference.operations import OPERATIONS
 
 if TYPE_CHECKING:
     from services.app_state import AppState
+    from services.processes.loop_watchdog import LoopWatchdog
     from services.processes.worker_supervisor import WorkerSupervisor
     from services.rpc.server import GrpcServer
 
@@ -61,6 +62,7 @@ class Gateway:
     app_state: AppState
     supervisor: WorkerSupervisor | None = None
     grpc: GrpcServer | None = None
+    watchdog: LoopWatchdog
 
     def __init__(self) -> None:
         logs.configure(SETTINGS.log_level)
@@ -71,7 +73,8 @@ class Gateway:
         from services.app_state import AppState
         from services.bento.http_protocol import GuardedProtocol
         from services.bento.model_store import bundled_folder
-        from services.processes.open_files import raise_open_files, warn_of_low_limit
+        from services.processes.loop_watchdog import LoopWatchdog
+        from services.processes.open_files import OpenFilesWatch, raise_open_files, warn_of_low_limit
         from services.processes.shutdown import on_shutdown_signal
         from services.processes.worker_supervisor import WorkerSupervisor
         from services.rest.app import APP
@@ -93,11 +96,14 @@ class Gateway:
             )
             self.supervisor.start()
             on_shutdown_signal(self.supervisor.ask_to_stop)
+        self.watchdog = LoopWatchdog(also=OpenFilesWatch().look)
+        self.watchdog.start()
         logging.getLogger(__name__).info("ready", extra={"topology": SETTINGS.topology})
 
     @bentoml.on_shutdown
     async def close(self) -> None:
         """Refuse new calls, finish those under way, stop the workers."""
+        self.watchdog.stop()
         if self.grpc is not None:
             await self.grpc.stop()
         if self.supervisor is not None:

@@ -38,6 +38,8 @@ stored = Counter("ekiben_stored_predictions_total", "Predictions recorded.")
 connections_closed = Counter(
     "ekiben_connections_closed_total", "HTTP connections that the server closed early, by reason.", ["reason"]
 )
+loop_blocked = Counter("ekiben_event_loop_blocked_total", "Callbacks of an event loop that took more than 250 ms.")
+loop_blocked_seconds = Counter("ekiben_event_loop_blocked_seconds_total", "The seconds that these took.")
 registry_cache = Counter(
     "ekiben_registry_lookups_total",
     "Look-ups of a model, served by this process's copy (hit) or the database (miss).",

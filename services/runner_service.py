@@ -32,6 +32,8 @@ from services.error_codes import status_of
 from services.model_registry.index import ModelIndex
 from services.model_registry.reconciler import ModelReconciler
 from services.open_inference import tensors
+from services.processes.loop_watchdog import LoopWatchdog
+from services.processes.open_files import OpenFilesWatch
 from services.rest.disconnect import cancel_on_disconnect
 from services.rest.uploads.image_upload import FORM_OVERHEAD
 from services.rest.uploads.request_body import read_body
@@ -215,10 +217,13 @@ class Runner:
         self.reconciler = ModelReconciler(index, self.runner, SETTINGS.preloaded)
         await self.reconciler.start()
         APP.state.runner = self.runner
+        self.watchdog = LoopWatchdog(also=OpenFilesWatch().look)
+        self.watchdog.start()
 
     @bentoml.on_shutdown
     async def close(self) -> None:
         """Stop following the registry, close the runner and the database."""
+        self.watchdog.stop()
         await self.reconciler.stop()
         await self.runner.close()
         self.database.dispose()

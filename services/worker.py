@@ -35,6 +35,8 @@ from services.jobs.executor import JobExecutor
 from services.jobs.heartbeat import BEAT_S, Heartbeat
 from services.jobs.maintenance import Maintenance
 from services.jobs.workspace import JobWorkspace
+from services.processes.loop_watchdog import LoopWatchdog
+from services.processes.open_files import OpenFilesWatch
 from services.trainings import job
 from services.trainings.job import TrainingHandler
 
@@ -132,11 +134,14 @@ async def _work(settings: Settings, worker_id: str, *, with_parent: bool) -> int
         await steadily(start)
     gc.freeze()  # what was imported stays: full collections need not visit it
     watching = asyncio.create_task(executor.watch())
+    watchdog = LoopWatchdog(also=OpenFilesWatch().look)
+    watchdog.start()
     log.info("worker ready", extra={"worker": worker_id, "items_at_once": max_items})
     try:
         await _until(ended, app_state, executor)
     finally:
         begun = time.monotonic()
+        watchdog.stop()
         await executor.stop(FINISH_S)
         watching.cancel()
         await asyncio.to_thread(consumer.stop, 2)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
+import os
 import resource
+import sys
 
 log = logging.getLogger(__name__)
 
@@ -39,3 +42,25 @@ def warn_of_low_limit(open_files: int, connections: int) -> None:
             "the limit of open files is low; raise it with ulimit -Hn or LimitNOFILE",
             extra={"open_files": open_files, "connections": connections, "advised": LOW},
         )
+
+
+class OpenFilesWatch:
+    """Says once that nearly all open files of the process are in use, and again only after fewer were."""
+
+    def __init__(self) -> None:
+        self._said = False
+
+    def look(self) -> None:
+        """Count them; nothing where the system does not list them."""
+        try:
+            count = len(os.listdir("/proc/self/fd"))
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                return
+            count = sys.maxsize
+        limit = raise_open_files()
+        if count >= 0.95 * limit and not self._said:
+            self._said = True
+            log.error("too many open files", extra={"limit": limit})
+        elif count < 0.8 * limit:
+            self._said = False
