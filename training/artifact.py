@@ -27,10 +27,12 @@ from models.artifact import (
 )
 from models.unet import Unet
 from training.data import TrainingData
+from training.fit import Diverged
 from training.networks import channels_of, describe
 from training.validation import Normalization
 
 ARTIFACT = "artifact"
+PROBE_BATCHES = (1, 2, 5)
 
 _PARITY_TILES = 3
 
@@ -59,7 +61,8 @@ def write_artifact(
     """Write the artifact of ``network`` to ``folder``, which is replaced; return its manifest, without metrics.
 
     ``indices``: images of ``archive`` whose patches are used for tracing and parity. Raises ParityError when ONNX
-    Runtime or TorchScript differs from torch by more than ``export.verify.TOLERANCE`` on them.
+    Runtime or TorchScript differs from torch by more than ``export.verify.TOLERANCE`` on them, Diverged when
+    the network gives values that are no numbers.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -83,6 +86,9 @@ def write_artifact(
         opset=OPSET,
     )
     tiles = _tiles(manifest, archive, indices)
+    with torch.inference_mode():
+        if not bool(torch.isfinite(network(tiles)).all()):
+            raise Diverged("the trained network gives values that are no numbers; try a lower learning_rate")
     write_onnx(network, tiles[:2], folder / ONNX, classes=channels_of(len(metadata.labels)), dynamic_size=False)
     write_torchscript(network, tiles[:2], folder / TORCHSCRIPT)
     parity = measure_parity(
@@ -94,6 +100,32 @@ def write_artifact(
         real_from=f"{len(tiles)} patches of {side} x {side} of images that were not trained on, together and alone",
     )
     return write_manifest(folder, manifest.model_copy(update={"parity": parity}))
+
+
+def probe_export(network: nn.Module, options: TrainingOptions, classes: int, folder: Path) -> None:
+    """Export a network that was not trained, and compare it with torch at batch sizes 1, 2 and 5.
+
+    Before the first epoch: what cannot be exported must not be found out after hours. Writes to ``folder``, which is
+    removed. Raises ParityError.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        network = network.cpu().float().eval()
+        source = torch.Generator().manual_seed(0)
+        pixels = torch.randn(max(PROBE_BATCHES), 3, options.side, options.side, generator=source)
+        write_onnx(network, pixels[:2], folder / ONNX, classes=channels_of(classes), dynamic_size=False)
+        write_torchscript(network, pixels[:2], folder / TORCHSCRIPT)
+        measure_parity(
+            network,
+            folder / ONNX,
+            folder / TORCHSCRIPT,
+            (),
+            real=[pixels[:batch] for batch in PROBE_BATCHES],
+            real_from="noise",
+        )
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _tiles(manifest: Manifest, archive: TrainingData, indices: Sequence[int]) -> Tensor:

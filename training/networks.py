@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from monai.networks.nets.attentionunet import AttentionUnet
 from monai.networks.nets.flexible_unet import FlexibleUNet
 from monai.networks.nets.unet import UNet
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ekiben.errors import Refusal
 from ekiben.training import TrainingOptions
@@ -53,7 +55,31 @@ def build(options: TrainingOptions, classes: int) -> nn.Module:
     else:
         # pretrained=True would download weights.
         network = FlexibleUNet(3, out, "resnet34", pretrained=False, spatial_dims=2)
+        _pad_shortcuts(network)
     return network
+
+
+class _PaddedShortcut(nn.Module):
+    """The shortcut of a residual block with more channels out than in: every ``stride``-th pixel, and zeros."""
+
+    def __init__(self, channels: int, stride: int) -> None:
+        super().__init__()
+        self.channels, self.stride = channels, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float32 [N, C, H, W] to [N, channels, H / stride, W / stride]."""
+        x = functional.avg_pool2d(x, 1, self.stride)
+        return functional.pad(x, (0, 0, 0, 0, 0, self.channels - x.shape[1]))
+
+
+def _pad_shortcuts(network: nn.Module) -> None:
+    """Replace the shortcuts that MONAI makes of ``torch.zeros(batch, ...)``, for two reasons: both exports bake the batch
+    size of their example into it, and it stops the gradient (``out.data``). They have no weights.
+    """
+    for module in network.modules():
+        shortcut = getattr(module, "downsample", None)
+        if isinstance(shortcut, partial):
+            module.downsample = _PaddedShortcut(shortcut.keywords["planes"], shortcut.keywords["stride"])
 
 
 def start_from(

@@ -19,7 +19,7 @@ from ekiben.child_protocol import MessageWriter
 from ekiben.training import TrainingOptions
 from models.artifact import read_manifest, write_manifest
 from training import metrics, networks, previews
-from training.artifact import ARTIFACT, ServingMetadata, write_artifact
+from training.artifact import ARTIFACT, ServingMetadata, probe_export, write_artifact
 from training.checkpoint import CHECKPOINT, FitProgress, identity_of, read
 from training.data import TrainingData, normalisation
 from training.evaluation import EVALUATION, Evaluation, evaluate, write_evaluation
@@ -68,6 +68,7 @@ class Trainer:
         self._previews = PreviewSheets(self.folder, self.archive.palette)
         with ProgressTicker(self.writer, self._reporter.state):
             self._plan(split)
+            self._probe()
             for parts in split.folds[len(self._checkpoint.outcomes) :]:
                 self._fold(parts)
             return self._finish(split)
@@ -92,6 +93,13 @@ class Trainer:
                 "resumed_epoch": resumed,
             }
         )
+
+    def _probe(self) -> None:
+        """See ``probe_export``; a training that goes on has passed it."""
+        if self.fabric.is_global_zero and not self._checkpoint.outcomes and not self._checkpoint.fit.epoch:
+            network = networks.build(self.options, len(self.archive.labels))
+            probe_export(network, self.options, len(self.archive.labels), self.folder / "probe")
+        self.fabric.barrier()
 
     def _fold(self, parts: Parts) -> None:
         """Fit one fold, export it, evaluate it on its test part, and add the outcome to the checkpoint."""

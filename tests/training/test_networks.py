@@ -11,8 +11,9 @@ from pydantic import ValidationError
 from torch import nn
 
 from ekiben.training import Architecture, Loss, TrainingOptions
-from export.verify import measure_parity
+from export.verify import ParityError, measure_parity
 from export.writer import write_onnx, write_torchscript
+from training.artifact import PROBE_BATCHES, probe_export
 from training.losses import criterion
 from training.networks import build, channels_of, parameter_count, read_state
 
@@ -32,11 +33,38 @@ def test_an_architecture_steps_and_exports(architecture: Architecture, classes: 
     network.eval()
     write_onnx(network, images, tmp_path / "m.onnx", classes=channels_of(classes), dynamic_size=False)
     write_torchscript(network, images, tmp_path / "m.pt")
-    parity = measure_parity(network, tmp_path / "m.onnx", tmp_path / "m.pt", (), real=[images], real_from="here")
+    batches = [torch.randn(batch, 3, 64, 64) for batch in PROBE_BATCHES]
+    parity = measure_parity(network, tmp_path / "m.onnx", tmp_path / "m.pt", (), real=batches, real_from="here")
     assert 0 < parity.onnx_max_abs <= 1e-3 and parity.inputs == "here"
     state = read_state(tmp_path / "m.pt")
     assert state.keys() == network.state_dict().keys()
     assert all(torch.equal(value, network.state_dict()[name]) for name, value in state.items())
+
+
+class _Baked(nn.Module):
+    """A network whose exports work for the batch size of their example alone."""
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return pixels[:, :1] + torch.zeros(int(pixels.shape[0]), 1, 64, 64)
+
+
+def test_what_cannot_be_exported_is_found_out_before_the_first_epoch(tmp_path: Path) -> None:
+    with pytest.raises(ParityError):
+        probe_export(_Baked(), small(), 2, tmp_path / "probe")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_padded_shortcut_is_monais_and_passes_the_gradient() -> None:
+    torch.manual_seed(0)
+    network = build(TrainingOptions(width=4, tile=64, architecture="resnet34_unet"), 2)
+    shortcuts = [module for module in network.modules() if type(module).__name__ == "_PaddedShortcut"]
+    assert [(each.channels, each.stride) for each in shortcuts] == [(128, 2), (256, 2), (512, 2)]
+    x = torch.randn(2, 64, 8, 8, requires_grad=True)
+    out = shortcuts[0](x)
+    expected = torch.cat([x[:, :, ::2, ::2], torch.zeros(2, 64, 4, 4)], dim=1)
+    torch.testing.assert_close(out, expected)
+    out.sum().backward()
+    assert x.grad is not None and float(x.grad.sum()) == 2 * 64 * 4 * 4
 
 
 @pytest.mark.parametrize("classes", [2, 3])
