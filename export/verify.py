@@ -45,8 +45,9 @@ def measure_parity(
     """The largest absolute difference of each export from torch on seeded images of ``shapes``, and on ``real``.
 
     ``tolerance`` is for logits with a standard deviation up to 1; for a wider spread it is multiplied by that, since
-    float32 has so many digits and no more. ``real``: batches float32 [N, 3, H, W] of normalised pixels; ``real_from`` describes them in the manifest. Raises
-    ParityError when one is above ``tolerance``, is not a number, or an export fails or gives another shape.
+    float32 has so many digits and no more. ``real``: batches float32 [N, 3, H, W] of normalised pixels; ``real_from``
+    describes them in the manifest. Raises ParityError when one is above ``tolerance``, is not a number, or an export
+    fails or gives another shape.
     """
     session = ort.InferenceSession(str(onnx_file), providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name

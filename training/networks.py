@@ -73,8 +73,8 @@ class _PaddedShortcut(nn.Module):
 
 
 def _pad_shortcuts(network: nn.Module) -> None:
-    """Replace the shortcuts that MONAI makes of ``torch.zeros(batch, ...)``, for two reasons: both exports bake the batch
-    size of their example into it, and it stops the gradient (``out.data``). They have no weights.
+    """Replace the shortcuts that MONAI makes of ``torch.zeros(batch, ...)``, for two reasons: both exports bake the
+    batch size of their example into it, and it stops the gradient (``out.data``). They have no weights.
     """
     for module in network.modules():
         shortcut = getattr(module, "downsample", None)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from ekiben.errors import BadImage, Refusal, TooLarge
+from models.image_formats import tiff
 from models.image_formats.sniffing import EXTENSIONS
 from models.images import DecodedImage, decode, encode_png
 from models.limits import MAX_IMAGE_BYTES, MAX_PIXELS
@@ -88,14 +89,13 @@ def open_source(path: Path) -> SampleSource:
         head = file.read(4096)
     if is_dicom(head) or is_nifti(head):
         return _VolumeFile(open_volume(path))
-    if head[:4] in _TIFF and (pages := _pages(path)) > 1:
+    if head[:4] in tiff.MAGIC and (pages := _pages(path)) > 1:
         return _Pages(path, pages)
     if path.stat().st_size > MAX_IMAGE_BYTES:
         raise TooLarge(f"it has {path.stat().st_size} bytes; at most {MAX_IMAGE_BYTES} are accepted")
     return _ImageFile(path)
 
 
-_TIFF = (b"II*\x00", b"MM\x00*")
 _PNG = b"\x89PNG\r\n\x1a\n"
 _BITS = {
     **{"1": "1-bit grey", "L": "8-bit grey", "LA": "8-bit grey with alpha", "P": "palette", "F": "32-bit float"},
