@@ -15,9 +15,9 @@ from ekiben.errors import BadImage, TooLarge, UnsupportedImage
 from models.image_formats import jpeg, png, tiff
 from models.image_formats.deep_colors import deep_colors
 from models.image_formats.sniffing import DICOM, sniff
-from models.image_formats.value_range import BYTE, ValueRange, range_of, to_levels
+from models.image_formats.value_range import BYTE, range_of, to_levels
 from models.limits import MAX_PIXELS, MAX_SIDE
-from models.results import ImageInfo
+from models.results import ImageInfo, ValueRange
 
 _MAX_INFLATED = 256 * 1024 * 1024  # bytes of a deflated DICOM file: 64 megapixels of 8-bit RGB fit
 _MAX_ATTRIBUTES: Final = 4 * 1024 * 1024  # bytes of a DICOM image without its pixels; 100 kB are many

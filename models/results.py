@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:  # schemas import this module, and BentoML's supervising process the schemas: it needs no NumPy
+    import numpy as np
+    from numpy.typing import NDArray
+
+ValueRange = tuple[float, float]
+"""The pixel values that become black and white, 0 and 255."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from ekiben.ids import LOCAL_OWNER
-from models.masks.cutouts import CutStyle
+from models.masks.cut_style import CutStyle
 from models.sam.auto_options import AutoOptions
 from services.app_state import AppState
 from services.inference.context import Outcome, RequestContext

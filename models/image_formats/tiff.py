@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ekiben.errors import TooLarge, UnsupportedImage
-from models.image_formats.value_range import BITS, ValueRange
+from models.image_formats.value_range import BITS
+from models.results import ValueRange
 
 MAGIC: Final = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 """The first bytes of TIFF and BigTIFF, little- and big-endian."""

@@ -7,6 +7,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from models.results import ValueRange
+
 BITS: Final = (8, 10, 12, 14, 16, 20, 24, 32)
 """Bits in use that are looked for: those of cameras, scanners and detectors."""
 
@@ -16,9 +18,6 @@ BYTE: Final = (0.0, 255.0)
 """The range of 8-bit pixels."""
 
 _BAND_PIXELS: Final = 1 << 20  # computed at a time
-
-ValueRange = tuple[float, float]
-"""The values that become 0 and 255."""
 
 
 def range_of(values: NDArray[np.integer[Any]], declared: ValueRange | None = None) -> ValueRange:

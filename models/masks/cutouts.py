@@ -3,29 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
+from models.masks.cut_style import CutStyle
 from models.masks.rle import Rle, from_edges
-
-CutoutExtent = Literal["box", "full"]
-
-
-@dataclass(frozen=True, slots=True)
-class CutStyle:
-    """How an object is cut out.
-
-    ``frame``: crop to the object's box, or keep the whole image. ``padding_px``: transparent pixels around the box,
-    within the image. ``feather_px``: standard deviation of the edge's blur in pixels; 0 is a hard edge.
-    """
-
-    frame: CutoutExtent = "box"
-    padding_px: int = 0
-    feather_px: float = 0.0
 
 
 def place(rle: Rle, style: CutStyle) -> tuple[int, int, int, int]:

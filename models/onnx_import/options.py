@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from ekiben.errors import BadInput
 from models.artifact import Activation, Color, Interpolation, Layout
-from models.image_formats.value_range import ValueRange
+from models.results import ValueRange
 
 MAX_LABELS = 100_000
 MAX_SIDE = 8192

@@ -12,7 +12,8 @@ import numpy as np
 from ekiben.errors import TooLarge
 from models.images import decode, encode_png
 from models.inference_requests import AutoMaskResponse, MaskResponse
-from models.masks.cutouts import CutStyle, cut, place
+from models.masks.cut_style import CutStyle
+from models.masks.cutouts import cut, place
 from models.masks.polygons import to_geojson, to_polygons
 from models.masks.predicted_masks import AutoMask, PromptMask
 from models.masks.rendering import color_image, overlay_image, paint

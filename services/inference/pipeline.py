@@ -16,10 +16,9 @@ from ekiben.errors import BadInput, DeadlineExceeded, NotFound, Overloaded
 from ekiben.ids import derived_id, new_id
 from models.catalog import family_row
 from models.image_formats.sniffing import sniff
-from models.image_formats.value_range import ValueRange
 from models.images import with_range
 from models.inference_requests import AutoMaskResponse, InferenceResponse, MaskResponse
-from models.results import ImageInfo, Timing
+from models.results import ImageInfo, Timing, ValueRange
 from services import metrics
 from services.inference.recording import NewFiles, Record, Recorder, RecordIds
 from services.model_registry.index import ServableModel

@@ -19,7 +19,7 @@ from db.tables import ModelVersion
 from ekiben.errors import BadInput, NotFound, Unavailable
 from models.artifact import MANIFEST, Manifest, read_manifest, verify
 from models.engine.engine import ModelKey
-from models.image_formats.value_range import ValueRange
+from models.results import ValueRange
 from services import metrics
 
 log = logging.getLogger(__name__)

@@ -7,8 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator
 
-from models.image_formats.value_range import ValueRange
-from models.results import ClassArea, ClassScore
+from models.results import ClassArea, ClassScore, ValueRange
 from services.schemas import default_models
 from services.schemas.body import EXAMPLE_ID, Body, ImageRef, ModelRef, TimingBody
 from services.schemas.validation import NAME

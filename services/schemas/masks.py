@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from models.masks.cutouts import CutStyle
+from models.masks.cut_style import CutStyle
 from models.sam.auto_options import AutoOptions
 from services.schemas import default_models
 from services.schemas.body import EXAMPLE_ID, Body, ImageRef, ModelRef, TimingBody

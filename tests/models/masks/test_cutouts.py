@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from models.images import encode_png
-from models.masks.cutouts import CutStyle, cut, place
+from models.masks.cut_style import CutStyle
+from models.masks.cutouts import cut, place
 from models.masks.rle import encode
 
 HEIGHT, WIDTH = 60, 80

@@ -19,7 +19,8 @@ from shapely.geometry import shape
 from ekiben.errors import BadInput, DeadlineExceeded, NotFound, TooLarge
 from ekiben.settings import Settings
 from models.engine import engine
-from models.masks.cutouts import CutStyle, cut
+from models.masks.cut_style import CutStyle
+from models.masks.cutouts import cut
 from models.masks.rle import encode, from_coco, from_uncompressed
 from models.sam.auto_options import AutoOptions
 from services.app_state import AppState
