@@ -165,8 +165,8 @@ def _check_images(samples: Sequence[SampleInfo], findings: Findings) -> None:
     if dark:
         findings.warning(
             "dark_images",
-            f"{several(len(dark), '16-bit image uses', '16-bit images use')} only the lowest levels and will look "
-            f"almost black (16 bits are scaled to 8 by their full range): {listed(dark)}. Stretch the levels of all "
+            f"{several(len(dark), '16-bit image uses', '16-bit images use')} only the lowest levels of the "
+            f"range that the file declares, and will look almost black: {listed(dark)}. Stretch the levels of all "
             "images in the same way.",
             dark,
         )

@@ -70,7 +70,12 @@ def test_one_bad_image_among_good_ones(jobs: httpx.Client) -> None:
             continue
         assert (item["state"], item["error"], item["attempts"]) == ("succeeded", None, 1)
         assert best(item) == NAMES[number % 3]
-        assert item["result"]["image"] == {"id": item["image_id"], "width": 20 + number, "height": 16}
+        assert item["result"]["image"] == {
+            "id": item["image_id"],
+            "width": 20 + number,
+            "height": 16,
+            "range": [0, 255],
+        }
         assert item["result"]["id"] == item["prediction_id"]
     assert len({item["prediction_id"] for item in items}) == 25  # None is one of them
     bad = items[7]

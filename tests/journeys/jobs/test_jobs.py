@@ -74,11 +74,12 @@ def test_a_stored_image_and_nothing_stored(jobs: httpx.Client) -> None:
     unstored = submit(jobs, "/v1/segment?model=areas&store=false", content=photo)
     finished(jobs, stored)
     answer = get(jobs, f"/v1/jobs/{stored}/result")
-    assert answer["image"] == {"id": image_id, "width": 50, "height": 40}
+    assert answer["image"] == {"id": image_id, "width": 50, "height": 40, "range": [0, 255]}
     assert answer["predictions"][0]["class_name"] == "green"
     assert finished(jobs, unstored)["store"] is False
     answer = get(jobs, f"/v1/jobs/{unstored}/result")
-    assert (answer["id"], answer["artifacts"], answer["image"]) == (None, None, {"id": None, "width": 50, "height": 40})
+    assert (answer["id"], answer["artifacts"]) == (None, None)
+    assert answer["image"] == {"id": None, "width": 50, "height": 40, "range": [0, 255]}
     assert plain(answer) == plain(jobs.post("/v1/segment?model=areas&store=false", content=photo).json())
 
 

@@ -7,10 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.models.image_formats.tiff_files import Page, tiff
 from tests.services.datasets.importer import shapes
 from tests.services.datasets.importer.shapes import GOOD
 from tests.services.datasets.importer.uploads import SIDE, Row, blob, dataset, image, imported, png
 from tests.toy_models import encoded, noise
+
+DARK = Page(np.arange(SIDE * SIDE, dtype=np.uint16).reshape(SIDE, SIDE), tags={281: [65535]})
+"""A grey image of 16 bits, as the file says, of which 12 are used."""
 
 ODD = [
     Row(
@@ -95,10 +99,10 @@ ODD = [
     ),
     Row(
         "16 bits hardly used",
-        lambda: shapes.altered(GOOD, images__img_03=png(np.arange(SIDE * SIDE, dtype=np.uint16).reshape(SIDE, SIDE))),
+        lambda: shapes.altered(GOOD, images__img_03=tiff(DARK)),
         "dark_images",
-        "1 16-bit image uses only the lowest levels and will look almost black (16 bits are scaled to 8 by "
-        "their full range): img_03. Stretch the levels of all images in the same way.",
+        "1 16-bit image uses only the lowest levels of the range that the file declares, and will look almost "
+        "black: img_03. Stretch the levels of all images in the same way.",
     ),
     Row(
         "no zero",
