@@ -74,8 +74,9 @@ def decode(data: bytes, wanted: ValueRange | None = None) -> DecodedImage:
     """Decode to 8-bit RGB, turned as the EXIF orientation says; DICOM as a viewer shows it.
 
     Integers of more than 8 bits are shown over the range ``wanted``, by default over the one that
-    ``value_range.range_of`` finds; ``value_range`` of the result says which. Alpha is dropped, palettes are applied. Of
-    a TIFF the one page of full size is read. Floating-point pixels need a range.
+    ``value_range.range_of`` finds; ``value_range`` of the result says which. Images of 8 bits are taken as they are,
+    floating-point pixels need a range. Alpha is dropped, palettes are applied. Of a TIFF the one page of full size is
+    read.
     Raises TooLarge, UnsupportedImage, BadImage (not an image, truncated, zero-size).
     """
     mime_type = sniff(data)
@@ -148,9 +149,13 @@ def _opened(data: bytes, mime_type: str, page: tiff.TiffPage | None, number: int
     return image
 
 
-def with_range(data: bytes, wanted: ValueRange) -> bytes:
-    """The image as an 8-bit PNG in which the values of ``wanted`` are black and white. Raises as ``decode``."""
-    return encode_png(decode(data, wanted).rgb)
+def with_range(data: bytes, wanted: ValueRange) -> tuple[bytes, ValueRange | None]:
+    """The image as an 8-bit PNG in which the values of ``wanted`` are black and white, and the range that holds.
+
+    An image of 8 bits stays as it is. Raises as ``decode``.
+    """
+    image = decode(data, wanted)
+    return encode_png(image.rgb), image.value_range
 
 
 def open_image(image: bytes | NDArray[np.uint8]) -> DecodedImage:
@@ -222,9 +227,7 @@ def _levels(
         if values is None:
             return image, (0.0, 65535.0)
     if values is None:
-        if wanted is None:
-            return image, BYTE
-        values = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
+        return image, BYTE
     value_range = wanted or range_of(cast(NDArray[np.integer[Any]], values), declared)
     levels = to_levels(values, value_range)
     if page is not None and page.inverted:

@@ -12,17 +12,20 @@ from typing import Any, TypeVar
 
 from db.job_states import ClaimedItem, ItemResult
 from db.records import Records
-from ekiben.errors import BadInput, DeadlineExceeded, NotFound, Overloaded
+from ekiben.errors import BadInput, DeadlineExceeded, NotFound, Overloaded, UnsupportedImage
 from ekiben.ids import derived_id, new_id
 from models.catalog import family_row
 from models.image_formats.sniffing import sniff
 from models.images import with_range
 from models.inference_requests import AutoMaskResponse, InferenceResponse, MaskResponse
+from models.medical.formats import is_dicom, is_nifti
 from models.results import ImageInfo, Timing, ValueRange
 from services import metrics
 from services.inference.recording import NewFiles, Record, Recorder, RecordIds
 from services.model_registry.index import ServableModel
 from services.schemas.body import Body, to_dict
+
+_HEAD = 4096
 
 A = TypeVar("A", bound="InferenceResponse | MaskResponse | AutoMaskResponse")
 BodyT = TypeVar("BodyT", bound=Body)
@@ -101,12 +104,12 @@ class InferencePipeline:
         try:
             with self._counted(servable) as observe:
                 data, record = await self._begin(source, store, owner, deadline, sniff)
-                value_range = value_range or servable.value_range
-                if value_range is not None:
-                    data = await asyncio.to_thread(with_range, data, value_range)
+                wanted = _wanted_range(data, value_range, servable.value_range)
+                if wanted is not None:
+                    data, shown = await asyncio.to_thread(with_range, data, wanted)
                 answer, timing = await infer(data, deadline)
-                if value_range is not None:
-                    answer = replace(answer, image=replace(answer.image, value_range=value_range))
+                if wanted is not None:
+                    answer = replace(answer, image=replace(answer.image, value_range=shown))
                 observe(timing)
             return answer, timing, PendingAnswer(data, record, deadline, NewFiles(_file_ids(source.item)), source.item)
         except BaseException:
@@ -252,6 +255,20 @@ class InferencePipeline:
             data = await self.recorder.read(item.storage_key)
         mime_type = sniff(data)
         return data, self.recorder.begin_item(item, data, mime_type) if store else None
+
+
+def _wanted_range(data: bytes, requested: ValueRange | None, of_model: ValueRange | None) -> ValueRange | None:
+    """The range of a request, else that of the model, which does not hold for DICOM and NIfTI: they have their own.
+
+    UnsupportedImage for such a file with a range of the request.
+    """
+    if requested is None and of_model is None:
+        return None
+    if is_dicom(data[:_HEAD]) or is_nifti(data[:_HEAD]):
+        if requested is not None:
+            raise UnsupportedImage("DICOM and NIfTI files say themselves which values are black and white; omit range")
+        return None
+    return requested or of_model
 
 
 def _file_ids(item: JobItemSource | None) -> Callable[[], str]:

@@ -54,6 +54,11 @@ def test_a_stored_prediction_keeps_the_range_and_the_original(client: httpx.Clie
     assert client.get(f"/v1/images/{answer['image']['id']}/content").content == RED
 
 
+def test_a_range_is_for_more_than_8_bits(client: httpx.Client) -> None:
+    """An image of 8 bits is taken as it is, and the answer says so."""
+    assert classify(client, toy_models.encoded(toy_models.solid((255, 0, 0))), range="0,4095") == ("red", [0, 255])
+
+
 def test_masks_and_segmentations_take_it(client: httpx.Client) -> None:
     dim = deep(np.full((40, 60, 1), 2000), 0)
     for path, model in (("/v1/segment", "areas"), ("/v1/masks", "sam_toy"), ("/v1/cutouts", "sam_toy")):
