@@ -9,7 +9,6 @@ from urllib.parse import parse_qs, urlsplit
 
 from db.folder_store import FolderStore
 from db.keys import new_key
-from db.s3_store import S3Store
 from ekiben.errors import BadInput
 
 __all__ = ["BlobStore", "new_key", "open_store"]
@@ -93,4 +92,6 @@ def open_store(url: str, access_key: str = "", secret_key: str = "") -> BlobStor
         raise BadInput("the blob store is a folder or s3://bucket?endpoint=http://host:port&region=us-east-1")
     if endpoint.scheme not in ("http", "https") or not endpoint.netloc or endpoint.path.strip("/"):
         raise BadInput("the endpoint of the blob store is http://host:port or https://host")
+    from db.s3_store import S3Store  # late: minio takes 6 MB of a process that keeps its blobs in a folder
+
     return S3Store(parts.netloc, endpoint.netloc, endpoint.scheme == "https", region, access_key, secret_key)

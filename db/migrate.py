@@ -20,22 +20,17 @@ from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import event
 
+from db.schema_version import SCRIPTS, VERSION_TABLE, NewerDatabase
 from db.session import BUSY_MS, make_folder, parse_url, postgres_arguments, refusing, set_wal
 from db.tables import Row
 from ekiben.errors import Refusal
 from ekiben.settings import Settings
 
-SCRIPTS = Path(__file__).parent / "migrations"
-VERSION_TABLE = "ekiben_version"  # not Alembic's default: another application in the database may use that
 _LOCK = 0x656B6962656E  # "ekiben"; the key of PostgreSQL's advisory lock
 _WAIT_MS = 6 * BUSY_MS  # as long as the migration of another process may take
 
 # Alembic keeps its context in module globals.
 _one_at_a_time = threading.Lock()
-
-
-class NewerDatabase(Exception):
-    """The database was migrated by a later version of Ekiben; the message says what to do."""
 
 
 def ours(name: str | None, kind: str, parents: Any) -> bool:

@@ -12,8 +12,8 @@ import sqlalchemy as sa
 
 from db.blobs import BlobStore, open_store
 from db.datasets import Datasets
+from db.ensure_schema import ensure_newest
 from db.jobs import JobRecords
-from db.migrate import migrate
 from db.records import Records
 from db.registry import Registry
 from db.session import connect, ping
@@ -33,7 +33,6 @@ from services.open_inference.inference import OpenInference
 from services.open_inference.management import ProtocolManagement
 from services.processes.health_checks import HealthChecks
 from services.runners.interface import ModelRunner
-from services.runners.remote import RemoteRunner
 from services.trainings.service import TrainingService
 
 if TYPE_CHECKING:
@@ -71,7 +70,7 @@ class AppState:
 
         ``for_jobs``: no model is loaded before a job needs it, and a cancelled computation is broken off.
         """
-        await asyncio.to_thread(migrate, settings.resolved_database_url)
+        await asyncio.to_thread(ensure_newest, settings.resolved_database_url)
         job_queue = JobQueue(settings.resolved_database_url)
         await asyncio.to_thread(job_queue.migrate)
         database = connect(settings.resolved_database_url)
@@ -90,8 +89,11 @@ class AppState:
             # runner process alone.
             from services.runners.local import LocalRunner
 
-            local = LocalRunner(settings, index.locate, break_off=for_jobs)
-        runner: ModelRunner = local if local is not None else RemoteRunner(settings.runner_url)
+            runner: ModelRunner = (local := LocalRunner(settings, index.locate, break_off=for_jobs))
+        else:
+            from services.runners.remote import RemoteRunner
+
+            runner = RemoteRunner(settings.runner_url)
         reconciler = ModelReconciler(index, local, settings.preloaded, eager=not for_jobs)
         await reconciler.start()
         inference = InferenceCore(

@@ -16,7 +16,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from db.blobs import open_store
-from db.migrate import migrate
+from db.ensure_schema import ensure_newest
 from db.registry import Registry
 from db.session import connect
 from ekiben import logs
@@ -207,7 +207,7 @@ class Runner:
     @bentoml.on_startup
     async def open(self) -> None:
         """Connect, start the runner and the reconciler. BentoML calls it when the process starts."""
-        await asyncio.to_thread(migrate, SETTINGS.resolved_database_url)
+        await asyncio.to_thread(ensure_newest, SETTINGS.resolved_database_url)
         self.database = connect(SETTINGS.resolved_database_url)
         store = await asyncio.to_thread(
             open_store, SETTINGS.resolved_store_url, SETTINGS.s3_access_key, SETTINGS.s3_secret_key

@@ -17,7 +17,7 @@ import uvloop
 
 from db.datasets import Datasets
 from db.jobs import JobRecords
-from db.migrate import NewerDatabase
+from db.schema_version import NewerDatabase
 from db.workers import Workers
 from ekiben import logs
 from ekiben.child_protocol import on_parent_exit

@@ -8,7 +8,8 @@ import sqlalchemy as sa
 from alembic import context
 from alembic.autogenerate.api import AutogenContext
 
-from db.migrate import VERSION_TABLE, ours
+from db.migrate import ours
+from db.schema_version import VERSION_TABLE
 from db.tables import Row
 
 

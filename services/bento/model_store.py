@@ -10,7 +10,7 @@ from typing import Any
 import bentoml
 
 from db.blobs import open_store
-from db.migrate import migrate
+from db.ensure_schema import ensure_newest
 from db.registry import Registry
 from db.session import connect
 from ekiben.settings import Settings
@@ -28,7 +28,7 @@ def write_to_model_store(settings: Settings) -> bentoml.Model:
     SystemExit where EKIBEN_BENTO_MODELS names a model that is not there.
     """
     url = settings.resolved_database_url
-    migrate(url)
+    ensure_newest(url)
     registry = Registry(connect(url))
     store = open_store(settings.resolved_store_url, settings.s3_access_key, settings.s3_secret_key)
     index = ModelIndex(registry, store, settings.home.absolute() / "models")

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 from db.blobs import open_store
-from db.migrate import NewerDatabase, migrate
+from db.ensure_schema import ensure_newest
+from db.schema_version import NewerDatabase
 from ekiben.errors import Refusal
 from ekiben.settings import Settings
 from services.jobs.dbos_queue import JobQueue
@@ -19,7 +20,7 @@ def preflight(settings: Settings) -> str | None:
     if settings.grpc_port and (wrong := _certificate(settings.grpc_tls_cert, settings.grpc_tls_key)) is not None:
         return wrong
     try:
-        migrate(settings.resolved_database_url)
+        ensure_newest(settings.resolved_database_url)
         JobQueue(settings.resolved_database_url).migrate()
     except Refusal as error:
         return f"EKIBEN_DATABASE_URL: {error.message}"

@@ -13,7 +13,8 @@ import pytest
 import sqlalchemy as sa
 
 from db import migrate as migrations
-from db.migrate import SCRIPTS, NewerDatabase, check, current, downgrade, migrate
+from db.migrate import check, current, downgrade, migrate
+from db.schema_version import SCRIPTS, NewerDatabase
 from db.session import connect
 from db.tables import Row
 from ekiben.errors import Conflict, Unavailable
