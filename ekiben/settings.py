@@ -35,6 +35,11 @@ class Settings(BaseModel):
         ge=1,
         description="Images that may wait, per process; more is refused with 503. All open requests: four times.",
     )
+    image_memory_mb: int = Field(
+        default=1024,
+        ge=64,
+        description="Memory of images that are decoded, computed and drawn, per process; large ones wait their turn.",
+    )
     timeout_s: float = Field(default=30.0, gt=0, description="Deadline of one request.")
     auto_timeout_s: float = Field(default=300.0, gt=0, description="Deadline of a request for automatic masks.")
     preload: str = Field(default="", description="Models to load at start and keep (pinned): names, comma-separated.")

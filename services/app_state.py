@@ -19,6 +19,7 @@ from db.registry import Registry
 from db.session import connect, ping
 from db.workers import Workers
 from ekiben.settings import Settings
+from services.concurrency.memory_budget import MemoryBudget
 from services.datasets.service import DatasetService
 from services.inference.context import InferenceCore
 from services.inference.pipeline import InferencePipeline
@@ -83,22 +84,22 @@ class AppState:
         records = Records(database)
         recorder = Recorder(records, store)
         index = ModelIndex(registry, store, settings.home.absolute() / "models")
+        memory = MemoryBudget(settings.image_memory_mb * 1_000_000)
         local: LocalRunner | None = None
         if settings.topology == "embedded":
             # Imported here: importing it defines the runner's metrics, which in the split topology are those of the
             # runner process alone.
             from services.runners.local import LocalRunner
 
-            runner: ModelRunner = (local := LocalRunner(settings, index.locate, break_off=for_jobs))
+            runner: ModelRunner = (local := LocalRunner(settings, index.locate, memory, break_off=for_jobs))
         else:
             from services.runners.remote import RemoteRunner
 
             runner = RemoteRunner(settings.runner_url)
         reconciler = ModelReconciler(index, local, settings.preloaded, eager=not for_jobs)
         await reconciler.start()
-        inference = InferenceCore(
-            index, runner, InferencePipeline(records, recorder), settings.timeout_s, settings.auto_timeout_s
-        )
+        pipeline = InferencePipeline(records, recorder, memory)
+        inference = InferenceCore(index, runner, pipeline, settings.timeout_s, settings.auto_timeout_s)
         job_records = JobRecords(database)
         jobs = JobService(settings, job_records, Workers(database), job_queue, recorder)
         datasets = DatasetService(settings, Datasets(database), records, store, jobs)

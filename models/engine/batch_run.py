@@ -37,23 +37,35 @@ class BatchSteps(Protocol[P_contra, Q, R_co]):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class RawOutput:
+    """The output of the run for one item, before ``BatchSteps.finish``."""
+
+    output: Any
+    prepared: Any
+
+
 @dataclass(slots=True, eq=False)
 class Item(Generic[P, R]):
     """One waiting request.
 
     ``answer`` is called exactly once, on a thread of the batcher: with a result and its timing, or with an error.
     ``bytes``: what the payload takes while it waits. ``deadline`` and ``submitted``: of ``time.monotonic``.
-    ``left``: the caller is gone; ``abandoned``: a run for it may be stopped.
+    ``left``: the caller is gone; ``abandoned``: a run for it may be stopped. ``prepared``: what ``BatchSteps.prepare``
+    gave, of an item that is slow to prepare and to finish: it was prepared before it was queued, and is answered with a
+    RawOutput. ``waited_ms``: how long it waited before it was queued.
     """
 
     payload: P
     bytes: int
     deadline: float
-    answer: Callable[[R | None, Timing | None, BaseException | None], None]
+    answer: Callable[[R | RawOutput | None, Timing | None, BaseException | None], None]
     left: bool = False
     abandoned: bool = False
     cancellation: RunCancellation | None = None
     prepare_ms: float = 0.0
+    prepared: tuple[Hashable, Any] | None = None
+    waited_ms: float = 0.0
     submitted: float = field(default_factory=time.monotonic)
 
     def leave(self, *, break_off: bool = False) -> None:
@@ -91,8 +103,11 @@ def _run_all(
             continue
         begin = time.perf_counter()
         try:
-            key, prepared = work.prepare(item.payload)
-            item.prepare_ms = (time.perf_counter() - begin) * 1e3
+            if item.prepared is not None:
+                key, prepared = item.prepared
+            else:
+                key, prepared = work.prepare(item.payload)
+                item.prepare_ms = (time.perf_counter() - begin) * 1e3
         except BaseException as error:
             _answer(item, None, None, error)
             continue
@@ -123,18 +138,22 @@ def _run_group(
     inference_ms = (time.perf_counter() - begin) * 1e3
     for (item, prepared), output in zip(group, outputs, strict=True):
         begin = time.perf_counter()
+        result: R | RawOutput
         try:
-            result = work.finish(output, prepared, item.payload)
+            if item.prepared is not None:
+                result = RawOutput(output, prepared)
+            else:
+                result = work.finish(output, prepared, item.payload)
         except BaseException as error:
             _answer(item, None, None, error)
             continue
         finish_ms = (time.perf_counter() - begin) * 1e3
-        waited_ms = (started - item.submitted) * 1e3
+        waited_ms = item.waited_ms + (started - item.submitted) * 1e3
         timing = Timing(waited_ms, inference_ms, len(group), item.prepare_ms, finish_ms)
         _answer(item, result, timing, None)
 
 
-def _answer(item: Item[P, R], result: R | None, timing: Timing | None, error: BaseException | None) -> None:
+def _answer(item: Item[P, R], result: R | RawOutput | None, timing: Timing | None, error: BaseException | None) -> None:
     try:
         item.answer(result, timing, error)
     except Exception:  # the caller's code; the rest of the batch goes on

@@ -14,8 +14,8 @@ from models.limits import MAX_JPEG_SCANS, MAX_PIXELS
 _START_OF_IMAGE: Final = b"\xff\xd8"
 END_OF_IMAGE: Final = b"\xff\xd9"
 _START_OF_SCAN: Final = 0xDA
-_PROGRESSIVE: Final = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
-_ALONE: Final = frozenset({0x01, *range(0xD0, 0xD8)})  # TEM and restart markers: no length follows
+PROGRESSIVE: Final = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
+ALONE: Final = frozenset({0x01, *range(0xD0, 0xD8)})  # TEM and restart markers: no length follows
 # In entropy-coded data 0xff is followed by 0x00, a restart marker or a fill byte; any other byte begins a marker.
 _MARKER: Final = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 
@@ -30,14 +30,14 @@ def whole(data: bytes) -> bytes:
     """
     position, scans, progressive = len(_START_OF_IMAGE), 0, False
     while True:
-        marker, position = _next_marker(data, position)
+        marker, position = next_marker(data, position)
         if marker is None:
             break
         if marker == END_OF_IMAGE[1]:
             return data
-        if marker in _ALONE:
+        if marker in ALONE:
             continue
-        progressive |= marker in _PROGRESSIVE
+        progressive |= marker in PROGRESSIVE
         length = int.from_bytes(data[position : position + 2], "big")
         if length < 2:
             return data  # damaged: the decoder says how
@@ -57,7 +57,7 @@ def whole(data: bytes) -> bytes:
     return data + END_OF_IMAGE
 
 
-def _next_marker(data: bytes, position: int) -> tuple[int | None, int]:
+def next_marker(data: bytes, position: int) -> tuple[int | None, int]:
     """The code of the marker at ``position``, and where its segment begins; None at the end of ``data``."""
     position = data.find(b"\xff", position)
     while position >= 0:

@@ -24,7 +24,8 @@ async def run(context: RequestContext, source: ImageSource, options: AutoMasksOp
         images = mask_encoding.add_overviews(answer, pending.data, pending.files, check) if options.store else {}
         return masks, images
 
-    async with context.core.pipeline.abandoning(pending):
+    pipeline = context.core.pipeline
+    async with pipeline.abandoning(pending), pipeline.drawing(pending):
         masks, images = await run_cpu_bound(pending.deadline, encode)
 
     def body(ids: RecordIds) -> AutoMasksBody:
@@ -37,7 +38,7 @@ async def run(context: RequestContext, source: ImageSource, options: AutoMasksOp
             timing=timing_body(timing),
         )
 
-    answered = await context.core.pipeline.record(
+    answered = await pipeline.record(
         pending,
         servable,
         answer.image,

@@ -46,7 +46,8 @@ async def run(context: RequestContext, source: ImageSource, options: CutoutsOpti
         objects = [(None, mask) for mask in answer.masks]
     objects = [(prompt, mask) for prompt, mask in objects if mask.rle.area >= max(1, options.min_pixels)]
     objects = objects[: options.limit]
-    async with context.core.pipeline.abandoning(pending):
+    pipeline = context.core.pipeline
+    async with pipeline.abandoning(pending), pipeline.drawing(pending):
         cutouts, pngs = await run_cpu_bound(
             pending.deadline,
             lambda check: mask_encoding.cut_out(
@@ -56,7 +57,7 @@ async def run(context: RequestContext, source: ImageSource, options: CutoutsOpti
     parameters: dict[str, Any] = {"min_pixels": options.min_pixels, "limit": options.limit, "frame": style.frame}
     parameters |= {**options.recorded_range, "padding_px": style.padding_px, "feather_px": style.feather_px}
     parameters |= {"prompts": prompts, "multimask": options.multimask} if prompts else auto.parameters
-    body = await context.core.pipeline.record(
+    body = await pipeline.record(
         pending,
         servable,
         answer.image,

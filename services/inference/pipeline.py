@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -21,8 +21,10 @@ from models.inference_requests import AutoMaskResponse, InferenceResponse, MaskR
 from models.medical.formats import is_dicom, is_nifti
 from models.results import ImageInfo, Timing, ValueRange
 from services import metrics
+from services.concurrency.memory_budget import MemoryBudget
 from services.inference.recording import NewFiles, Record, Recorder, RecordIds
 from services.model_registry.index import ServableModel
+from services.runners.image_cost import cost_of
 from services.schemas.body import Body, to_dict
 
 _HEAD = 4096
@@ -71,11 +73,12 @@ class PendingAnswer:
 
 
 class InferencePipeline:
-    """Opens and closes the requests of one process."""
+    """Opens and closes the requests of one process. ``memory``: what its images may take together."""
 
-    def __init__(self, records: Records, recorder: Recorder, max_open: int = 4096) -> None:
+    def __init__(self, records: Records, recorder: Recorder, memory: MemoryBudget, max_open: int = 4096) -> None:
         self.records = records
         self.recorder = recorder
+        self._memory = memory
         self._max_open = max_open
         self._open = 0
 
@@ -106,7 +109,8 @@ class InferencePipeline:
                 data, record = await self._begin(source, store, owner, deadline, sniff)
                 wanted = _wanted_range(data, value_range, servable.value_range)
                 if wanted is not None:
-                    data, shown = await asyncio.to_thread(with_range, data, wanted)
+                    async with self._memory.lease((await cost_of(data)).bytes, deadline):
+                        data, shown = await asyncio.to_thread(with_range, data, wanted)
                 answer, timing = await infer(data, deadline)
                 if wanted is not None:
                     answer = replace(answer, image=replace(answer.image, value_range=shown))
@@ -214,6 +218,12 @@ class InferencePipeline:
             if pending.record is not None:
                 await self.recorder.abandon(pending.record)
             raise
+
+    @contextlib.asynccontextmanager
+    async def drawing(self, pending: PendingAnswer) -> AsyncIterator[None]:
+        """Waits until there is memory to decode the image and to draw on it."""
+        async with self._memory.lease((await cost_of(pending.data)).bytes, pending.deadline):
+            yield
 
     async def forget(self, predictions: list[str], *, owner: str) -> None:
         """Remove predictions that were recorded, for what they were part of has failed."""

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import time
-from typing import TypeVar
+from collections.abc import Callable, Hashable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any, TypeVar, cast
 
 from ekiben.errors import DeadlineExceeded
-from models.engine.batch_run import Item
+from models.engine.batch_run import Item, RawOutput
 from models.engine.batcher import Batcher, ModelQueue
 from models.engine.engine import Engine
 from models.engine.loaded_model import LoadedModel
 from models.results import Timing
+from services.concurrency.memory_budget import MemoryLease
 
 P = TypeVar("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 
 class AsyncBatcher:
@@ -29,6 +35,7 @@ class AsyncBatcher:
         self.batcher = batcher
         self._engine = engine
         self._break_off = break_off
+        self._slow_images = ThreadPoolExecutor(batcher.threads, thread_name_prefix="slow-image")
 
     async def submit(
         self, queue: ModelQueue[P, R], loaded: LoadedModel, payload: P, size: int, deadline: float
@@ -38,27 +45,93 @@ class AsyncBatcher:
         DeadlineExceeded once ``deadline`` (``time.monotonic()`` seconds) has passed; the item is not computed then,
         nor when the call is cancelled.
         """
-        if time.monotonic() > deadline:
+        item: Item[P, R] = Item(payload, size, deadline, _unset)
+        result, timing = await self._submit(queue, loaded, item, None)
+        return cast(R, result), timing
+
+    async def submit_slow(
+        self, queue: ModelQueue[P, R], loaded: LoadedModel, payload: P, deadline: float, memory: MemoryLease
+    ) -> tuple[R, Timing]:
+        """As ``submit``, of an image that is slow to decode: no other waits for it.
+
+        It is prepared and finished by threads of their own; only its run is in a batch with others. What goes on when
+        the caller has left takes part in ``memory``.
+        """
+        arrived = time.perf_counter()
+        began = ended = arrived
+
+        def prepare() -> tuple[Hashable, Any]:
+            nonlocal began, ended
+            began = time.perf_counter()
+            prepared = queue.work.prepare(payload)
+            ended = time.perf_counter()
+            return prepared
+
+        try:
+            prepared = await self.in_slow_thread(prepare, deadline, memory)
+        except BaseException:
+            self._engine.release(loaded)
+            raise
+        item: Item[P, R] = Item(payload, 0, deadline, _unset, prepared=prepared)
+        item.waited_ms, item.prepare_ms = (began - arrived) * 1e3, (ended - began) * 1e3
+        raw, timing = await self._submit(queue, loaded, item, memory)
+        if not isinstance(raw, RawOutput):
+            raise TypeError("an item that was prepared is answered with the output of its run")
+        began = time.perf_counter()
+        result = await self.in_slow_thread(
+            lambda: queue.work.finish(raw.output, raw.prepared, payload), deadline, memory
+        )
+        return result, replace(timing, finish_ms=(time.perf_counter() - began) * 1e3)
+
+    async def in_slow_thread(self, work: Callable[[], T], deadline: float, memory: MemoryLease) -> T:
+        """The result of ``work()`` in one of the threads for slow images. It takes part in ``memory`` until it ends.
+
+        DeadlineExceeded at ``deadline``; work that waits for a thread is not begun then, nor after a cancellation.
+        """
+        loop = asyncio.get_running_loop()
+        job = self._slow_images.submit(contextvars.copy_context().run, work)
+        try:
+            async with asyncio.timeout_at(loop.time() + deadline - time.monotonic()):
+                return await asyncio.wrap_future(job)
+        except TimeoutError:
+            raise DeadlineExceeded("the request took longer than its deadline", retry_after_s=1) from None
+        finally:
+            if not job.done():
+                memory.share()
+                job.add_done_callback(lambda _: _on_loop(loop, memory.end))
+
+    def close(self) -> None:
+        """Begin no more work on slow images."""
+        self._slow_images.shutdown(wait=False, cancel_futures=True)
+
+    async def _submit(
+        self, queue: ModelQueue[P, Any], loaded: LoadedModel, item: Item[P, Any], memory: MemoryLease | None
+    ) -> tuple[Any, Timing]:
+        """The result of a queued item, or its RawOutput."""
+        if time.monotonic() > item.deadline:
             self._engine.release(loaded)
             raise DeadlineExceeded("the request took longer than its deadline", retry_after_s=1)
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[tuple[R, Timing]] = loop.create_future()
+        future: asyncio.Future[tuple[Any, Timing]] = loop.create_future()
 
-        def settle(result: R | None, timing: Timing | None, error: BaseException | None) -> None:
+        def settle(result: Any, timing: Timing | None, error: BaseException | None) -> None:
             # Called in a thread of the batcher, exactly once: the lease ends with the computation, also of a caller who
             # left.
             self._engine.release(loaded)
-            with contextlib.suppress(RuntimeError):  # the loop is closed: the server stopped without this caller
-                loop.call_soon_threadsafe(_settle, future, result, timing, error)
+            _on_loop(loop, _settle, future, result, timing, error, memory)
 
-        item: Item[P, R] = Item(payload, size, deadline, settle)
+        item.answer = settle
+        if memory is not None:
+            memory.share()
         try:
             self.batcher.submit(queue, item)
         except BaseException:
             self._engine.release(loaded)
+            if memory is not None:
+                memory.end()
             raise
         try:
-            async with asyncio.timeout_at(loop.time() + deadline - time.monotonic()):
+            async with asyncio.timeout_at(loop.time() + item.deadline - time.monotonic()):
                 return await future
         except TimeoutError:
             item.leave(break_off=self._break_off)
@@ -68,12 +141,27 @@ class AsyncBatcher:
             raise
 
 
+def _on_loop(loop: asyncio.AbstractEventLoop, call: Callable[..., object], *arguments: object) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop is closed: the server stopped without this caller
+        loop.call_soon_threadsafe(call, *arguments)
+
+
 def _settle(
-    future: asyncio.Future[tuple[R, Timing]], result: R | None, timing: Timing | None, error: BaseException | None
+    future: asyncio.Future[tuple[Any, Timing]],
+    result: Any,
+    timing: Timing | None,
+    error: BaseException | None,
+    memory: MemoryLease | None,
 ) -> None:
+    if memory is not None:
+        memory.end()
     if future.done():
         return
     if error is not None:
         future.set_exception(error)
     elif result is not None and timing is not None:
         future.set_result((result, timing))
+
+
+def _unset(result: object, timing: Timing | None, error: BaseException | None) -> None:
+    raise RuntimeError("an item was answered before it was submitted")

@@ -13,12 +13,12 @@ from typing import Any, cast
 
 from ekiben.errors import BadInput, Unavailable
 from ekiben.settings import Settings
-from models.engine.batcher import Batcher, ModelQueue
+from models.engine.batcher import Batcher
 from models.engine.engine import Engine, ModelKey, ModelState
 from models.engine.loaded_model import LoadedModel
 from models.engine.loader import LoadedNetwork, estimate_bytes, load_model
 from models.engine.session_options import SessionOptions, cores
-from models.image_batch_steps import ImageBatchSteps, TileInput
+from models.image_batch_steps import ImageBatchSteps
 from models.inference_requests import (
     AutoMaskRequest,
     AutoMaskResponse,
@@ -32,32 +32,40 @@ from models.results import Timing
 from models.sam.embedding_cache import EmbeddingCache
 from models.sam.loader import LoadedSam
 from models.unet import Unet
+from services.concurrency.memory_budget import MemoryBudget
 from services.runners import metrics as gauges
 from services.runners.async_batcher import AsyncBatcher
+from services.runners.image_cost import cost_of
 from services.runners.interface import TimedAnswer
 from services.runners.progress import NO_PROGRESS, ProgressSink
 from services.runners.sam import SamRunner
-from services.runners.unet import UnetRunner
+from services.runners.unet import UnetQueue, UnetRunner
 
 
 class LocalRunner:
-    """Computes in this process. ``locate``: the artifact folder of a model. ``break_off`` as in AsyncBatcher."""
+    """Computes in this process. ``locate``: the artifact folder of a model. ``memory``: what images may take together,
+    by default by the settings. ``break_off`` as in AsyncBatcher."""
 
-    def __init__(self, settings: Settings, locate: Callable[[ModelKey], Path], *, break_off: bool = False) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        locate: Callable[[ModelKey], Path],
+        memory: MemoryBudget | None = None,
+        *,
+        break_off: bool = False,
+    ) -> None:
         self._locate = locate
+        self.memory = memory or MemoryBudget(settings.image_memory_mb * 1_000_000)
         self._options = SessionOptions(settings.device, settings.threads, settings.runtime)
         self.engine: Engine[LoadedModel] = Engine(
             self._open, lambda key: estimate_bytes(locate(key)), settings.model_memory_mb * 1_000_000, self._closed
         )
         self.batcher = Batcher(settings.threads or cores(), settings.queue_mb * 1_000_000, self._ran)
         self.async_batcher = AsyncBatcher(self.batcher, self.engine, break_off=break_off)
-        self.sam = SamRunner(
-            self.async_batcher, self.engine.share, EmbeddingCache(settings.cache_mb * 1_000_000, gauges.saw_embedding)
-        )
-        self.unet = UnetRunner(self.async_batcher, self.engine.share, self.batcher.threads)
-        self._queues: dict[
-            ModelKey, tuple[LoadedNetwork, ModelQueue[InferenceRequest | TileInput, InferenceResponse | int]]
-        ] = {}
+        cache = EmbeddingCache(settings.cache_mb * 1_000_000, gauges.saw_embedding)
+        self.sam = SamRunner(self.async_batcher, self.engine.share, cache, self.memory)
+        self.unet = UnetRunner(self.async_batcher, self.engine.share, self.memory)
+        self._queues: dict[ModelKey, tuple[LoadedNetwork, UnetQueue]] = {}
         self._loads = ThreadPoolExecutor(4, thread_name_prefix="load")
         self._counts: Counter[tuple[ModelKey, str]] = Counter()
 
@@ -77,10 +85,29 @@ class LocalRunner:
             finally:
                 self._release(loaded)
         else:
-            whole, timing = await self.async_batcher.submit(queue, loaded, request, request.nbytes, deadline)
-            response = cast(InferenceResponse, whole)
+            response, timing = await self._infer_whole(loaded, queue, request, deadline)
         self._counts[key, "predictions"] += 1
         return TimedAnswer(response, timing)
+
+    async def _infer_whole(
+        self, loaded: LoadedNetwork, queue: UnetQueue, request: InferenceRequest, deadline: float
+    ) -> tuple[InferenceResponse, Timing]:
+        """The response to an image that is one input of the network. Takes over one lease on ``loaded``."""
+        try:
+            cost = await cost_of(request.image)
+        except BaseException:
+            self._release(loaded)
+            raise
+        if not cost.slow:
+            response, timing = await self.async_batcher.submit(queue, loaded, request, request.nbytes, deadline)
+            return cast(InferenceResponse, response), timing
+        try:
+            async with self.memory.lease(cost.bytes, deadline) as memory:
+                self.engine.share(loaded)
+                response, timing = await self.async_batcher.submit_slow(queue, loaded, request, deadline, memory)
+        finally:
+            self._release(loaded)
+        return cast(InferenceResponse, response), timing
 
     async def masks(self, key: ModelKey, request: MaskRequest, deadline: float) -> tuple[MaskResponse, Timing]:
         """See ``Runner.masks``."""
@@ -127,6 +154,7 @@ class LocalRunner:
 
     async def close(self) -> None:
         """Stop the batcher, then close the models."""
+        self.async_batcher.close()
         await asyncio.to_thread(self.batcher.close)
         self._loads.shutdown(wait=False, cancel_futures=True)
         await asyncio.to_thread(self.engine.close)
@@ -134,6 +162,7 @@ class LocalRunner:
     def observe_gauges(self) -> None:
         """Refresh the gauges that are not set by requests: queues and memory."""
         gauges.queue_bytes.set(self.batcher.waiting_bytes)
+        gauges.image_memory_bytes.set(self.memory.held)
         gauges.model_budget_bytes.set(self.engine.budget_bytes)
         memory: Counter[str] = Counter()
         depth: Counter[str] = Counter()
@@ -184,9 +213,7 @@ class LocalRunner:
         if not leasing.cancelled() and leasing.exception() is None:
             self.engine.release(leasing.result())
 
-    def _queue(
-        self, key: ModelKey, loaded: LoadedNetwork
-    ) -> ModelQueue[InferenceRequest | TileInput, InferenceResponse | int]:
+    def _queue(self, key: ModelKey, loaded: LoadedNetwork) -> UnetQueue:
         known = self._queues.get(key)
         if known is not None and known[0] is loaded:
             return known[1]

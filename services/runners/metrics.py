@@ -9,6 +9,9 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64)
 batch_size = Histogram("ekiben_batch_size", "Images per run.", ["model"], buckets=_SIZES)
 queue_depth = Gauge("ekiben_queue_depth", "Images waiting.", ["model"], multiprocess_mode="livesum")
 queue_bytes = Gauge("ekiben_queue_bytes", "Bytes of the images waiting.", multiprocess_mode="livesum")
+image_memory_bytes = Gauge(
+    "ekiben_image_memory_bytes", "Memory that large images may take now.", multiprocess_mode="livesum"
+)
 model_memory_bytes = Gauge(
     "ekiben_model_memory_bytes", "Memory of a loaded model; 0 once unloaded.", ["model"], multiprocess_mode="livesum"
 )

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from PIL import Image
 
-from ekiben.errors import DeadlineExceeded, Overloaded, TooLarge
+from ekiben.errors import DeadlineExceeded, Overloaded
 from models.engine.batcher import ModelQueue
+from models.image_cost import RGB_BYTES
 from models.images import decode
 from models.inference_requests import AutoMaskRequest, AutoMaskResponse, EmbeddingUse, MaskRequest, MaskResponse
 from models.masks.predicted_masks import AutoMask, MaskUpdate, PromptMask
-from models.masks.rle import Rle
 from models.model_key import ModelKey
 from models.results import Timing
 from models.sam.auto_masks import Candidate, Crop, IncrementalNms, Points, best_of_crop, merge, plan
@@ -29,9 +30,12 @@ from models.sam.prompts import Prompt, check_prompts, whole_image
 from models.sam.upsampling import Upsampler
 from services.concurrency.bounded_gather import gather_bounded
 from services.concurrency.cpu_executor import run_cpu_bound
+from services.concurrency.memory_budget import MemoryBudget
 from services.concurrency.single_flight import SingleFlight
 from services.runners import metrics as gauges
 from services.runners.async_batcher import AsyncBatcher
+from services.runners.image_cost import cost_of
+from services.runners.mask_runs import MaskRunBound
 from services.runners.progress import NO_PROGRESS, ProgressSink
 
 P = TypeVar("P")
@@ -55,13 +59,20 @@ class _SamQueues:
 class SamRunner:
     """Computes masks with the batcher of this process and one cache of embeddings.
 
-    ``share`` adds a lease on a model.
+    ``share`` adds a lease on a model; ``memory``: what all images may take together.
     """
 
-    def __init__(self, async_batcher: AsyncBatcher, share: Callable[[LoadedSam], None], cache: EmbeddingCache) -> None:
+    def __init__(
+        self,
+        async_batcher: AsyncBatcher,
+        share: Callable[[LoadedSam], None],
+        cache: EmbeddingCache,
+        memory: MemoryBudget,
+    ) -> None:
         self._batcher = async_batcher
         self._share = share
         self.cache = cache
+        self._memory = memory
         self._single_flight: SingleFlight[tuple[Embedding, bool, Timing]] = SingleFlight()
         self._open: dict[ModelKey, _SamQueues] = {}
         self.counts: Counter[tuple[ModelKey, str]] = Counter()
@@ -78,7 +89,7 @@ class SamRunner:
         step = sam.prompts_per_run // (1 if all(prompt.mask_input is None for prompt in prompts) else 4)
         parts = [prompts[first : first + step] for first in range(0, len(prompts), step)]
 
-        runs = RunBound()
+        runs = MaskRunBound()
 
         async def decode_part(part: Sequence[Prompt]) -> tuple[list[tuple[PromptMask, ...]], Timing]:
             call = DecodeInput(embedding, part, upsampler, request.multimask, request.keep_logits, wide=len(parts) > 1)
@@ -103,7 +114,6 @@ class SamRunner:
         info = embedding.info
         size = info.height, info.width
         crops = plan(*size, request.options)
-        rgb = (await asyncio.to_thread(decode, request.image)).rgb if len(crops) > 1 else None
         kept: list[list[AutoMask]] = []
         points_total = sum(len(points) for _, points in crops)
         points_done = 0
@@ -120,12 +130,14 @@ class SamRunner:
                     new, dropped = await asyncio.to_thread(nms.add, crop, found)
                 progress.on_masks(MaskUpdate(tuple(new), tuple(dropped), share))
 
-        for number, (crop, points) in enumerate(crops):
-            features = embedding.features
-            if number and rgb is not None:
-                features = await self._crop_features(queues, rgb, crop, deadline)
-            found = await self._grid(queues, features, crop, points, size, request.options, deadline, done)
-            kept.append(await asyncio.to_thread(best_of_crop, found, crop, size, request.options))
+        async with contextlib.AsyncExitStack() as stack:
+            rgb = await stack.enter_async_context(self._pixels(request.image, deadline)) if len(crops) > 1 else None
+            for number, (crop, points) in enumerate(crops):
+                features = embedding.features
+                if number and rgb is not None:
+                    features = await self._crop_features(queues, rgb, crop, deadline)
+                found = await self._grid(queues, features, crop, points, size, request.options, deadline, done)
+                kept.append(await asyncio.to_thread(best_of_crop, found, crop, size, request.options))
         masks = await run_cpu_bound(deadline, lambda check: merge(kept, request.options, check))
         timing = Timing(spent.queue_ms, (time.perf_counter() - started) * 1e3 - spent.queue_ms, points_total)
         return AutoMaskResponse(info, EmbeddingUse(cached, embedding.encode_ms), tuple(masks)), timing
@@ -163,7 +175,7 @@ class SamRunner:
             for first in range(0, len(points), step)
         ]
 
-        runs = RunBound()
+        runs = MaskRunBound()
 
         async def run_chunk(call: GridInput) -> tuple[list[Candidate], Timing]:
             try:
@@ -176,6 +188,15 @@ class SamRunner:
 
         chunks = await gather_bounded(run_chunk, calls, queues.sam.threads + 1)
         return [one for candidates, _ in chunks for one in candidates]
+
+    @contextlib.asynccontextmanager
+    async def _pixels(self, image: bytes, deadline: float) -> AsyncIterator[Image.Image]:
+        """The decoded image, for as long as its crops are encoded."""
+        cost = await cost_of(image)
+        async with self._memory.lease(cost.bytes, deadline) as memory:
+            rgb = (await self._batcher.in_slow_thread(lambda: decode(image), deadline, memory)).rgb
+            memory.shrink(RGB_BYTES * rgb.width * rgb.height)
+            yield rgb
 
     async def _crop_features(self, queues: _SamQueues, rgb: Image.Image, crop: Crop, deadline: float) -> Features:
         pixels = await asyncio.to_thread(rgb.crop, crop)
@@ -195,7 +216,15 @@ class SamRunner:
 
         async def encode() -> tuple[Embedding, bool, Timing]:
             call = EncodeInput(image, key)
-            (embedding, held), timing = await self._submit(queues.encode, queues.sam, call, len(image), deadline)
+            cost = await cost_of(image)
+            if not cost.slow:
+                (embedding, held), timing = await self._submit(queues.encode, queues.sam, call, len(image), deadline)
+                return embedding, held, timing
+            async with self._memory.lease(cost.bytes, deadline) as memory:
+                self._share(queues.sam)
+                (embedding, held), timing = await self._batcher.submit_slow(
+                    queues.encode, queues.sam, call, deadline, memory
+                )
             return embedding, held, timing
 
         while True:
@@ -245,23 +274,6 @@ class SamRunner:
         )
         self._open[sam.key] = queues
         return queues
-
-
-class RunBound:
-    """Bounds the run lengths of the masks of one response: a mask of noise has a million, and all are sent as JSON."""
-
-    MAX_RUNS = 4_000_000
-
-    def __init__(self) -> None:
-        self._runs = 0
-
-    def add(self, masks: Iterable[Rle]) -> None:
-        """Count the run lengths of ``masks``. TooLarge once there are more than MAX_RUNS."""
-        self._runs += sum(len(mask.counts) for mask in masks)
-        if self._runs > self.MAX_RUNS:
-            raise TooLarge(
-                f"the masks have more than {self.MAX_RUNS} runs of pixels; ask for fewer prompts, or be stricter"
-            )
 
 
 def _together(encoding: Timing, decoding: Sequence[Timing], prompts: int) -> Timing:

@@ -15,16 +15,16 @@ from models.engine.loader import LoadedNetwork
 from models.image_batch_steps import TileInput
 from models.images import DecodedImage, open_image
 from models.inference_requests import InferenceRequest, InferenceResponse, PreparedTensor
-from models.limits import MAX_PIXELS
 from models.results import ImageInfo, Timing
 from models.unet import PredictionMap, TiledImage, Unet
 from services.concurrency.cpu_executor import CheckCancelled, run_cpu_bound
+from services.concurrency.memory_budget import MemoryBudget
 from services.runners.async_batcher import AsyncBatcher
+from services.runners.image_cost import cost_of
 from services.runners.progress import NO_PROGRESS, ProgressSink
 
 UnetQueue = ModelQueue[InferenceRequest | TileInput, InferenceResponse | int]
 
-_MAX_OPEN_PIXELS = 2 * MAX_PIXELS  # two images of the largest size
 _JUDGED_AFTER_S = 2.0  # before that the estimate of the rest is too uncertain
 _TOO_SLOW = 1.5  # the estimate has to be this many times the time left
 
@@ -47,14 +47,13 @@ class _Opened:
 class UnetRunner:
     """Computes images tile by tile.
 
-    ``share`` adds a lease on a model; ``at_once``: images that are decoded at a time.
+    ``share`` adds a lease on a model; ``memory``: what all images may take together.
     """
 
-    def __init__(self, batcher: AsyncBatcher, share: Callable[[LoadedNetwork], None], at_once: int) -> None:
+    def __init__(self, batcher: AsyncBatcher, share: Callable[[LoadedNetwork], None], memory: MemoryBudget) -> None:
         self._batcher = batcher
         self._share = share
-        self._decodes = asyncio.Semaphore(at_once)
-        self._room = Room(_MAX_OPEN_PIXELS)
+        self._memory = memory
 
     async def segment(
         self,
@@ -71,27 +70,14 @@ class UnetRunner:
         computed then, nor when the call is cancelled.
         """
         arrived = time.perf_counter()
-        opened, taken = await self._open(unet, request, deadline)
-        try:
+        cost = await cost_of(request.image)
+        async with self._memory.lease(cost.bytes, deadline) as memory:
+            opened = await self._batcher.in_slow_thread(lambda: _decoded(unet, request), deadline, memory)
             began = time.perf_counter()
             waited = await self._read(loaded, queue, opened.tiled_image, deadline, progress)
             took = time.perf_counter() - began - waited
             response = await run_cpu_bound(deadline, lambda check: _response(unet, opened, request, check))
-        finally:
-            self._room.give_back(taken)
         return response, Timing((began - arrived + waited) * 1e3, took * 1e3, opened.tiled_image.pieces)
-
-    async def _open(self, unet: Unet, request: InferenceRequest, deadline: float) -> tuple[_Opened, int]:
-        """The decoded image, once ``Room`` has its pixels free, and how many these are."""
-        loop = asyncio.get_running_loop()
-        try:
-            async with asyncio.timeout_at(loop.time() + deadline - time.monotonic()), self._decodes:
-                opened = await asyncio.to_thread(_decoded, unet, request)
-                pixels = opened.info.width * opened.info.height
-                await self._room.take(pixels)
-        except TimeoutError:
-            raise DeadlineExceeded("the request took longer than its deadline", retry_after_s=1) from None
-        return opened, pixels
 
     async def _read(
         self, loaded: LoadedNetwork, queue: UnetQueue, tiled_image: TiledImage, deadline: float, progress: ProgressSink
@@ -144,30 +130,6 @@ class UnetRunner:
                 raise
             # The queue before this tile would take it past the deadline: so the image is late.
             raise DeadlineExceeded("the image took longer than its deadline", retry_after_s=1) from None
-
-
-class Room:
-    """Bounds the decoded pixels that are held at once. For one event loop."""
-
-    def __init__(self, pixels: int) -> None:
-        self.free = pixels
-        self._waiting: list[asyncio.Future[None]] = []
-
-    async def take(self, pixels: int) -> None:
-        """Wait until ``pixels`` are free, and take them. A small request may pass a large one that does not fit yet."""
-        while self.free < pixels:
-            freed = asyncio.get_running_loop().create_future()
-            self._waiting.append(freed)
-            await freed
-        self.free -= pixels
-
-    def give_back(self, pixels: int) -> None:
-        """Free ``pixels``."""
-        self.free += pixels
-        waiting, self._waiting = self._waiting, []
-        for freed in waiting:
-            if not freed.done():
-                freed.set_result(None)
 
 
 def _decoded(unet: Unet, request: InferenceRequest) -> _Opened:

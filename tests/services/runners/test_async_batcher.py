@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any, cast
@@ -13,6 +14,7 @@ from ekiben.errors import BadImage, DeadlineExceeded, Overloaded, Unavailable
 from models.engine.batcher import Batcher, ModelQueue
 from models.engine.engine import Engine
 from models.engine.loaded_model import LoadedModel
+from services.concurrency.memory_budget import MemoryBudget
 from services.runners.async_batcher import AsyncBatcher
 from tests.models.engine.queues import Kitchen, Order
 from tests.waiting import async_eventually, eventually
@@ -204,3 +206,128 @@ def test_many_callers_of_whom_some_leave(bench: Bench) -> None:
 
     asyncio.run(main())
     assert len(bench.leases.released) == 61
+
+
+class SlowKitchen(Kitchen):
+    """Orders whose number is in ``held`` wait in their preparation, those in ``held_at_the_end`` when finished."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held: dict[int, threading.Event] = {}
+        self.held_at_the_end: dict[int, threading.Event] = {}
+        self.finished_in: dict[int, str] = {}
+
+    def prepare(self, payload: Order) -> tuple[Any, Any]:
+        if (held := self.held.get(payload.number)) is not None:
+            assert held.wait(20)
+        return super().prepare(payload)
+
+    def finish(self, output: Any, prepared: Any, payload: Order) -> Any:
+        self.finished_in[payload.number] = threading.current_thread().name
+        if (held := self.held_at_the_end.get(payload.number)) is not None:
+            assert held.wait(20)
+        return super().finish(output, prepared, payload)
+
+
+class SlowBench(Bench):
+    """A queue of batches up to eight, and memory for images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slow_kitchen = SlowKitchen()
+        self.slow_kitchen.gate.set()
+        self.queue = self.batcher.open_queue("slow", self.slow_kitchen, max_batch=8)
+        self.memory = MemoryBudget(1000)
+
+    async def request_slow(self, number: int, *, timeout_s: float = 20, trouble: str = "") -> tuple[Any, Any]:
+        deadline = time.monotonic() + timeout_s
+        async with self.memory.lease(100, deadline) as memory:
+            return await self.async_batcher.submit_slow(
+                self.queue, LOADED, Order(number, trouble=trouble), deadline, memory
+            )
+
+
+@pytest.fixture
+def slow_bench() -> Iterator[SlowBench]:
+    bench = SlowBench()
+    yield bench
+    for held in [*bench.slow_kitchen.held.values(), *bench.slow_kitchen.held_at_the_end.values()]:
+        held.set()
+    bench.kitchen.gate.set()
+    bench.async_batcher.close()
+    bench.batcher.close(5)
+
+
+def test_a_slow_image_is_answered_as_any_other(slow_bench: SlowBench) -> None:
+    async def main() -> None:
+        result, timing = await slow_bench.request_slow(21)
+        assert result == (42, "prepared 21")
+        assert timing.batch_size == 1
+        assert min(timing.queue_ms, timing.prepare_ms, timing.inference_ms, timing.finish_ms) > 0
+        assert slow_bench.leases.released == [LOADED]
+        assert slow_bench.memory.held == 0
+        assert slow_bench.slow_kitchen.finished_in[21].startswith("slow-image")
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("step", ["held", "held_at_the_end"])
+def test_nobody_waits_for_a_slow_image(slow_bench: SlowBench, step: str) -> None:
+    """Neither while it is decoded nor while its answer is made, with one thread for all."""
+    getattr(slow_bench.slow_kitchen, step)[1] = held = threading.Event()
+
+    async def main() -> None:
+        slow = asyncio.create_task(slow_bench.request_slow(1))
+        others = await asyncio.gather(*(slow_bench.request(number) for number in range(2, 30)))
+        assert [result[0] for result, _ in others] == [2 * number for number in range(2, 30)]
+        assert not slow.done()
+        held.set()
+        assert (await slow)[0][0] == 2
+
+    asyncio.run(main())
+
+
+def test_an_error_of_a_slow_image_is_its_own(slow_bench: SlowBench) -> None:
+    async def main() -> None:
+        for trouble, error in (("prepare", BadImage), ("finish", ZeroDivisionError)):
+            with pytest.raises(error):
+                await slow_bench.request_slow(1, trouble=trouble)
+        with pytest.raises(FloatingPointError):
+            await slow_bench.request_slow(-1)
+        await async_eventually(lambda: len(slow_bench.leases.released) == 3)
+        assert slow_bench.memory.held == 0
+
+    asyncio.run(main())
+
+
+def test_memory_is_held_while_a_slow_image_is_decoded_for_nobody(slow_bench: SlowBench) -> None:
+    slow_bench.slow_kitchen.held[1] = held = threading.Event()
+
+    async def main() -> None:
+        slow = asyncio.create_task(slow_bench.request_slow(1))
+        await asyncio.sleep(0.05)
+        slow.cancel()
+        await asyncio.gather(slow, return_exceptions=True)
+        assert slow_bench.memory.held == 100
+        assert slow_bench.leases.released == [LOADED]
+        held.set()
+        await async_eventually(lambda: slow_bench.memory.held == 0)
+        assert slow_bench.slow_kitchen.batches == []
+
+    asyncio.run(main())
+
+
+def test_a_slow_image_that_waits_for_a_thread_is_not_decoded_after_its_deadline(slow_bench: SlowBench) -> None:
+    slow_bench.slow_kitchen.held[1] = held = threading.Event()
+
+    async def main() -> None:
+        first = asyncio.create_task(slow_bench.request_slow(1))
+        await asyncio.sleep(0)
+        with pytest.raises(DeadlineExceeded):
+            await slow_bench.request_slow(2, timeout_s=0.05)
+        assert slow_bench.memory.held == 100
+        held.set()
+        await first
+        assert slow_bench.slow_kitchen.prepared == [1]
+
+    asyncio.run(main())

@@ -21,13 +21,11 @@ from ekiben.settings import Settings
 from models.engine.batch_size import BatchSizer
 from models.engine.loader import LoadedNetwork
 from models.inference_requests import PROBABILITY, RENDERS, InferenceRequest, InferenceResponse
-from models.limits import MAX_PIXELS
 from models.model_key import ModelKey
 from models.results import Timing
 from services.runners import unet
 from services.runners.local import LocalRunner
 from services.runners.progress import NO_PROGRESS, ProgressSink
-from services.runners.unet import Room
 from tests import toy_models
 from tests.waiting import async_eventually
 
@@ -88,12 +86,8 @@ class Served:
             assert await asyncio.to_thread(self.entered.acquire, True, 10)
 
     def nothing_is_held(self, key: ModelKey = TILED) -> bool:
-        room: Room = self.runner.unet._room
-        return (self.runner.engine._entries[key].users, room.free, self.runner.batcher.depth(key)) == (
-            0,
-            2 * MAX_PIXELS,
-            0,
-        )
+        users, held = self.runner.engine._entries[key].users, self.runner.memory.held
+        return (users, held, self.runner.batcher.depth(key)) == (0, 0, 0)
 
 
 def run(artifacts: Path, main: Callable[[Served], Awaitable[None]], **settings: Any) -> None:
@@ -319,22 +313,3 @@ def test_too_many_who_wait_are_refused_on_arrival(artifacts: Path) -> None:
         await async_eventually(served.nothing_is_held)
 
     run(artifacts, main)
-
-
-def test_room() -> None:
-    async def main() -> None:
-        room = Room(100)
-        await room.take(70)
-        waiting = [asyncio.create_task(room.take(pixels)) for pixels in (60, 30)]
-        await asyncio.sleep(0)
-        assert [task.done() for task in waiting] == [False, False] or room.free == 0
-        await asyncio.sleep(0)
-        assert (room.free, [task.done() for task in waiting]) == (0, [False, True])
-        waiting[0].cancel()
-        await asyncio.gather(waiting[0], return_exceptions=True)
-        room.give_back(30)
-        room.give_back(70)
-        assert room.free == 100
-        await asyncio.wait_for(room.take(100), 1)
-
-    asyncio.run(main())
