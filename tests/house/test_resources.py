@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from tests.pace import seconds_to_import
 from tests.serving import serving
 
 
@@ -18,12 +17,6 @@ def proportional_bytes(pid: int) -> int:
         if line.startswith("Pss:"):
             return int(line.split()[1]) * 1024
     raise AssertionError("no Pss line")
-
-
-def seconds_to_import(*modules: str) -> float:
-    began = time.monotonic()
-    subprocess.run([sys.executable, "-c", f"import {', '.join(modules)}"], check=True)
-    return time.monotonic() - began
 
 
 @pytest.mark.acceptance

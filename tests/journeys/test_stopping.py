@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from tests import toy_models
+from tests.pace import pace
 from tests.serving import TOPOLOGIES, first_in, serving
 
 PHOTO = toy_models.encoded(toy_models.noise(900, 700), "JPEG", quality=95)
@@ -38,7 +39,7 @@ def test_sigterm_answers_what_is_in_flight(toy_home: Path, topology: str) -> Non
             time.sleep(0.5)  # all are received, most still wait for a slot
             server.process.send_signal(signal.SIGTERM)
             assert [answer.result(60) for answer in answers] == [200] * count
-        assert server.process.wait(40) == 0
+        assert server.process.wait(40 * pace()) == 0
         with pytest.raises(httpx.TransportError):
             httpx.get(server.url + "/livez", timeout=2)
 
@@ -110,8 +111,8 @@ def test_nothing_is_left_on_the_port(toy_home: Path, number: signal.Signals) -> 
         below = [pid for pid in server.pids() if pid != server.process.pid]
         assert len(below) >= 4
         server.process.send_signal(number)
-        server.process.wait(40)
-        end = time.monotonic() + 20
+        server.process.wait(40 * pace())
+        end = time.monotonic() + 20 * pace()
         while any(Path(f"/proc/{pid}").exists() for pid in below) and time.monotonic() < end:
             time.sleep(0.1)
         assert [pid for pid in below if Path(f"/proc/{pid}").exists()] == []

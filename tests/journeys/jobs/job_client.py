@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import httpx
 import pytest
 
+from tests.pace import pace
 from tests.serving import TOPOLOGIES
 
 T = TypeVar("T")
@@ -76,7 +77,8 @@ def refusal(answer: httpx.Response, status: int) -> tuple[str, str]:
 
 
 def eventually(look: Callable[[], T | None], what: str, seconds: float = 30.0, every_s: float = 0.05) -> T:
-    """The first of what ``look`` gives that is true."""
+    """The first of what ``look`` gives that is true, within ``seconds`` of a machine that is as fast as most."""
+    seconds *= pace()
     end = time.monotonic() + seconds
     while not (found := look()):
         assert time.monotonic() < end, f"not within {seconds:g} s: {what}"
