@@ -37,6 +37,7 @@ def read_file(path: Path, layout: str) -> dict[str, Any]:
         raise Refused("it is not an ONNX model: it has no graph with nodes")
     opset = _check_opsets(model)
     _check_tensors(model)
+    _state_unknown_shapes(model.graph)
     try:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:
@@ -55,6 +56,25 @@ def read_file(path: Path, layout: str) -> dict[str, Any]:
         "opset": opset,
         "precision": _precision(model),
     }
+
+
+def _state_unknown_shapes(graph: Any) -> None:
+    """Give inputs and outputs that have no shape, or no type, those of four unknown dimensions: the checker wants some.
+
+    Exporters leave them out, and ONNX Runtime infers them. A lone input of unknown rank is taken for the image; what an
+    output is, the trial runs say. The file itself stays as it is.
+    """
+    from onnx import TensorProto
+
+    for value in (*graph.input, *graph.output):
+        if value.type.WhichOneof("value") not in (None, "tensor_type"):
+            continue
+        tensor = value.type.tensor_type
+        if tensor.elem_type == TensorProto.UNDEFINED:
+            tensor.elem_type = TensorProto.FLOAT
+        if not tensor.HasField("shape"):
+            for _ in range(4):
+                tensor.shape.dim.add()
 
 
 def _graphs(model: Any) -> Iterator[Any]:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from ekiben.errors import BadInput, BadModelFile, Conflict
 from models.artifact import read_manifest, verify, voc_palette
+from models.engine.loader import load_artifact
+from models.engine.session_options import SessionOptions
+from models.model_key import ModelKey
 from models.onnx_import import check_process
 from models.onnx_import.artifact_builder import build_artifact, read_graph, whole_folder
 from models.onnx_import.checks import Refused, read_file
 from models.onnx_import.options import read_labels
+from tests import toy_models
 from tests.models.onnx_import.onnx_files import classifier, image, options, save, scores, segmenter
 
 VOC_NAMES = (
@@ -216,3 +222,46 @@ def test_an_upload_is_called_what_the_person_calls_it(tmp_path: Path) -> None:
     file.write_bytes(b"")
     with pytest.raises(BadModelFile, match=r"^mine\.onnx is empty$"):
         build_artifact(file, tmp_path / "none", options(), file_name="mine.onnx")
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        onnx.ValueInfoProto(name="scores"),
+        helper.make_tensor_value_info("scores", TensorProto.FLOAT, None),
+        helper.make_tensor_value_info("scores", TensorProto.FLOAT, [None] * 4),
+        helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["", "unk__1", "a b", "?"]),
+        helper.make_tensor_value_info("scores", TensorProto.FLOAT, [-1, -1, 0, 0]),
+        helper.make_tensor_value_info("scores", TensorProto.FLOAT, []),
+        helper.make_tensor_value_info("scores", TensorProto.FLOAT, [1, 4, 10, 10]),
+    ],
+    ids=["no type", "no shape", "no dimensions", "odd names", "not positive", "scalar", "wrong"],
+)
+def test_what_a_file_says_of_its_output_does_not_matter(tmp_path: Path, output: Any) -> None:
+    """The trial run tells what the output is; and the imported file answers."""
+    weight = numpy_helper.from_array(np.eye(4, 3, -1, np.float32)[:, :, None, None], "w")
+    bias = numpy_helper.from_array(np.array([0.5, 0, 0, 0], np.float32), "b")
+    nodes = [helper.make_node("Conv", ["input", "w", "b"], ["scores"])]
+    file = save(tmp_path / "model.onnx", nodes, [image("n", 3, "h", "w")], [output], initializer=[weight, bias])
+    made = build_artifact(file, tmp_path / "made", options("segment", toy_models.AREAS, size="32"))
+    assert (made.only_output.layout, made.input.batch, made.input.height) == ("NCHW", None, 32)
+    loaded = load_artifact(ModelKey("local", "m", 1), tmp_path / "made", SessionOptions(device="cpu", threads=1))
+    green = np.zeros((2, 3, 32, 32), np.float32)
+    green[:, 1] = 1
+    assert (loaded.run(green).argmax(1) == toy_models.AREAS.index("green")).all()
+
+
+@pytest.mark.parametrize(
+    "given", [onnx.ValueInfoProto(name="input"), helper.make_tensor_value_info("input", TensorProto.FLOAT, None)]
+)
+def test_an_input_without_shape_is_the_image(tmp_path: Path, given: Any) -> None:
+    file = segmenter(tmp_path / "model.onnx", 3)
+    model = onnx.load(file)
+    model.graph.input[0].CopyFrom(given)
+    file.write_bytes(model.SerializeToString())
+    if given.HasField("type"):
+        made = build_artifact(file, tmp_path / "made", options("segment", size="16"))
+        assert (made.input.batch, made.input.height, made.input.width) == (None, 16, 16)
+    else:  # ONNX Runtime needs the type of what it is given
+        with pytest.raises(BadModelFile, match="ONNX Runtime cannot open it"):
+            build_artifact(file, tmp_path / "made", options("segment", size="16"))
