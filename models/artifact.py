@@ -126,6 +126,18 @@ class Agreement(_Frozen):
     inputs: str = Field(description="The images and prompts.")
 
 
+class Trial(_Frozen):
+    """The most that a trial run of an imported graph took for one image of this size, in pixels, on one thread.
+
+    Its limits of time and memory when it is served come from these (models/engine/graph_limits.py).
+    """
+
+    seconds: float
+    memory_bytes: int
+    height: int
+    width: int
+
+
 class Weights(_Frozen):
     """Where the weights come from. Every listing of a model shows the kind ``random``."""
 
@@ -157,6 +169,7 @@ class Manifest(_Frozen):
     opset: int
     parity: Parity | None = None
     agreement: Agreement | None = None
+    trial: Trial | None = Field(default=None, description="Of an imported graph; not part of the digest.")
     files: dict[str, FileInfo] = Field(default_factory=dict)
     metrics: dict[str, Any] = Field(default_factory=dict)
 
@@ -190,11 +203,11 @@ class Manifest(_Frozen):
 
     @property
     def digest(self) -> str:
-        """SHA-256, in hexadecimal, over the names and checksums of the files and the manifest without its metrics."""
+        """SHA-256, in hexadecimal, over names and checksums of the files, and the manifest without measurements."""
         text = "\n".join(f"{name} {info.sha256}" for name, info in sorted(self.files.items()))
         # A field that came later is left out where it says nothing: the digest of an older artifact stays.
         later = {"value_range"} if self.preprocess.value_range is None else set()
-        left_out: dict[str, Any] = {"files": True, "metrics": True, "preprocess": later}
+        left_out: dict[str, Any] = {"files": True, "metrics": True, "trial": True, "preprocess": later}
         return hashlib.sha256((text + "\n" + self.model_dump_json(exclude=left_out)).encode()).hexdigest()
 
 

@@ -18,6 +18,7 @@ from models.artifact import (
     Layout,
     Manifest,
     Preprocess,
+    Trial,
     Weights,
     sha256_of,
     voc_palette,
@@ -70,7 +71,13 @@ def build_artifact(
             raise BadModelFile(f"{name} cannot be read: {error.strerror}") from None
         # The copy is read, which nothing can change between the check and its use.
         try:
-            info = read_graph(copy, layout=options.layout, size=_trial_size(options), limits=limits)
+            info = read_graph(
+                copy,
+                layout=options.layout,
+                size=_trial_size(options),
+                pixel_range=_pixel_range(options),
+                limits=limits,
+            )
         except BadInput as error:
             raise type(error)(error.message.replace(ONNX, name, 1)) from None
         manifest = _manifest(info, options, Weights(kind="imported", detail=name, sha256=sha256_of(copy)))
@@ -82,6 +89,12 @@ def _trial_size(options: ImportOptions) -> tuple[int, int] | None:
         # Not a square, so that a network that takes only multiples of 32 fails the trial run.
         return options.shorter_side, options.shorter_side * 4 // 3
     return options.size
+
+
+def _pixel_range(options: ImportOptions) -> tuple[float, float]:
+    """The lowest and the highest value that a channel of a black and of a white pixel has after normalisation."""
+    channels = list(zip(options.mean, options.std, strict=True))
+    return min(-mean / std for mean, std in channels), max((1 - mean) / std for mean, std in channels)
 
 
 def _manifest(info: GraphInfo, options: ImportOptions, weights: Weights) -> Manifest:
@@ -121,6 +134,12 @@ def _manifest(info: GraphInfo, options: ImportOptions, weights: Weights) -> Mani
         source=options.source,
         precision=info.precision,
         opset=info.opset,
+        trial=Trial(
+            seconds=info.cost.seconds,
+            memory_bytes=info.cost.memory_bytes,
+            height=info.trial_height,
+            width=info.trial_width,
+        ),
     )
 
 

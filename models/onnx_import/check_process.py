@@ -1,4 +1,4 @@
-"""The child process that reads and runs one ONNX file under limits, and prints its facts as JSON.
+"""The child process that reads and tries one ONNX file under limits, and prints its facts as JSON.
 
 Run by ``models.onnx_import.graph_metadata``; a hostile file can exhaust or crash this process and nothing else.
 """
@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from models.onnx_import.checks import Refused, first_line, read_file
+from models.onnx_import.checks import Refused, read_file
+from models.onnx_import.trial_runs import MANY, TrialRuns, end_process, failure
 
 DEFAULT_SIDE = 256  # pixels of a trial run, where neither the file nor the options give a size
 
@@ -42,18 +43,27 @@ def _open(path: Path) -> Any:
     try:
         return ort.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's own exception types share no base but Exception
-        raise _failure("ONNX Runtime cannot open it", error) from None
+        raise failure("ONNX Runtime cannot open it", error) from None
 
 
-def try_out(path: Path, info: dict[str, Any], size: tuple[int, int] | None) -> dict[str, Any]:
-    """Facts of the outputs, from a run on one black image and, where the batch is dynamic, on two.
+def try_out(
+    path: Path,
+    info: dict[str, Any],
+    size: tuple[int, int] | None,
+    pixel_range: tuple[float, float] = (0.0, 1.0),
+    cpu_s: float = 150.0,
+) -> dict[str, Any]:
+    """Facts of the outputs from a run on one black image; facts of its costs from runs on other images and batches.
 
-    ``info``: from ``read_file``; ``size``: height and width for a graph that fixes neither. Refused where a run fails.
+    ``info``: from ``read_file``; ``size``: height and width for a graph that fixes neither; ``pixel_range``: the
+    input's values of a black and a white pixel. Refused where a run fails, or takes more than TrialRuns lets it.
     """
     session = _open(path)
     height, width = size or (DEFAULT_SIDE, DEFAULT_SIDE)
-    shape = [info["batch"] or 1, 3, info["height"] or height, info["width"] or width]
-    first = _run(session, info, shape)
+    batch = info["batch"] or 1
+    shape = [batch, 3, info["height"] or height, info["width"] or width]
+    runs = TrialRuns(session, info, shape, end_process(_refused), cpu_s)
+    first = runs.black(batch)
     outputs = [
         {
             "name": output.name,
@@ -64,33 +74,18 @@ def try_out(path: Path, info: dict[str, Any], size: tuple[int, int] | None) -> d
         }
         for output, value in zip(session.get_outputs(), first, strict=True)
     ]
+    runs.bright(*((0, 255) if info["dtype"] == "uint8" else pixel_range))
+    cost = {"seconds": round(runs.seconds, 4), "memory_bytes": runs.memory_bytes}
     if info["batch"] is None:
         # Exporters often leave the batch dynamic and fix a 1 in a Reshape: then the model takes one image at a time.
+        counts = (2, MANY) if runs.many() else (2,)
         try:
-            second = _run(session, info, [2, *shape[1:]])
+            batches = [(count, runs.black(count)) for count in counts]
         except (Refused, MemoryError):
-            second = []
-        for output, value in zip(outputs, second, strict=False):
-            output["batched"] = np.shape(value)[:1] == (2,)
-    return {"trial_height": shape[2], "trial_width": shape[3], "outputs": outputs}
-
-
-def _run(session: Any, info: dict[str, Any], shape: list[int]) -> list[Any]:
-    pixels = np.zeros(shape, info["dtype"])
-    if info["layout"] == "NHWC":
-        pixels = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
-    try:
-        return list(session.run(None, {info["input_name"]: pixels}))
-    except Exception as error:  # as above
-        raise _failure(f"a trial run on zeros of shape {list(pixels.shape)} fails", error) from None
-
-
-def _failure(what: str, error: Exception) -> Exception:
-    """Refused, or MemoryError where the message of ONNX Runtime says so."""
-    text = str(error)
-    if isinstance(error, MemoryError) or "bad_alloc" in text or "Failed to allocate memory" in text:
-        return MemoryError()
-    return Refused(f"{what}: {first_line(error)}")
+            batches = []
+        for number, output in enumerate(outputs):
+            output["batched"] = bool(batches) and all(np.shape(run[number])[:1] == (count,) for count, run in batches)
+    return {"trial_height": shape[2], "trial_width": shape[3], "outputs": outputs, "cost": cost}
 
 
 def _range(value: Any) -> dict[str, Any]:
@@ -103,21 +98,25 @@ def _range(value: Any) -> dict[str, Any]:
 def main(arguments: list[str]) -> int:
     """Print the report as JSON; the exit status is 0. A height of 0 means that no size is given.
 
-    ``arguments``: PATH LAYOUT HEIGHT WIDTH MEMORY_BYTES CPU_S.
+    ``arguments``: PATH LAYOUT HEIGHT WIDTH LOW HIGH MEMORY_BYTES CPU_S.
     """
-    path, layout, height, width, memory_bytes, cpu_s = arguments
+    path, layout, height, width, low, high, memory_bytes, cpu_s = arguments
     limit(int(memory_bytes), int(cpu_s))
     size = (int(height), int(width)) if int(height) else None
-    report: dict[str, Any]
     try:
         info = read_file(Path(path), layout)
-        report = {"facts": info | try_out(Path(path), info, size)}
+        report = json.dumps({"facts": info | try_out(Path(path), info, size, (float(low), float(high)), float(cpu_s))})
     except Refused as error:
-        report = {"refused": str(error)}
-    except MemoryError:
-        report = {"refused": f"reading or running it needs more than {int(memory_bytes) >> 20} MB of memory"}
-    sys.stdout.write(json.dumps(report))
+        report = _refused(str(error))
+    except MemoryError as error:
+        what = str(error).removesuffix(" fails") or "reading or running it"
+        report = _refused(f"{what} needs more than {int(memory_bytes) >> 20} MB of memory")
+    sys.stdout.write(report)
     return 0
+
+
+def _refused(reason: str) -> str:
+    return json.dumps({"refused": reason})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Facts of an ONNX file, found by a child process with limits that reads it and runs it once."""
+"""Facts of an ONNX file, found by a child process with limits that reads it and tries it."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Limits:
     """What the child process may use. Its address space: ``memory_bytes`` and four times the file."""
 
     memory_bytes: int = 4 << 30
-    cpu_s: int = 60
-    wall_s: float = 120.0
+    cpu_s: int = 150
+    wall_s: float = 300.0
 
 
 DEFAULT_LIMITS = Limits()
@@ -39,7 +39,7 @@ class _Frozen(BaseModel):
 class OutputInfo(_Frozen):
     """One output of a trial run on zeros.
 
-    ``batched``: a second run, on two images, gave two rows. ``low``, ``high`` and ``mean`` are None unless all values
+    ``batched``: runs on several images gave as many rows. ``low``, ``high`` and ``mean`` are None unless all values
     are finite floats.
     """
 
@@ -50,6 +50,13 @@ class OutputInfo(_Frozen):
     low: float | None
     high: float | None
     mean: float | None
+
+
+class CostInfo(_Frozen):
+    """The most that trial runs took for one image: processor seconds on one thread, and bytes of memory."""
+
+    seconds: float
+    memory_bytes: int
 
 
 class GraphInfo(_Frozen):
@@ -66,14 +73,21 @@ class GraphInfo(_Frozen):
     opset: int
     precision: Literal["float32", "float16", "int8", "bfloat16"]
     outputs: tuple[OutputInfo, ...]
+    cost: CostInfo
 
 
 def read_graph(
-    path: Path, *, layout: Layout = "NCHW", size: tuple[int, int] | None = None, limits: Limits = DEFAULT_LIMITS
+    path: Path,
+    *,
+    layout: Layout = "NCHW",
+    size: tuple[int, int] | None = None,
+    pixel_range: tuple[float, float] = (0.0, 1.0),
+    limits: Limits = DEFAULT_LIMITS,
 ) -> GraphInfo:
-    """The facts of an ONNX file, which is read and run on zeros in a child process.
+    """The facts of an ONNX file, which is read and tried in a child process.
 
-    ``size``: height and width of the run for a graph of dynamic size. BadModelFile, with the reason, where the file
+    ``size``: height and width of the runs for a graph of dynamic size; ``pixel_range``: the input's values of a black
+    and a white pixel, where the graph takes floats. BadModelFile, with the reason, where the file
     cannot be used; TooLarge above MAX_FILE_BYTES.
     """
     try:
@@ -86,7 +100,8 @@ def read_graph(
         raise TooLarge(f"{path.name} has {file_bytes >> 20} MB; {MAX_FILE_BYTES >> 20} MB are read")
     height, width = size or (0, 0)
     memory_bytes = limits.memory_bytes + 4 * file_bytes
-    arguments = [str(path.absolute()), layout, str(height), str(width), str(memory_bytes), str(limits.cpu_s)]
+    trial = (height, width, *pixel_range, memory_bytes, limits.cpu_s)
+    arguments = [str(path.absolute()), layout, *map(str, trial)]
     report = _run_child(path.name, arguments, limits)
     if "refused" in report:
         raise BadModelFile(f"{path.name}: {report['refused']}")
@@ -119,7 +134,7 @@ def _run_child(name: str, arguments: list[str], limits: Limits) -> dict[str, Any
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            raise BadModelFile(f"{name}: reading and running it once takes more than {limits.wall_s:g} s") from None
+            raise BadModelFile(f"{name}: reading and trying it takes more than {limits.wall_s:g} s") from None
         output.seek(0)
         try:
             report = json.loads(output.read())
@@ -128,6 +143,6 @@ def _run_child(name: str, arguments: list[str], limits: Limits) -> dict[str, Any
     if done.returncode == 0 and isinstance(report, dict):
         return report
     if done.returncode == -signal.SIGXCPU:
-        raise BadModelFile(f"{name}: reading and running it once takes more than {limits.cpu_s} s of processor time")
+        raise BadModelFile(f"{name}: reading and trying it takes more than {limits.cpu_s} s of processor time")
     how = signal.Signals(-done.returncode).name if done.returncode < 0 else f"exit code {done.returncode}"
     raise BadModelFile(f"{name}: the process that read it ended with {how}; it may need too much memory, or be damaged")
