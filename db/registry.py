@@ -163,15 +163,20 @@ class Registry:
             return model
 
     def activate(self, name: str, version: int, owner: str = "local") -> ModelVersion:
-        """Make a version the active one of its name; gives the version. NotFound."""
+        """Make a version the active one of its name, and let it run if it was disabled; gives the version. NotFound."""
         with self._changing() as session:
             chosen = version_of(session, owner, name, version)
             active = active_of(session, owner, name)
             if active is not None and active.version != version:
                 active.active = False
                 session.flush()
-            chosen.active = True
+            chosen.active, chosen.disabled_reason = True, None
             return chosen
+
+    def disable(self, name: str, version: int, reason: str, owner: str = "local") -> None:
+        """Let no process run a version any more, which stays active if it is. NotFound."""
+        with self._changing() as session:
+            version_of(session, owner, name, version).disabled_reason = reason
 
     def delete_version(self, name: str, version: int, owner: str = "local") -> str:
         """Remove a version; gives the key prefix of its blobs, to be deleted. Its number is not used again.

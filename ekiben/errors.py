@@ -16,6 +16,7 @@
      `-- Temporary           the same request may succeed later
           |-- Overloaded     the queue is full; carries retry_after_s
           |-- Unavailable    database, store or model is unavailable now
+          |    `-- ModelDisabled   a version exceeded a limit of time or memory, and is not run any more
           |-- DeadlineExceeded   the deadline of the request passed
           `-- CallerLeft     the client has disconnected
 
@@ -120,6 +121,12 @@ class Unavailable(Temporary):
     code = "unavailable"
 
 
+class ModelDisabled(Unavailable):
+    """A model version exceeded a limit of time or memory; it is not run until it is activated anew."""
+
+    code = "model_disabled"
+
+
 class DeadlineExceeded(Temporary):
     """The deadline of the request passed."""
 
@@ -149,6 +156,7 @@ REFUSALS: dict[str, type[Refusal]] = {
         Temporary,
         Overloaded,
         Unavailable,
+        ModelDisabled,
         DeadlineExceeded,
         CallerLeft,
     )

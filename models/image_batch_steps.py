@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ekiben.errors import BadInput
+from ekiben.errors import BadInput, Refusal
 from models.engine.cancellation import RunCancellation
 from models.engine.loader import LoadedNetwork
 from models.images import DecodedImage, open_image
@@ -54,6 +54,8 @@ class ImageBatchSteps:
             tensor, image = prepared[0]
             try:
                 return self._loaded.run(tensor[None], cancellation)
+            except Refusal:
+                raise
             except Exception as error:  # the runtimes' own exceptions share no base
                 graph = self._loaded.manifest.input
                 if image is not None or (graph.height is not None and graph.width is not None):

@@ -16,7 +16,7 @@ import urllib.request
 from types import FrameType
 
 from ekiben.settings import Settings
-from services.processes.worker_supervisor import STOP_S
+from services.processes.shutdown import FORCE_S, STOP_S
 
 GATEWAY, RUNNER = "services.gateway:Gateway", "services.runner_service:Runner"
 _READY_S = 120.0
@@ -55,10 +55,10 @@ def main() -> int:
     finally:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
-        # The gateway first: its requests in flight still need the runner. It gets the deadline of a request, or the
-        # time its workers have, and 10 s more.
-        for process in reversed(processes):
-            _stop(process, max(settings.timeout_s, STOP_S) + 10)
+        # The gateway first: its requests in flight still need the runner, which has little to do then.
+        begun = time.monotonic()
+        for process, end_s in zip(reversed(processes), (FORCE_S + 1, STOP_S - 1), strict=False):
+            _stop(process, max(0.1, begun + end_s - time.monotonic()))
 
 
 def _serve_until_one_ends(settings: Settings, processes: list[subprocess.Popen[bytes]]) -> int:
@@ -111,7 +111,8 @@ def _stop(process: subprocess.Popen[bytes], seconds: float) -> None:
         try:
             process.wait(seconds)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def _wait_ready(url: str, process: subprocess.Popen[bytes]) -> bool:

@@ -75,15 +75,17 @@ class Gateway:
         from services.bento.model_store import bundled_folder
         from services.processes.loop_watchdog import LoopWatchdog
         from services.processes.open_files import OpenFilesWatch, raise_open_files, warn_of_low_limit
-        from services.processes.shutdown import on_shutdown_signal
+        from services.processes.shutdown import IN_FLIGHT_S, end_after_signal, on_shutdown_signal
         from services.processes.worker_supervisor import WorkerSupervisor
         from services.rest.app import APP
 
+        end_after_signal()
         warn_of_low_limit(raise_open_files(), GuardedProtocol.limits.max_connections)
         bento = Gateway.bento  # type: ignore[attr-defined]
         self.app_state = await AppState.start(SETTINGS, bundled_folder(bento))
         APP.state.app_state = self.app_state
         on_shutdown_signal(self.app_state.jobs.stopping.set)
+        on_shutdown_signal(lambda: self.app_state.inference.pipeline.until_stop.end_within(IN_FLIGHT_S))
         if SETTINGS.grpc_port:
             from services.rpc.server import GrpcServer
 

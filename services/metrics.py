@@ -46,6 +46,12 @@ registry_cache = Counter(
     ["outcome"],
 )
 
+models_disabled = Counter(
+    "ekiben_models_disabled_total",
+    "Versions that this process disabled, by the limit that a run has exceeded: time or memory.",
+    ["model", "version", "limit"],
+)
+
 model_requests = Counter(
     "ekiben_model_requests_total",
     "Images that a model was asked to process, over any protocol.",

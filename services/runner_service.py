@@ -34,6 +34,7 @@ from services.model_registry.reconciler import ModelReconciler
 from services.open_inference import tensors
 from services.processes.loop_watchdog import LoopWatchdog
 from services.processes.open_files import OpenFilesWatch
+from services.processes.shutdown import end_after_signal
 from services.rest.disconnect import cancel_on_disconnect
 from services.rest.uploads.image_upload import FORM_OVERHEAD
 from services.rest.uploads.request_body import read_body
@@ -148,6 +149,11 @@ async def _load(request: Request, runner: LocalRunner) -> bytes:
     return b"true"
 
 
+async def _enable(request: Request, runner: LocalRunner) -> bytes:
+    await runner.enable(decode_key(await request.body()))
+    return b"true"
+
+
 async def _unload(request: Request, runner: LocalRunner) -> bytes:
     return orjson.dumps(await runner.unload(decode_key(await request.body())))
 
@@ -175,6 +181,7 @@ APP = Starlette(
         Route("/masks", _refusing(_masks), methods=["POST"]),
         Route("/auto_masks", _auto_masks_with_updates, methods=["POST"]),
         Route("/load", _refusing(_load), methods=["POST"]),
+        Route("/enable", _refusing(_enable), methods=["POST"]),
         Route("/unload", _refusing(_unload), methods=["POST"]),
         Route("/states", _refusing(_states), methods=["POST"]),
         Route("/counters", _refusing(_counters), methods=["POST"]),
@@ -207,6 +214,7 @@ class Runner:
     @bentoml.on_startup
     async def open(self) -> None:
         """Connect, start the runner and the reconciler. BentoML calls it when the process starts."""
+        end_after_signal()
         await asyncio.to_thread(ensure_newest, SETTINGS.resolved_database_url)
         self.database = connect(SETTINGS.resolved_database_url)
         store = await asyncio.to_thread(

@@ -37,6 +37,7 @@ from services.jobs.maintenance import Maintenance
 from services.jobs.workspace import JobWorkspace
 from services.processes.loop_watchdog import LoopWatchdog
 from services.processes.open_files import OpenFilesWatch
+from services.processes.shutdown import end_within
 from services.trainings import job
 from services.trainings.job import TrainingHandler
 
@@ -140,6 +141,7 @@ async def _work(settings: Settings, worker_id: str, *, with_parent: bool) -> int
     try:
         await _until(ended, app_state, executor)
     finally:
+        end_within()
         begun = time.monotonic()
         watchdog.stop()
         await executor.stop(FINISH_S)

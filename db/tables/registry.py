@@ -60,6 +60,7 @@ class ModelVersion(Owned, table=True):
     active: bool = False
     metrics: dict[str, Any] = Field(default_factory=dict, sa_type=JSON)
     lineage: dict[str, Any] = Field(default_factory=dict, sa_type=JSON)
+    disabled_reason: str | None = Field(default=None, description="Which limit it exceeded; activating it clears it.")
 
 
 class ModelReplica(Row, table=True):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
-from ekiben.errors import CallerLeft, DeadlineExceeded, Refusal
+from ekiben.errors import CallerLeft, DeadlineExceeded, ModelDisabled, Refusal
 from models.engine.cancellation import RunCancellation
 from models.results import Timing
 
@@ -129,8 +129,9 @@ def _run_group(
         if all(item.abandoned for item, _ in group):
             for item, _ in group:
                 refuse_dead(item)
-        elif len(group) == 1:
-            _answer(group[0][0], None, None, error)
+        elif len(group) == 1 or isinstance(error, ModelDisabled):
+            for item, _ in group:
+                _answer(item, None, None, error)
         else:  # run each alone: only the item that causes the error fails
             for member in group:
                 _run_group(work, [member], started, cancellation)

@@ -58,6 +58,8 @@ class Batcher:
         self._turn: deque[ModelQueue[Any, Any]] = deque()
         self._changed = threading.Condition()
         self._closed = False
+        self._relieved: set[int] = set()
+        self._spares = 0
         self._threads = [threading.Thread(target=self._serve, name=f"batcher-{n}", daemon=True) for n in range(threads)]
         for thread in self._threads:
             thread.start()
@@ -114,13 +116,29 @@ class Batcher:
         queue = self._queues.get(key)
         return queue.sizer.size if queue else 1
 
+    def relieve(self, thread_id: int) -> None:
+        """Let a new thread take the place of one whose run takes long; that one ends after its run."""
+        with self._changed:
+            thread = next((one for one in self._threads if one.ident == thread_id), None)
+            if thread is None or self._closed:
+                return
+            self._relieved.add(thread_id)
+            self._threads.remove(thread)
+            self._spares += 1
+            spare = threading.Thread(target=self._serve, name=f"batcher-spare-{self._spares}", daemon=True)
+            self._threads.append(spare)
+            spare.start()
+
     def close(self, timeout_s: float = 20.0) -> None:
-        """Refuse new items, serve those that wait, then stop the threads. Returns after ``timeout_s`` at the latest."""
+        """Refuse new items, serve those that wait, then stop the threads. Returns after ``timeout_s`` at the latest.
+
+        Does not wait for threads that were relieved.
+        """
         with self._changed:
             self._closed = True
             self._changed.notify_all()
         end = time.monotonic() + timeout_s
-        for thread in self._threads:
+        for thread in list(self._threads):
             thread.join(max(0.0, end - time.monotonic()))
 
     def _serve(self) -> None:
@@ -146,6 +164,8 @@ class Batcher:
                 queue.running -= 1
                 if items and prepared == len(items):
                     queue.sizer.observe(len(items), took)
+                relieved = threading.get_ident() in self._relieved
+                self._relieved.discard(threading.get_ident())
                 if queue.items:
                     self._changed.notify()
             if items and prepared and self._observe is not None:
@@ -153,6 +173,8 @@ class Batcher:
                     self._observe(queue.key, prepared, took)
                 except Exception:
                     log.exception("a run could not be observed")
+            if relieved:
+                return
 
     def _take(self) -> tuple[ModelQueue[Any, Any], list[Item[Any, Any]], list[Item[Any, Any]]] | None:
         """The next queue in turn below its max_concurrency, the items to run, and those that are left or too late."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
+
+from models.engine.graph_limits import GraphGuard
 
 
 class RunCancellation:
@@ -45,17 +47,26 @@ class RunCancellation:
 
 
 def run_session(
-    session: Any, outputs: list[str], feeds: dict[str, Any], cancellation: RunCancellation | None = None
+    session: Any,
+    outputs: list[str],
+    feeds: dict[str, Any],
+    cancellation: RunCancellation | None = None,
+    guard: GraphGuard | None = None,
 ) -> list[Any]:
-    """The ``outputs`` of ``session.run`` of ONNX Runtime, in order. ``cancellation`` stops it between two nodes.
+    """The ``outputs`` of ``session.run`` of ONNX Runtime, in order. ``cancellation`` stops it between two nodes, also
+    those of a Loop, Scan or If; so does ``guard``, which is for a graph of one input.
 
-    A cancelled run raises ONNX Runtime's own error.
+    A cancelled run raises ONNX Runtime's own error; for one over a limit see ``GraphGuard.running``.
     """
-    if cancellation is None:
+    if cancellation is None and guard is None:
         return list(session.run(outputs, feeds))
     import onnxruntime as ort
 
     options = ort.RunOptions()
     options.log_severity_level = 4  # ONNX Runtime would log a cancelled run as an error
-    with cancellation.applied_to(options):
+    with ExitStack() as stack:
+        if guard is not None:
+            stack.enter_context(guard.running(next(iter(feeds.values())), options))
+        if cancellation is not None:
+            stack.enter_context(cancellation.applied_to(options))
         return list(session.run(outputs, feeds, options))

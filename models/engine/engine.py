@@ -7,48 +7,20 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Generic, Literal, TypeVar
+from typing import Generic, TypeVar
 
-from ekiben.errors import Refusal, Unavailable
+from ekiben.errors import ModelDisabled, Refusal, Unavailable
+from models.engine.load_gate import LoadGate
 from models.engine.loaded_model import LoadedModel
 from models.engine.memory import reclaim_memory
+from models.engine.model_state import EngineEntry, ModelState, State
 from models.model_key import ModelKey
 
 log = logging.getLogger(__name__)
 
 __all__ = ["Engine", "ModelKey", "ModelState", "State"]
 
-State = Literal["unloaded", "loading", "ready", "failed"]
-
-
 M = TypeVar("M", bound=LoadedModel)
-
-
-@dataclass(frozen=True, slots=True)
-class ModelState:
-    """State of one model version in this process. ``memory_bytes`` is 0 unless it is loaded; ``loads`` counts loads."""
-
-    key: ModelKey
-    state: State
-    reason: str = ""
-    memory_bytes: int = 0
-    pinned: bool = False
-    loads: int = 0
-
-
-@dataclass(slots=True, eq=False)
-class _Entry(Generic[M]):
-    key: ModelKey
-    state: State = "unloaded"
-    reason: str = ""
-    loaded: M | None = None
-    pinned: bool = False
-    users: int = 0
-    loads: int = 0
-    last_used: float = 0.0
-    failed_at: float = 0.0
-    settled: threading.Event = field(default_factory=threading.Event)
 
 
 class Engine(Generic[M]):
@@ -72,9 +44,10 @@ class Engine(Generic[M]):
         self._open = open_model
         self._estimate = estimate
         self._on_close = on_close
-        self._entries: dict[ModelKey, _Entry[M]] = {}
+        self._entries: dict[ModelKey, EngineEntry[M]] = {}
         self._lock = threading.RLock()
-        self._loading = threading.Lock()  # one load at a time: its memory is measured, and peaks do not add up
+        self._disabled: dict[ModelKey, str] = {}
+        self._gate = LoadGate()
 
     @property
     def used_bytes(self) -> int:
@@ -139,10 +112,12 @@ class Engine(Generic[M]):
         """Make a model ready; waits if another thread is loading it. With ``pin`` it is not evicted until ``unpin``.
 
         Raises the refusal that the load ended in: BadModelFile, or Unavailable where the memory budget is too small or
-        a load failed in the last RETRY_FAILED_S.
+        a load failed in the last RETRY_FAILED_S; ModelDisabled after ``disable``.
         """
         with self._lock:
-            entry = self._entries.setdefault(key, _Entry(key))
+            if reason := self._disabled.get(key):
+                raise ModelDisabled(f"{key} is disabled: {reason}")
+            entry = self._entries.setdefault(key, EngineEntry(key))
             entry.pinned = entry.pinned or pin
             if entry.state == "ready":
                 return
@@ -151,12 +126,14 @@ class Engine(Generic[M]):
             mine = entry.state != "loading"
             if mine:
                 entry.state = "loading"
-                entry.settled.clear()
+                entry.settled = threading.Event()  # a new one: that of a load that was given up stays set
         if mine:
             self._load(entry)
         else:
             entry.settled.wait()
             with self._lock:
+                if reason := self._disabled.get(key):
+                    raise ModelDisabled(f"{key} is disabled: {reason}")
                 if entry.state == "failed":
                     raise Unavailable(
                         f"{key} could not be loaded: {entry.reason}", retry_after_s=int(self.RETRY_FAILED_S)
@@ -191,6 +168,31 @@ class Engine(Generic[M]):
             if entry := self._entries.get(key):
                 entry.pinned = False
 
+    def disable(self, key: ModelKey, reason: str) -> None:
+        """Take a model out of memory and refuse to load it, until ``enable``. Does not wait for runs or a load."""
+        with self._lock:
+            self._disabled[key] = reason
+            entry = self._entries.setdefault(key, EngineEntry(key))
+            idle = self._detach(entry)
+            entry.pinned, entry.state, entry.reason = False, "failed", reason
+            entry.settled.set()
+        if idle is not None:
+            self._close(idle)
+
+    def is_disabled(self, key: ModelKey) -> bool:
+        """Whether ``disable`` holds."""
+        return key in self._disabled
+
+    def enable(self, key: ModelKey) -> None:
+        """Let a model be loaded again that was disabled."""
+        with self._lock:
+            if self._disabled.pop(key, None) is not None and (entry := self._entries.get(key)):
+                entry.state, entry.reason = "unloaded", ""
+
+    def pass_on(self, thread_id: int) -> None:
+        """Let other models be loaded while this thread still loads one."""
+        self._gate.pass_on(thread_id)
+
     def forget(self, key: ModelKey) -> None:
         """Unload a model whose version was deleted, and do not list it any more."""
         self.unload(key)
@@ -198,21 +200,28 @@ class Engine(Generic[M]):
             self._entries.pop(key, None)
 
     def close(self) -> None:
-        """Unload every model."""
-        for key in list(self._entries):
-            self.unload(key)
+        """Unload every model but those that are being loaded: a load cannot be stopped."""
+        for state in self.states():
+            if state.state != "loading":
+                self.unload(state.key)
 
-    def _load(self, entry: _Entry[M]) -> None:
+    def _load(self, entry: EngineEntry[M]) -> None:
+        settled = entry.settled
         try:
-            with self._loading:
+            with self._gate.turn():
                 self._make_room(self._estimate(entry.key), entry.key)
                 started = time.monotonic()
                 loaded = self._open(entry.key)
                 with self._lock:
-                    entry.loaded, entry.state, entry.reason = loaded, "ready", ""
-                    entry.loads += 1
-                    entry.users = 0
-                    entry.last_used = time.monotonic()
+                    given_up = settled.is_set()
+                    if not given_up:
+                        entry.loaded, entry.state, entry.reason = loaded, "ready", ""
+                        entry.loads += 1
+                        entry.users = 0
+                        entry.last_used = time.monotonic()
+                if given_up:
+                    self._close(loaded)
+                    raise ModelDisabled(f"{entry.key} is disabled: {self._disabled.get(entry.key, entry.reason)}")
                 log.info(
                     "model loaded",
                     extra={
@@ -226,13 +235,14 @@ class Engine(Generic[M]):
                 self._make_room(0, entry.key, refuse=False)
         except BaseException as error:
             with self._lock:
-                entry.state = "failed"
-                entry.reason = error.message if isinstance(error, Refusal) else "internal error"
-                entry.failed_at = time.monotonic()
+                if not settled.is_set():
+                    entry.state = "failed"
+                    entry.reason = error.message if isinstance(error, Refusal) else "internal error"
+                    entry.failed_at = time.monotonic()
             log.warning("model not loaded: %s", error, extra={"model": entry.key.name, "version": entry.key.version})
             raise
         finally:
-            entry.settled.set()
+            settled.set()
 
     def _make_room(self, need: int, for_key: ModelKey, *, refuse: bool = True) -> None:
         """Evict idle models, least recently used first, until ``need`` more bytes fit.
@@ -265,7 +275,7 @@ class Engine(Generic[M]):
         for loaded in closing:
             self._close(loaded)
 
-    def _detach(self, entry: _Entry[M]) -> M | None:
+    def _detach(self, entry: EngineEntry[M]) -> M | None:
         """Make the entry unloaded, under the lock; gives its model if no lease is held, to be closed."""
         loaded = entry.loaded
         if loaded is None:

@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ekiben.errors import BadModelFile
+from ekiben.errors import BadModelFile, Refusal
 from models.artifact import ONNX, Manifest, read_manifest
 from models.catalog import build_family, row_of
 from models.engine.cancellation import RunCancellation
+from models.engine.graph_limits import GraphGuard, GraphLimits
 from models.engine.loaded_model import LoadedModel
 from models.engine.memory import believable_bytes, resident_bytes
 from models.engine.session import Session, open_session
@@ -58,27 +59,33 @@ def estimate_bytes(folder: Path) -> int:
     return int(1.3 * sum(sizes))
 
 
-def load_model(key: ModelKey, folder: Path, options: SessionOptions) -> LoadedModel:
-    """A warm model of any family. BadModelFile when it does not load or run; Unavailable for a missing device."""
+def load_model(key: ModelKey, folder: Path, options: SessionOptions, limits: GraphLimits | None = None) -> LoadedModel:
+    """A warm model of any family. ``limits``: of users' graphs.
+
+    BadModelFile when it does not load or run; Unavailable for a missing device; ModelDisabled where it exceeds a limit.
+    """
     load = row_of(read_manifest(folder)).load
     if load is not None:
         return load(key, folder, options)
-    return load_artifact(key, folder, options)
+    return load_artifact(key, folder, options, limits)
 
 
-def load_artifact(key: ModelKey, folder: Path, options: SessionOptions) -> LoadedNetwork:
+def load_artifact(
+    key: ModelKey, folder: Path, options: SessionOptions, limits: GraphLimits | None = None
+) -> LoadedNetwork:
     """A warm model of one graph: opened, and run twice on a grey image. Raises as ``load_model``."""
     manifest = read_manifest(folder)
     family = build_family(manifest)
     before = resident_bytes()
     threads = options.threads or cores()
-    session = open_session(folder, manifest, replace(options, threads=1))
-    took = _warm_up(session, family, manifest)
+    guard = limits.guard(key, manifest) if limits is not None else None
+    session = open_session(folder, manifest, replace(options, threads=1), guard)
+    took = _warm_up(session, family, manifest, guard)
     max_concurrency = threads
     if session.device == "cpu" and threads > 1 and took > HEAVY_RUN_S:
         session.close()
-        session = open_session(folder, manifest, replace(options, threads=threads))
-        took = _warm_up(session, family, manifest)
+        session = open_session(folder, manifest, replace(options, threads=threads), guard)
+        took = _warm_up(session, family, manifest, guard)
         max_concurrency = 1
     elif session.device == "cuda":
         max_concurrency = 2  # one batch runs while the next is prepared
@@ -94,7 +101,7 @@ def load_artifact(key: ModelKey, folder: Path, options: SessionOptions) -> Loade
     )
 
 
-def _warm_up(session: Session, family: Family, manifest: Manifest) -> float:
+def _warm_up(session: Session, family: Family, manifest: Manifest, guard: GraphGuard | None) -> float:
     """Seconds of the second of two runs; the first allocates and, on a GPU, compiles."""
     height, width = manifest.input.height or 480, manifest.input.width or 640
     try:
@@ -102,7 +109,12 @@ def _warm_up(session: Session, family: Family, manifest: Manifest) -> float:
         session.run(tensor[None])
         started = time.perf_counter()
         session.run(tensor[None])
+    except Refusal:
+        raise
     except Exception as error:  # the runtimes' own exceptions share no base
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BadModelFile(f"the graph does not run as its manifest says: {reason}") from error
-    return time.perf_counter() - started
+    took = time.perf_counter() - started
+    if guard is not None:
+        guard.note(took, tensor.size)
+    return took

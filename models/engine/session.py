@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ekiben.errors import BadModelFile, Unavailable
+from ekiben.errors import BadModelFile, Refusal, Unavailable
 from models.artifact import ONNX, Manifest
 from models.engine.cancellation import RunCancellation, run_session
+from models.engine.graph_limits import GraphGuard, shrink_arena, use_arena
 from models.engine.session_options import SessionOptions
 
 FloatArray = NDArray[np.floating[Any]]
@@ -38,8 +40,11 @@ class Session(Protocol):
 class OnnxSession:
     """A graph on ONNX Runtime. A graph of fixed batch is fed with zeros for the rows that are missing."""
 
-    def __init__(self, folder: Path, manifest: Manifest, options: SessionOptions) -> None:
-        self._session, self.device = open_graph(folder / ONNX, options, options.threads)
+    def __init__(
+        self, folder: Path, manifest: Manifest, options: SessionOptions, guard: GraphGuard | None = None
+    ) -> None:
+        self._guard = guard
+        self._session, self.device = open_graph(folder / ONNX, options, options.threads, guard=guard)
         self._input = manifest.input.name
         self._outputs = [manifest.only_output.name]
         self.max_batch = manifest.input.batch
@@ -56,19 +61,25 @@ class OnnxSession:
         return self._run(np.concatenate([batch, padding]), cancellation)[:count]
 
     def _run(self, batch: NDArray[np.generic], cancellation: RunCancellation | None) -> FloatArray:
-        output: FloatArray = run_session(self._session, self._outputs, {self._input: batch}, cancellation)[0]
+        feeds = {self._input: batch}
+        output: FloatArray = run_session(self._session, self._outputs, feeds, cancellation, self._guard)[0]
         return output
 
     def close(self) -> None:
         """Free the memory of the session."""
         del self._session
+        if self._guard is not None:
+            shrink_arena()
 
 
-def open_graph(path: Path, options: SessionOptions, threads: int, *, arena: bool = True) -> tuple[Any, str]:
+def open_graph(
+    path: Path, options: SessionOptions, threads: int, *, arena: bool = True, guard: GraphGuard | None = None
+) -> tuple[Any, str]:
     """An ONNX Runtime session on one file, and the device it runs on (cpu or cuda).
 
     ``threads``: of one run. ``arena`` False: the memory of a run returns to the system at its end, for a graph that
-    needs much and runs seldom. BadModelFile when the graph does not load; Unavailable without a required CUDA.
+    needs much and runs seldom. ``guard``: of a user's graph. BadModelFile when the graph does not load; Unavailable
+    without a required CUDA.
     """
     import onnxruntime as ort
 
@@ -82,10 +93,16 @@ def open_graph(path: Path, options: SessionOptions, threads: int, *, arena: bool
     # Spinning threads would take cores from image decoding and the event loop while they wait for work.
     settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     settings.enable_cpu_mem_arena = arena
+    if guard is not None and guard.memory_bytes:
+        use_arena(settings, guard.memory_bytes)
+    opening = guard.opening(lambda: settings.set_load_cancellation_flag(True)) if guard else nullcontext()
     try:
-        session = ort.InferenceSession(
-            str(path), settings, providers=["CUDAExecutionProvider", cpu] if device == "cuda" else [cpu]
-        )
+        with opening:
+            session = ort.InferenceSession(
+                str(path), settings, providers=["CUDAExecutionProvider", cpu] if device == "cuda" else [cpu]
+            )
+    except Refusal:
+        raise
     except Exception as error:  # ONNX Runtime's own exception types share no base but Exception
         raise BadModelFile(f"ONNX Runtime cannot load {path}: {_first_line(error)}") from error
     if device == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
@@ -96,7 +113,9 @@ def open_graph(path: Path, options: SessionOptions, threads: int, *, arena: bool
     return session, device
 
 
-def _torchscript(folder: Path, manifest: Manifest, options: SessionOptions) -> Session:
+def _torchscript(
+    folder: Path, manifest: Manifest, options: SessionOptions, _guard: GraphGuard | None = None
+) -> Session:
     # The one exception to "serving needs no torch": imported only where this runtime is configured.
     try:
         from models.engine.torchscript_session import TorchScriptSession
@@ -105,15 +124,15 @@ def _torchscript(folder: Path, manifest: Manifest, options: SessionOptions) -> S
     return TorchScriptSession(folder, manifest, options)
 
 
-RUNTIMES: dict[str, Callable[[Path, Manifest, SessionOptions], Session]] = {
+RUNTIMES: dict[str, Callable[[Path, Manifest, SessionOptions, GraphGuard | None], Session]] = {
     "onnx": OnnxSession,
     "torchscript": _torchscript,
 }
 
 
-def open_session(folder: Path, manifest: Manifest, options: SessionOptions) -> Session:
-    """A session on the artifact in ``folder``. Raises as ``open_graph``."""
-    return RUNTIMES[options.runtime](folder, manifest, options)
+def open_session(folder: Path, manifest: Manifest, options: SessionOptions, guard: GraphGuard | None = None) -> Session:
+    """A session on the artifact in ``folder``. ``guard``: of a user's graph. Raises as ``open_graph``."""
+    return RUNTIMES[options.runtime](folder, manifest, options, guard)
 
 
 def _pick_device(wanted: str, providers: list[str]) -> str:

@@ -5,8 +5,11 @@ Run by ``models.onnx_import.graph_metadata``; a hostile file can exhaust or cras
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import resource
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,9 @@ from models.onnx_import.checks import Refused, read_file
 from models.onnx_import.trial_runs import MANY, TrialRuns, end_process, failure
 
 DEFAULT_SIDE = 256  # pixels of a trial run, where neither the file nor the options give a size
+
+
+_PR_SET_PDEATHSIG = 1
 
 
 def limit(memory_bytes: int, cpu_s: int) -> None:
@@ -102,6 +108,9 @@ def main(arguments: list[str]) -> int:
     """
     path, layout, height, width, low, high, memory_bytes, cpu_s = arguments
     limit(int(memory_bytes), int(cpu_s))
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # a server that ends wants no answer
     size = (int(height), int(width)) if int(height) else None
     try:
         info = read_file(Path(path), layout)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ekiben.errors import BadModelFile, TooLarge
+from ekiben.errors import BadModelFile, TooLarge, Unavailable
 from models.artifact import Layout
 
 MAX_FILE_BYTES = 2 << 30  # what one protobuf message can hold
@@ -88,7 +88,7 @@ def read_graph(
 
     ``size``: height and width of the runs for a graph of dynamic size; ``pixel_range``: the input's values of a black
     and a white pixel, where the graph takes floats. BadModelFile, with the reason, where the file
-    cannot be used; TooLarge above MAX_FILE_BYTES.
+    cannot be used; TooLarge above MAX_FILE_BYTES; Unavailable where the child was told to end.
     """
     try:
         file_bytes = path.stat().st_size
@@ -144,5 +144,7 @@ def _run_child(name: str, arguments: list[str], limits: Limits) -> dict[str, Any
         return report
     if done.returncode == -signal.SIGXCPU:
         raise BadModelFile(f"{name}: reading and trying it takes more than {limits.cpu_s} s of processor time")
+    if done.returncode == -signal.SIGTERM:  # a server that stops ends the processes below it
+        raise Unavailable(f"{name}: the import was stopped", code="stopping", retry_after_s=5)
     how = signal.Signals(-done.returncode).name if done.returncode < 0 else f"exit code {done.returncode}"
     raise BadModelFile(f"{name}: the process that read it ended with {how}; it may need too much memory, or be damaged")

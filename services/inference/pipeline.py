@@ -12,22 +12,21 @@ from typing import Any, TypeVar
 
 from db.job_states import ClaimedItem, ItemResult
 from db.records import Records
-from ekiben.errors import BadInput, DeadlineExceeded, NotFound, Overloaded, UnsupportedImage
+from ekiben.errors import BadInput, DeadlineExceeded, NotFound, Overloaded
 from ekiben.ids import derived_id, new_id
 from models.catalog import family_row
 from models.image_formats.sniffing import sniff
 from models.images import with_range
 from models.inference_requests import AutoMaskResponse, InferenceResponse, MaskResponse
-from models.medical.formats import is_dicom, is_nifti
 from models.results import ImageInfo, Timing, ValueRange
 from services import metrics
 from services.concurrency.memory_budget import MemoryBudget
+from services.concurrency.until_stop import UntilStop
 from services.inference.recording import NewFiles, Record, Recorder, RecordIds
+from services.inference.value_range import wanted_range
 from services.model_registry.index import ServableModel
 from services.runners.image_cost import cost_of
 from services.schemas.body import Body, to_dict
-
-_HEAD = 4096
 
 A = TypeVar("A", bound="InferenceResponse | MaskResponse | AutoMaskResponse")
 BodyT = TypeVar("BodyT", bound=Body)
@@ -81,6 +80,7 @@ class InferencePipeline:
         self._memory = memory
         self._max_open = max_open
         self._open = 0
+        self.until_stop = UntilStop()
 
     async def infer(
         self,
@@ -107,11 +107,12 @@ class InferencePipeline:
         try:
             with self._counted(servable) as observe:
                 data, record = await self._begin(source, store, owner, deadline, sniff)
-                wanted = _wanted_range(data, value_range, servable.value_range)
+                wanted = wanted_range(data, value_range, servable.value_range)
                 if wanted is not None:
                     async with self._memory.lease((await cost_of(data)).bytes, deadline):
                         data, shown = await asyncio.to_thread(with_range, data, wanted)
-                answer, timing = await infer(data, deadline)
+                async with self.until_stop.scope():
+                    answer, timing = await infer(data, deadline)
                 if wanted is not None:
                     answer = replace(answer, image=replace(answer.image, value_range=shown))
                 observe(timing)
@@ -126,7 +127,8 @@ class InferencePipeline:
     ) -> tuple[A, Timing]:
         """The answer of ``infer(deadline)``, of which nothing is recorded."""
         with self._counted(servable) as observe:
-            answer, timing = await infer(time.monotonic() + timeout_s)
+            async with self.until_stop.scope():
+                answer, timing = await infer(time.monotonic() + timeout_s)
             observe(timing)
         return answer, timing
 
@@ -265,20 +267,6 @@ class InferencePipeline:
             data = await self.recorder.read(item.storage_key)
         mime_type = sniff(data)
         return data, self.recorder.begin_item(item, data, mime_type) if store else None
-
-
-def _wanted_range(data: bytes, requested: ValueRange | None, of_model: ValueRange | None) -> ValueRange | None:
-    """The range of a request, else that of the model, which does not hold for DICOM and NIfTI: they have their own.
-
-    UnsupportedImage for such a file with a range of the request.
-    """
-    if requested is None and of_model is None:
-        return None
-    if is_dicom(data[:_HEAD]) or is_nifti(data[:_HEAD]):
-        if requested is not None:
-            raise UnsupportedImage("DICOM and NIfTI files say themselves which values are black and white; omit range")
-        return None
-    return requested or of_model
 
 
 def _file_ids(item: JobItemSource | None) -> Callable[[], str]:

@@ -16,7 +16,7 @@ from db.blobs import BlobStore
 from db.model_listing import Listed
 from db.registry import Registry
 from db.tables import ModelVersion
-from ekiben.errors import BadInput, NotFound, Unavailable
+from ekiben.errors import BadInput, ModelDisabled, NotFound, Unavailable
 from models.artifact import MANIFEST, Manifest, read_manifest, verify
 from models.engine.engine import ModelKey
 from models.results import ValueRange
@@ -27,7 +27,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ServableModel:
-    """A model version that can run requests. ``classes``: how many; ``digest``: of its files."""
+    """A model version that can run requests. ``classes``: how many; ``digest``: of its files.
+
+    ``disabled``: why it may not; empty where it may.
+    """
 
     key: ModelKey
     task: str
@@ -35,6 +38,7 @@ class ServableModel:
     family: str
     digest: str = ""
     manifest: Mapping[str, Any] = field(repr=False, compare=False, default_factory=dict)
+    disabled: str = ""
 
     @property
     def value_range(self) -> ValueRange | None:
@@ -66,19 +70,25 @@ class ModelIndex:
         return served
 
     async def find(self, owner: str, name: str, version: int | None) -> ServableModel:
-        """The version of a model, the active one for None. NotFound; Unavailable for a model without versions."""
+        """The version of a model, the active one for None.
+
+        NotFound; Unavailable for a model without versions; ModelDisabled.
+        """
         served = self._served.get((owner, name, version))
         if served is None:
             metrics.registry_cache.labels("miss").inc()
             served = await asyncio.to_thread(self._look_up, owner, name, version)
         else:
             metrics.registry_cache.labels("hit").inc()
+        if served.disabled:
+            raise ModelDisabled(f"{served.key} is disabled: {served.disabled}")
         return served
 
     async def resolve_first(self, owner: str, names: Sequence[str], version: int | None, task: str) -> ServableModel:
         """As ``resolve``, of the first of ``names`` that has an active version; where none has, the refusal of the
         first."""
-        known = (name for name in names if (owner, name, None) in self._served)
+        served = self._served
+        known = (name for name in names if (one := served.get((owner, name, None))) and not one.disabled)
         if (name := next(known, None)) is not None:
             return await self.resolve(owner, name, version, task)
         refusals = []
@@ -167,6 +177,6 @@ class ModelIndex:
 
 def _servable(row: ModelVersion) -> ServableModel:
     info = row.manifest
-    return ServableModel(
-        ModelKey(row.owner, row.name, row.version), row.task, len(info["labels"]), info["family"], row.digest, info
-    )
+    key = ModelKey(row.owner, row.name, row.version)
+    classes, disabled = len(info["labels"]), row.disabled_reason or ""
+    return ServableModel(key, row.task, classes, info["family"], row.digest, info, disabled)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -13,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from db.model_listing import Listed
 from db.replicas import ReplicaReport
-from ekiben.errors import Refusal, Unavailable
+from ekiben.errors import NotFound, Refusal, Unavailable
 from ekiben.ids import new_id
 from models.engine.engine import ModelKey, ModelState
+from services.concurrency.daemon_threads import run_in_daemon
 from services.model_registry.index import ModelIndex
 
 if TYPE_CHECKING:
@@ -52,6 +54,9 @@ class ModelReconciler:
         self._quiet = False
         self._task: asyncio.Task[None] | None = None
         self._loads: set[asyncio.Task[None]] = set()
+        self._exceeded: dict[ModelKey, str] = {}  # versions that this process disabled, not yet recorded
+        if runner is not None:
+            runner.on_disabled = self._exceeded.__setitem__
 
     async def start(self) -> None:
         """Read the registry and load the pinned models, then follow it in a task.
@@ -63,26 +68,42 @@ class ModelReconciler:
             present = {m.model.name for m in self._index.listed() if m.active is not None}
             for name in set(self._pinned) - present:
                 log.warning("model to preload is not there", extra={"model": name})
-            for listed in self._index.listed():
-                if listed.active is not None and (
-                    listed.model.name in self._pinned or listed.model.desired == "loaded"
-                ):
-                    await self._load(_key(listed), pin=True)
+            wanted = [
+                _key(m)
+                for m in self._index.listed()
+                if m.active is not None
+                and not m.active.disabled_reason
+                and (m.model.name in self._pinned or m.model.desired == "loaded")
+            ]
+            # The engine loads one at a time, but lets the next one pass where a load takes long.
+            await asyncio.gather(*(self._load(key, pin=True) for key in wanted))
+            await self._record_disabled()
             self._follow()
         self._task = asyncio.create_task(self._run())
 
-    async def check(self) -> None:
-        """Unavailable while a pinned model that exists is not loaded in this process."""
+    async def check(self) -> str | None:
+        """Unavailable while a pinned model that exists is not loaded in this process. Else a remark on active versions
+        that are disabled: they do not keep the server from serving the others."""
+        disabled = [
+            f"{_key(m)} is disabled: {m.active.disabled_reason}"
+            for m in self._index.listed()
+            if m.active is not None and m.active.disabled_reason
+        ]
+        remark = "; ".join(disabled) or None
         if self._runner is None:
-            return
+            return remark
         ready = {s.key for s in self._runner.engine.states() if s.state == "ready"}
         cold = [
             m.model.name
             for m in self._index.listed()
-            if m.active is not None and m.model.name in self._pinned and _key(m) not in ready
+            if m.active is not None
+            and m.model.name in self._pinned
+            and not m.active.disabled_reason
+            and _key(m) not in ready
         ]
         if cold:
-            raise Unavailable(f"not loaded: {', '.join(sorted(cold))}")
+            raise Unavailable(f"not loaded: {', '.join(sorted(cold))}" + (f"; {remark}" if remark else ""))
+        return remark
 
     async def stop(self) -> None:
         """Stop following, and remove what this process has reported."""
@@ -98,6 +119,7 @@ class ModelReconciler:
         while True:
             await asyncio.sleep(POLL_S)
             try:
+                await self._record_disabled()
                 await asyncio.to_thread(self._index.refresh)
                 # Requests refresh the index too, so ``refresh`` does not tell whether this revision was followed.
                 if self._index.revision != self._followed and self._runner is not None:
@@ -119,8 +141,9 @@ class ModelReconciler:
         if runner is None:
             return
         self._followed = self._index.revision
+        self._follow_disabled(runner)
         held = {s.key: s for s in runner.engine.states()}
-        wanted = {_key(m): m for m in self._index.listed() if m.active is not None}
+        wanted = {_key(m): m for m in self._index.listed() if m.active is not None and not m.active.disabled_reason}
         for key, listed in wanted.items():
             others = [k for k, s in held.items() if k[:2] == key[:2] and k != key and s.state == "ready"]
             # An unload is done once per change of the row: the next request may load the model again.
@@ -146,6 +169,23 @@ class ModelReconciler:
         for key in held:
             if key.owner == "local" and key not in known:
                 self._spawn(asyncio.to_thread(runner.engine.forget, key))
+
+    def _follow_disabled(self, runner: LocalRunner) -> None:
+        """Let go of the versions that any process has disabled; what was activated since may be loaded again."""
+        for listed in self._index.listed():
+            for row in listed.versions:
+                key = ModelKey(row.owner, row.name, row.version)
+                if row.disabled_reason and not runner.engine.is_disabled(key):
+                    self._spawn(run_in_daemon("unload", runner.engine.disable, key, row.disabled_reason))
+                elif not row.disabled_reason and key not in self._exceeded:
+                    runner.engine.enable(key)
+
+    async def _record_disabled(self) -> None:
+        """Tell the other processes, and those that will be started, what this one has disabled."""
+        for key, reason in list(self._exceeded.items()):
+            with contextlib.suppress(NotFound):  # deleted meanwhile
+                await asyncio.to_thread(self._index.registry.disable, key.name, key.version, reason, key.owner)
+            del self._exceeded[key]
 
     async def _replace(self, key: ModelKey, others: list[ModelKey], pin: bool) -> None:
         if await self._load(key, pin=pin):

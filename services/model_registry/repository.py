@@ -70,7 +70,8 @@ class ModelRepository:
 
     async def activate(self, name: str, version: int, *, owner: str = LOCAL_OWNER) -> ModelBody:
         """Make ``version`` the active one. NotFound."""
-        await asyncio.to_thread(self._registry.activate, name, version)
+        row = await asyncio.to_thread(self._registry.activate, name, version)
+        await self._runner.enable(ModelKey(row.owner, row.name, row.version))
         await asyncio.to_thread(self._index.refresh)
         return await self.model(name, owner=owner)
 
@@ -100,6 +101,8 @@ class ModelRepository:
             # Its own report may be a second old; the runner knows the present state.
             others = [row for row in mine if row.process_id != self._process_id]
             state, reason, memory = _state(key, held, others)
+            if active.disabled_reason:
+                state, reason = "unavailable", f"disabled: {active.disabled_reason}"
             if held is not None and key in held:
                 counters = await self._runner.counters(key)
         weights = manifest.get("weights")

@@ -17,6 +17,7 @@ def version_body(row: ModelVersion) -> VersionBody:
     return VersionBody(
         version=row.version,
         active=row.active,
+        disabled_reason=row.disabled_reason,
         digest=row.digest,
         bytes=row.bytes,
         metrics=row.metrics,

@@ -20,10 +20,10 @@ KEPT_S = 0.5
 
 class HealthChecks:
     """``blocking`` checks run on one thread each; ``awaited`` ones on the event loop. A check raises the refusal
-    that says what is wrong."""
+    that says what is wrong; an awaited one may return a remark."""
 
     def __init__(
-        self, blocking: Mapping[str, Callable[[], None]], awaited: Mapping[str, Callable[[], Awaitable[None]]]
+        self, blocking: Mapping[str, Callable[[], None]], awaited: Mapping[str, Callable[[], Awaitable[str | None]]]
     ) -> None:
         self._blocking = blocking
         self._awaited = awaited
@@ -61,7 +61,8 @@ class HealthChecks:
             if name in self._blocking:
                 await asyncio.get_running_loop().run_in_executor(self._threads[name], self._blocking[name])
             else:
-                await self._awaited[name]()
+                remark = await self._awaited[name]()
+                verdict = HealthPart(ok=True, detail=remark or "ok")
         except Refusal as error:
             verdict = HealthPart(ok=False, detail=error.message)
         except Exception:

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import IO
 
 from ekiben.ids import new_id
+from services.processes.shutdown import FORCE_S
 
 log = logging.getLogger(__name__)
 
 LOOK_S = 0.5
-STOP_S = 20.0
-"""Seconds that a worker has to end after SIGTERM; longer than worker.FINISH_S."""
+STOP_S = FORCE_S + 1
+"""Seconds that a worker has to end after SIGTERM."""
 
 _BACK_OFF_S = (0.5, 1, 2, 5, 10)
 _STEADY_S = 30.0
@@ -62,7 +63,7 @@ class WorkerSupervisor:
     def stop(self) -> None:
         """End the workers, and return when they have ended."""
         self._stop.set()
-        self._thread.join(STOP_S + 5)
+        self._thread.join(STOP_S + 1)
 
     def _run(self) -> None:
         try:

@@ -25,6 +25,7 @@ from services.app_state import AppState
 from services.concurrency.byte_budget import ByteBudget
 from services.inference.operations import OPERATIONS
 from services.open_inference.tensors import MAX_BYTES
+from services.processes.shutdown import IN_FLIGHT_S
 from services.rpc.artifacts_servicer import ArtifactsServicer
 from services.rpc.health_servicer import HealthServicer
 from services.rpc.inference_servicer import InferenceServicer, add_inference_servicer
@@ -111,7 +112,7 @@ class GrpcServer:
         # Stopped at once, gRPC would close each connection with its last response while the client still reads: the
         # flow-control messages of that client make the kernel reset the connection, and the rest is lost.
         calls = self._state.calls
-        end = time.monotonic() + self._settings.timeout_s + 5  # automatic masks may take longer, but a stop must not
+        end = time.monotonic() + min(self._settings.timeout_s, IN_FLIGHT_S) + 2
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(calls.over(), end - time.monotonic())
             await asyncio.sleep(calls.ended + _READ_S - time.monotonic())

@@ -51,6 +51,10 @@ class ModelRunner(Protocol):
         """Return when the model is ready; raises the refusal that the load ended in. ``pin``: it is not evicted."""
         ...
 
+    async def enable(self, key: ModelKey) -> None:
+        """Let a model be loaded again that was disabled."""
+        ...
+
     async def unload(self, key: ModelKey) -> bool:
         """Take a model out of memory; False when it was not loaded."""
         ...

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,8 +17,10 @@ from ekiben.errors import BadInput, Unavailable
 from ekiben.settings import Settings
 from models.engine.batcher import Batcher
 from models.engine.engine import Engine, ModelKey, ModelState
+from models.engine.graph_limits import GraphLimits
 from models.engine.loaded_model import LoadedModel
 from models.engine.loader import LoadedNetwork, estimate_bytes, load_model
+from models.engine.run_watch import RunWatch
 from models.engine.session_options import SessionOptions, cores
 from models.image_batch_steps import ImageBatchSteps
 from models.inference_requests import (
@@ -32,7 +36,10 @@ from models.results import Timing
 from models.sam.embedding_cache import EmbeddingCache
 from models.sam.loader import LoadedSam
 from models.unet import Unet
+from services import metrics
+from services.concurrency.daemon_threads import run_in_daemon
 from services.concurrency.memory_budget import MemoryBudget
+from services.concurrency.single_flight import SingleFlight
 from services.runners import metrics as gauges
 from services.runners.async_batcher import AsyncBatcher
 from services.runners.image_cost import cost_of
@@ -40,6 +47,11 @@ from services.runners.interface import TimedAnswer
 from services.runners.progress import NO_PROGRESS, ProgressSink
 from services.runners.sam import SamRunner
 from services.runners.unet import UnetQueue, UnetRunner
+
+log = logging.getLogger(__name__)
+
+BREAK_OFF_S, CLOSE_S = 2.0, 4.0
+"""Seconds after which a stop breaks off runs of users' graphs, and after which it does not wait for any run."""
 
 
 class LocalRunner:
@@ -57,6 +69,10 @@ class LocalRunner:
         self._locate = locate
         self.memory = memory or MemoryBudget(settings.image_memory_mb * 1_000_000)
         self._options = SessionOptions(settings.device, settings.threads, settings.runtime)
+        self.watch = RunWatch(self._overdue)
+        memory_bytes = 2 * settings.model_memory_mb * 1_000_000  # the weights within the budget, and as much for runs
+        self._limits = GraphLimits(self.watch, self._disable, memory_bytes)
+        self.on_disabled: Callable[[ModelKey, str], None] = lambda _key, _reason: None
         self.engine: Engine[LoadedModel] = Engine(
             self._open, lambda key: estimate_bytes(locate(key)), settings.model_memory_mb * 1_000_000, self._closed
         )
@@ -66,7 +82,7 @@ class LocalRunner:
         self.sam = SamRunner(self.async_batcher, self.engine.share, cache, self.memory)
         self.unet = UnetRunner(self.async_batcher, self.engine.share, self.memory)
         self._queues: dict[ModelKey, tuple[LoadedNetwork, UnetQueue]] = {}
-        self._loads = ThreadPoolExecutor(4, thread_name_prefix="load")
+        self._loading: SingleFlight[None] = SingleFlight()
         self._counts: Counter[tuple[ModelKey, str]] = Counter()
 
     async def infer(
@@ -123,11 +139,15 @@ class LocalRunner:
 
     async def load(self, key: ModelKey, *, pin: bool = False) -> None:
         """See ``Runner.load``."""
-        await asyncio.get_running_loop().run_in_executor(self._loads, lambda: self.engine.load(key, pin=pin))
+        await run_in_daemon("load", partial(self.engine.load, key, pin=pin))
+
+    async def enable(self, key: ModelKey) -> None:
+        """See ``Runner.enable``."""
+        self.engine.enable(key)
 
     async def unload(self, key: ModelKey) -> bool:
         """See ``Runner.unload``."""
-        return await asyncio.get_running_loop().run_in_executor(self._loads, self.engine.unload, key)
+        return await run_in_daemon("unload", self.engine.unload, key)
 
     async def states(self) -> list[ModelState]:
         """See ``Runner.states``."""
@@ -153,10 +173,12 @@ class LocalRunner:
         return None
 
     async def close(self) -> None:
-        """Stop the batcher, then close the models."""
+        """Stop the batcher, then close the models. Runs of users' graphs that take long are broken off."""
         self.async_batcher.close()
-        await asyncio.to_thread(self.batcher.close)
-        self._loads.shutdown(wait=False, cancel_futures=True)
+        breaking_off = asyncio.get_running_loop().call_later(BREAK_OFF_S, self.watch.close)
+        await asyncio.to_thread(self.batcher.close, CLOSE_S)
+        breaking_off.cancel()
+        self.watch.close()
         await asyncio.to_thread(self.engine.close)
 
     def observe_gauges(self) -> None:
@@ -189,7 +211,7 @@ class LocalRunner:
 
     def _release(self, loaded: LoadedModel) -> None:
         if loaded.detached:  # perhaps the last lease: closing a model frees gigabytes, which would block the loop
-            asyncio.get_running_loop().run_in_executor(self._loads, self.engine.release, loaded)
+            threading.Thread(target=self.engine.release, args=(loaded,), name="unload", daemon=True).start()
         else:
             self.engine.release(loaded)
 
@@ -198,20 +220,15 @@ class LocalRunner:
 
     async def _lease_after_load(self, key: ModelKey, deadline: float) -> LoadedModel:
         loop = asyncio.get_running_loop()
-        leasing = loop.run_in_executor(self._loads, self.engine.lease, key)
         try:
             async with asyncio.timeout_at(loop.time() + deadline - time.monotonic()):
-                return await asyncio.shield(leasing)
+                while True:
+                    # All who wait for a model share one thread: it may be one whose load hangs.
+                    await self._loading.do(key, lambda: run_in_daemon("load", self.engine.load, key))
+                    if (loaded := self.engine.try_lease(key)) is not None:  # None: unloaded again meanwhile
+                        return loaded
         except TimeoutError:
-            leasing.add_done_callback(self._give_back)
             raise Unavailable(f"{key} is still being loaded", code="model_loading", retry_after_s=5) from None
-        except asyncio.CancelledError:
-            leasing.add_done_callback(self._give_back)
-            raise
-
-    def _give_back(self, leasing: asyncio.Future[LoadedModel]) -> None:
-        if not leasing.cancelled() and leasing.exception() is None:
-            self.engine.release(leasing.result())
 
     def _queue(self, key: ModelKey, loaded: LoadedNetwork) -> UnetQueue:
         known = self._queues.get(key)
@@ -225,7 +242,17 @@ class LocalRunner:
         return queue
 
     def _open(self, key: ModelKey) -> LoadedModel:
-        return load_model(key, self._locate(key), self._options)
+        return load_model(key, self._locate(key), self._options, self._limits)
+
+    def _overdue(self, thread_id: int) -> None:
+        self.batcher.relieve(thread_id)
+        self.engine.pass_on(thread_id)
+
+    def _disable(self, key: ModelKey, limit: str, reason: str) -> None:
+        log.error("model disabled: %s", reason, extra={"model": key.name, "version": key.version, "limit": limit})
+        metrics.models_disabled.labels(key.name, str(key.version), limit).inc()
+        self.on_disabled(key, reason)
+        self.engine.disable(key, reason)
 
     def _closed(self, loaded: LoadedModel) -> None:
         if isinstance(loaded, LoadedSam):

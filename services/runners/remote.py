@@ -91,6 +91,10 @@ class RemoteRunner:
         """See ``Runner.load``. DeadlineExceeded after 600 s."""
         await self._post(f"/load?pin={int(pin)}", encode_key(key), 600.0)
 
+    async def enable(self, key: ModelKey) -> None:
+        """See ``Runner.enable``. DeadlineExceeded after 5 s."""
+        await self._post("/enable", encode_key(key), 5.0)
+
     async def unload(self, key: ModelKey) -> bool:
         """See ``Runner.unload``. DeadlineExceeded after 60 s."""
         return await self._post("/unload", encode_key(key), 60.0) == b"true"

@@ -39,6 +39,7 @@ class VersionBody(Body):
 
     version: int
     active: bool
+    disabled_reason: str | None = Field(description="Why it is not run any more; activating it clears this.")
     digest: str
     bytes: int
     metrics: dict[str, Any]

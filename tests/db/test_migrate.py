@@ -21,14 +21,14 @@ from ekiben.errors import Conflict, Unavailable
 from tests.db import rows
 from tests.servers import free_port
 
-HEAD = "0005"
+HEAD = "0006"
 FIFTH = '''
 """A change that SQLite makes by writing tables anew."""
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0006"
-down_revision = "0005"
+revision = "0007"
+down_revision = "0006"
 
 def upgrade():
     with op.batch_alter_table("images") as batch:
@@ -49,8 +49,8 @@ FAILING = '''
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0006"
-down_revision = "0005"
+revision = "0007"
+down_revision = "0006"
 
 def upgrade():
     op.add_column("images", sa.Column("camera", sa.String()))
@@ -65,7 +65,7 @@ def scripts(tmp_path: Path, third: str) -> Path:
     """The real migrations and one more."""
     folder = tmp_path / "scripts"
     shutil.copytree(SCRIPTS, folder, ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / "versions" / "0006_fourth.py").write_text(third)
+    (folder / "versions" / "0007_fourth.py").write_text(third)
     return folder
 
 
@@ -271,8 +271,8 @@ def test_a_draft_of_no_change_is_empty(tmp_path: Path) -> None:
     shutil.copytree(SCRIPTS, folder, ignore=shutil.ignore_patterns("__pycache__"))
     migrate(url)
     migrations.draft(url, "nothing", scripts=folder)
-    text = (folder / "versions" / "0006_nothing.py").read_text()
-    compile(text, "0006_nothing.py", "exec")
+    text = (folder / "versions" / "0007_nothing.py").read_text()
+    compile(text, "0007_nothing.py", "exec")
     assert "op." not in text and f'down_revision = "{HEAD}"' in text.replace("'", '"')
 
 

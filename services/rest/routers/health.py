@@ -62,10 +62,12 @@ async def _verdict(request: Request, *, with_models: bool) -> Response:
 
 
 def _models(app_state: AppState) -> HealthPart:
-    """The part on models: those without a version are named, but do not make the server unhealthy."""
+    """The part on models: those without one that may run are named, but do not make the server unhealthy."""
     listed = app_state.index.listed()
-    present = sum(1 for model in listed if model.active is not None)
+    versions = [model.active for model in listed if model.active is not None]
     missing = [model.model.name for model in listed if model.active is None]
+    missing += [f"{row.name} (disabled: {row.disabled_reason})" for row in versions if row.disabled_reason]
+    present = sum(1 for row in versions if not row.disabled_reason)
     detail = f"{present} available" + (f"; unavailable: {', '.join(missing)}" if missing else "")
     return HealthPart(ok=not missing, detail=detail)
 

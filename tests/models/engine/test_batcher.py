@@ -182,3 +182,37 @@ def test_close_gives_up_after_its_timeout() -> None:
     batcher.close(timeout_s=0.1)
     assert 0.1 <= time.monotonic() - started < 5
     held.open()
+
+
+def test_another_thread_takes_the_place_of_one_that_takes_long() -> None:
+    batcher = Batcher(1, 10**6)
+    try:
+        stuck = Kitchen()
+        slow = request(batcher, batcher.open_queue("stuck", stuck), 1)
+        assert stuck.entered.acquire(timeout=20)
+        other = request(batcher, batcher.open_queue("other", open_kitchen()), 2)
+        time.sleep(0.05)
+        assert not other.answers
+        (thread,) = batcher._threads
+        batcher.relieve(thread.ident or 0)
+        batcher.relieve(thread.ident or 0)  # once is enough
+        assert other.result == 4 and not slow.answers
+        stuck.gate.set()
+        assert slow.result == 2
+        thread.join(20)  # there is one thread again
+        assert not thread.is_alive() and len(batcher._threads) == 1
+        assert request(batcher, batcher.open_queue("stuck", stuck), 3).result == 6
+        batcher.relieve(-1)
+    finally:
+        batcher.close()
+
+
+def test_a_stop_does_not_wait_for_a_thread_that_was_relieved() -> None:
+    batcher = Batcher(1, 10**6)
+    stuck = Kitchen()
+    request(batcher, batcher.open_queue("stuck", stuck), 1)
+    assert stuck.entered.acquire(timeout=20)
+    batcher.relieve(batcher._threads[0].ident or 0)
+    batcher.close(timeout_s=15)
+    assert stuck.running == 1  # else it would have waited for the run
+    stuck.gate.set()

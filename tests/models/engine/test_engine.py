@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from ekiben.errors import BadModelFile, Refusal, Unavailable
+from ekiben.errors import BadModelFile, ModelDisabled, Refusal, Unavailable
 from models.engine.engine import Engine, ModelKey, ModelState
 from tests.models.shelf import BATCH, MEGABYTE, Shelf, key
 from tests.waiting import eventually
@@ -234,3 +235,47 @@ def test_an_error_that_is_no_refusal_keeps_its_text_to_itself(shelf: Shelf) -> N
     assert shelf.state("a").reason == "internal error"
     with pytest.raises(Unavailable, match=r"could not be loaded: internal error$"):
         shelf.engine.lease(key("a"))
+
+
+def test_a_model_that_is_disabled_while_it_loads_holds_nobody_up(shelf: Shelf) -> None:
+    """Those who wait for it are refused, and others are loaded, though its load goes on."""
+    shelf.slow.clear()
+    loading: list[int] = []
+
+    def load() -> None:
+        loading.append(threading.get_ident())
+        shelf.engine.load(key("a"))
+
+    with ThreadPoolExecutor(3) as pool:
+        first = pool.submit(load)
+        eventually(lambda: shelf.opened == ["a"])
+        waiting = pool.submit(shelf.engine.lease, key("a"))
+        shelf.engine.disable(key("a"), "it took too long")
+        with pytest.raises(ModelDisabled, match="a version 1 is disabled: it took too long"):
+            waiting.result(20)
+        other = pool.submit(shelf.engine.load, key("b"))
+        shelf.engine.pass_on(loading[0])
+        eventually(lambda: shelf.opened == ["a", "b"])
+        shelf.slow.set()
+        other.result(20)
+        with pytest.raises(ModelDisabled):
+            first.result(20)
+    assert shelf.ready() == ["b"] and "a" in shelf.closed
+    assert shelf.state("a").state == "failed" and shelf.state("a").reason == "it took too long"
+    with pytest.raises(ModelDisabled):
+        shelf.engine.load(key("a"), pin=True)
+    shelf.engine.enable(key("a"))
+    assert shelf.state("a").state == "unloaded"
+    shelf.engine.load(key("a"))
+    assert shelf.ready() == ["a", "b"]
+
+
+def test_a_model_that_is_disabled_is_closed_by_its_last_lease(shelf: Shelf) -> None:
+    loaded = shelf.engine.lease(key("a"))
+    shelf.engine.disable(key("a"), "too long")
+    assert shelf.engine.try_lease(key("a")) is None and shelf.closed == []
+    shelf.engine.release(loaded)
+    assert shelf.closed == ["a"] and shelf.engine.is_disabled(key("a"))
+    shelf.engine.enable(key("never loaded"))
+    shelf.engine.disable(key("b"), "another process said so")
+    assert shelf.state("b").state == "failed"

@@ -44,9 +44,9 @@ def test_a_light_model_gets_a_thread_per_core_a_heavy_one_all_cores_at_once(
     opened: list[int] = []
     open_session = loader.open_session
 
-    def counting(folder: Path, manifest: Manifest, options: SessionOptions) -> Any:
+    def counting(folder: Path, manifest: Manifest, options: SessionOptions, guard: Any = None) -> Any:
         opened.append(options.threads)
-        return open_session(folder, manifest, options)
+        return open_session(folder, manifest, options, guard)
 
     monkeypatch.setattr(loader, "open_session", counting)
     monkeypatch.setattr(loader, "HEAVY_RUN_S", 1e9)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ekiben.errors import Unavailable
+from ekiben.errors import ModelDisabled, Unavailable
 from ekiben.settings import Settings
 from models.engine import engine
 from models.engine.engine import ModelKey
@@ -246,3 +246,61 @@ def test_a_process_without_models_only_refreshes_its_index(
 
     asyncio.run(main())
     assert shelf.registry.replicas() == []
+
+
+def test_a_version_that_one_process_disables_is_run_by_none(run: Callable[[Main], None], shelf: Shelf) -> None:
+    async def main(start: Start) -> None:
+        key = shelf.publish()
+        async with start("colours") as first, start("colours") as second:  # type: ignore[attr-defined]
+            await first.follows(to={1: True})
+            await second.follows(to={1: True})
+            await asyncio.to_thread(first.runner._disable, key, "time", "a run took more than 20 s")
+            await async_eventually(lambda: second.runner.engine.is_disabled(key) and not second.ready())
+            assert first.ready() == {} and shelf.registry.resolve("colours").disabled_reason
+            for process in (first, second):
+                await asyncio.to_thread(process.index.refresh)
+                with pytest.raises(ModelDisabled, match="colours version 1 is disabled: a run took more than 20 s"):
+                    await process.index.find("local", "colours", None)
+                # The others are served: the server is ready, and says what it does not serve.
+                assert await process.reconciler.check() == "colours version 1 is disabled: a run took more than 20 s"
+            # A change of something else does not enable it.
+            shelf.publish("other")
+            await first.follows(to={})
+            assert first.runner.engine.is_disabled(key)
+        async with start("colours") as restarted:  # type: ignore[attr-defined]
+            await restarted.follows(to={})
+            assert restarted.runner.engine.states()[0].loads == 0
+            shelf.registry.activate("colours", 1)
+            await restarted.follows(to={1: True})
+            assert await restarted.reconciler.check() is None
+            assert (await restarted.index.find("local", "colours", None)).key == key
+
+    run(main)
+
+
+def test_what_is_disabled_while_the_database_is_away_is_recorded_later(
+    run: Callable[[Main], None], shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main(start: Start) -> None:
+        key = shelf.publish()
+        async with start("colours") as process:  # type: ignore[attr-defined]
+            await process.follows(to={1: True})
+            away = [True]
+            disable = process.registry.disable
+
+            def failing(*given: object) -> None:
+                if away[0]:
+                    raise Unavailable("the database is away")
+                disable(*given)
+
+            monkeypatch.setattr(process.registry, "disable", failing)
+            await asyncio.to_thread(process.runner._disable, key, "time", "too long")
+            with pytest.raises(ModelDisabled):
+                await process.runner.load(key)
+            shelf.publish("other")
+            await asyncio.sleep(0.1)
+            assert process.runner.engine.is_disabled(key)
+            away[0] = False
+            await async_eventually(lambda: shelf.registry.resolve("colours").disabled_reason == "too long")
+
+    run(main)
