@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ ARTIFACT = "artifact"
 PROBE_BATCHES = (1, 2, 5)
 
 _PARITY_TILES = 3
+_SEEN_TILES = 64  # of an image, among which one is chosen
 
 
 @dataclass(frozen=True)
@@ -129,11 +131,16 @@ def probe_export(network: nn.Module, options: TrainingOptions, classes: int, fol
 
 
 def _tiles(manifest: Manifest, archive: TrainingData, indices: Sequence[int]) -> Tensor:
-    """Patches float32 [N, 3, side, side], N >= 2, of the first images, cut and normalised as at serve time."""
+    """Patches float32 [N, 3, side, side], N >= 2, of the first images, cut and normalised as at serve time.
+
+    Of each image the patch with the most contrast: in one of a single colour, such as the corner of a scan, there is
+    only rounding for a network to normalise, and it differs from one runtime to another.
+    """
     family = Unet(manifest)
     cut = []
     for index in list(indices)[:_PARITY_TILES]:
         pixels = np.asarray(family.resized(archive.image(index)))
-        first = family.tiles(*pixels.shape[:2])[0]
-        cut.append(torch.from_numpy(np.asarray(family.cut(pixels, first))))
+        tiles = family.tiles(*pixels.shape[:2])
+        seen = (np.asarray(family.cut(pixels, tile)) for tile in tiles[:: math.ceil(len(tiles) / _SEEN_TILES)])
+        cut.append(torch.from_numpy(max(seen, key=np.std)))
     return torch.stack(cut * _PARITY_TILES)[: max(2, len(cut))]

@@ -121,12 +121,18 @@ class TrainingData:
 def normalisation(
     archive: TrainingData, indices: Sequence[int]
 ) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Mean and standard deviation per RGB channel, of values scaled to 0-1, over all pixels of these images."""
+    """Mean and standard deviation per RGB channel, of values scaled to 0-1, over all pixels of these images.
+
+    Raises BadDataset where all pixels have one colour. Normalised they are all 0, and the logits of a network are
+    what its normalising layers make of rounding errors.
+    """
     counts = np.zeros((3, 256), np.int64)
     for index in indices:
         rgb, _ = archive.pixels(index)
         for channel in range(3):
             counts[channel] += np.bincount(rgb[:, :, channel].ravel(), minlength=256)
+    if (np.count_nonzero(counts, axis=1) == 1).all():
+        raise BadDataset("all pixels of the images to train on have the same colour: there is nothing to learn from")
     levels = np.arange(256) / 255.0
     share = counts / counts.sum(axis=1, keepdims=True)
     mean = share @ levels

@@ -111,7 +111,8 @@ def fit(work: Fit, network: nn.Module, progress: FitProgress) -> FitProgress:
             rate = options.learning_rate * min(1.0, done / WARM_UP) * 0.5 * (1 + math.cos(math.pi * done))
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["rate_factor"]
-            seed = ((options.seed * 31 + work.fold) * 100_003 + epoch) * 10_007 + step
+            # torch takes seeds of 64 bits, which the largest seeds of an option would exceed.
+            seed = (((options.seed * 31 + work.fold) * 100_003 + epoch) * 10_007 + step) % 2**63
             images, classes = augment(
                 fabric.to_device(batch.images),
                 fabric.to_device(batch.classes),

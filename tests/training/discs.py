@@ -82,16 +82,19 @@ def write_archive(
             "name": "discs",
             "grey": True,
             "samples": samples,
-            "classes": [{"name": NAMES[i], "color": COLORS[i]} for i in range(classes)],
+            "classes": [
+                {"name": [*NAMES, *map(str, range(3, classes))][i], "color": COLORS[i % len(COLORS)]}
+                for i in range(classes)
+            ],
             **(description or {}),
         }
         archive.writestr("dataset.json", json.dumps(said))
 
 
-def folder_of(folder: Path, options: dict[str, Any], count: int = 24, classes: int = 2) -> Path:
+def folder_of(folder: Path, options: dict[str, Any], count: int = 24, classes: int = 2, side: int = 64) -> Path:
     """A folder that is ready to be trained in."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_archive(folder / "dataset.zip", images(count, classes), classes)
+    write_archive(folder / "dataset.zip", images(count, classes, side), classes)
     (folder / "options.json").write_text(json.dumps({**SMALL, **options}))
     return folder
 
