@@ -195,7 +195,9 @@ class JobExecutor:
             )
             if job is None or job.state in OVER:
                 return None
-            if not items and seconds_left(job) <= 0:
+            if seconds_left(job) <= 0:
+                if items:  # claimed in the last moment: they would be given back one by one, and claimed again
+                    await self._settler.give_back([item.id for item in items])
                 return await self._time_out(job)
             if not items:
                 return None if more_at is None else max(0.0, (more_at - now()).total_seconds())

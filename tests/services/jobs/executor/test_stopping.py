@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -143,6 +144,30 @@ def test_what_waits_at_the_gate_when_time_is_up_is_not_begun(run: Run, monkeypat
         assert sorted(bench.states(job.id)) == ["cancelled", "cancelled", "succeeded"]
 
     run(main, max_items=1)
+
+
+def test_items_that_were_claimed_when_time_is_up_are_not_claimed_again(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main(bench: AtWork) -> None:
+        held = Held(bench, monkeypatch)
+        job = await bench.submit("segment", IMAGES[:3], AREAS, timeout_s=1000)
+        # The clock goes on between the claim, which has the time of db.jobs, and the look at it.
+        monkeypatch.setattr(time_limit, "now", lambda: now() + timedelta(seconds=1001))
+        claims, claim = 0, bench.records.claim
+
+        def counted(*given: Any) -> Any:
+            nonlocal claims
+            claims += 1
+            return claim(*given)
+
+        monkeypatch.setattr(bench.records, "claim", counted)
+        await asyncio.wait_for(bench.work.work(job.id), 30)
+        job = bench.job(job.id)
+        assert job.state == "failed" and job.error is not None and job.error["code"] == "timed_out"
+        assert (claims, held.entered, bench.states(job.id)) == (1, 0, ["cancelled"] * 3)
+
+    run(main)
 
 
 def test_time_is_not_up_while_another_worker_has_an_item(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
