@@ -5,13 +5,14 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from mmap import mmap
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ekiben.errors import TooLarge, UnsupportedImage
+from ekiben.errors import BadImage, TooLarge, UnsupportedImage
 from models.image_formats.value_range import BITS
 from models.results import ValueRange
 
@@ -85,18 +86,27 @@ class TiffPage:
         return f"{self.samples} x {self.bits[0]} {number}bits, photometric interpretation {self.photometric}"
 
 
-def pages(data: bytes, limit: int = MAX_PAGES) -> list[TiffPage]:
-    """The directories of the file in order, ``limit`` at most; fewer where the chain is damaged or turns back."""
-    reader = _Reader(data)
+def pages(
+    data: bytes | mmap, limit: int = MAX_PAGES, max_entries: int = _MAX_ENTRIES, *, whole: bool = False
+) -> list[TiffPage]:
+    """The directories of the file in order, ``limit`` at most; fewer where the chain turns back or is too long.
+
+    BadImage for a directory that is cut off. One that would begin behind the end of the file is passed over, since some
+    programs write no end of the chain; with ``whole`` that is BadImage, too: the file may have lost pages.
+    """
+    reader = _Reader(data, max_entries)
     found: list[TiffPage] = []
     seen: set[int] = set()
     position = reader.first()
-    while position and position not in seen and len(found) < limit and reader.entries <= _MAX_ENTRIES:
+    while position and position not in seen and len(found) < limit and reader.entries <= max_entries:
         seen.add(position)
         try:
             tags, position = reader.directory(position)
         except struct.error:
-            break
+            if reader.entries > max_entries or (found and position >= len(data) and not whole):
+                break
+            cut = f"page {len(found) + 1} of the TIFF is cut off or damaged" if found else "the image/tiff is damaged"
+            raise BadImage(cut) from None
         found.append(_page(tags))
     return found
 
@@ -168,8 +178,8 @@ def _page(tags: dict[int, tuple[int, ...]]) -> TiffPage:
 class _Reader:
     """Reads directories of small integers; other tags are skipped. struct.error past the end of the data."""
 
-    def __init__(self, data: bytes) -> None:
-        self._data = data
+    def __init__(self, data: bytes | mmap, max_entries: int) -> None:
+        self._data, self._max_entries = data, max_entries
         self._order = "<" if data[:2] == b"II" else ">"
         self._big = data[2:4] in (b"+\x00", b"\x00+")
         self.entries = 0
@@ -188,7 +198,7 @@ class _Reader:
         position += struct.calcsize("<" + count_type)
         tags: dict[int, tuple[int, ...]] = {}
         self.entries += count
-        if self.entries > _MAX_ENTRIES:
+        if self.entries > self._max_entries:
             raise struct.error("more entries than any file needs")
         for entry in range(count):
             self._entry(position + entry * entry_bytes, tags)

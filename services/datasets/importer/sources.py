@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import mmap
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
-from ekiben.errors import BadImage, Refusal, TooLarge
+from ekiben.errors import BadImage, Refusal, TooLarge, UnsupportedImage
 from models.image_formats import tiff
 from models.image_formats.sniffing import EXTENSIONS
 from models.images import DecodedImage, decode, encode_png
@@ -27,6 +28,7 @@ from services.datasets.importer.alignment import SAME, Turn, VoxelGrid, aligned,
 from services.datasets.importer.mask_values import MaskPixels, label_mask, read_mask
 
 MAX_PAGES = 10_000
+_MAX_ENTRIES = 100 * MAX_PAGES  # of all their directories; a page has about twenty
 
 _PNG_LEVEL = 4
 
@@ -135,7 +137,10 @@ class _Pages(SampleSource):
     volume = True
 
     def __init__(self, path: Path, pages: int) -> None:
-        self._image = Image.open(path, formats=("TIFF",))
+        try:
+            self._image = Image.open(path, formats=("TIFF",))
+        except Exception:  # its parser raises what it runs into
+            raise UnsupportedImage("TIFF stacks of this kind of pixels are not read, or it is damaged") from None
         self.frames = pages
         width, height = self._image.size
         if width * height > MAX_PIXELS or pages > MAX_PAGES:
@@ -151,6 +156,8 @@ class _Pages(SampleSource):
         try:
             self._image.seek(frame)
             fractions = self._image.mode == "F"
+        except MemoryError:
+            raise
         except Exception:
             raise BadImage(f"page {frame} is damaged") from None
         if fractions:
@@ -180,7 +187,7 @@ class _Pages(SampleSource):
             if page.mode in ("CMYK", "YCbCr", "LAB"):
                 return encode_png(page.convert("RGB"), _PNG_LEVEL)
             return encode_png(page.copy(), _PNG_LEVEL)
-        except Refusal:
+        except (Refusal, MemoryError):
             raise
         except Exception:
             raise BadImage(f"page {frame} is damaged") from None
@@ -237,17 +244,17 @@ class _VolumeFile(SampleSource):
 
 
 def _pages(path: Path) -> int:
-    """Pages of a TIFF, or 1 where they differ in size: then the others are thumbnails of the first."""
+    """Pages of a TIFF that is a stack: several of one size, of which none is meant alone. Else 1.
+
+    BadImage where its chain of pages is cut off.
+    """
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        found = tiff.pages(data, MAX_PAGES + 1, _MAX_ENTRIES, whole=True)
     try:
-        with Image.open(path, formats=("TIFF",)) as image:
-            size, pages = image.size, getattr(image, "n_frames", 1)
-            for page in range(1, pages):
-                image.seek(page)
-                if image.size != size:
-                    return 1
-            return int(pages)
-    except Exception:  # the reader of the image reports what is wrong with it
-        return 1
+        tiff.image_page(found)
+    except UnsupportedImage:
+        return len(found) if len({(page.width, page.height) for page in found}) == 1 else 1
+    return 1
 
 
 def place(image: SampleSource, mask: SampleSource) -> Literal["same", "turned", "unknown"]:

@@ -125,3 +125,10 @@ def test_directories_in_a_ring_and_out_of_the_file() -> None:
     data[4:8] = b"\xff\xff\xff\x7f"
     with pytest.raises(BadImage):
         decode(bytes(data))
+
+
+def test_a_second_page_whose_directory_is_cut() -> None:
+    """It was no image of one page."""
+    data = tiff(Page(RAMP.astype(np.uint8)), Page(RAMP.astype(np.uint8)))
+    with pytest.raises(BadImage, match="page 2 of the TIFF is cut off"):
+        decode(data[:-8])

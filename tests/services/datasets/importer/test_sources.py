@@ -20,6 +20,7 @@ from models.limits import MAX_IMAGE_BYTES
 from services.datasets.importer import sources
 from services.datasets.importer.mask_values import MaskPixels
 from services.datasets.importer.sources import SampleSource, open_source
+from tests.models.image_formats.tiff_files import Page, tiff
 from tests.models.medical.dicom_files import GRADIENT, dicom
 from tests.services.datasets.importer.uploads import paletted
 from tests.toy_models import encoded, noise
@@ -188,6 +189,29 @@ def test_a_damaged_page_is_refused_and_the_others_are_read(opened: Opened) -> No
                 read(2)
             assert str(caught.value) == "page 2 is damaged"
         assert np.array_equal(rgb_of(source, 1), np.asarray(pages[1]))
+
+
+@pytest.mark.parametrize("big", [False, True], ids=["TIFF", "BigTIFF"])
+def test_a_stack_that_is_cut_is_never_a_smaller_one(big: bool, tmp_path: Path) -> None:
+    """Wherever it is cut: one that has lost pages is no image of one page, nor a stack of those that are left."""
+    pages = [Page(np.full((9, 7), 40 + number, np.uint8)) for number in range(3)]
+    data = tiff(*pages, big=big)
+    path = tmp_path / "stack.tif"
+    path.write_bytes(data)
+    with open_source(path) as source:
+        assert [rgb_of(source, frame).max() for frame in range(source.frames)] == [40, 41, 42]
+    for length in range(len(tiff(pages[0], big=big)), len(data)):
+        path.write_bytes(data[:length])
+        with pytest.raises(BadImage, match=r"page [23] of the TIFF is cut off"):
+            open_source(path)
+
+
+def test_a_mask_page_makes_no_stack(opened: Opened) -> None:
+    """NewSubfileType 4: transparency of the first page."""
+    values = np.arange(63, dtype=np.uint8).reshape(9, 7)
+    with opened(tiff(Page(values), Page(np.full((9, 7), 255, np.uint8), tags={254: [4]}))) as source:
+        assert source.frames == 1
+        assert np.array_equal(np.asarray(source.image(0).rgb)[..., 0], values)
 
 
 def test_pages_are_limited_in_number_and_size(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
