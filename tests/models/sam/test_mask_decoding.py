@@ -10,7 +10,6 @@ from PIL import Image
 
 from ekiben.errors import TooLarge
 from models.artifact import read_manifest
-from models.engine.session_options import SessionOptions
 from models.preprocess import Preprocessor
 from models.results import ImageInfo
 from models.sam.embedding_cache import Embedding
@@ -26,18 +25,6 @@ SIZE = (320, 213)
 IMAGE = toy.shapes(*SIZE)
 BOXES = toy.boxes_of(*SIZE)
 CLICKS = [toy.middle(box) for box in BOXES]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("sam")
-    toy.sam(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def graphs(folder: Path) -> SamGraphs:
-    return SamGraphs(folder, SessionOptions(device="cpu"), 2)
 
 
 @pytest.fixture(scope="module")

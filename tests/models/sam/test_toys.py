@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from models.artifact import DECODER, ENCODER, MASK_PROMPT, read_manifest, verify
-from models.engine.session_options import SessionOptions
 from models.preprocess import Preprocessor
 from models.sam.graphs import FEATURES, Features, SamGraphs
 from tests import toy_sam as toy
@@ -30,18 +29,6 @@ PROMPTS: dict[str, tuple[list[tuple[float, ...]], tuple[float, ...] | None]] = {
     "corner": ([(639, 426, 1)], None),
     "edge": ([(BOXES[0][0], BOXES[0][1], 1)], None),
 }
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("sam")
-    toy.sam(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def graphs(folder: Path) -> SamGraphs:
-    return SamGraphs(folder, SessionOptions(device="cpu"), 2)
 
 
 @pytest.fixture(scope="module")
