@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -132,23 +131,15 @@ def test_ids_of_a_batch(oip: Client, sam_server: Server) -> None:
 
 @pytest.mark.usefixtures("sam_server")
 @pytest.mark.parametrize("oip", ["http", "grpc"], indirect=True)
-def test_a_deadline_is_that_of_the_whole_batch(oip: Client, sam_server: Server) -> None:
-    """Each image would be in time for itself, counted from when its turn comes."""
-    slow = toy_models.encoded(toy_models.solid((7, 99, 7), 1200, 1200))  # to decode
-    oip.infer("oip_colours", files(slow), parameters=KEPT)
-    began = time.monotonic()
-    oip.infer("oip_colours", files(*[slow] * 64), parameters=KEPT)
-    limit_s = 3 * max(0.2, time.monotonic() - began)
-    timeout = int(limit_s * 1e6)
+def test_a_deadline_of_the_caller(oip: Client, sam_server: Server) -> None:
+    """How it divides among the images of a batch: tests/services/open_inference/test_deadlines.py."""
+    images = [new(seed, oip.kind) for seed in range(50, 53)]
     with sam_server.client() as client:
         before = stored(client)
-        began = time.monotonic()
-        code, message = oip.refusal("oip_colours", files(*[slow] * 1000), timeout=timeout)
-        assert time.monotonic() - began < limit_s + 3  # all would take 5 times as long as is given
+        code, message = oip.refusal("oip_colours", files(*images), timeout=1)  # microseconds
         assert code == oip.code(504, "DEADLINE_EXCEEDED") and "deadline" in message, message
         assert stored(client) == before
-    few = oip.infer("oip_colours", files(*[slow] * 64), timeout=timeout, parameters=KEPT)
-    assert few.tensors["probs"].argmax(axis=1).tolist() == [toy_models.CLASSES.index("green")] * 64
+    assert len(oip.infer("oip_colours", files(*images), timeout=600_000_000, parameters=KEPT).tensors["probs"]) == 3
 
 
 # ---- bounds before work ----
@@ -169,9 +160,7 @@ def test_low_res_masks_of_too_many_prompts(oip: Client, sam_server: Server) -> N
             ([], {"prompts": json.dumps([{"box": box}] * (most // 3 + 1))}),
         ]
         for inputs, parameters in requested:
-            began = time.monotonic()
             code, message = oip.refusal("sam_toy", photo, *inputs, outputs=low, parameters=parameters)
-            assert time.monotonic() - began < 2
             assert code == oip.code(413, "INVALID_ARGUMENT") and "low_res_masks" in message, message
         assert (counted(client), stored(client)) == (before, kept)
         # Of the same prompts what is small.
