@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +82,23 @@ class ProgressReporter:
         """Send the plan event, the first one: split, network, device and sizes."""
         self._events.event("plan", data, 0.0)
 
-    def epoch(self, data: dict[str, Any], count: int) -> None:
-        """Send an epoch event and add it to the curves. ``count``: finished epochs over all fits."""
+    def resume(self, history: Sequence[dict[str, Any]]) -> None:
+        """Begin the curves with the epochs that earlier processes finished, in order; their events were sent.
+
+        Files of curves in the folder are replaced: what they have beyond ``history`` is trained again.
+        """
+        shutil.rmtree(self._folder / TENSORBOARD, ignore_errors=True)
+        for data in history:
+            self._add_epoch(data)
+
+    def epoch(self, data: dict[str, Any]) -> None:
+        """Send an epoch event and add it to the curves, which are on disk then."""
         self._events.event("epoch", data, self.progress)
+        self._add_epoch(data)
+        if self._curves is not None:
+            self._curves.flush()
+
+    def _add_epoch(self, data: dict[str, Any]) -> None:
         for name in ("train_loss", "validation_loss", "dice", "iou", "learning_rate", "images_per_s"):
             if data[name] is not None:
                 self._add_scalar(f"{name}/fold{data['fold']}" if self._fits > 1 else name, data[name], data["epoch"])
@@ -91,7 +106,6 @@ class ProgressReporter:
             for name in ("dice", "iou"):
                 if row[name] is not None:
                     self._add_scalar(f"{name}_{row['class_name']}/{data['fold']}", row[name], data["epoch"])
-        self._curves.flush()
 
     def preview(self, data: dict[str, Any]) -> None:
         """Send a preview event and announce its file, ``data["file"]``."""

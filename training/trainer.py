@@ -66,6 +66,9 @@ class Trainer:
         self._reporter = ProgressReporter(self.writer, self.folder, fits=self._fits)
         self._earlier_s = self._checkpoint.elapsed_s
         self._previews = PreviewSheets(self.folder, self.archive.palette)
+        if self.fabric.is_global_zero:
+            histories = [*(outcome["history"] for outcome in self._checkpoint.outcomes), self._checkpoint.fit.history]
+            self._reporter.resume([epoch for history in histories for epoch in history])
         with ProgressTicker(self.writer, self._reporter.state):
             self._plan(split)
             self._probe()
@@ -195,7 +198,7 @@ class Trainer:
 
         def save(now: FitProgress) -> None:
             if self.fabric.is_global_zero:
-                self._reporter.epoch(now.history[-1], self._epochs_before() + now.epoch)
+                self._reporter.epoch(now.history[-1])
             self._checkpoint.fit = now
             self._save()
 

@@ -140,7 +140,7 @@ def test_epochs_are_events_and_curves(said: Said, clock: Clock, tmp_path: Path) 
     report.begin_fit(0, elapsed_s=0.0)
     for number in (1, 2):
         report.update(share=number / 4)
-        report.epoch(epoch(number), number)
+        report.epoch(epoch(number))
     report.preview({"file": "previews/1.png"})
     report.close()
     assert said.lines == [
@@ -164,11 +164,24 @@ def test_folds_have_curves_of_their_own(said: Said, clock: Clock, tmp_path: Path
     report = reporter(said, tmp_path, clock, 2)
     for fold in (0, 1):
         report.begin_fit(fold, elapsed_s=0.0)
-        report.epoch(epoch(1, fold=fold, dice=0.5 + fold), 1)
+        report.epoch(epoch(1, fold=fold, dice=0.5 + fold))
     report.close()
     found = curves(tmp_path)
     assert (found["dice/fold0"], found["dice/fold1"]) == ([(1, 0.5)], [(1, 1.5)])
     assert {"dice_disc/0", "dice_disc/1"} <= set(found)
+
+
+def test_curves_begin_with_what_earlier_processes_finished(said: Said, clock: Clock, tmp_path: Path) -> None:
+    """Epoch 3 was told, and its process killed before it was in the checkpoint: it is trained, and drawn, once."""
+    earlier = reporter(said, tmp_path, clock, 1)
+    for number in (1, 2, 3):
+        earlier.epoch(epoch(number))
+    later = Said()
+    report = reporter(later, tmp_path, clock, 1)
+    report.resume([epoch(1), epoch(2)])
+    report.epoch(epoch(3, dice=0.7))
+    assert curves(tmp_path)["dice"] == [(1, 0.1), (2, 0.2), (3, 0.7)]  # on disk without being closed
+    assert [event["epoch"] for event in later.events("epoch")] == [3]
 
 
 def test_a_reporter_without_epochs_closes(said: Said, clock: Clock, tmp_path: Path) -> None:

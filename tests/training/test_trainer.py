@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import training.fit
 from ekiben.errors import Refusal
@@ -78,6 +80,14 @@ def test_what_is_said_while_it_runs(learned: tuple[Path, discs.Said]) -> None:
     assert said.said_result["training"]["folds"][0]["best_epoch"] == best["epoch"]
 
 
+def _curve(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """The points of each curve of TensorBoard but the speed, by its name."""
+    found = EventAccumulator(str(folder / "tensorboard"))
+    found.Reload()
+    names = [name for name in found.Tags()["scalars"] if not name.startswith("images_per_s")]
+    return {name: [(point.step, point.value) for point in found.Scalars(name)] for name in names}
+
+
 class Killed(Exception):
     """Stands for the end of the process at that moment."""
 
@@ -104,7 +114,10 @@ def test_going_on_gives_what_an_unbroken_training_gives(
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(Checkpoint, "write", write_and_die)
         discs.trained(broken)
+    for path in (broken / "tensorboard", broken / "previews"):  # a worker that takes over has the checkpoint alone
+        shutil.rmtree(path, ignore_errors=True)
     resumed = discs.trained(broken)
+    assert _curve(broken) == _curve(tmp_path / "whole")
     (plan,) = resumed.events("plan")
     assert plan["resumed_epoch"] == 2
     same, other = read_manifest(tmp_path / "whole/artifact"), read_manifest(broken / "artifact")
