@@ -69,6 +69,10 @@ class TooLarge(BadInput):
     code = "too_large"
 
 
+class OutOfMemory(TooLarge):
+    """Something of an allowed size for which there is not enough memory."""
+
+
 class TooSlow(BadInput):
     """The body did not arrive in time."""
 

@@ -76,6 +76,9 @@ class Settings(BaseModel):
     )
     batch_mb: int = Field(default=4096, ge=1, description="Upload of one batch at most.")
     dataset_mb: int = Field(default=4096, ge=1, description="Upload or download of one dataset at most.")
+    dataset_memory_mb: int = Field(
+        default=0, ge=0, description="Memory of an import's process. 0: four fifths of what is free when it starts."
+    )
     private_urls: bool = Field(
         default=False, description="Datasets may be fetched from addresses of this machine and of private networks."
     )

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
-from ekiben.errors import BadImage, TooLarge, UnsupportedImage
+from ekiben.errors import BadImage, OutOfMemory, TooLarge, UnsupportedImage
 from models.image_formats import jpeg, png, tiff
 from models.image_formats.deep_colors import deep_colors
 from models.image_formats.sniffing import DICOM, sniff
@@ -115,7 +115,7 @@ def _decoded(data: bytes, mime_type: str, wanted: ValueRange | None) -> DecodedI
     except UnsupportedImage:
         raise
     except MemoryError:
-        raise TooLarge(f"the image ({width} x {height}) does not fit in memory") from None
+        raise OutOfMemory(f"the image ({width} x {height}) does not fit in memory") from None
     except Exception as error:
         reason = "is truncated" if "truncated" in str(error).lower() else "is damaged"
         raise BadImage(f"the {mime_type} {reason}") from None

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import resource
 import sys
 import time
 import warnings
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from ekiben.child_memory import limit_memory
 from ekiben.child_protocol import (
     EXIT_REFUSED,
     MessageWriter,
@@ -109,15 +109,6 @@ def train(folder: Path, memory_mb: int | None, writer: MessageWriter, began: flo
 def _is_rank_zero() -> bool:
     """Whether this is the process that reports; torch's launcher sets RANK."""
     return os.environ.get("RANK", "0") == "0"
-
-
-def limit_memory(megabytes: int) -> None:
-    """Limit this process's data segment to ``megabytes`` MiB and make it the first to be killed without memory."""
-    most = megabytes << 20
-    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
-    resource.setrlimit(resource.RLIMIT_DATA, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
-    with contextlib.suppress(OSError):  # not Linux
-        Path("/proc/self/oom_score_adj").write_text("1000")
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -84,7 +84,7 @@ def _has_all_pixels(data: bytes) -> bool:
                         f"the image is {image.width} x {image.height}; at most {MAX_PIXELS} pixels are accepted"
                     )
                 seen.add(image.tobytes())
-        except TooLarge:
+        except (TooLarge, MemoryError):
             raise
         except Exception:  # Pillow raises whatever its parser runs into
             return False

@@ -6,6 +6,7 @@ import io
 import logging
 import struct
 import warnings
+from array import array
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ekiben.errors import BadImage, Refusal, TooLarge, UnsupportedImage
+from ekiben.errors import BadImage, OutOfMemory, Refusal, UnsupportedImage
 from models.limits import MAX_VOLUME_BYTES
 from models.medical.dicom_display import color_levels, frame_attributes, grey_levels, spacing
 from models.medical.dicom_file import BIG_ENDIAN, EXPLICIT, IMPLICIT, Bounded, inflated, is_dicom, transfer_syntax
@@ -23,8 +24,10 @@ from models.medical.dicom_frames import (
     Layout,
     check_frame,
     find_fragments,
+    find_frames,
     native_frame,
     read_fragment,
+    read_fragments,
 )
 from models.medical.volume import Values, Volume, check_size, grey, whole
 
@@ -62,6 +65,7 @@ class DicomVolume(Volume):
     def __init__(
         self, source: Path | bytes, limit: int = MAX_VOLUME_BYTES, attribute_bytes: int = ATTRIBUTE_BYTES
     ) -> None:
+        self._places: array[int] | None = None
         self._file: Any = io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
         try:
             self._syntax = self._open(limit)
@@ -72,7 +76,7 @@ class DicomVolume(Volume):
             raise
         except MemoryError:
             self._file.close()
-            raise TooLarge("the DICOM file does not fit in memory") from None
+            raise OutOfMemory("the DICOM file does not fit in memory") from None
         except Exception as error:  # pydicom raises errors of any kind, all caused by the input
             self._file.close()
             raise BadImage(f"the DICOM file is damaged: {error}"[:200]) from None
@@ -182,6 +186,8 @@ class DicomVolume(Volume):
                 extended = options.pop("extended_offsets", None)
                 if len(self._fragments) == self.depth:
                     frame = read_fragment(self._file, self._fragments[index])
+                elif (frames := self._frames(bool(extended))) is not None:
+                    frame = read_fragments(self._file, frames[index], frames[index + 1])
                 else:
                     frame = get_frame(self._file, index, number_of_frames=self.depth, extended_offsets=extended)
                 options["number_of_frames"] = 1
@@ -195,10 +201,17 @@ class DicomVolume(Volume):
         except Refusal:
             raise
         except MemoryError:
-            raise TooLarge("the DICOM image does not fit in memory") from None
+            raise OutOfMemory("the DICOM image does not fit in memory") from None
         except Exception as error:
             raise BadImage(f"the pixel data of the DICOM file are damaged: {error}"[:200]) from None
         return array, str(info["photometric_interpretation"])
+
+    def _frames(self, extended: bool) -> array[int] | None:
+        """See ``find_frames``; None, too, where a table or pydicom says where frames are. Found once."""
+        if self._places is None and self.depth > 1 and not extended:
+            self._places = find_frames(self._file, self._pixels, self.depth)
+            self._file.seek(self._pixels)
+        return self._places
 
     def slice(self, index: int) -> Image.Image:
         """Frame ``index`` as a viewer shows it: 8-bit RGB. IndexError; BadImage, UnsupportedImage, TooLarge."""
@@ -210,7 +223,7 @@ class DicomVolume(Volume):
         except Refusal:
             raise
         except MemoryError:
-            raise TooLarge("the DICOM image does not fit in memory") from None
+            raise OutOfMemory("the DICOM image does not fit in memory") from None
         except Exception as error:
             raise BadImage(f"the look-up tables of the DICOM file are damaged: {error}"[:200]) from None
 

@@ -30,6 +30,10 @@ JPEG_LOSSLESS: Final = frozenset(("1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4
 
 _ITEM, _DELIMITER = 0xFFFEE000, 0xFFFEE0DD
 
+MAX_FRAGMENTS: Final = 1_000_000
+_END_OF_IMAGE: Final = b"\xff\xd9"  # of JPEG, JPEG-LS and JPEG 2000
+_TAIL: Final = 10  # last bytes of a fragment in which it is looked for, since there may be padding
+
 # A run of two bytes unpacks to 128: a frame below this many bytes unpacks to at most 256 MB.
 _RLE_HARMLESS = 4 << 20
 
@@ -63,6 +67,47 @@ def find_fragments(file: IO[bytes], start: int, most: int) -> array[int]:
             found.append(place)
         place, table = place + 8 + length, False
     return found
+
+
+def find_frames(file: IO[bytes], start: int, depth: int) -> array[int] | None:
+    """Offsets of the first fragments of ``depth`` frames that have several, and where the last one ends.
+
+    Without an offset table a frame ends with the fragment that has the end of its image, as pydicom has it; all are
+    found in one pass. None where there is a table. BadImage where there are fewer frames, or more than MAX_FRAGMENTS.
+    """
+    end = file.seek(0, io.SEEK_END)
+    file.seek(start)
+    place = start + 8 + struct.unpack("<4xL", file.read(8))[0]
+    if place > start + 8:
+        return None
+    found, count = array("Q", [place]), 0
+    while len(found) <= depth and place + 8 <= end:
+        file.seek(place)
+        group, element, length = struct.unpack("<HHL", file.read(8))
+        if (tag := group << 16 | element) == _DELIMITER:
+            break
+        if tag != _ITEM or length > end - place - 8:
+            raise BadImage("the pixel data of the DICOM file are truncated or damaged")
+        if (count := count + 1) > MAX_FRAGMENTS:
+            raise BadImage(f"the pixel data of the DICOM file are in more than {MAX_FRAGMENTS} fragments")
+        place += 8 + length
+        file.seek(place - min(length, _TAIL))
+        if _END_OF_IMAGE in file.read(min(length, _TAIL)):
+            found.append(place)
+    if len(found) == depth and place > found[-1]:  # the last one may lack its end
+        found.append(place)
+    if len(found) <= depth:
+        raise BadImage(f"the DICOM file says {depth} frames, but holds {len(found) - 1}")
+    return found
+
+
+def read_fragments(file: IO[bytes], place: int, end: int) -> bytes:
+    """The bytes of the fragments from ``place`` to ``end``, joined."""
+    parts = []
+    while place < end:
+        parts.append(read_fragment(file, place))
+        place += 8 + len(parts[-1])
+    return b"".join(parts)
 
 
 def read_fragment(file: IO[bytes], place: int) -> bytes:

@@ -13,11 +13,15 @@ from db.datasets import Datasets, file_key
 from db.job_states import ClaimedItem, ItemResult
 from db.tables import Dataset, Job
 from ekiben.errors import NotFound
+from models.engine.memory import free_mb
 from services.concurrency.retry import retry_while_unavailable
 from services.jobs.child_process import ChildFailed, Message, run_child
 from services.jobs.workspace import JobWorkspace, child_environ
 
 OPERATION = "import_dataset"
+
+_FREE_SHARE = 0.8  # of the free memory, for the child where EKIBEN_DATASET_MEMORY_MB is not set
+_LEAST_MB = 256  # the program and its libraries alone take 100
 
 
 class DatasetImportHandler:
@@ -44,6 +48,8 @@ class DatasetImportHandler:
                     await workspace.emit_event(item, message["event"], message["data"], message.get("progress"))
 
             command = [sys.executable, "-m", "services.datasets.importer", "--folder", str(folder), "--with-parent"]
+            if memory_mb := workspace.settings.dataset_memory_mb or _free_share():
+                command += ["--memory-mb", str(memory_mb)]
             try:
                 result = await run_child(command, on_message, folder=folder, environ=child_environ())
             except ChildFailed as failed:
@@ -99,6 +105,12 @@ class DatasetImportHandler:
         error = {"code": failed.code, "message": failed.message}
         item_result = ItemResult(item.job_id, item.id, workspace.worker_id, error=error)
         await retry_while_unavailable(lambda: workspace.run(self._datasets.imported, dataset.id, item_result, found))
+
+
+def _free_share() -> int:
+    """The limit in MiB where none is set; 0 where it is not known what is free."""
+    free = free_mb()
+    return max(_LEAST_MB, int(_FREE_SHARE * free)) if free else 0
 
 
 def _report(folder: Path) -> dict[str, Any]:

@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ekiben.child_memory import limit_memory
 from ekiben.child_protocol import EXIT_DONE, EXIT_REFUSED, MessageWriter, end_on_sigterm, end_with_parent
 from ekiben.dataset_archive import DatasetArchive
-from ekiben.errors import Refusal
+from ekiben.errors import OutOfMemory, Refusal
 from services.datasets.importer.checks import check
 from services.datasets.importer.fetch import fetch
 from services.datasets.importer.import_options import DatasetImportOptions
@@ -38,24 +39,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m services.datasets.importer", description=__doc__)
     parser.add_argument("--folder", type=Path, required=True, help="holds import.json; what is made is written there")
     parser.add_argument("--with-parent", action="store_true", help="end when stdin ends")
+    parser.add_argument("--memory-mb", type=int, metavar="N", help="limit of the memory that this process allocates")
     requested = parser.parse_args(arguments)
     end_on_sigterm()
     if requested.with_parent:
         end_with_parent()
+    if requested.memory_mb is not None:
+        limit_memory(requested.memory_mb)
     writer = MessageWriter.take_stdout()
     progress = ImportProgress(writer, _SPANS)
     report = Report()
     try:
         with progress.repeated():
             result = import_dataset(requested.folder, report, progress)
-    except Refusal as refusal:
-        if not report.findings.errors:
-            report.findings.error(refusal.code, refusal.message)
-        report.write(requested.folder / REPORT)
-        writer.refusal(refusal.code, refusal.message)
-        return EXIT_REFUSED
-    writer.result(result)
-    return EXIT_DONE
+    except (MemoryError, OutOfMemory):
+        refusal = _out_of_memory(requested.memory_mb)
+    except RuntimeError as error:
+        if "can't start new thread" not in str(error):
+            raise
+        refusal = _out_of_memory(requested.memory_mb)
+    except Refusal as error:
+        refusal = error
+    else:
+        writer.result(result)
+        return EXIT_DONE
+    if not report.findings.errors:
+        report.findings.error(refusal.code, refusal.message)
+    report.write(requested.folder / REPORT)
+    writer.refusal(refusal.code, refusal.message)
+    return EXIT_REFUSED
 
 
 def import_dataset(folder: Path, report: Report, progress: ReportProgress) -> dict[str, Any]:
@@ -115,6 +127,13 @@ def _entries(folder: Path, options: DatasetImportOptions, progress: ReportProgre
         folder / UPLOAD, folder / UNPACKED, progress=lambda share: progress("unpack", round(share * 1000), 1000)
     )
     return [(entry.name, entry.path) for entry in unpacked]
+
+
+def _out_of_memory(memory_mb: int | None) -> Refusal:
+    limit = f" ({memory_mb} MB, EKIBEN_DATASET_MEMORY_MB)" if memory_mb is not None else ""
+    return Refusal(
+        f"the import needs more memory than it has{limit}; smaller images and volumes need less", code="out_of_memory"
+    )
 
 
 def _refused(report: Report) -> Refusal:

@@ -104,7 +104,7 @@ def read_mask(data: bytes, page: int = 0) -> MaskPixels:
         raise TooLarge(f"the mask has {len(data)} bytes; at most {MAX_IMAGE_BYTES} are accepted")
     try:
         return _read(data, page)
-    except TooLarge:
+    except (TooLarge, MemoryError):
         raise
     except Exception as error:  # Pillow's parsers raise many types of errors on broken files
         if data.startswith(SIGNATURE) and (pixels := _without_metadata(data)) is not None:
@@ -117,7 +117,7 @@ def _without_metadata(png: bytes) -> MaskPixels | None:
     """The mask where only text, a colour profile or another ancillary chunk is too long or damaged; None where not."""
     try:
         return _read(without_metadata(png), 0)
-    except TooLarge:
+    except (TooLarge, MemoryError):
         raise
     except Exception:
         return None

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
-from ekiben.errors import Refusal, TooLarge
+from ekiben.errors import OutOfMemory, Refusal, TooLarge
 from models.images import DecodedImage
 from services.datasets.importer.layout import File, Pair
 from services.datasets.importer.mask_values import MaskPixels, MaskStatistics, codes_of, statistics_of
@@ -90,6 +90,8 @@ def sample_name(pair: Pair, frame: int, frames: int) -> str:
 def _open(found: Survey, what: str, file: File) -> SampleSource | None:
     try:
         return open_source(file.path)
+    except OutOfMemory:
+        raise
     except Refusal as refusal:
         found.trouble("image_too_large" if isinstance(refusal, TooLarge) else what, file.name, refusal.message)
     return None
@@ -117,6 +119,8 @@ def _place(found: Survey, pair: Pair, image: SampleSource, mask: SampleSource) -
     """Whether the mask can be used where it is."""
     try:
         placed = place(image, mask)
+    except OutOfMemory:
+        raise
     except Refusal as refusal:
         what = "image_too_large" if isinstance(refusal, TooLarge) else "unreadable_mask"
         found.trouble(refusal.code if refusal.code == "geometry_mismatch" else what, pair.mask.name, refusal.message)
@@ -135,6 +139,8 @@ def _read_frame(
         decoded = image.image(frame)
         what, file = "unreadable_mask", pair.mask
         pixels = mask.mask(frame)
+    except OutOfMemory:
+        raise
     except Refusal as refusal:
         where = file.name if image.frames == 1 else f"{file.name} slice {frame}"
         found.trouble("image_too_large" if isinstance(refusal, TooLarge) else what, where, refusal.message)

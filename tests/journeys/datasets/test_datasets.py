@@ -289,3 +289,17 @@ def test_several_gateways_agree(tmp_path: Path, toy_artifacts: dict[str, Path]) 
         for _ in range(8):
             assert client.get(f"/v1/datasets/{dataset_id}/samples?limit=1").status_code == 404
             assert client.get(f"/v1/datasets/{dataset_id}/samples/0/image").status_code == 404
+
+
+@pytest.mark.acceptance
+def test_an_import_that_needs_more_memory_than_it_has(tmp_path: Path) -> None:
+    """It alone ends, with the reason; the next one is imported."""
+    large = png(np.zeros((7000, 8000), np.uint8))
+    limited = serving(tmp_path / "var", EKIBEN_WORKERS="1", EKIBEN_DATASET_MEMORY_MB="250")
+    with limited as server, server.client() as client:
+        body = bring(client, zipped({"images/large.png": large, "masks/large.png": large}))
+        job = finished(client, body["job_id"], 200, "failed")
+        assert job["error"]["code"] == "out_of_memory" and "EKIBEN_DATASET_MEMORY_MB" in job["error"]["message"]
+        shown = get(client, f"/v1/datasets/{body['dataset_id']}")
+        assert (shown["state"], shown["report"]["errors"][0]["code"]) == ("refused", "out_of_memory")
+        ready(client, SIX, 200)

@@ -7,11 +7,14 @@ import zlib
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
 from pydicom.encaps import encapsulate
 
 from ekiben.errors import BadImage, Refusal, TooLarge, UnsupportedImage
 from models.images import decode
+from models.medical import dicom as dicom_module
+from models.medical import dicom_frames
 from models.medical.dicom import DicomVolume
 from tests.models.medical.dicom_files import DEFLATED, EXPLICIT, PLAIN, RLE, dicom, file
 from tests.models.medical.jpeg_lossless_encoder import encode
@@ -150,6 +153,50 @@ def test_frames_in_several_fragments_are_joined() -> None:
     parted = encapsulate(packed, fragments_per_frame=3)
     with DicomVolume(dicom(parted, "1.2.840.10008.1.2.4.70", **says(30, 40, 16, NumberOfFrames=2))) as volume:
         assert [np.array_equal(volume.values(i), frames[i]) for i in (0, 1)] == [True, True]
+
+
+@pytest.mark.parametrize("table", [False, True], ids=["no table", "table"])
+@pytest.mark.parametrize("fragments", [2, 3, 7])
+def test_many_frames_in_several_fragments(fragments: int, table: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without an offset table all fragments are looked at once, and not again for every frame."""
+    frames = np.random.default_rng(0).integers(0, 4096, (40, 12, 10)).astype(np.uint16)
+    parted = encapsulate([encode(frame) for frame in frames], fragments_per_frame=fragments, has_bot=table)
+    data = dicom(parted, "1.2.840.10008.1.2.4.70", **says(12, 10, 16, NumberOfFrames=40))
+    looked, find = [], dicom_module.find_frames
+
+    def counted(*given: Any) -> Any:
+        looked.append(given)
+        return find(*given)
+
+    def refused(*_: object, **__: object) -> None:
+        raise AssertionError("pydicom looks for each frame from the first fragment on")
+
+    monkeypatch.setattr(dicom_module, "find_frames", counted)
+    if not table:
+        monkeypatch.setattr(pydicom.encaps, "get_frame", refused)
+    with DicomVolume(data) as volume:
+        for index in (39, 0, *range(40)):
+            np.testing.assert_array_equal(volume.values(index), frames[index])
+    assert table or len(looked) == 1
+
+
+def test_fewer_frames_than_the_file_says_in_more_fragments() -> None:
+    parted = encapsulate([encode(np.zeros((8, 8), np.uint16))] * 3, fragments_per_frame=2, has_bot=False)
+    with (
+        DicomVolume(dicom(parted, "1.2.840.10008.1.2.4.70", **says(8, 8, 16, NumberOfFrames=4))) as volume,
+        pytest.raises(BadImage, match="says 4 frames, but holds 3"),
+    ):
+        volume.values(0)
+
+
+def test_fragments_are_limited_in_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dicom_frames, "MAX_FRAGMENTS", 5)
+    parted = encapsulate([encode(np.zeros((8, 8), np.uint16))] * 3, fragments_per_frame=2, has_bot=False)
+    with (
+        DicomVolume(dicom(parted, "1.2.840.10008.1.2.4.70", **says(8, 8, 16, NumberOfFrames=3))) as volume,
+        pytest.raises(BadImage, match="more than 5 fragments"),
+    ):
+        volume.values(0)
 
 
 def test_no_damage_is_more_than_a_refusal() -> None:

@@ -29,15 +29,15 @@ from tests.services.datasets.importer.uploads import dataset, png, upload, zippe
 from tests.serving import ROOT
 
 
-def command(folder: Path) -> list[str]:
-    return [sys.executable, "-m", "services.datasets.importer", "--folder", str(folder), "--with-parent"]
+def command(folder: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "services.datasets.importer", "--folder", str(folder), "--with-parent", *more]
 
 
-def run(folder: Path) -> tuple[list[dict[str, Any]], int, float]:
+def run(folder: Path, *more: str) -> tuple[list[dict[str, Any]], int, float]:
     """What it said, its exit status, and seconds."""
     start = time.monotonic()
     with subprocess.Popen(
-        command(folder), cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        command(folder, *more), cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as child:
         assert child.stdout is not None
         assert child.stderr is not None
@@ -252,3 +252,17 @@ def test_an_address_that_may_not_be_asked(site: str, tmp_path: Path) -> None:
     assert status == 2
     assert lines[-1]["refusal"]["code"].startswith("url_")
     assert not (folder / "upload.zip").exists()
+
+
+@pytest.mark.parametrize("memory_mb", [60, 250])
+def test_its_memory_is_limited_and_the_excess_is_said(memory_mb: int, tmp_path: Path) -> None:
+    """An image of an allowed size; 60 MB are not enough for the program itself."""
+    large = png(np.arange(56_000_000, dtype=np.uint32).reshape(7000, 8000).astype(np.uint8))
+    folder = upload(tmp_path, {**dataset(3), "images/large.png": large, "masks/large.png": large})
+    lines, status, _ = run(folder, "--memory-mb", str(memory_mb))
+    assert status == 2
+    refusal = lines[-1]["refusal"]
+    assert refusal["code"] == "out_of_memory"
+    assert f"{memory_mb} MB" in refusal["message"] and "EKIBEN_DATASET_MEMORY_MB" in refusal["message"]
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert [error["code"] for error in report["errors"]] == ["out_of_memory"]
