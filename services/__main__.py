@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import http.client
 import os
 import signal
@@ -15,12 +14,13 @@ import urllib.error
 import urllib.request
 from types import FrameType
 
+from ekiben.parent_process import terminate_with_parent
 from ekiben.settings import Settings
+from services.concurrency.restart_delay import RestartDelay
 from services.processes.shutdown import FORCE_S, STOP_S
 
 GATEWAY, RUNNER = "services.gateway:Gateway", "services.runner_service:Runner"
 _READY_S = 120.0
-_PR_SET_PDEATHSIG = 1
 
 
 class _Stop(Exception):
@@ -29,7 +29,7 @@ class _Stop(Exception):
 
 def main() -> int:
     """Start the runner (split topology) and the gateway, and wait. 0 after a signal, else the status of the process
-    that ended first."""
+    that ended first by itself; one that is killed is started again."""
     settings = Settings.from_environ()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, _ask_to_stop)
@@ -44,12 +44,12 @@ def main() -> int:
             file=sys.stderr,
         )
         return 1
-    processes: list[subprocess.Popen[bytes]] = []
+    servers: list[_Server] = []
     try:
         # In a process of its own: this one lives as long as the server, and should stay small.
         if subprocess.run([sys.executable, "-m", "services.processes.preflight"], check=False).returncode != 0:
             return 1
-        return _serve_until_one_ends(settings, processes)
+        return _serve_until_one_ends(settings, servers)
     except _Stop:
         return 0
     finally:
@@ -57,62 +57,91 @@ def main() -> int:
             signal.signal(number, signal.SIG_IGN)
         # The gateway first: its requests in flight still need the runner, which has little to do then.
         begun = time.monotonic()
-        for process, end_s in zip(reversed(processes), (FORCE_S + 1, STOP_S - 1), strict=False):
-            _stop(process, max(0.1, begun + end_s - time.monotonic()))
+        for server, end_s in zip(reversed(servers), (FORCE_S + 1, STOP_S - 1), strict=False):
+            server.stop(max(0.1, begun + end_s - time.monotonic()))
 
 
-def _serve_until_one_ends(settings: Settings, processes: list[subprocess.Popen[bytes]]) -> int:
+def _serve_until_one_ends(settings: Settings, servers: list[_Server]) -> int:
     environ = {"BENTOML_HOME": str(settings.home.absolute() / "bentoml"), "BENTOML_DO_NOT_TRACK": "True", **os.environ}
     if settings.topology == "split" and not settings.runner_url:
         port = _free_port()
         environ["EKIBEN_RUNNER_URL"] = f"http://127.0.0.1:{port}"
         # One BENTOML_HOME per server: a second server that shares it wipes the first one's metrics.
         home = {"BENTOML_HOME": environ["BENTOML_HOME"] + "-runner"}
-        processes.append(_serve(RUNNER, "127.0.0.1", port, {**environ, **home}))
-        if not _wait_ready(f"http://127.0.0.1:{port}/readyz", processes[0]):
+        servers.append(_Server(RUNNER, "127.0.0.1", (port,), {**environ, **home}))
+        if not _wait_ready(f"http://127.0.0.1:{port}/readyz", servers[0].process):
             print("the runner did not become ready; its log is above", file=sys.stderr)
             return 1
-    gateway = _serve(GATEWAY, settings.host, settings.port, environ)
-    processes.append(gateway)
+    ports = (settings.port, settings.grpc_port) if settings.grpc_port else (settings.port,)
+    gateway = _Server(GATEWAY, settings.host, ports, environ)
+    servers.append(gateway)
     # A server that listens on every address is probed on the loopback address.
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)
     address = f"http://{host}:{settings.port}"
-    if not _wait_ready(f"{address}/readyz", gateway):
+    if not _wait_ready(f"{address}/readyz", gateway.process):
         print("the gateway did not become ready; its log is above", file=sys.stderr)
         return 1
     grpc = f", gRPC on {host}:{settings.grpc_port}" if settings.grpc_port else ""
     print(f"Ekiben serves on {address} (API at {address}/docs){grpc}", file=sys.stderr, flush=True)
-    while all(process.poll() is None for process in processes):
+    while True:
+        for server in servers:
+            if (status := server.keep_running()) is not None:
+                return status
         time.sleep(0.5)
-    return next(process.returncode for process in processes if process.returncode is not None)
 
 
 def _ask_to_stop(_signal: int, _frame: FrameType | None) -> None:
     raise _Stop
 
 
-def _serve(service: str, host: str, port: int, environ: dict[str, str]) -> subprocess.Popen[bytes]:
-    os.makedirs(environ["BENTOML_HOME"], exist_ok=True)
-    command = [sys.executable, "-m", "bentoml", "serve", service, "--host", host, "--port", str(port)]
-    # A session of its own: Ctrl-C reaches only this process, which then stops the others in order.
-    return subprocess.Popen(command, env=environ, start_new_session=True, preexec_fn=_end_with_parent)
+class _Server:
+    """``bentoml serve`` of one service: a supervising process and, in its process group, those that serve."""
 
+    def __init__(self, service: str, host: str, ports: tuple[int, ...], environ: dict[str, str]) -> None:
+        """Start it. ``ports``: that of HTTP, and others that it needs."""
+        os.makedirs(environ["BENTOML_HOME"], exist_ok=True)
+        self._service, self._host, self._ports = service, host, ports
+        self._command = [
+            *(sys.executable, "-m", "bentoml", "serve", service),
+            *("--host", host, "--port", str(ports[0])),
+        ]
+        self._environ = environ
+        self._delay = RestartDelay()
+        self._ended = False
+        self._start()
 
-def _end_with_parent() -> None:
-    """In the child: get SIGTERM when this launcher is killed, so that nothing is left on the port."""
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    def keep_running(self) -> int | None:
+        """Start it again once it is due, if a signal killed it; else its exit status, None while it runs."""
+        status = self.process.poll()
+        if status is None or status >= 0:
+            return status  # one that ended by itself has said why
+        if not self._ended:
+            self._ended = True
+            in_s = self._delay.ended(time.monotonic() - self._started)
+            said = f"{self._service} was killed by signal {-status}, and is started again in {in_s:g} s"
+            print(said, file=sys.stderr, flush=True)
+        # The processes that served for it end by themselves (ekiben/parent_process.py), after their last response.
+        elif self._delay.is_due() and all(_is_free(self._host, port) for port in self._ports):
+            self._start()
+        return None
 
+    def stop(self, seconds: float) -> None:
+        """End it and what it started: SIGTERM, and SIGKILL after ``seconds``."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(seconds)
+            except subprocess.TimeoutExpired:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self.process.pid, signal.SIGKILL)
 
-def _stop(process: subprocess.Popen[bytes], seconds: float) -> None:
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+    def _start(self) -> None:
+        # A session of its own: Ctrl-C reaches only the launcher, which then stops the others in order.
+        self.process = subprocess.Popen(
+            self._command, env=self._environ, start_new_session=True, preexec_fn=terminate_with_parent
+        )
+        self._started = time.monotonic()
+        self._ended = False
 
 
 def _wait_ready(url: str, process: subprocess.Popen[bytes]) -> bool:

@@ -67,6 +67,14 @@ class Gateway:
     def __init__(self) -> None:
         logs.configure(SETTINGS.log_level)
 
+    @bentoml.on_deployment
+    def supervise() -> None:  # BentoML makes it a static method
+        """BentoML calls it in its supervising process, before that starts the processes that serve."""
+        from services.bento.process_supervision import supervise_closely
+
+        logs.configure(SETTINGS.log_level)
+        supervise_closely()
+
     @bentoml.on_startup
     async def open(self) -> None:
         """Start everything this process serves. BentoML calls it in each worker process."""

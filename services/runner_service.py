@@ -211,6 +211,14 @@ class Runner:
     def __init__(self) -> None:
         logs.configure(SETTINGS.log_level)
 
+    @bentoml.on_deployment
+    def supervise() -> None:  # BentoML makes it a static method
+        """BentoML calls it in its supervising process, before that starts the process that serves."""
+        from services.bento.process_supervision import supervise_closely
+
+        logs.configure(SETTINGS.log_level)
+        supervise_closely()
+
     @bentoml.on_startup
     async def open(self) -> None:
         """Connect, start the runner and the reconciler. BentoML calls it when the process starts."""

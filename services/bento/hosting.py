@@ -9,6 +9,7 @@ from typing import Any
 from _bentoml_impl import serde
 from _bentoml_sdk import Service
 
+from ekiben.parent_process import terminate_with_supervisor
 from services.bento.connection_limits import ConnectionLimits
 
 Scope = MutableMapping[str, Any]
@@ -45,6 +46,7 @@ class HostedService(Service[Any]):  # type: ignore[misc]
         """The ASGI application that BentoML serves. ``is_main``: of the entry service."""
         from services.bento.http_protocol import install  # BentoML's supervising process needs no HTTP server
 
+        terminate_with_supervisor()  # else one whose supervising process was killed would keep the port
         install(type(self).connection_limits())
         inner = super().to_asgi(is_main)
         return type(self).middleware(inner) if is_main else inner

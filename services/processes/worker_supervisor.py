@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from ekiben.ids import new_id
+from services.concurrency.restart_delay import RestartDelay
 from services.processes.shutdown import FORCE_S
 
 log = logging.getLogger(__name__)
@@ -21,9 +22,6 @@ log = logging.getLogger(__name__)
 LOOK_S = 0.5
 STOP_S = FORCE_S + 1
 """Seconds that a worker has to end after SIGTERM."""
-
-_BACK_OFF_S = (0.5, 1, 2, 5, 10)
-_STEADY_S = 30.0
 
 
 class WorkerSupervisor:
@@ -118,23 +116,23 @@ class _Child:
         self._id = ""
         self._process: subprocess.Popen[bytes] | None = None
         self._started = 0.0
-        self._failures = 0
+        self._delay = RestartDelay(clock)
 
     def keep_running(self) -> None:
-        """Start it if it does not run. After repeated failures it waits 0.5 to 10 s before that (_BACK_OFF_S)."""
+        """Start it if it does not run and is due (services/concurrency/restart_delay.py)."""
         if self._process is not None:
             status = self._process.poll()
             if status is None:
                 return
-            steady = self._clock() - self._started > _STEADY_S
-            self._failures = 1 if steady else self._failures + 1
-            log.warning("a worker ended", extra={"pid": self._process.pid, "status": status})
+            extra = {"pid": self._process.pid, "status": status}
+            in_s = self._delay.ended(self._clock() - self._started)
+            log.warning("a worker ended", extra={**extra, "in_s": in_s})
             self._close_pipe(self._process)
             self._process = None
             self._ended(self._id)
-            self._started = self._clock()
-        if self._failures and self._clock() - self._started < _BACK_OFF_S[min(self._failures, len(_BACK_OFF_S)) - 1]:
+        if not self._delay.is_due():
             return
+        self._delay.not_started()  # until it was
         self._started = self._clock()
         # A session of its own: Ctrl-C reaches the launcher alone, which stops the processes in order.
         self._id = new_id()

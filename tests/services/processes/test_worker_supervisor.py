@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from services.concurrency import restart_delay
 from services.processes import worker_supervisor
 from services.processes.worker_supervisor import WorkerSupervisor
 from tests.waiting import eventually
@@ -51,7 +52,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[Started]:
     stand_in = SimpleNamespace(Popen=made, PIPE=subprocess.PIPE, TimeoutExpired=subprocess.TimeoutExpired)
     monkeypatch.setattr(worker_supervisor, "subprocess", stand_in)
     monkeypatch.setattr(worker_supervisor, "LOOK_S", 0.02)
-    monkeypatch.setattr(worker_supervisor, "_BACK_OFF_S", (0.05, 0.1, 0.2, 0.4, 0.8))
+    monkeypatch.setattr(restart_delay, "DELAYS_S", (0.05, 0.1, 0.2, 0.4, 0.8))
     yield made
     for process in made.alive():
         process.kill()
@@ -105,7 +106,7 @@ def test_a_killed_worker_is_replaced(started: Started, tmp_path: Path) -> None:
 def test_one_that_fails_is_started_ever_more_seldom(
     started: Started, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker_supervisor, "_BACK_OFF_S", (0.5, 1, 2))
+    monkeypatch.setattr(restart_delay, "DELAYS_S", (0.5, 1, 2))
     started.script, clock = FAILS, Clock()
     supervisor = WorkerSupervisor(tmp_path, 1, lambda id: None, clock=clock)
     supervisor.look()
@@ -123,8 +124,8 @@ def test_one_that_fails_is_started_ever_more_seldom(
 def test_the_failures_of_one_that_was_steady_are_forgotten(
     started: Started, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker_supervisor, "_BACK_OFF_S", (0.5, 1000))
-    monkeypatch.setattr(worker_supervisor, "_STEADY_S", 30)
+    monkeypatch.setattr(restart_delay, "DELAYS_S", (0.5, 1000))
+    monkeypatch.setattr(restart_delay, "STEADY_S", 30)
     clock = Clock()
     supervisor = WorkerSupervisor(tmp_path, 1, lambda id: None, clock=clock)
     supervisor.look()
@@ -204,6 +205,7 @@ def test_workers_end_when_their_supervisor_is_killed(tmp_path: Path) -> None:
 import subprocess, sys, time
 from pathlib import Path
 from types import SimpleNamespace
+from services.concurrency import restart_delay
 from services.processes import worker_supervisor
 def start(command, **given):
     process = subprocess.Popen([sys.executable, "-S", "-c", {SLEEPS!r}], **given)
