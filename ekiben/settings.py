@@ -80,7 +80,8 @@ class Settings(BaseModel):
         default=0, ge=0, description="Memory of an import's process. 0: four fifths of what is free when it starts."
     )
     private_urls: bool = Field(
-        default=False, description="Datasets may be fetched from addresses of this machine and of private networks."
+        default=False,
+        description="Datasets may be fetched from, and webhooks sent to, this machine and private networks.",
     )
     training_timeout_s: float = Field(
         default=86_400.0, gt=0, description="Time limit of a training from its start, unless it names its own."

@@ -22,9 +22,9 @@ from ekiben.ids import LOCAL_OWNER, new_id
 from ekiben.settings import Settings
 from services.datasets.annotations import Annotation, classes_of, pack
 from services.datasets.import_job import OPERATION
-from services.datasets.importer import fetch
 from services.jobs.service import JobService
 from services.jobs.submission import JobTerms
+from services.outbound import http_exchange
 from services.schemas.datasets import DatasetOptions, SampleOptions
 
 _OPEN = 4  # archives kept open, the last used
@@ -61,7 +61,7 @@ class DatasetService:
         if sum(ways) != 1:
             raise BadInput("send one of: a ZIP as multipart field 'file', url, samples")
         if options.url is not None:
-            fetch.parse(options.url)
+            http_exchange.parse(options.url)
         if options.samples is None:
             return await self._submit(options, archive, filename, options.classes, terms, owner)
         samples = [Annotation(one.image_id, one.mask, one.class_name) for one in options.samples]

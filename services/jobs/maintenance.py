@@ -53,7 +53,7 @@ class Maintenance:
         self._workers = workers
         self._queue = queue
         self._heartbeat = heartbeat
-        self._webhooks = Webhooks(jobs, settings.webhook_secret)
+        self._webhooks = Webhooks(jobs, settings.webhook_secret, allow_private=settings.private_urls)
         self._garbage = GarbageCollector(records, jobs, datasets, queue, store, timedelta(days=settings.keep_days))
         self._chores: list[tuple[str, float, Callable[[], object]]] = [
             ("sweep", SWEEP_S, self.sweep),

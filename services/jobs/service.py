@@ -147,7 +147,7 @@ class JobService:
 
         ``rows`` are stored with it. ``given``: the request as JSON, by which a repeated one is recognized.
         """
-        job = single_job(
+        job = await single_job(
             self._settings,
             kind,
             operation,

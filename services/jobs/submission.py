@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -77,7 +78,7 @@ async def inference_job(
     if len(failed) == len(items):
         raise BadInput(f"no image can be tried; the first: {failed[0].columns['error']['message']}")
     if terms.webhook is not None:
-        check_url(terms.webhook, settings.webhook_secret)
+        await _check_webhook(terms.webhook, settings)
     parameters = await operations.resolve_parameters(context, chosen, options)
     given = options.model_dump(mode="json", exclude_unset=True, exclude={"image_id", "store"})
     if isinstance(given.get("prompts"), list):  # as text, so that fingerprints equal those of earlier versions
@@ -99,7 +100,7 @@ async def inference_job(
     )
 
 
-def single_job(
+async def single_job(
     settings: Settings,
     kind: str,
     operation: str,
@@ -116,7 +117,7 @@ def single_job(
     ``given``: the request as JSON, by which a repeated one is recognized. ``timeout_s``: where ``terms`` has none.
     """
     if terms.webhook is not None:
-        check_url(terms.webhook, settings.webhook_secret)
+        await _check_webhook(terms.webhook, settings)
     return Job(
         id=job_id or new_id(),
         owner=owner,
@@ -131,6 +132,10 @@ def single_job(
         fingerprint=_fingerprint(kind, operation, given, False, ()),
         webhook_url=terms.webhook,
     )
+
+
+async def _check_webhook(url: str, settings: Settings) -> None:
+    await asyncio.to_thread(check_url, url, settings.webhook_secret, allow_private=settings.private_urls)
 
 
 def entry_count(items: int, claim_size: int) -> int:

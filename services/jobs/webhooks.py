@@ -6,7 +6,6 @@ EKIBEN_WEBHOOK_SECRET, of ``id.timestamp.body``.
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import hashlib
 import hmac
@@ -15,14 +14,13 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from urllib.parse import urlsplit
 
-import aiohttp
 import orjson
 
 from db.jobs import JobRecords
 from db.tables import Job
 from ekiben.errors import BadInput
+from services.outbound.http_exchange import Exchange, Network, parse
 
 log = logging.getLogger(__name__)
 
@@ -31,17 +29,27 @@ FIRST_RETRY_S = 2.0
 """Seconds before the second try; three times as long before each further one: 36 minutes in all."""
 
 TIMEOUT_S = 10.0
+LOOK_UP_S = 2.0
+"""Seconds that the name of a new webhook's host has to be looked up."""
+
+MAX_URL = 2000
 _LEASE = timedelta(seconds=60)  # another process may try a webhook again after so long
 
 
-def check_url(url: str, secret: str) -> str:
-    """``url``. BadInput where it cannot be a webhook, or the server has no ``secret`` to sign with."""
+def check_url(url: str, secret: str, *, allow_private: bool, network: Network | None = None) -> str:
+    """``url``. BadInput where it cannot be a webhook, or the server has no ``secret`` to sign with. Blocks.
+
+    A host that is not known now may be known at the delivery, which checks the address again.
+    """
+    if len(url) > MAX_URL:
+        raise BadInput(f"webhook: the URL has more than {MAX_URL} characters", code="url_malformed")
     try:
-        parts, port = urlsplit(url), urlsplit(url).port
-    except ValueError:
-        raise BadInput("webhook is no address that can be asked") from None
-    if port == 0 or parts.scheme not in ("http", "https") or not parts.hostname or len(url) > 2000 or parts.username:
-        raise BadInput("webhook is an http:// or https:// address, without a user name")
+        parts = parse(url)
+        if secret and not allow_private:
+            Exchange.begin(LOOK_UP_S, allow_private=False, network=network).address(parts)
+    except BadInput as error:
+        if error.code not in ("url_unknown_host", "url_timeout"):
+            raise BadInput(f"webhook: {error.message}", code=error.code) from None
     if not secret:
         raise BadInput("webhooks are off: the server has no EKIBEN_WEBHOOK_SECRET to sign them with")
     return url
@@ -76,12 +84,23 @@ def message(job: Job) -> bytes:
 class Webhooks:
     """Delivers webhooks that are due, without proxies and redirects. Without a ``secret`` nothing is sent.
 
+    ``allow_private``: also to addresses of this machine and of private networks.
     ``clock``: seconds that never go back.
     """
 
-    def __init__(self, jobs: JobRecords, secret: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        jobs: JobRecords,
+        secret: str,
+        *,
+        allow_private: bool,
+        clock: Callable[[], float] = time.monotonic,
+        network: Network | None = None,
+    ) -> None:
         self._jobs = jobs
         self._secret = secret
+        self._allow_private = allow_private
+        self._network = network
         self._clock = clock
         self._stop = threading.Event()
 
@@ -116,29 +135,22 @@ class Webhooks:
         ident = f"{job.id}.{job.last_event}"
         headers = {
             "content-type": "application/json",
-            "user-agent": "ekiben",
             "webhook-id": ident,
             "webhook-timestamp": str(timestamp),
             "webhook-signature": sign(self._secret, ident, timestamp, body),
         }
         try:
-            return asyncio.run(_post(job.webhook_url or "", body, headers))
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-            return type(error).__name__
+            parts = parse(job.webhook_url or "")
+            # The timeout covers the whole exchange: a slow address would delay the others.
+            exchange = Exchange.begin(TIMEOUT_S, allow_private=self._allow_private, network=self._network)
+            with exchange.response("POST", parts, headers, body) as response:
+                return None if 200 <= response.status < 300 else f"status {response.status}"
+        except BadInput as error:
+            return error.message
 
     def stop(self) -> None:
         """Let ``deliver_due`` end after the present delivery."""
         self._stop.set()
-
-
-async def _post(url: str, body: bytes, headers: dict[str, str]) -> str | None:
-    # The timeout covers the whole exchange: a slow address would delay the others.
-    timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
-    async with (
-        aiohttp.ClientSession(timeout=timeout, trust_env=False) as session,
-        session.post(url, data=body, headers=headers, allow_redirects=False) as response,
-    ):
-        return None if 200 <= response.status < 300 else f"status {response.status}"
 
 
 def _key(secret: str) -> bytes:

@@ -47,7 +47,8 @@ def sam_server(
     home = tmp_path_factory.mktemp("sam-server") / "var"
     for name, artifact in {**toy_artifacts, "sam_toy": sam_artifact}.items():
         publish(home, name, artifact)
-    with serving(home, EKIBEN_WORKERS="1", EKIBEN_WEBHOOK_SECRET=SECRET, **TOPOLOGIES[request.param]) as server:
+    hooks = {"EKIBEN_WEBHOOK_SECRET": SECRET, "EKIBEN_PRIVATE_URLS": "true"}  # the tests listen on this machine
+    with serving(home, EKIBEN_WORKERS="1", **hooks, **TOPOLOGIES[request.param]) as server:
         yield server
 
 

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import threading
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import orjson
 import pytest
 
 from db.jobs import JobRecords
+from db.tables import Job
 from ekiben.errors import BadInput
+from ekiben.settings import Settings
+from services.jobs import webhooks
+from services.jobs.submission import JobTerms, single_job
 from services.jobs.webhooks import check_url, message, sign
+from services.outbound.http_exchange import Network
 from tests.services.jobs.webhooks.listener import SECRET, expected_signature, finished
+from tests.services.outbound.addresses import PRIVATE, PUBLIC, THIS_MACHINE
 
 
 @pytest.mark.parametrize(
@@ -55,7 +64,7 @@ def test_what_is_sent(records: JobRecords) -> None:
     "url", ["http://example.org", "https://example.org:8443/a?b=c", "http://[::1]:80/", "HTTP://X/"]
 )
 def test_addresses(url: str) -> None:
-    assert check_url(url, SECRET) == url
+    assert check_url(url, SECRET, allow_private=True) == url
 
 
 @pytest.mark.parametrize(
@@ -79,16 +88,54 @@ def test_addresses(url: str) -> None:
     ],
 )
 def test_what_cannot_be_an_address(url: str) -> None:
-    with pytest.raises(BadInput, match="webhook"):
-        check_url(url, SECRET)
+    for allow_private in (True, False):
+        with pytest.raises(BadInput, match="webhook"):
+            check_url(url, SECRET, allow_private=allow_private)
 
 
 def test_without_a_secret_there_are_no_webhooks() -> None:
     with pytest.raises(BadInput, match="EKIBEN_WEBHOOK_SECRET"):
-        check_url("http://example.org/", "")
+        check_url("http://example.org/", "", allow_private=False)
 
 
 def test_times_are_of_the_zone_that_they_name(records: JobRecords) -> None:
     job = finished(records, None)
     said = orjson.loads(message(job))["timestamp"]
     assert abs(datetime.fromisoformat(said) - datetime.now(UTC)) < timedelta(seconds=30)
+
+
+@pytest.mark.parametrize("address", PRIVATE)
+def test_an_address_that_is_not_public_is_refused_when_the_job_is_submitted(address: str) -> None:
+    url, network = "http://hooks.example/x", Network(lambda host, port: [PUBLIC, address])
+    with pytest.raises(BadInput, match=r"^webhook: .*'hooks\.example'; the setting that allows private") as caught:
+        check_url(url, SECRET, allow_private=False, network=network)
+    assert caught.value.code == "url_private"
+    assert check_url(url, SECRET, allow_private=True, network=network) == url
+
+
+@pytest.mark.parametrize("host", THIS_MACHINE)
+def test_no_spelling_of_this_machine_is_accepted(host: str) -> None:
+    with pytest.raises(BadInput, match="webhook") as caught:
+        check_url(f"https://{host}:8443/x", SECRET, allow_private=False)
+    assert caught.value.code == "url_private"
+
+
+def test_a_name_that_is_not_known_yet_is_left_to_the_delivery(monkeypatch: pytest.MonkeyPatch) -> None:
+    url = "https://later.example/x"
+    assert check_url(url, SECRET, allow_private=False, network=Network(lambda host, port: [])) == url
+    monkeypatch.setattr(webhooks, "LOOK_UP_S", 0.05)
+    release = threading.Event()
+    slow = Network(lambda host, port: ["127.0.0.1"] if release.wait(20) else [])
+    assert check_url(url, SECRET, allow_private=False, network=slow) == url
+    release.set()
+
+
+def test_a_job_is_submitted_as_the_setting_says() -> None:
+    async def submitted(**settings: Any) -> Job:
+        terms = JobTerms(webhook="http://127.0.0.1:8000/")
+        row = {"given": None, "job_id": None, "timeout_s": None, "owner": "local"}
+        return await single_job(Settings(webhook_secret=SECRET, **settings), "import", "import", {}, terms, **row)
+
+    with pytest.raises(BadInput, match="webhook: the host of the URL is not on the public internet"):
+        asyncio.run(submitted())
+    assert asyncio.run(submitted(private_urls=True)).webhook_url == "http://127.0.0.1:8000/"

@@ -16,6 +16,7 @@ from db.jobs import JobRecords
 from db.tables import Job, now
 from services.jobs import webhooks
 from services.jobs.webhooks import Webhooks
+from services.outbound.http_exchange import Network
 from tests.services.jobs.webhooks.listener import (
     LATER,
     SECRET,
@@ -27,6 +28,7 @@ from tests.services.jobs.webhooks.listener import (
     said_ids,
     state,
 )
+from tests.services.outbound.addresses import PRIVATE, PUBLIC, THIS_MACHINE
 
 
 @pytest.mark.parametrize("status", [200, 299])
@@ -35,7 +37,7 @@ def test_a_delivery(records: JobRecords, status: int) -> None:
         job, silent = finished(records, listener.url), finished(records, None)
         assert state(records, job)[:2] == ("pending", 0)
         begun = int(time.time())
-        hooks = Webhooks(records, SECRET)
+        hooks = Webhooks(records, SECRET, allow_private=True)
         hooks.deliver_due(now())
         hooks.deliver_due(now() + LATER)  # once is enough
         [(path, headers, body)] = listener.heard
@@ -56,7 +58,7 @@ def test_a_delivery(records: JobRecords, status: int) -> None:
 def test_what_is_not_taken_is_sent_again_ever_later(records: JobRecords, status: int) -> None:
     with listening(status) as listener:
         job = finished(records, listener.url)
-        hooks, moment = Webhooks(records, SECRET), now()
+        hooks, moment = Webhooks(records, SECRET, allow_private=True), now()
         waits = []
         for tries in range(1, webhooks.MAX_TRIES):
             hooks.deliver_due(moment)
@@ -83,7 +85,7 @@ def test_how_long_an_address_may_be_away() -> None:
 def test_what_is_taken_at_last(records: JobRecords) -> None:
     with listening(503, 429, 200) as listener:
         job = finished(records, listener.url)
-        hooks, moment = Webhooks(records, SECRET), now()
+        hooks, moment = Webhooks(records, SECRET, allow_private=True), now()
         for wanted in (("pending", 1), ("pending", 2), ("delivered", 3)):
             hooks.deliver_due(moment)
             assert state(records, job)[:2] == wanted
@@ -93,7 +95,7 @@ def test_what_is_taken_at_last(records: JobRecords) -> None:
 def test_each_is_tried_by_one_process(records: JobRecords) -> None:
     with listening(200) as listener:
         jobs = [finished(records, listener.url) for _ in range(12)]
-        hooks, moment = [Webhooks(records, SECRET) for _ in range(3)], now()
+        hooks, moment = [Webhooks(records, SECRET, allow_private=True) for _ in range(3)], now()
         threads = [threading.Thread(target=each.deliver_due, args=(moment,)) for each in hooks]
         for thread in threads:
             thread.start()
@@ -106,7 +108,7 @@ class Slow(Webhooks):
     """Each delivery takes as long as one may take, by a clock of the test; looks then who may have the job."""
 
     def __init__(self, records: JobRecords, moment: datetime) -> None:
-        super().__init__(records, SECRET, lambda: self.now_s)
+        super().__init__(records, SECRET, allow_private=True, clock=lambda: self.now_s)
         self.now_s = 0.0
         self._records, self._moment = records, moment
 
@@ -143,7 +145,7 @@ def test_an_address_that_does_not_answer_is_given_up(
         with listening(200) as listener:
             job = finished(records, listener.url if kind == "cut off" else url)
             begun = time.monotonic()
-            Webhooks(records, SECRET).deliver_due(now())
+            Webhooks(records, SECRET, allow_private=True).deliver_due(now())
             assert time.monotonic() - begun < 10
             assert state(records, job)[:2] == ("pending", 1)
 
@@ -152,12 +154,12 @@ def test_an_answer_without_end_is_not_read(records: JobRecords, monkeypatch: pyt
     monkeypatch.setattr(webhooks, "TIMEOUT_S", 5)
     with answering(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000000\r\n\r\n" + b"x" * 1000, 0.001) as url:
         job = finished(records, url)
-        Webhooks(records, SECRET).deliver_due(now())
+        Webhooks(records, SECRET, allow_private=True).deliver_due(now())
         assert state(records, job) == ("delivered", 1, None)
 
 
 def test_an_address_that_the_client_cannot_read(records: JobRecords) -> None:
-    hooks = Webhooks(records, SECRET)
+    hooks = Webhooks(records, SECRET, allow_private=True)
     for url in ("http://a..b/", "http://" + "x" * 70 + ".example/", "http://ho st/", "http://host:99999/"):
         job = finished(records, url)
         hooks.deliver_due(now())
@@ -167,12 +169,12 @@ def test_an_address_that_the_client_cannot_read(records: JobRecords) -> None:
 def test_a_stop_ends_a_round(records: JobRecords) -> None:
     with listening(200) as listener:
         job = finished(records, listener.url)
-        hooks = Webhooks(records, SECRET)
+        hooks = Webhooks(records, SECRET, allow_private=True)
         hooks.stop()
         hooks.deliver_due(now())
         assert listener.heard == []
         # Somebody else sends it once the lease is over.
-        Webhooks(records, SECRET).deliver_due(now() + LATER)
+        Webhooks(records, SECRET, allow_private=True).deliver_due(now() + LATER)
         assert state(records, job)[0] == "delivered"
 
 
@@ -180,7 +182,7 @@ def test_a_job_that_was_tried_again_says_so_anew(records: JobRecords, engine: sa
     """Its second end is another message: who keeps ids to notice repeats must not take it for one."""
     with listening(200) as listener:
         job = finished(records, listener.url)
-        hooks = Webhooks(records, SECRET)
+        hooks = Webhooks(records, SECRET, allow_private=True)
         hooks.deliver_due(now())
         records.retry("local", job.id, lambda items: 0, lambda *given: None)
         assert state(records, job) == (None, 0, None)
@@ -191,3 +193,41 @@ def test_a_job_that_was_tried_again_says_so_anew(records: JobRecords, engine: sa
         assert first != second
     with Session(engine) as session:
         assert session.execute(sa.select(col(Job.webhook_state))).scalars().all() == ["delivered"]
+
+
+def name(listener: Listener) -> str:
+    return f"http://hooks.example:{listener.server_address[1]}/"
+
+
+@pytest.mark.parametrize("address", PRIVATE)
+def test_an_address_that_is_not_public_gets_nothing(
+    records: JobRecords, address: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also where it was public when the job was submitted; the next delivery asks again."""
+    connected: list[str] = []
+    with listening(200) as listener:
+
+        def connect(to: str, port: int, timeout_s: float) -> socket.socket:
+            connected.append(to)
+            return socket.create_connection(("127.0.0.1", port), timeout_s)
+
+        answers = iter([[PUBLIC, address], [PUBLIC]])
+        network = Network(lambda host, port: next(answers), connect)
+        job = finished(records, name(listener))
+        hooks = Webhooks(records, SECRET, allow_private=False, network=network)
+        hooks.deliver_due(now())
+        assert (connected, listener.heard) == ([], [])
+        assert state(records, job)[:2] == ("pending", 1)
+        assert "not on the public internet: 'hooks.example'" in caplog.records[-1].said  # type: ignore[attr-defined]
+        hooks.deliver_due(now() + LATER)
+        assert connected == [PUBLIC]  # the address that was checked: the name is asked once per delivery
+        assert state(records, job)[0] == "delivered"
+
+
+@pytest.mark.parametrize("host", THIS_MACHINE)
+def test_no_spelling_of_this_machine_gets_anything(records: JobRecords, host: str) -> None:
+    with listening(200) as listener:
+        job = finished(records, f"http://{host}:{listener.server_address[1]}/")
+        Webhooks(records, SECRET, allow_private=False).deliver_due(now())
+        assert listener.heard == []
+        assert state(records, job)[:2] == ("pending", 1)
