@@ -24,6 +24,7 @@ from db.schema_version import SCRIPTS, VERSION_TABLE, NewerDatabase
 from db.session import BUSY_MS, make_folder, parse_url, postgres_arguments, refusing, set_wal
 from db.tables import Row
 from ekiben.errors import Refusal
+from ekiben.private_files import set_umask
 from ekiben.settings import Settings
 
 _LOCK = 0x656B6962656E  # "ekiben"; the key of PostgreSQL's advisory lock
@@ -151,7 +152,9 @@ def main() -> None:
     commands.add_parser("check", help="say whether the database fits this code; exit status 1 when not")
     commands.add_parser("draft", help="write a new revision from db/tables").add_argument("message")
     given = parser.parse_args()
-    url = Settings.from_environ().resolved_database_url
+    settings = Settings.from_environ()
+    set_umask(settings)
+    url = settings.resolved_database_url
     try:
         match given.command:
             case "downgrade":

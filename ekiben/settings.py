@@ -21,6 +21,10 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     home: Path = Field(default=Path("var"), description="Folder of the embedded database, blobs, downloads and caches.")
+    group_access: bool = Field(
+        default=False,
+        description="The group of files in HOME gets the access of their owner: 0660 instead of 0600, folders 0770.",
+    )
     database_url: str = Field(default="", description="SQLAlchemy URL. Empty: SQLite in HOME/ekiben.db.")
     store_url: str = Field(
         default="",

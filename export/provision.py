@@ -23,6 +23,7 @@ from db.publishing import publish_folder
 from db.registry import Registry
 from db.session import connect
 from ekiben.errors import Refusal
+from ekiben.private_files import set_umask
 from ekiben.settings import Settings
 from export.weights import ShownProgress, WeightsUnavailable, fetch
 from export.zoo import ZOO, ZooRow
@@ -49,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--make", default="", help="command that makes torch's environment")
     given = parser.parse_args(arguments)
     settings = Settings.from_environ()
+    set_umask(settings)
     try:
         migrate(settings.resolved_database_url)
         engine = connect(settings.resolved_database_url)

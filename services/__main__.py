@@ -15,6 +15,7 @@ import urllib.request
 from types import FrameType
 
 from ekiben.parent_process import terminate_with_parent
+from ekiben.private_files import set_umask
 from ekiben.settings import Settings
 from services.concurrency.restart_delay import RestartDelay
 from services.processes.shutdown import FORCE_S, STOP_S
@@ -31,6 +32,7 @@ def main() -> int:
     """Start the runner (split topology) and the gateway, and wait. 0 after a signal, else the status of the process
     that ended first by itself; one that is killed is started again."""
     settings = Settings.from_environ()
+    set_umask(settings)  # of all processes that are started here
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, _ask_to_stop)
     if not _is_free(settings.host, settings.port):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from db.records import Records
 from db.registry import Registry
 from db.session import connect, ping
 from db.workers import Workers
+from ekiben.private_files import narrow_home
 from ekiben.settings import Settings
 from services.concurrency.memory_budget import MemoryBudget
 from services.datasets.service import DatasetService
@@ -71,6 +73,8 @@ class AppState:
 
         ``for_jobs``: no model is loaded before a job needs it, and a cancelled computation is broken off.
         """
+        with contextlib.suppress(OSError):  # what keeps files from being made is said by database and store
+            await asyncio.to_thread(narrow_home, settings)
         await asyncio.to_thread(ensure_newest, settings.resolved_database_url)
         job_queue = JobQueue(settings.resolved_database_url)
         await asyncio.to_thread(job_queue.migrate)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import bentoml
 
 from ekiben import logs
+from ekiben.private_files import set_umask
 from ekiben.settings import Settings
 from services.bento.bundled_models import BundledModels
 from services.bento.connection_limits import ConnectionLimits
@@ -65,6 +66,7 @@ class Gateway:
     watchdog: LoopWatchdog
 
     def __init__(self) -> None:
+        set_umask(SETTINGS)
         logs.configure(SETTINGS.log_level)
 
     @bentoml.on_deployment
@@ -72,6 +74,7 @@ class Gateway:
         """BentoML calls it in its supervising process, before that starts the processes that serve."""
         from services.bento.process_supervision import supervise_closely
 
+        set_umask(SETTINGS)
         logs.configure(SETTINGS.log_level)
         supervise_closely()
 

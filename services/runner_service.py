@@ -21,6 +21,7 @@ from db.registry import Registry
 from db.session import connect
 from ekiben import logs
 from ekiben.errors import Refusal, Unavailable
+from ekiben.private_files import set_umask
 from ekiben.settings import Settings
 from models.limits import MAX_IMAGE_BYTES
 from models.masks.predicted_masks import MaskUpdate
@@ -209,6 +210,7 @@ class Runner:
     """Loads models and runs them; its payloads are binary messages (services/runners/messages.py)."""
 
     def __init__(self) -> None:
+        set_umask(SETTINGS)
         logs.configure(SETTINGS.log_level)
 
     @bentoml.on_deployment
@@ -216,6 +218,7 @@ class Runner:
         """BentoML calls it in its supervising process, before that starts the process that serves."""
         from services.bento.process_supervision import supervise_closely
 
+        set_umask(SETTINGS)
         logs.configure(SETTINGS.log_level)
         supervise_closely()
 

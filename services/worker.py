@@ -23,6 +23,7 @@ from ekiben import logs
 from ekiben.child_protocol import on_parent_exit
 from ekiben.errors import Refusal
 from ekiben.ids import new_id
+from ekiben.private_files import set_umask
 from ekiben.settings import Settings
 from models.engine.session_options import cores
 from services.app_state import AppState
@@ -76,6 +77,7 @@ def main() -> int:
     parser.add_argument("--id", default="", help=argparse.SUPPRESS)
     given = parser.parse_args()
     settings = Settings.from_environ()
+    set_umask(settings)
     logs.configure(settings.log_level)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

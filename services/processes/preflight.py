@@ -1,5 +1,5 @@
-"""``python -m services.processes.preflight``: migrate, and print in one line what would keep every process from
-starting."""
+"""``python -m services.processes.preflight``: close the home to others, migrate, and print in one line what would keep
+every process from starting."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from pathlib import Path
 from db.blobs import open_store
 from db.ensure_schema import ensure_newest
 from db.schema_version import NewerDatabase
+from ekiben import logs
 from ekiben.errors import Refusal
+from ekiben.private_files import narrow_home, set_umask
 from ekiben.settings import Settings
 from services.jobs.dbos_queue import JobQueue
 
@@ -19,6 +21,10 @@ def preflight(settings: Settings) -> str | None:
     """None, or what is wrong with settings, database or store: reported once here instead of by each process."""
     if settings.grpc_port and (wrong := _certificate(settings.grpc_tls_cert, settings.grpc_tls_key)) is not None:
         return wrong
+    try:
+        narrow_home(settings)
+    except OSError as error:
+        return f"EKIBEN_HOME: {settings.home.absolute()} cannot be used: {error.strerror}"
     try:
         ensure_newest(settings.resolved_database_url)
         JobQueue(settings.resolved_database_url).migrate()
@@ -54,6 +60,9 @@ def _certificate(certificate: str, key: str) -> str | None:
 
 
 if __name__ == "__main__":
-    if (wrong := preflight(Settings.from_environ())) is not None:
+    given = Settings.from_environ()
+    set_umask(given)
+    logs.configure(given.log_level)
+    if (wrong := preflight(given)) is not None:
         print(wrong, file=sys.stderr)
         sys.exit(1)
