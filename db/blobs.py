@@ -71,6 +71,10 @@ class BlobStore(Protocol):
     def check(self) -> None:
         """Write, read and remove a small blob. Unavailable when that does not work."""
 
+    def remove_abandoned(self, *, everywhere: bool = False) -> int:
+        """Remove what killed processes had not written in full; how many files. ``everywhere``: takes long."""
+        ...
+
     def close(self) -> None:
         """Close connections."""
 

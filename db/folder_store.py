@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import IO
 
-from db.keys import TEMPORARY, check_key, check_prefix
+from db.keys import check_key, check_prefix
 from ekiben.errors import Conflict, NotFound, Unavailable
+from ekiben.temporary_files import FOLDER, TEMPORARY, sweep, temporary_name
 
 log = logging.getLogger(__name__)
 
@@ -86,12 +86,17 @@ class FolderStore:
 
     def check(self) -> None:
         """Write, read and remove a small file. Unavailable when that does not work."""
-        path = self.root / f"{TEMPORARY}check-{uuid.uuid4().hex}"
+        path = self.root / FOLDER / temporary_name()
         self._write(path, BytesIO(b"check"))
         with _writing():
             if path.read_bytes() != b"check":
                 raise OSError("other bytes were read than written")
             path.unlink()
+
+    def remove_abandoned(self, *, everywhere: bool = False) -> int:
+        """Remove what killed processes had not written in full; how many files. ``everywhere``: visits all folders."""
+        folders = [self.root / FOLDER, self.root]
+        return sweep((Path(folder) for folder, _, _ in os.walk(self.root)) if everywhere else folders)
 
     def close(self) -> None:
         """Do nothing: no file stays open."""
@@ -103,7 +108,7 @@ class FolderStore:
     def _write(self, path: Path, source: IO[bytes]) -> None:
         with _writing():
             _make_folder(path.parent)
-            partial = path.parent / f"{TEMPORARY}{uuid.uuid4().hex}"
+            partial = self._temporary(path.parent)
             try:
                 with partial.open("xb") as file:
                     shutil.copyfileobj(source, file, PIECE)
@@ -115,11 +120,19 @@ class FolderStore:
                 raise
             _sync(path.parent)
 
+    def _temporary(self, target: Path) -> Path:
+        """A new path on the file system of the folder ``target``, in one folder for all, which is swept quickly."""
+        folder = self.root / FOLDER
+        _make_folder(folder)
+        apart = folder.stat().st_dev != target.stat().st_dev
+        return (target if apart else folder) / temporary_name()
+
     def _walk(self, prefix: str) -> Iterator[str]:
         # Only the folder that the prefix names can hold such keys; the rest of the prefix is the start of a file name.
         start = self.root / prefix.rpartition("/")[0]
         with _reading(prefix):
-            for folder, _, names in os.walk(start, onerror=_unless_missing):
+            for folder, folders, names in os.walk(start, onerror=_unless_missing):
+                folders[:] = [name for name in folders if name != FOLDER]
                 place = Path(folder).relative_to(self.root).as_posix()
                 for name in names:
                     key = name if place == "." else f"{place}/{name}"

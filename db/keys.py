@@ -6,9 +6,7 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from ekiben.errors import BadInput
-
-TEMPORARY = ".tmp-"
-"""Prefix of the names that a folder store uses while it writes; no part of a key starts with it."""
+from ekiben.temporary_files import TEMPORARY
 
 
 def new_key(area: Literal["images", "artifacts", "datasets"], id: str, ext: str, now: datetime) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import get_args
@@ -16,7 +15,9 @@ from db.publishing import publish_folder
 from db.registry import Registry
 from db.session import connect
 from ekiben.errors import Refusal
+from ekiben.private_files import set_umask
 from ekiben.settings import Settings
+from ekiben.temporary_files import scratch
 from export.weights import ShownProgress, WeightsUnavailable, fetch
 from export.zoo import ZOO, ZooRow
 from models.artifact import MANIFEST, Activation, Color, Interpolation, Layout, Manifest, Task
@@ -47,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.seed is not None and given.weights != "random":
             parser.error("--seed is for --weights random")
     run: Callable[[argparse.Namespace], None] = given.run
+    if getattr(given, "out", None) is None:  # else it writes nothing into the home but downloads
+        set_umask(Settings.from_environ())
     try:
         run(given)
     except WeightsUnavailable as error:
@@ -213,22 +216,10 @@ def _list_unavailable(settings: Settings, name: str, row: ZooRow, reason: str) -
 
 
 def _import(given: argparse.Namespace) -> None:
-    fields = [
-        "task",
-        "mean",
-        "std",
-        "crop",
-        "shorter_side",
-        "size",
-        "interpolation",
-        "range",
-        "layout",
-        "color",
-        "output",
-        "output_name",
-        "licence",
-        "source",
-    ]
+    fields = (
+        *("task", "mean", "std", "crop", "shorter_side", "size", "interpolation", "range"),
+        *("layout", "color", "output", "output_name", "licence", "source"),
+    )
     values = {field: getattr(given, field) for field in fields if getattr(given, field) is not None}
     for field in ("mean", "std", "size"):
         if field in values:
@@ -251,8 +242,8 @@ def _finish(given: argparse.Namespace, settings: Settings, write: Callable[[Path
     check_name(given.name)  # before the export, which takes minutes
     registry = _registry(settings)
     store = open_store(settings.resolved_store_url, settings.s3_access_key, settings.s3_secret_key)
-    with tempfile.TemporaryDirectory(prefix="ekiben-export-") as scratch:
-        folder = Path(scratch, given.name)
+    with scratch("export") as made:
+        folder = Path(made, given.name)
         manifest = write(folder)
         row = publish_folder(
             registry,

@@ -6,7 +6,6 @@ import http.client
 import os
 import ssl
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ekiben.errors import Unavailable
+from ekiben.temporary_files import temporary_name
 from export.zoo import ZooRow
 from models.artifact import sha256_of
 
@@ -47,16 +47,15 @@ def fetch(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # A unique name: two processes may download one file at a time.
-        handle, name = tempfile.mkstemp(prefix=f"{row.file}.", suffix=".part", dir=folder)
+        part = folder / temporary_name()
+        file = part.open("xb")
     except OSError as error:
         raise _unavailable(row, target, f"{folder.absolute()} cannot be written: {error.strerror}") from None
-    part = Path(name)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with file:
             _download(row.url, file.write, progress, connect_s, stall_s)
         if not _is_published(part, row):
             raise _unavailable(row, target, f"what came has the SHA-256 {sha256_of(part)[:16]}...{found}")
-        part.chmod(0o644)  # mkstemp's 0600 would hide the file from other users of the machine
         os.replace(part, target)
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise _unavailable(row, target, _reason(error) + found) from None

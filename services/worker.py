@@ -123,7 +123,15 @@ async def _work(settings: Settings, worker_id: str, *, with_parent: bool) -> int
     app_state.records.delay(DELAY_S, lambda: executor.computing)
     heartbeat = Heartbeat(workers, worker_id, lambda: executor.busy, lambda: os._exit(BURIED))
     maintenance = Maintenance(
-        settings, app_state.records, records, datasets, workers, queue, app_state.store, heartbeat
+        settings,
+        app_state.records,
+        records,
+        datasets,
+        workers,
+        queue,
+        app_state.store,
+        heartbeat,
+        tidy=lambda: workspace.tidy(workers.known),
     )
     consumer = QueueConsumer(
         settings.resolved_database_url,
@@ -132,7 +140,7 @@ async def _work(settings: Settings, worker_id: str, *, with_parent: bool) -> int
         {**_CONCURRENCY, **({"training": own.trainings_at_once} if own.trainings_at_once else {})},
     )
     await steadily(workers.enter, worker_id)
-    await steadily(lambda: workspace.tidy(workers.known()))
+    await steadily(lambda: workspace.tidy(workers.known))
     for start in (app_state.records.start, heartbeat.start, maintenance.start, consumer.start):
         await steadily(start)
     gc.freeze()  # what was imported stays: full collections need not visit it

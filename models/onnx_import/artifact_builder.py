@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from ekiben.errors import BadInput, BadModelFile, Conflict
+from ekiben.temporary_files import temporary_name
 from models.artifact import (
     MAX_MASK_CLASSES,
     ONNX,
@@ -42,10 +42,10 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise Conflict(f"{folder} exists; remove it or name another folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    staging = folder.parent / temporary_name()
+    staging.mkdir()
     try:
         yield staging
-        staging.chmod(0o755)  # mkdtemp's 0700 would keep a server of another user from reading the model
         try:
             os.replace(staging, folder)
         except OSError as error:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ekiben.errors import BadModelFile, TooLarge, Unavailable
+from ekiben.temporary_files import scratch
 from models.artifact import Layout
 
 MAX_FILE_BYTES = 2 << 30  # what one protobuf message can hold
@@ -119,7 +120,7 @@ def _run_child(name: str, arguments: list[str], limits: Limits) -> dict[str, Any
     root = str(Path(__file__).resolve().parents[2])
     environment["PYTHONPATH"] = os.pathsep.join([root, *(entry for entry in sys.path if entry)])
     environment["OMP_NUM_THREADS"] = environment["OPENBLAS_NUM_THREADS"] = "1"  # each thread's stack is address space
-    with tempfile.TemporaryDirectory(prefix="ekiben-import-") as folder, tempfile.TemporaryFile() as output:
+    with scratch("import") as folder, tempfile.TemporaryFile() as output:
         child = [sys.executable, "-m", "models.onnx_import.check_process", *arguments]
         try:
             done = subprocess.run(

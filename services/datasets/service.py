@@ -20,6 +20,7 @@ from ekiben.dataset_archive import DatasetArchive
 from ekiben.errors import BadInput, Unavailable
 from ekiben.ids import LOCAL_OWNER, new_id
 from ekiben.settings import Settings
+from ekiben.temporary_files import temporary_name
 from services.datasets.annotations import Annotation, classes_of, pack
 from services.datasets.import_job import OPERATION
 from services.jobs.service import JobService
@@ -177,7 +178,7 @@ class DatasetService:
         path = self._store.local_path(key) or self._cached(dataset.id)
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(f".{new_id()}")
+            partial = path.with_name(temporary_name())
             try:
                 with partial.open("wb") as file:
                     for chunk in self._store.stream(key):

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ekiben.errors import BadImage, UnsupportedImage
+from ekiben.temporary_files import SCRATCH, mark
 from models.image_formats.sniffing import sniff
 from models.images import encode_png
 from models.inference_requests import InferenceRequest, InferenceResponse
@@ -71,7 +72,7 @@ def open_slices(data: bytes) -> Slices | None:
     if mime_type is None:
         return None
     with ExitStack() as stack:
-        file = stack.enter_context(tempfile.NamedTemporaryFile(prefix="ekiben-volume-"))
+        file = stack.enter_context(tempfile.NamedTemporaryFile(prefix=f"{SCRATCH}-volume{mark()}"))
         file.write(data)
         file.flush()
         volume = stack.enter_context(open_volume(Path(file.name)))

@@ -19,6 +19,7 @@ from ekiben.settings import Settings
 from services.jobs.dbos_queue import JobQueue
 from services.jobs.garbage_collection import GarbageCollector
 from services.jobs.heartbeat import DEAD_S, Heartbeat
+from services.jobs.temporary_files import sweep_temporary_files
 from services.jobs.time_limit import GRACE_S, timeout_error
 from services.jobs.webhooks import Webhooks
 
@@ -48,7 +49,12 @@ class Maintenance:
         queue: JobQueue,
         store: BlobStore,
         heartbeat: Heartbeat,
+        tidy: Callable[[], object] = lambda: None,
     ) -> None:
+        """``tidy`` removes the working folders that killed workers left on this machine."""
+        self._settings = settings
+        self._store = store
+        self._tidy = tidy
         self._jobs = jobs
         self._workers = workers
         self._queue = queue
@@ -58,8 +64,10 @@ class Maintenance:
         self._chores: list[tuple[str, float, Callable[[], object]]] = [
             ("sweep", SWEEP_S, self.sweep),
             ("clean-up", CLEAN_UP_S, self.clean_up),
-            ("orphans", ORPHANS_S, lambda: self._garbage.sweep(self._stop.is_set)),
+            ("files", CLEAN_UP_S, self.sweep_files),
+            ("orphans", ORPHANS_S, self._remove_orphans),
         ]
+        self._swept = time.monotonic()
         self._stop = threading.Event()
         self._threads = [
             threading.Thread(target=self._run, name="maintenance", daemon=True),
@@ -99,17 +107,34 @@ class Maintenance:
         while not self._stop.is_set() and self._queue.forget_done(now() - FORGET_DONE):
             pass
 
+    def sweep_files(self) -> None:
+        """Remove the temporary files that killed processes left on this machine and in the store."""
+        self._tidy()
+        sweep_temporary_files(self._settings, self._store)
+
+    def _remove_orphans(self) -> None:
+        self._garbage.sweep(self._stop.is_set)
+        self._store.remove_abandoned(everywhere=True)
+
     def _enqueue_stalled(self, job_ids: Sequence[str]) -> None:
         for job_id in job_ids:
             if not self._queue.has_entries(job_id):
                 log.warning("a job without a queue entry is queued again", extra={"job": job_id})
                 self._jobs.enqueue_entry(job_id, self._queue.enqueue)
 
+    def _is_own_turn(self, name: str, every_s: float) -> bool:
+        """Whether a task is due here: temporary files of this machine are seen by its own workers alone."""
+        if name != "files":
+            return self._workers.take_turn(name, every_s)
+        due = time.monotonic() - self._swept >= every_s
+        self._swept = time.monotonic() if due else self._swept
+        return due
+
     def _run(self) -> None:
         while not self._stop.wait(SWEEP_S):
             for name, every_s, chore in self._chores:
                 try:
-                    if self._workers.take_turn(name, every_s):
+                    if self._is_own_turn(name, every_s):
                         chore()
                 except Refusal as error:
                     log.warning("%s: %s", name, error)

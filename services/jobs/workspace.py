@@ -67,10 +67,13 @@ class JobWorkspace:
         with contextlib.suppress(OSError):  # not empty: other jobs use it
             folder.parent.rmdir()
 
-    def tidy(self, workers: Collection[str]) -> None:
+    def tidy(self, workers: Callable[[], Collection[str]]) -> None:
         """Remove the folders that killed workers left: all but those of ``workers``, by id."""
-        for folder in self._root.iterdir() if self._root.is_dir() else ():
-            if folder.name not in workers:
+        # Listed before: a worker that signs on between the two has made its folder only after that.
+        folders = list(self._root.iterdir()) if self._root.is_dir() else []
+        known = workers() if folders else ()
+        for folder in folders:
+            if folder.name not in known:
                 shutil.rmtree(folder, ignore_errors=True)
 
     async def emit_event(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
-import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from db.model_listing import Listed
 from db.registry import Registry
 from db.tables import ModelVersion
 from ekiben.errors import BadInput, ModelDisabled, NotFound, Unavailable
+from ekiben.temporary_files import temporary_name
 from models.artifact import MANIFEST, Manifest, read_manifest, verify
 from models.engine.engine import ModelKey
 from models.results import ValueRange
@@ -154,7 +154,8 @@ class ModelIndex:
     def _download(self, row: ModelVersion, folder: Path) -> None:
         manifest = Manifest.model_validate(row.manifest)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
+        partial = folder.parent / temporary_name()
+        partial.mkdir()
         try:
             for name in [*manifest.files, MANIFEST]:
                 path = partial / name

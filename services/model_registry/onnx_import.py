@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 from db.blobs import BlobStore
 from db.publishing import publish_folder
 from db.registry import Registry
 from db.tables import ModelVersion
+from ekiben.temporary_files import scratch
 from models.artifact import sha256_of
 from models.onnx_import.artifact_builder import build_artifact
 from services.schemas.models import ModelUploadOptions
@@ -21,10 +21,10 @@ def import_upload(
     registry: Registry, store: BlobStore, data: bytes, file_name: str | None, options: ModelUploadOptions
 ) -> ModelVersion:
     """The version that was published. Blocks. BadModelFile says what is wrong with the file; then nothing is stored."""
-    with tempfile.TemporaryDirectory(prefix="ekiben-import-") as scratch:
-        file = Path(scratch, "upload.onnx")
+    with scratch("import") as made:
+        file = Path(made, "upload.onnx")
         file.write_bytes(data)
-        folder = Path(scratch, "artifact")
+        folder = Path(made, "artifact")
         manifest = build_artifact(file, folder, options, file_name=file_name or "")
         return publish_folder(
             registry,

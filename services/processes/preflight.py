@@ -1,5 +1,5 @@
-"""``python -m services.processes.preflight``: close the home to others, migrate, and print in one line what would keep
-every process from starting."""
+"""``python -m services.processes.preflight``: close the home to others, migrate, sweep temporary files, and print
+in one line what would keep every process from starting."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ekiben.errors import Refusal
 from ekiben.private_files import narrow_home, set_umask
 from ekiben.settings import Settings
 from services.jobs.dbos_queue import JobQueue
+from services.jobs.temporary_files import sweep_temporary_files
 
 
 def preflight(settings: Settings) -> str | None:
@@ -35,6 +36,7 @@ def preflight(settings: Settings) -> str | None:
     try:
         store = open_store(settings.resolved_store_url, settings.s3_access_key, settings.s3_secret_key)
         store.check()
+        sweep_temporary_files(settings, store)
         store.close()
     except Refusal as error:
         return f"EKIBEN_STORE_URL: {error.message}"

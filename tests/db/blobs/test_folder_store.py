@@ -11,6 +11,7 @@ import pytest
 
 from db.blobs import open_store
 from ekiben.errors import Conflict, NotFound, Refusal, Unavailable
+from ekiben.temporary_files import FOLDER
 
 
 def test_folder_readers_see_whole_blobs_only(tmp_path: Path, key: str) -> None:
@@ -66,9 +67,9 @@ def test_folder_is_synced_before_put_returns(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(os, "fsync", recording_fsync)
     monkeypatch.setattr(os, "replace", recording_replace)
     open_store(str(tmp_path)).put("a/b/c.jpg", b"data", "image/jpeg")
-    assert synced[:2] == [tmp_path, tmp_path / "a"]
-    assert synced[2].parent == tmp_path / "a" / "b" and synced[2].name.startswith(".tmp-")
-    assert synced[3:] == [Path("replace"), tmp_path / "a" / "b"]
+    assert synced[:3] == [tmp_path, tmp_path / "a", tmp_path]  # the last one for the folder of temporary files
+    assert synced[3].parent == tmp_path / FOLDER and synced[3].name.startswith(".tmp-")
+    assert synced[4:] == [Path("replace"), tmp_path / "a" / "b"]
 
 
 def test_a_full_disk_leaves_the_old_blob(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

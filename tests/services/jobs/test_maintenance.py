@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -20,6 +21,7 @@ from db.tables import Chore, Job, Worker, now
 from db.workers import Workers
 from ekiben.errors import Unavailable
 from ekiben.ids import LOCAL_OWNER, new_id
+from ekiben.temporary_files import temporary_name
 from models.engine import engine
 from services.jobs import heartbeat as heartbeats
 from services.jobs import maintenance, time_limit
@@ -343,6 +345,24 @@ def test_a_chore_that_fails_is_tried_at_its_next_turn(run: Run, monkeypatch: pyt
         keeper.start()
         await async_eventually(lambda: calls.count("fail") >= 3 and calls.count("other") >= 3)
         await asyncio.to_thread(keeper.stop)
+
+    run(main)
+
+
+def test_every_worker_sweeps_the_files_of_its_machine(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(maintenance, "SWEEP_S", 0.02)
+    monkeypatch.setattr(maintenance, "CLEAN_UP_S", 0.1)
+
+    async def main(bench: AtWork) -> None:
+        home = bench.app_state.settings.home
+        left = home / "downloads" / re.sub(r"-\d+-\d+-", "-1-1-", temporary_name())  # process 1 began at another time
+        (home / "downloads").mkdir()
+        keepers = [maintenance_of(bench) for _ in range(2)]
+        for keeper in keepers:
+            left.write_bytes(b"half")
+            keeper.start()
+            await async_eventually(lambda: not left.exists())
+            await asyncio.to_thread(keeper.stop)
 
     run(main)
 

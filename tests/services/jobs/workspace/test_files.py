@@ -201,10 +201,10 @@ def test_workers_do_not_write_into_each_others_folders(run: Run) -> None:
         first.clear(job)
         assert not folder.exists() and folder.parent.exists() and other.exists()
         first.clear(job)
-        second.tidy({second.worker_id})
+        second.tidy(lambda: {second.worker_id})
         assert not folder.parent.exists() and other.exists()
         second.clear(job)
-        second.tidy([])
+        second.tidy(list)
         assert os.listdir(bench.app_state.settings.home / "work") == []
 
     run(main)
