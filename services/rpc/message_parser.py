@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
 
 from ekiben.errors import BadInput
+from services.rpc.message_fields import count_fields
 from services.rpc.method_wrappers import RpcContext, ServicerState, refuse_call
 
 Handler = Any  # grpc.RpcMethodHandler, which has no types
 Parse = Callable[[bytes], Any]
 
 
+MAX_FIELDS = 200_000
+"""Fields of a message, with those of the messages in it. 65 MB may hold 33 million, which take 3 GB and seconds to
+parse, and protobuf holds the interpreter's lock meanwhile, also in a thread. So many take 20 ms and 20 MB."""
+
+_SMALL = 64 * 1024  # bytes, which cannot hold more than 33,000 fields
+_FEW = 1000  # counted in a millisecond
+
+
+async def _has_too_many_fields(data: bytes, parse: Parse) -> bool:
+    descriptor = getattr(getattr(parse, "__self__", None), "DESCRIPTOR", None)
+    if len(data) <= _SMALL or descriptor is None or count_fields(data, descriptor, _FEW) <= _FEW:
+        return False
+    return await asyncio.to_thread(count_fields, data, descriptor, MAX_FIELDS) > MAX_FIELDS
+
+
 class MessageParser(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     """Takes the parsing of requests out of grpc, which answers INTERNAL and logs a traceback for what cannot be parsed.
 
-    The caller gets INVALID_ARGUMENT with the reason ``bad_request``, the log one line.
+    The caller gets INVALID_ARGUMENT with the reason ``bad_request``, the log one line. A message of more than
+    MAX_FIELDS fields is refused before it is parsed.
     """
 
     def __init__(self, state: ServicerState) -> None:
@@ -39,11 +57,14 @@ class MessageParser(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         parse: Parse = handler.request_deserializer
 
         async def parsed(data: bytes, context: RpcContext) -> Any:
-            try:
-                return parse(data)
-            except Exception as error:  # DecodeError of protobuf; a message that is nested too deeply, too
-                kind = type(error).__name__
-                wrong = BadInput(f"the {len(data)} bytes are not a message that {method} takes ({kind})")
+            if await _has_too_many_fields(data, parse):
+                wrong = BadInput(f"the {len(data)} bytes are a message of more than {MAX_FIELDS} fields")
+            else:
+                try:
+                    return parse(data)
+                except Exception as error:  # DecodeError of protobuf; a message that is nested too deeply, too
+                    kind = type(error).__name__
+                    wrong = BadInput(f"the {len(data)} bytes are not a message that {method} takes ({kind})")
             await refuse_call(self._state, context, method, wrong)
 
         async def each(messages: AsyncIterator[bytes], context: RpcContext) -> AsyncIterator[Any]:
