@@ -32,7 +32,10 @@ class Image(Owned, table=True):
 
 
 class Prediction(Owned, table=True):
-    """One result, or error, of one model for one image. Times are in milliseconds; ``batch_size`` is of its run."""
+    """One result of one model for one image. Times are in milliseconds; ``batch_size`` is of its run.
+
+    ``status`` is always succeeded and ``error`` NULL: a request that fails leaves no row (docs/decisions/0003).
+    """
 
     __tablename__ = "predictions"
     __table_args__ = (

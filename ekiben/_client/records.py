@@ -227,7 +227,6 @@ class Prediction:
     top_class: str | None
     top_confidence: float | None
     timing: Timing = field(repr=False)
-    error: str | None
     artifacts: tuple[Artifact, ...] = field(repr=False)
     created_at: datetime
     raw: Raw = field(default_factory=dict, repr=False, compare=False)

@@ -9,7 +9,6 @@ from pydantic import Field
 from services.schemas.body import EXAMPLE_ID, Body, ImageRef, ModelRef, Moment, TimingBody
 from services.schemas.inference import OperationName
 
-Status = Literal["succeeded", "failed"]
 ArtifactKind = Literal["mask", "color", "overlay", "probability", "nifti", "dicom_seg", "cutout", "logits", "archive"]
 
 
@@ -43,7 +42,7 @@ class PredictionBody(Body):
 
     id: str = Field(examples=[EXAMPLE_ID])
     task: OperationName
-    status: Status
+    status: Literal["succeeded"] = Field(description="A request that fails leaves no prediction, but its response.")
     model: ModelRef
     image: ImageRef
     job_id: str | None
@@ -55,6 +54,5 @@ class PredictionBody(Body):
     top_class: str | None = Field(examples=["junco"])
     top_confidence: float | None = Field(examples=[0.97])
     timing: TimingBody
-    error: str | None
     artifacts: list[ArtifactBody]
     created_at: Moment

