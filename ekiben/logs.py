@@ -16,7 +16,14 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 
 
 class JsonFormatter(logging.Formatter):
-    """Formats records as JSON: time (UTC, ISO 8601), level, logger, message, request_id, and fields of ``extra=``."""
+    """Formats records as JSON: time (UTC, ISO 8601), level, logger, message, request_id, and fields of ``extra=``.
+
+    ``app``: name of the installation, a field of every line; empty for none.
+    """
+
+    def __init__(self, app: str = "") -> None:
+        super().__init__()
+        self._app = app
 
     def format(self, record: logging.LogRecord) -> str:
         """The line, without a newline; values that JSON lacks are written as strings."""
@@ -26,6 +33,8 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
+        if self._app:
+            line["app"] = self._app
         if current := request_id.get():
             line["request_id"] = current
         for key, value in vars(record).items():
@@ -36,10 +45,13 @@ class JsonFormatter(logging.Formatter):
         return orjson.dumps(line, default=str).decode()
 
 
-def configure(level: str) -> None:
-    """Write the records of all loggers from ``level`` (debug, info, warning or error) up to stderr, as JSON."""
+def configure(level: str, app: str = "") -> None:
+    """Write the records of all loggers from ``level`` (debug, info, warning or error) up to stderr, as JSON.
+
+    ``app`` as in JsonFormatter.
+    """
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter())
+    handler.setFormatter(JsonFormatter(app))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())

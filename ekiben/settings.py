@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 PREFIX = "EKIBEN_"
 
+_MODEL_NAME = r"[a-z0-9][a-z0-9_-]{0,62}"
+
 Topology = Literal["embedded", "split"]
 Device = Literal["auto", "cpu", "cuda"]
+DefaultTask = Literal["classify", "segment", "masks"]
+ImageFormat = Literal["jpeg", "png", "webp", "bmp", "tiff", "dicom", "nifti"]
 
 
 class Settings(BaseModel):
@@ -24,6 +30,17 @@ class Settings(BaseModel):
     group_access: bool = Field(
         default=False,
         description="The group of files in HOME gets the access of their owner: 0660 instead of 0600, folders 0770.",
+    )
+    app_name: str = Field(
+        default="Ekiben",
+        min_length=1,
+        max_length=80,
+        pattern=r"^[^\x00-\x1f\x7f]+$",
+        description="Name of this installation: in the API's documents, at / and, where it is set, in every log line.",
+    )
+    cache_dir: str = Field(
+        default="",
+        description="Folder of what can be had again: downloads and copies of models. Empty: HOME.",
     )
     database_url: str = Field(default="", description="SQLAlchemy URL. Empty: SQLite in HOME/ekiben.db.")
     store_url: str = Field(
@@ -46,6 +63,11 @@ class Settings(BaseModel):
     )
     timeout_s: float = Field(default=30.0, gt=0, description="Deadline of one request.")
     auto_timeout_s: float = Field(default=300.0, gt=0, description="Deadline of a request for automatic masks.")
+    default_models: str = Field(
+        default="classify=efficientnet_b0,segment=deeplabv3_resnet50,segment=nuclei_unet,masks=sam_vit_b",
+        description="Models of requests that name none, as task=name; of a task's models the first that has a version. "
+        "A task that is left out keeps its own.",
+    )
     preload: str = Field(default="", description="Models to load at start and keep (pinned): names, comma-separated.")
     device: Device = Field(default="auto", description="auto: CUDA where ONNX Runtime offers it, else CPU.")
     threads: int = Field(default=0, ge=0, description="Inference threads per process. 0: one per core.")
@@ -74,6 +96,17 @@ class Settings(BaseModel):
     )
     job_timeout_s: float = Field(
         default=1800.0, gt=0, description="Time limit of a job from its start, unless it names its own."
+    )
+    job_grace_s: float = Field(
+        default=60.0,
+        ge=0,
+        description="A job's time limit is soft: nothing is begun after it, and what is under way has so long to end.",
+    )
+    max_image_mb: int = Field(default=50, ge=1, le=50, description="An encoded image at most, in MiB.")
+    max_image_megapixels: float = Field(default=64.0, gt=0, le=64, description="A decoded image at most.")
+    image_formats: str = Field(
+        default="jpeg,png,webp,bmp,tiff,dicom,nifti",
+        description="Formats that requests may send, comma-separated; others are refused with 415.",
     )
     volume_mb: int = Field(
         default=512, ge=50, le=2048, description="A NIfTI or DICOM volume in a request at most; it is held in memory."
@@ -124,6 +157,11 @@ class Settings(BaseModel):
     keep_days: float = Field(
         default=7, gt=0, description="Days that finished jobs, what they made, and images nobody needs are kept."
     )
+    redoc_url: str = Field(
+        default="https://cdn.jsdelivr.net/npm/redoc@2/bundles/redoc.standalone.js",
+        description="Script of ReDoc, which Ekiben does not carry, for the page /redoc: an address, or a file on this "
+        "machine. Empty: no such page.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least severe line to log."
     )
@@ -131,6 +169,30 @@ class Settings(BaseModel):
     bento_models: str = Field(
         default="", description="Models a built Bento carries: names, comma-separated. Empty: all that are present."
     )
+
+    @field_validator("default_models")
+    @classmethod
+    def _tasks_with_models(cls, value: str) -> str:
+        _pairs(value, get_args(DefaultTask))
+        return value
+
+    @field_validator("image_formats")
+    @classmethod
+    def _known_formats(cls, value: str) -> str:
+        formats = _listed(value)
+        for name in formats:
+            if name not in get_args(ImageFormat):
+                raise ValueError(f"{name[:40]!r} is none of {', '.join(get_args(ImageFormat))}")
+        if not formats:
+            raise ValueError("it names no format")
+        return value
+
+    @field_validator("redoc_url")
+    @classmethod
+    def _address_or_file(cls, value: str) -> str:
+        if value and urlsplit(value).scheme not in ("http", "https") and not Path(value).is_file():
+            raise ValueError("it is neither an http(s) address nor a file")
+        return value
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] = os.environ) -> Settings:
@@ -158,3 +220,39 @@ class Settings(BaseModel):
     def preloaded(self) -> tuple[str, ...]:
         """Names of the models to load at start."""
         return tuple(name.strip() for name in self.preload.split(",") if name.strip())
+
+    @property
+    def default_models_by_task(self) -> dict[str, tuple[str, ...]]:
+        """Names of models by task, in order of preference; only of those tasks that the setting names."""
+        pairs = _pairs(self.default_models, get_args(DefaultTask))
+        return {task: tuple(name for each, name in pairs if each == task) for task, _ in pairs}
+
+    @property
+    def formats(self) -> frozenset[str]:
+        """The formats that requests may send."""
+        return frozenset(_listed(self.image_formats))
+
+    @property
+    def log_name(self) -> str:
+        """``app_name`` for log lines: empty where it is the default."""
+        return "" if self.app_name == type(self).model_fields["app_name"].default else self.app_name
+
+    @property
+    def cache_folder(self) -> Path:
+        """Folder of ``models``, copies of artifacts, and ``downloads``."""
+        return Path(self.cache_dir).absolute() if self.cache_dir else self.home.absolute()
+
+
+def _listed(value: str) -> tuple[str, ...]:
+    return tuple(part.strip().lower() for part in value.split(",") if part.strip())
+
+
+def _pairs(value: str, keys: tuple[str, ...]) -> list[tuple[str, str]]:
+    """The pairs of ``key=value,key=value``. ValueError for another form, and for keys that are not among ``keys``."""
+    pairs = []
+    for part in filter(None, (each.strip() for each in value.split(","))):
+        key, equals, named = (text.strip() for text in part.partition("="))
+        if not equals or key not in keys or not re.fullmatch(_MODEL_NAME, named):
+            raise ValueError(f"{part[:80]!r} is not task=model with a task of {', '.join(keys)}")
+        pairs.append((key, named))
+    return pairs

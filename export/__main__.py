@@ -200,7 +200,7 @@ def _obtain(row: ZooRow, settings: Settings, listed_as: str | None) -> Path:
     """The row's published file. Where it is unavailable, the registry lists ``listed_as`` with the reason."""
     progress = ShownProgress(row.name)
     try:
-        return fetch(row, settings.home / "downloads", progress)
+        return fetch(row, settings.cache_folder / "downloads", progress)
     except WeightsUnavailable as error:
         progress.close()
         if listed_as is not None:

@@ -104,7 +104,7 @@ def _export_published(row: ZooRow, settings: Settings, torch: Path, make: str) -
     """Download, export and publish a model. Returns None on success, else the reason in a sentence."""
     _log(f"{row.name}: downloading the published weights ({row.megabytes} MB)")
     try:
-        fetch(row, settings.home / "downloads", ShownProgress(row.file))
+        fetch(row, settings.cache_folder / "downloads", ShownProgress(row.file))
     except WeightsUnavailable as error:
         return error.message
     if not torch.exists() and make:

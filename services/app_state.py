@@ -24,6 +24,7 @@ from ekiben.settings import Settings
 from services.concurrency.memory_budget import MemoryBudget
 from services.datasets.service import DatasetService
 from services.inference.context import InferenceCore
+from services.inference.image_limits import ImageLimits
 from services.inference.pipeline import InferencePipeline
 from services.inference.recording import Recorder
 from services.jobs.dbos_queue import JobQueue
@@ -36,6 +37,7 @@ from services.open_inference.inference import OpenInference
 from services.open_inference.management import ProtocolManagement
 from services.processes.health_checks import HealthChecks
 from services.runners.interface import ModelRunner
+from services.schemas.default_models import DEFAULT_MODELS
 from services.trainings.service import TrainingService
 
 if TYPE_CHECKING:
@@ -87,7 +89,7 @@ class AppState:
             await asyncio.to_thread(publish_bundled, bundled, registry, store)
         records = Records(database)
         recorder = Recorder(records, store)
-        index = ModelIndex(registry, store, settings.home.absolute() / "models")
+        index = ModelIndex(registry, store, settings.cache_folder / "models")
         memory = MemoryBudget(settings.image_memory_mb * 1_000_000)
         local: LocalRunner | None = None
         if settings.topology == "embedded":
@@ -102,8 +104,15 @@ class AppState:
             runner = RemoteRunner(settings.runner_url)
         reconciler = ModelReconciler(index, local, settings.preloaded, eager=not for_jobs)
         await reconciler.start()
-        pipeline = InferencePipeline(records, recorder, memory)
-        inference = InferenceCore(index, runner, pipeline, settings.timeout_s, settings.auto_timeout_s)
+        pipeline = InferencePipeline(records, recorder, memory, limits=ImageLimits.of(settings))
+        inference = InferenceCore(
+            index,
+            runner,
+            pipeline,
+            settings.timeout_s,
+            settings.auto_timeout_s,
+            {**DEFAULT_MODELS, **settings.default_models_by_task},
+        )
         job_records = JobRecords(database)
         jobs = JobService(settings, job_records, Workers(database), job_queue, recorder)
         datasets = DatasetService(settings, Datasets(database), records, store, jobs)

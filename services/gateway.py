@@ -67,7 +67,7 @@ class Gateway:
 
     def __init__(self) -> None:
         set_umask(SETTINGS)
-        logs.configure(SETTINGS.log_level)
+        logs.configure(SETTINGS.log_level, SETTINGS.log_name)
 
     @bentoml.on_deployment
     def supervise() -> None:  # BentoML makes it a static method
@@ -75,7 +75,7 @@ class Gateway:
         from services.bento.process_supervision import supervise_closely
 
         set_umask(SETTINGS)
-        logs.configure(SETTINGS.log_level)
+        logs.configure(SETTINGS.log_level, SETTINGS.log_name)
         supervise_closely()
 
     @bentoml.on_startup
@@ -95,6 +95,7 @@ class Gateway:
         bento = Gateway.bento  # type: ignore[attr-defined]
         self.app_state = await AppState.start(SETTINGS, bundled_folder(bento))
         APP.state.app_state = self.app_state
+        APP.title = SETTINGS.app_name
         on_shutdown_signal(self.app_state.jobs.stopping.set)
         on_shutdown_signal(lambda: self.app_state.inference.pipeline.until_stop.end_within(IN_FLIGHT_S))
         if SETTINGS.grpc_port:

@@ -211,7 +211,7 @@ class Runner:
 
     def __init__(self) -> None:
         set_umask(SETTINGS)
-        logs.configure(SETTINGS.log_level)
+        logs.configure(SETTINGS.log_level, SETTINGS.log_name)
 
     @bentoml.on_deployment
     def supervise() -> None:  # BentoML makes it a static method
@@ -219,7 +219,7 @@ class Runner:
         from services.bento.process_supervision import supervise_closely
 
         set_umask(SETTINGS)
-        logs.configure(SETTINGS.log_level)
+        logs.configure(SETTINGS.log_level, SETTINGS.log_name)
         supervise_closely()
 
     @bentoml.on_startup
@@ -231,7 +231,7 @@ class Runner:
         store = await asyncio.to_thread(
             open_store, SETTINGS.resolved_store_url, SETTINGS.s3_access_key, SETTINGS.s3_secret_key
         )
-        index = ModelIndex(Registry(self.database), store, SETTINGS.home.absolute() / "models")
+        index = ModelIndex(Registry(self.database), store, SETTINGS.cache_folder / "models")
         self.runner = LocalRunner(SETTINGS, index.locate)
         self.reconciler = ModelReconciler(index, self.runner, SETTINGS.preloaded)
         await self.reconciler.start()

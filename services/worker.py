@@ -78,7 +78,7 @@ def main() -> int:
     given = parser.parse_args()
     settings = Settings.from_environ()
     set_umask(settings)
-    logs.configure(settings.log_level)
+    logs.configure(settings.log_level, settings.log_name)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(_work(settings, given.id or new_id(), with_parent=given.with_parent))
@@ -115,6 +115,7 @@ async def _work(settings: Settings, worker_id: str, *, with_parent: bool) -> int
         max_items=max_items,
         max_heavy=settings.items_at_once or max(1, cores() // 2),
         threads=threads,
+        grace_s=settings.job_grace_s,
         handlers={
             import_job.OPERATION: DatasetImportHandler(workspace, datasets),
             job.OPERATION: TrainingHandler(workspace, datasets, app_state.index),

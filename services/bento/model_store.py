@@ -31,7 +31,7 @@ def write_to_model_store(settings: Settings) -> bentoml.Model:
     ensure_newest(url)
     registry = Registry(connect(url))
     store = open_store(settings.resolved_store_url, settings.s3_access_key, settings.s3_secret_key)
-    index = ModelIndex(registry, store, settings.home.absolute() / "models")
+    index = ModelIndex(registry, store, settings.cache_folder / "models")
     chosen = [name.strip() for name in settings.bento_models.split(",") if name.strip()]
     active = {m.model.name: m.active for m in registry.models() if m.active is not None}
     if missing := [name for name in chosen if name not in active]:

@@ -19,7 +19,7 @@ DEFAULT_TOP_K = 5
 
 async def resolve(context: RequestContext, options: ClassifyOptions) -> ServableModel:
     """The version meant. BadInput for a ``top_k`` that it does not have; else as ``ModelIndex.resolve``."""
-    servable = await context.core.index.resolve(context.owner, options.model, options.version, "classify")
+    servable = await context.core.resolve(context.owner, options.model, options.version, "classify")
     if options.top_k is not None:
         check_top_k(options.top_k, servable.classes)
     return servable

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from ekiben.ids import LOCAL_OWNER
 from models.inference_requests import AutoMaskResponse, MaskResponse
 from services.inference.pipeline import InferencePipeline
-from services.model_registry.index import ModelIndex
+from services.model_registry.index import ModelIndex, ServableModel
 from services.runners.interface import ModelRunner
 from services.runners.progress import NO_PROGRESS, ProgressSink
 from services.schemas.body import Body
+from services.schemas.default_models import DEFAULT_MODELS
 
 BodyT_co = TypeVar("BodyT_co", bound=Body, covariant=True)
 
@@ -23,13 +24,23 @@ BodyT_co = TypeVar("BodyT_co", bound=Body, covariant=True)
 @dataclass(frozen=True, slots=True)
 class InferenceCore:
     """The parts of a process that all inference shares. ``timeout_s`` bounds a request, ``auto_timeout_s`` automatic
-    masks."""
+    masks. ``default_models``: by task, for requests that name none, in order of preference."""
 
     index: ModelIndex
     runner: ModelRunner
     pipeline: InferencePipeline
     timeout_s: float
     auto_timeout_s: float
+    default_models: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: DEFAULT_MODELS)
+
+    async def resolve(self, owner: str, name: str | None, version: int | None, task: str) -> ServableModel:
+        """The version of a model that does ``task``; for None the first of the task's default models that there is.
+
+        NotFound, Unavailable, BadInput as ``ModelIndex.resolve``.
+        """
+        if name is None:
+            return await self.index.resolve_first(owner, self.default_models[task], version, task)
+        return await self.index.resolve(owner, name, version, task)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,13 +15,13 @@ from db.records import Records
 from ekiben.errors import BadInput, DeadlineExceeded, NotFound, Overloaded
 from ekiben.ids import derived_id, new_id
 from models.catalog import family_row
-from models.image_formats.sniffing import sniff
 from models.images import with_range
 from models.inference_requests import AutoMaskResponse, InferenceResponse, MaskResponse
 from models.results import ImageInfo, Timing, ValueRange
 from services import metrics
 from services.concurrency.memory_budget import MemoryBudget
 from services.concurrency.until_stop import UntilStop
+from services.inference.image_limits import ImageLimits
 from services.inference.recording import NewFiles, Record, Recorder, RecordIds
 from services.inference.value_range import wanted_range
 from services.model_registry.index import ServableModel
@@ -74,10 +74,18 @@ class PendingAnswer:
 class InferencePipeline:
     """Opens and closes the requests of one process. ``memory``: what its images may take together."""
 
-    def __init__(self, records: Records, recorder: Recorder, memory: MemoryBudget, max_open: int = 4096) -> None:
+    def __init__(
+        self,
+        records: Records,
+        recorder: Recorder,
+        memory: MemoryBudget,
+        max_open: int = 4096,
+        limits: ImageLimits | None = None,
+    ) -> None:
         self.records = records
         self.recorder = recorder
         self._memory = memory
+        self.limits = limits or ImageLimits()
         self._max_open = max_open
         self._open = 0
         self.until_stop = UntilStop()
@@ -93,20 +101,19 @@ class InferencePipeline:
         timeout_s: float,
         caller_timeout_s: float | None = None,
         value_range: ValueRange | None = None,
-        sniff: Callable[[bytes], str] = sniff,
+        volumes: bool = False,
     ) -> tuple[A, Timing, PendingAnswer]:
         """The answer of ``infer(image bytes, deadline)``; storing the image overlaps it.
 
-        ``sniff`` gives the MIME type of an image that can be answered, and refuses others. ``value_range``: the values
-        that are black and white; the bytes are then those of an 8-bit image. When it fails, or the caller leaves,
-        nothing stays stored.
+        ``volumes``: they can be answered, too. ``value_range``: the values that are black and white; the bytes are then
+        those of an 8-bit image. When it fails, or the caller leaves, nothing stays stored.
         """
         limit_s = source.item.timeout_s if source.item is not None else timeout_s
         deadline = time.monotonic() + min(limit_s, caller_timeout_s if caller_timeout_s is not None else limit_s)
         record: Record | None = None
         try:
             with self._counted(servable) as observe:
-                data, record = await self._begin(source, store, owner, deadline, sniff)
+                data, record = await self._begin(source, store, owner, deadline, volumes)
                 wanted = wanted_range(data, value_range, servable.value_range)
                 if wanted is not None:
                     async with self._memory.lease((await cost_of(data)).bytes, deadline):
@@ -173,8 +180,10 @@ class InferencePipeline:
         """The answer, ``body`` with the ids of what is stored, once that is committed.
 
         Row and files are committed before the deadline, or nothing of them stays. ``result_field``: the part of the
-        answer that the row keeps.
+        answer that the row keeps. TooLarge for an image beyond the limits of the settings.
         """
+        async with self.abandoning(pending):
+            self.limits.check_size(image.width, image.height)
         ids = self.recorder.ids(pending.record, pending.files.all)
         answer = body(ids)
         if on_recorded is not None and ids.prediction is not None:
@@ -235,14 +244,14 @@ class InferencePipeline:
                 await self.recorder.delete(keys)
 
     async def _begin(
-        self, source: ImageSource, store: bool, owner: str, deadline: float, sniff: Callable[[bytes], str]
+        self, source: ImageSource, store: bool, owner: str, deadline: float, volumes: bool
     ) -> tuple[bytes, Record | None]:
         if source.item is not None:
-            return await self._begin_item(source.item.item, source.item.data, store, sniff)
+            return await self._begin_item(source.item.item, source.item.data, store, volumes)
         if source.data is not None:
             if source.image_id is not None:
                 raise BadInput("send a file or image_id, not both")
-            mime_type = sniff(source.data)
+            mime_type = await self.limits.checked(source.data, volumes=volumes)
             if not store:
                 return source.data, None
             record = self.recorder.begin(source.data, mime_type, source.filename, owner)
@@ -255,7 +264,7 @@ class InferencePipeline:
         return data, Record(owner, image_id=image.id, deadline=deadline) if store else None
 
     async def _begin_item(
-        self, item: ClaimedItem, data: bytes | None, store: bool, sniff: Callable[[bytes], str]
+        self, item: ClaimedItem, data: bytes | None, store: bool, volumes: bool
     ) -> tuple[bytes, Record | None]:
         if item.image_id is not None:
             image = await asyncio.to_thread(self.records.image, item.owner, item.image_id)
@@ -265,7 +274,7 @@ class InferencePipeline:
             raise NotFound("the image of this item is gone")
         if data is None:
             data = await self.recorder.read(item.storage_key)
-        mime_type = sniff(data)
+        mime_type = await self.limits.checked(data, volumes=volumes)
         return data, self.recorder.begin_item(item, data, mime_type) if store else None
 
 

@@ -18,7 +18,6 @@ from models.sam.prompts import Prompt, read_prompts
 from services.inference.context import RequestContext
 from services.inference.pipeline import ImageSource, PendingAnswer
 from services.model_registry.index import ServableModel
-from services.schemas import default_models
 from services.schemas.inference import InferenceOptions
 from services.schemas.masks import SamOptions
 
@@ -31,12 +30,7 @@ _INLINE_PROMPTS = 100
 
 async def resolve(context: RequestContext, options: SamOptions) -> ServableModel:
     """The version meant. NotFound, Unavailable, BadInput as ``ModelIndex.resolve``."""
-    try:
-        return await context.core.index.resolve(context.owner, options.model, options.version, "masks")
-    except NotFound as error:
-        if options.model == default_models.MASKS and options.version is None:  # `make serve` does not bring it
-            raise NotFound(f"{error.message}; `python -m export {options.model}` makes it") from None
-        raise
+    return await context.core.resolve(context.owner, options.model, options.version, "masks")
 
 
 async def infer_prompts(

@@ -17,21 +17,16 @@ from services.inference.pipeline import ImageSource
 from services.inference.recording import PNG, RecordIds
 from services.inference.representations import Representation
 from services.model_registry.index import ServableModel
-from services.schemas import default_models
 from services.schemas.body import timing_body
 from services.schemas.inference import SegmentArtifacts, SegmentBody, SegmentOptions, area_body
 
 
 async def resolve(context: RequestContext, options: SegmentOptions) -> ServableModel:
-    """The version meant; without ``model`` that of the first of default_models.SEGMENT that there is.
+    """The version meant; without ``model`` that of the first default model that there is.
 
     BadInput for options that the model does not take; else as ``ModelIndex.resolve``.
     """
-    index, owner = context.core.index, context.owner
-    if options.model is None:
-        servable = await index.resolve_first(owner, default_models.SEGMENT, options.version, "segment")
-    else:
-        servable = await index.resolve(owner, options.model, options.version, "segment")
+    servable = await context.core.resolve(context.owner, options.model, options.version, "segment")
     name = servable.key.name
     if options.flips and servable.family != "unet":
         raise BadInput(f"flips are averaged by a unet; model {name} is a {servable.family}")
@@ -69,7 +64,7 @@ async def run(context: RequestContext, source: ImageSource, options: SegmentOpti
         timeout_s=core.timeout_s,
         caller_timeout_s=context.timeout_s,
         value_range=options.value_range,
-        sniff=volumes.sniff_any,
+        volumes=True,
     )
     for kind, data in answer.renders.items():
         pending.files.add(kind, data, volumes.MIME_TYPES.get(kind, PNG))

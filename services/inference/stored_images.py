@@ -6,7 +6,6 @@ import asyncio
 
 from db.tables import Image
 from ekiben.errors import BadInput
-from models.image_formats.sniffing import sniff
 from models.images import decode
 from services.inference.context import RequestContext
 from services.inference.pipeline import ImageSource
@@ -17,8 +16,10 @@ async def store_image(context: RequestContext, source: ImageSource) -> Image:
     if source.data is None:
         raise BadInput("send an image: a multipart field 'file' or the raw bytes as body")
     data = source.data
-    mime_type = sniff(data)
+    limits = context.core.pipeline.limits
+    mime_type = await limits.checked(data)
     image = await asyncio.to_thread(decode, data)
+    limits.check_size(image.width, image.height)
     recorder, records = context.core.pipeline.recorder, context.core.pipeline.records
     record = recorder.begin(data, mime_type, source.filename, context.owner)
     ids = await recorder.finish(record, image.info, [], None, kept=True)

@@ -75,7 +75,7 @@ class JobExecutor:
     """Works on the queue entries of one worker, as many at once as the queue gives. Runs on one event loop.
 
     ``max_items``: items that run at once, of them ``max_heavy`` of heavy operations. ``handlers``: by operation, of
-    jobs that are no inference. ``threads`` run the database calls; None: those of the loop.
+    jobs that are no inference. ``grace_s``: as ItemRunner. ``threads`` run the database calls; None: those of the loop.
     """
 
     def __init__(
@@ -89,6 +89,7 @@ class JobExecutor:
         max_heavy: int,
         threads: Executor | None = None,
         handlers: Mapping[str, JobHandler] | None = None,
+        grace_s: float = 60.0,
     ) -> None:
         self._threads = threads
         self._inference = inference
@@ -100,7 +101,7 @@ class JobExecutor:
         self._limiter = ConcurrencyLimiter(max_items, max_heavy)
         self._settler = ItemSettler(inference.pipeline.records, jobs, worker_id, threads)
         self._runner = ItemRunner(
-            inference, jobs, worker_id, self._limiter, self._settler, lambda: self._stopping, threads
+            inference, jobs, worker_id, self._limiter, self._settler, lambda: self._stopping, threads, grace_s
         )
         self._handling: set[asyncio.Task[None]] = set()
         self._active: dict[str, _JobProgress] = {}
@@ -257,7 +258,7 @@ class JobExecutor:
         return await self._inference.pipeline.recorder.read_some(keys) if len(keys) > 1 else {}
 
     async def _time_out(self, job: Job) -> float | None:
-        """Fail the job once none of its items is claimed; maintenance fails it after GRACE_S in any case."""
+        """Fail the job once none of its items is claimed; maintenance fails it after EKIBEN_JOB_GRACE_S in any case."""
         if (await run_in_executor(self._threads, self._jobs.running, [job.id])).get(job.id):
             return AFTER_FAULT_S
         await run_in_executor(self._threads, self._jobs.fail, job.id, timeout_error(job))

@@ -17,7 +17,7 @@ from services.inference import operations
 from services.inference.context import InferenceCore, RequestContext
 from services.inference.pipeline import ImageSource, JobItemSource
 from services.jobs.item_settler import ItemSettler
-from services.jobs.time_limit import GRACE_S, seconds_left, timeout_error
+from services.jobs.time_limit import seconds_left, timeout_error
 from services.jobs.workspace import JobHandler
 from services.runners.progress import ProgressSink
 from services.schemas.inference import InferenceOptions
@@ -26,7 +26,8 @@ from services.schemas.inference import InferenceOptions
 class ItemRunner:
     """Runs items of one worker. ``stopping``: whether the worker begins nothing more.
 
-    ``threads`` run the database calls; None: those of the loop.
+    ``threads`` run the database calls; None: those of the loop. ``grace_s``: seconds that an item under way has to end
+    when the time of its job is up.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class ItemRunner:
         settler: ItemSettler,
         stopping: Callable[[], bool],
         threads: Executor | None,
+        grace_s: float,
     ) -> None:
         self._inference = inference
         self._jobs = jobs
@@ -46,6 +48,7 @@ class ItemRunner:
         self._settler = settler
         self._stopping = stopping
         self._threads = threads
+        self._grace_s = grace_s
 
     async def run_operation(
         self, job: Job, item: ClaimedItem, options: InferenceOptions, data: bytes | None, progress: ProgressSink
@@ -68,7 +71,7 @@ class ItemRunner:
                 item=JobItemSource(
                     item,
                     self._worker_id,
-                    timeout_s=max(1.0, seconds_left(job) + GRACE_S),
+                    timeout_s=max(1.0, seconds_left(job) + self._grace_s),
                     # While this one is stored the next may be computed. An exclusive item keeps its permit to the end.
                     on_computed=_nothing if exclusive else permit.leave,
                     data=data,

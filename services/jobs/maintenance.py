@@ -20,7 +20,7 @@ from services.jobs.dbos_queue import JobQueue
 from services.jobs.garbage_collection import GarbageCollector
 from services.jobs.heartbeat import DEAD_S, Heartbeat
 from services.jobs.temporary_files import sweep_temporary_files
-from services.jobs.time_limit import GRACE_S, timeout_error
+from services.jobs.time_limit import timeout_error
 from services.jobs.webhooks import Webhooks
 
 log = logging.getLogger(__name__)
@@ -59,6 +59,7 @@ class Maintenance:
         self._workers = workers
         self._queue = queue
         self._heartbeat = heartbeat
+        self._grace_s = settings.job_grace_s
         self._webhooks = Webhooks(jobs, settings.webhook_secret, allow_private=settings.private_urls)
         self._garbage = GarbageCollector(records, jobs, datasets, queue, store, timedelta(days=settings.keep_days))
         self._chores: list[tuple[str, float, Callable[[], object]]] = [
@@ -96,7 +97,7 @@ class Maintenance:
             log.warning("items of a worker that is gone wait again", extra={"items": items})
         for job_id in sorted(set(self._queue.resume_orphans(self._workers.known()))):
             log.warning("a job is taken over", extra={"job": job_id})
-        for job in self._workers.late(GRACE_S):
+        for job in self._workers.late(self._grace_s):
             self._jobs.fail(job.id, timeout_error(job))
         self._enqueue_stalled(self._workers.stalled(STALLED_S))
 

@@ -14,9 +14,9 @@ from db.workers import Workers
 from ekiben.errors import BadInput, Conflict, NotFound, Refusal
 from ekiben.ids import LOCAL_OWNER, new_id
 from ekiben.settings import Settings
-from models.image_formats.sniffing import sniff
 from services.inference import operations
 from services.inference.context import RequestContext
+from services.inference.image_limits import ImageLimits
 from services.inference.pipeline import ImageSource
 from services.inference.recording import Recorder
 from services.inference.volumes import sniff_any
@@ -38,6 +38,7 @@ class JobService:
         self, settings: Settings, records: JobRecords, workers: Workers, queue: JobQueue, recorder: Recorder
     ) -> None:
         self._settings = settings
+        self._limits = ImageLimits.of(settings)
         self._records = records
         self._workers = workers
         self._queue = queue
@@ -46,8 +47,8 @@ class JobService:
         """Set when this process has to end: it ends the streams of events."""
 
     def check_image(self, data: bytes, operation: str) -> None:
-        """Check an image, or a volume, by its first bytes. BadImage, UnsupportedImage."""
-        (sniff_any if operations.operation(operation).volumes else sniff)(data)
+        """Check an image, or a volume, by its first bytes and their number. BadImage, UnsupportedImage, TooLarge."""
+        self._limits.check_file(data, volumes=operations.operation(operation).volumes)
 
     async def new_item(self, data: bytes, filename: str | None) -> NewItem:
         """Store an image of a job, and make its item. Bytes that are no image are kept too: the item will fail."""

@@ -10,9 +10,6 @@ from db.tables import Job, now
 TIMED_OUT = "timed_out"
 """The error code."""
 
-GRACE_S = 60.0
-"""Seconds that claimed items have to end after the limit; no other item of the job is begun then."""
-
 
 def seconds_left(job: Job) -> float:
     """Seconds until the limit, counted from the first claim; negative once it has passed."""

@@ -166,6 +166,8 @@ class OpenInference:
         if not isinstance(image, bytes):
             if parameters.given("store"):
                 raise BadInput("store is for encoded images: of pixels and prepared tensors nothing is kept")
+            if not isinstance(image, PreparedTensor):
+                self._core.pipeline.limits.check_size(image.shape[1], image.shape[0])
             request = InferenceRequest(image, top_k=top_k or 1, flips=parameters.flips, tensors=context.arrays)
             answer = await self._unrecorded(context, served, request)
             return _Answered(

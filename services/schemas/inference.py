@@ -58,7 +58,11 @@ class InferenceOptions(BaseModel):
 class ClassifyOptions(InferenceOptions):
     """The options of classify."""
 
-    model: str = Field(default=default_models.CLASSIFY, pattern=NAME, description="A model that classifies.")
+    model: str | None = Field(
+        default=None,
+        pattern=NAME,
+        description=f"A model that classifies. {default_models.described(default_models.CLASSIFY)}",
+    )
     top_k: int | None = Field(
         default=None, ge=1, description="How many classes to return. 5, or all where there are fewer."
     )
@@ -70,8 +74,7 @@ class SegmentOptions(InferenceOptions):
     model: str | None = Field(
         default=None,
         pattern=NAME,
-        description="A model that segments. By default "
-        f"{' or, where that has no version, '.join(default_models.SEGMENT)}.",
+        description=f"A model that segments. {default_models.described(default_models.SEGMENT)}",
     )
     render: Literal["mask", "color", "overlay", "probability", "nifti", "dicom_seg"] | None = Field(
         default=None,

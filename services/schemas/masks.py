@@ -150,7 +150,11 @@ PromptsOption = Annotated[JsonText, AfterValidator(_is_list)]
 class SamOptions(InferenceOptions):
     """The options of every operation of Segment Anything."""
 
-    model: str = Field(default=default_models.MASKS, pattern=NAME, description="A Segment Anything model.")
+    model: str | None = Field(
+        default=None,
+        pattern=NAME,
+        description=f"A Segment Anything model. {default_models.described(default_models.MASKS)}",
+    )
 
 
 class MasksOptions(SamOptions):

@@ -39,7 +39,7 @@ class _NoOptions(BaseModel):
 )
 async def store(request: Request) -> Response:
     app_state: AppState = request.app.state.app_state
-    upload = await read_upload(request)
+    upload = await read_upload(request, limit=app_state.inference.pipeline.limits.max_bytes)
     image = await store_image(RequestContext(app_state.inference), ImageSource(upload.data, upload.filename))
     return json_response(image_body(image), 201, {"Location": f"/v1/images/{image.id}"})
 

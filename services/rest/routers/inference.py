@@ -10,7 +10,6 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from models.limits import MAX_IMAGE_BYTES
 from services.app_state import AppState
 from services.inference.context import RequestContext
 from services.inference.operations import Operation
@@ -58,7 +57,9 @@ def _endpoint(operation: Operation) -> Callable[[Request], Awaitable[Response]]:
 def upload_limit(request: Request, operation: Operation) -> int:
     """Bytes of the file that ``operation`` takes: a volume may be larger than an image."""
     app_state: AppState = request.app.state.app_state
-    return app_state.settings.volume_mb * 1_000_000 if operation.volumes else MAX_IMAGE_BYTES
+    return (
+        app_state.settings.volume_mb * 1_000_000 if operation.volumes else app_state.inference.pipeline.limits.max_bytes
+    )
 
 
 async def respond(request: Request, operation: Operation, upload: Upload) -> Response:

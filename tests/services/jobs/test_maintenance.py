@@ -24,7 +24,7 @@ from ekiben.ids import LOCAL_OWNER, new_id
 from ekiben.temporary_files import temporary_name
 from models.engine import engine
 from services.jobs import heartbeat as heartbeats
-from services.jobs import maintenance, time_limit
+from services.jobs import maintenance
 from services.jobs.heartbeat import BEAT_S, DEAD_S, Heartbeat
 from services.jobs.maintenance import STALLED_S, Maintenance
 from tests import toy_models
@@ -183,22 +183,23 @@ def test_three_deaths_of_an_item(run: Run) -> None:
     run(main)
 
 
-def test_a_job_far_beyond_its_time(run: Run) -> None:
+@pytest.mark.parametrize("grace_s", [0, 60, 500])
+def test_a_job_far_beyond_its_time(run: Run, grace_s: float) -> None:
     async def main(bench: AtWork) -> None:
         alive = worker(bench, 0)
         late = await bench.submit("segment", IMAGES, AREAS, timeout_s=5)
         in_time = await bench.submit("segment", IMAGES, AREAS, timeout_s=5)
         for job in (late, in_time):
             claim(bench, job.id, alive, 1)
-        bench.change_job(late.id, started_at=now() - timedelta(seconds=5 + time_limit.GRACE_S + 1))
-        bench.change_job(in_time.id, started_at=now() - timedelta(seconds=5 + time_limit.GRACE_S - 5))
+        bench.change_job(late.id, started_at=now() - timedelta(seconds=5 + grace_s + 1))
+        bench.change_job(in_time.id, started_at=now() - timedelta(seconds=5 + grace_s - 5))
         await asyncio.to_thread(maintenance_of(bench).sweep)
         job = bench.job(late.id)
         assert job.state == "failed" and job.error is not None and job.error["code"] == "timed_out"
         assert bench.states(late.id) == ["cancelled"] * 3
         assert bench.job(in_time.id).state == "running"
 
-    run(main)
+    run(main, job_grace_s=grace_s)
 
 
 def test_a_job_that_nobody_works_on(run: Run) -> None:
