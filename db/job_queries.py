@@ -133,6 +133,14 @@ class JobQueries:
         with reading(self._engine) as session:
             return dict(session.exec(select(Job.id, Job.state).where(col(Job.id).in_(job_ids))).all())
 
+    def latest_keyed(self, owner: str, kind: str, prefix: str) -> Job | None:
+        """The newest job of a kind whose idempotency key begins with ``prefix``; None where there is none."""
+        with reading(self._engine) as session:
+            chosen = select(Job).where(
+                Job.owner == owner, Job.kind == kind, col(Job.idempotency_key).startswith(prefix, autoescape=True)
+            )
+            return session.exec(chosen.order_by(col(Job.created_at).desc(), col(Job.id).desc()).limit(1)).first()
+
     def counts(self) -> dict[tuple[str, str], int]:
         """How many jobs are queued or running, by kind and state."""
         with reading(self._engine) as session:

@@ -82,6 +82,7 @@ class Client:
 
     models = threaded(library_operations.models)
     model = threaded(library_operations.model)
+    provision_model = threaded(library_operations.provision_model)
     load_model = threaded(library_operations.load_model)
     unload_model = threaded(library_operations.unload_model)
     activate = threaded(library_operations.activate)

@@ -104,13 +104,17 @@ class Unsupported(Refusal):
 
 
 class Temporary(Refusal):
-    """The request may succeed later. ``retry_after_s``: whole seconds to wait, a hint, or None."""
+    """The request may succeed later. ``retry_after_s``: whole seconds to wait, a hint, or None. ``job_id``: the
+    job that it waits for, where there is one."""
 
     code = "unavailable"
 
-    def __init__(self, message: str, *, code: str | None = None, retry_after_s: int | None = None) -> None:
+    def __init__(
+        self, message: str, *, code: str | None = None, retry_after_s: int | None = None, job_id: str | None = None
+    ) -> None:
         super().__init__(message, code=code)
         self.retry_after_s = retry_after_s
+        self.job_id = job_id
 
 
 class Overloaded(Temporary):

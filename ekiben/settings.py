@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, get_args
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+
+from ekiben.setting_formats import WeightsAddress, listed, pairs, weights_addresses
 
 PREFIX = "EKIBEN_"
-
-_MODEL_NAME = r"[a-z0-9][a-z0-9_-]{0,62}"
 
 Topology = Literal["embedded", "split"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -131,7 +130,21 @@ class Settings(BaseModel):
     )
     training_python: str = Field(
         default="",
-        description="Python that trains. Empty: this one, or that of .venv-torch, made when needed.",
+        description="Python with torch, which trains and exports. Empty: this one, or that of .venv-torch, made when "
+        "needed.",
+    )
+    provision_on_first_use: bool = Field(
+        default=False,
+        description="A request for a known model that was never exported starts the job that downloads and exports it.",
+    )
+    weights_url: str = Field(
+        default="",
+        description="Address of a mirror of the published weights, which are checked by the published SHA-256. Of "
+        "single models name=address, with #sha256=... for weights of your own.",
+    )
+    sam_model_urls: str = Field(
+        default="",
+        description="Addresses of Segment Anything's weights, as vit_b=address,vit_h=address; #sha256=... as above.",
     )
     webhook_secret: str = Field(
         default="", repr=False, description="Key that signs webhooks; whsec_... is base64. Empty: webhooks are refused."
@@ -173,13 +186,13 @@ class Settings(BaseModel):
     @field_validator("default_models")
     @classmethod
     def _tasks_with_models(cls, value: str) -> str:
-        _pairs(value, get_args(DefaultTask))
+        pairs(value, get_args(DefaultTask))
         return value
 
     @field_validator("image_formats")
     @classmethod
     def _known_formats(cls, value: str) -> str:
-        formats = _listed(value)
+        formats = listed(value)
         for name in formats:
             if name not in get_args(ImageFormat):
                 raise ValueError(f"{name[:40]!r} is none of {', '.join(get_args(ImageFormat))}")
@@ -192,6 +205,13 @@ class Settings(BaseModel):
     def _address_or_file(cls, value: str) -> str:
         if value and urlsplit(value).scheme not in ("http", "https") and not Path(value).is_file():
             raise ValueError("it is neither an http(s) address nor a file")
+        return value
+
+    @field_validator("weights_url", "sam_model_urls")
+    @classmethod
+    def _addresses(cls, value: str, info: ValidationInfo) -> str:
+        if weights_addresses(value).mirror and info.field_name == "sam_model_urls":
+            raise ValueError("each address is given as vit_b=address")
         return value
 
     @classmethod
@@ -224,13 +244,13 @@ class Settings(BaseModel):
     @property
     def default_models_by_task(self) -> dict[str, tuple[str, ...]]:
         """Names of models by task, in order of preference; only of those tasks that the setting names."""
-        pairs = _pairs(self.default_models, get_args(DefaultTask))
-        return {task: tuple(name for each, name in pairs if each == task) for task, _ in pairs}
+        given = pairs(self.default_models, get_args(DefaultTask))
+        return {task: tuple(name for each, name in given if each == task) for task, _ in given}
 
     @property
     def formats(self) -> frozenset[str]:
         """The formats that requests may send."""
-        return frozenset(_listed(self.image_formats))
+        return frozenset(listed(self.image_formats))
 
     @property
     def log_name(self) -> str:
@@ -242,17 +262,14 @@ class Settings(BaseModel):
         """Folder of ``models``, copies of artifacts, and ``downloads``."""
         return Path(self.cache_dir).absolute() if self.cache_dir else self.home.absolute()
 
+    @property
+    def weights_mirror(self) -> str:
+        """Address of a folder with the published weights, without a slash at its end; empty for none."""
+        return weights_addresses(self.weights_url).mirror
 
-def _listed(value: str) -> tuple[str, ...]:
-    return tuple(part.strip().lower() for part in value.split(",") if part.strip())
-
-
-def _pairs(value: str, keys: tuple[str, ...]) -> list[tuple[str, str]]:
-    """The pairs of ``key=value,key=value``. ValueError for another form, and for keys that are not among ``keys``."""
-    pairs = []
-    for part in filter(None, (each.strip() for each in value.split(","))):
-        key, equals, named = (text.strip() for text in part.partition("="))
-        if not equals or key not in keys or not re.fullmatch(_MODEL_NAME, named):
-            raise ValueError(f"{part[:80]!r} is not task=model with a task of {', '.join(keys)}")
-        pairs.append((key, named))
-    return pairs
+    @property
+    def weights_by_name(self) -> dict[str, WeightsAddress]:
+        """Addresses of the weights of single models, by the model's name."""
+        sam = weights_addresses(self.sam_model_urls).by_name
+        own = {name if name.startswith("sam_") else f"sam_{name}": address for name, address in sam.items()}
+        return {**weights_addresses(self.weights_url).by_name, **own}

@@ -19,7 +19,7 @@ from ekiben.private_files import set_umask
 from ekiben.settings import Settings
 from ekiben.temporary_files import scratch
 from export.weights import ShownProgress, WeightsUnavailable, fetch
-from export.zoo import ZOO, ZooRow
+from export.zoo import ZOO, ZooRow, by_settings
 from models.artifact import MANIFEST, Activation, Color, Interpolation, Layout, Manifest, Task
 from models.onnx_import.artifact_builder import build_artifact
 from models.onnx_import.options import parse_options, read_labels, read_palette
@@ -163,7 +163,8 @@ def _export(given: argparse.Namespace) -> None:
     elif given.weights == "random":
         made = recipe.random(row, given.seed or 0, labels)
     else:
-        made = recipe.published(row, _obtain(row, settings, None if given.out else given.name), labels)
+        row, file = _obtain(row, settings, None if given.out else given.name)
+        made = (recipe.published if row.published else recipe.checkpoint)(row, file, labels)
     _finish(given, settings, lambda folder: write_artifact(made, folder))
 
 
@@ -183,7 +184,8 @@ def _export_sam(given: argparse.Namespace) -> None:
     elif given.weights == "random":
         made = recipe.random(row, given.seed or 0)
     else:
-        made = recipe.published(row, _obtain(row, settings, None if given.out else given.name))
+        row, file = _obtain(row, settings, None if given.out else given.name)
+        made = (recipe.published if row.published else recipe.checkpoint)(row, file)
     _finish(given, settings, lambda folder: write_artifact(made, folder, precision=given.precision, photos=photos))
 
 
@@ -192,15 +194,14 @@ def _missing_package(error: ImportError) -> Refusal:
 
 
 def _fetch(given: argparse.Namespace) -> None:
-    row = ZOO[given.name]
-    print(_obtain(row, Settings.from_environ(), row.name))
+    print(_obtain(ZOO[given.name], Settings.from_environ(), given.name)[1])
 
 
-def _obtain(row: ZooRow, settings: Settings, listed_as: str | None) -> Path:
-    """The row's published file. Where it is unavailable, the registry lists ``listed_as`` with the reason."""
-    progress = ShownProgress(row.name)
+def _obtain(row: ZooRow, settings: Settings, listed_as: str | None) -> tuple[ZooRow, Path]:
+    """The row by the settings, and its file. Where that is unavailable the registry lists ``listed_as``, with why."""
+    row, progress = by_settings(row, settings), ShownProgress(row.name)
     try:
-        return fetch(row, settings.cache_folder / "downloads", progress)
+        return row, fetch(row, settings.cache_folder / "downloads", progress)
     except WeightsUnavailable as error:
         progress.close()
         if listed_as is not None:
@@ -283,8 +284,7 @@ def _registry(settings: Settings) -> Registry:
 
 def _list(given: argparse.Namespace) -> None:
     for row in ZOO.values():
-        classes = f"{len(row.labels)} classes" if row.labels else "any object"
-        print(f"{row.name}\t{row.task}\t{classes}\t{row.megabytes} MB\t{row.source}")
+        print(row.name, row.task, row.classes, f"{row.megabytes} MB", row.source, sep="\t")
 
 
 if __name__ == "__main__":

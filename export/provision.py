@@ -26,7 +26,7 @@ from ekiben.errors import Refusal
 from ekiben.private_files import set_umask
 from ekiben.settings import Settings
 from export.weights import ShownProgress, WeightsUnavailable, fetch
-from export.zoo import ZOO, ZooRow
+from export.zoo import ZOO, ZooRow, by_settings
 from models.artifact import MANIFEST, read_manifest, verify
 
 _NOT_YET = "its weights have not been downloaded; make models does it"
@@ -69,7 +69,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 _log(f"{name} is still unavailable, GET /v1/models says why; make models tries again")
                 continue
             row = ZOO[name]
-            reason = _NOT_YET if given.no_download else _export_published(row, settings, given.torch, given.make)
+            reason = (
+                _NOT_YET
+                if given.no_download
+                else _export_published(by_settings(row, settings), settings, given.torch, given.make)
+            )
             if reason is not None:
                 _log(f"{name} is unavailable: {reason}")
                 registry.mark_unavailable(name, ZOO[name].task, reason)

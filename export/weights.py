@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import os
+import shutil
 import ssl
 import sys
 import time
@@ -58,6 +60,12 @@ def fetch(
             raise _unavailable(row, target, f"what came has the SHA-256 {sha256_of(part)[:16]}...{found}")
         os.replace(part, target)
     except (OSError, http.client.HTTPException, ValueError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            free_mb = shutil.disk_usage(folder).free // 1_000_000
+            raise WeightsUnavailable(
+                f"the weights of {row.name} from {row.url} have about {row.megabytes} MB, and {folder.absolute()} has "
+                f"room for {free_mb} MB: free some there, or name another folder in EKIBEN_CACHE_DIR"
+            ) from None
         raise _unavailable(row, target, _reason(error) + found) from None
     finally:
         part.unlink(missing_ok=True)
@@ -71,7 +79,7 @@ def _is_published(path: Path, row: ZooRow) -> bool:
 def _unavailable(row: ZooRow, target: Path, reason: str) -> WeightsUnavailable:
     return WeightsUnavailable(
         f"the weights of {row.name} could not be had from {row.url} ({reason}); put the file by hand at {target} "
-        f"(its SHA-256 begins with {row.sha256_prefix})"
+        f"(its SHA-256 begins with {row.sha256_prefix}), or name a mirror in EKIBEN_WEIGHTS_URL"
     )
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
+from ekiben.settings import Settings
 from models.artifact import Preprocess, Task
 from models.onnx_import.options import read_labels
 
@@ -16,7 +18,8 @@ class ZooRow:
     """A network with published weights: their address and checksum, and the preprocessing that they expect.
 
     ``height``, ``width``: input of the graph in pixels; None: dynamic. ``sha256_prefix``: the whole SHA-256, or the
-    part in the published file's name, which torch hub checks too. ``label_file``: empty for networks without classes.
+    part in the published file's name, which torch hub checks too. Not ``published``: address and checksum are those
+    of other weights (``by_settings``). ``label_file``: empty for networks without classes.
     ``metrics``: as published, in percent.
     """
 
@@ -34,16 +37,32 @@ class ZooRow:
     width: int | None
     label_file: str
     metrics: dict[str, float]
+    published: bool = True
 
     @property
     def file(self) -> str:
-        """The published file's name."""
-        return self.url.rsplit("/", 1)[1]
+        """The file's name."""
+        return urlsplit(self.url).path.rsplit("/", 1)[1]
 
     @property
     def labels(self) -> tuple[str, ...]:
         """Class names by index; empty for networks without classes."""
         return read_labels(_LABELS / self.label_file) if self.label_file else ()
+
+    @property
+    def classes(self) -> str:
+        """How many classes there are, in words."""
+        return f"{len(self.labels)} classes" if self.label_file else "any object"
+
+
+def by_settings(row: ZooRow, settings: Settings) -> ZooRow:
+    """``row`` with the address, and for weights of one's own the checksum, that EKIBEN_WEIGHTS_URL and
+    EKIBEN_SAM_MODEL_URLS name."""
+    if (own := settings.weights_by_name.get(row.name)) is not None:
+        if own.sha256 and not own.sha256.startswith(row.sha256_prefix):
+            return replace(row, url=own.url, sha256_prefix=own.sha256, published=False)
+        return replace(row, url=own.url)
+    return replace(row, url=f"{settings.weights_mirror}/{row.file}") if settings.weights_mirror else row
 
 
 # torchvision's licence is BSD-3-Clause; its README adds that terms of the training data may apply to weights.

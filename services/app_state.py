@@ -36,6 +36,7 @@ from services.model_registry.repository import ModelRepository
 from services.open_inference.inference import OpenInference
 from services.open_inference.management import ProtocolManagement
 from services.processes.health_checks import HealthChecks
+from services.provisioning.service import ProvisioningService
 from services.runners.interface import ModelRunner
 from services.schemas.default_models import DEFAULT_MODELS
 from services.trainings.service import TrainingService
@@ -66,6 +67,7 @@ class AppState:
     jobs: JobService
     datasets: DatasetService
     trainings: TrainingService
+    provisioning: ProvisioningService
     reconciler: ModelReconciler
     health: HealthChecks
 
@@ -117,6 +119,8 @@ class AppState:
         jobs = JobService(settings, job_records, Workers(database), job_queue, recorder)
         datasets = DatasetService(settings, Datasets(database), records, store, jobs)
         trainings = TrainingService(settings, Datasets(database), job_records, jobs, index, store)
+        provisioning = ProvisioningService(settings, registry, job_records, jobs)
+        index.absent = provisioning.on_first_use
         health = HealthChecks(
             {"database": lambda: ping(database), "store": store.check},
             {"runner": runner.check, "pinned": reconciler.check},
@@ -140,6 +144,7 @@ class AppState:
             jobs=jobs,
             datasets=datasets,
             trainings=trainings,
+            provisioning=provisioning,
             reconciler=reconciler,
             health=health,
         )

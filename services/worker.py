@@ -39,6 +39,8 @@ from services.jobs.workspace import JobWorkspace
 from services.processes.loop_watchdog import LoopWatchdog
 from services.processes.open_files import OpenFilesWatch
 from services.processes.shutdown import end_within
+from services.provisioning import job as provisioning
+from services.provisioning.job import ProvisionHandler
 from services.trainings import job
 from services.trainings.job import TrainingHandler
 
@@ -119,6 +121,7 @@ async def _work(settings: Settings, worker_id: str, *, with_parent: bool) -> int
         handlers={
             import_job.OPERATION: DatasetImportHandler(workspace, datasets),
             job.OPERATION: TrainingHandler(workspace, datasets, app_state.index),
+            provisioning.OPERATION: ProvisionHandler(workspace, app_state.index),
         },
     )
     app_state.records.delay(DELAY_S, lambda: executor.computing)
@@ -138,7 +141,7 @@ async def _work(settings: Settings, worker_id: str, *, with_parent: bool) -> int
         settings.resolved_database_url,
         worker_id,
         lambda job_id: asyncio.run_coroutine_threadsafe(executor.work(job_id), loop).result(),
-        {**_CONCURRENCY, **({"training": own.trainings_at_once} if own.trainings_at_once else {})},
+        {**_CONCURRENCY, **({"training": own.trainings_at_once, "provision": 1} if own.trainings_at_once else {})},
     )
     await steadily(workers.enter, worker_id)
     await steadily(lambda: workspace.tidy(workers.known))

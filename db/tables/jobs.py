@@ -16,7 +16,8 @@ class Job(Owned, table=True):
     """Work that outlives a request. db/job_states/ owns every change of ``state``.
 
     ``kind`` request: one item, sent with ``Prefer: respond-async``; batch: many items; import: a dataset; training: a
-    model. The latter two have one item, which is no image, and ``parameters`` say what to do. ``succeeded`` and
+    model; provision: a model of the zoo. The latter three have one item, which is no image, and ``parameters`` say what
+    to do. ``succeeded`` and
     ``failed`` count items. ``deaths``: workers that died with it since an item last ended. ``entries``: queue entries
     made so far; ``last_event``: number of the newest event. Both only grow.
     """

@@ -65,6 +65,7 @@ class AsyncClient:
 
     models = awaited(library_operations.models)
     model = awaited(library_operations.model)
+    provision_model = awaited(library_operations.provision_model)
     load_model = awaited(library_operations.load_model)
     unload_model = awaited(library_operations.unload_model)
     activate = awaited(library_operations.activate)

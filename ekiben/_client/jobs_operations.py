@@ -13,7 +13,7 @@ from ekiben._client.image_inputs import ImageLike, image_files
 from ekiben._client.inference_operations import read_segmentation
 from ekiben._client.masks import AutoMasks, Cutouts, Masks
 from ekiben._client.operations import ROUTES, artifact_request, form_fields, message, prompts_of, source_of
-from ekiben._client.records import Dataset, Item, Job, Page, Training
+from ekiben._client.records import Dataset, Item, Job, Model, Page, Training
 from ekiben._client.requests import ClientRequest, Rpc, Steps, given, one_id
 from ekiben._client.results import Classification, Segmentation
 
@@ -23,7 +23,7 @@ JobLike: TypeAlias = Job | Dataset | Training | str
 """A job or its id; a dataset stands for its import, a training for itself."""
 
 Result: TypeAlias = Any
-"""Classification, Segmentation, Masks, AutoMasks, Cutouts, Dataset, Training or a tuple of Item: the job decides."""
+"""Classification, Segmentation, Masks, AutoMasks, Cutouts, Dataset, Training, Model or a tuple of Item."""
 
 _ANSWERS: dict[str, Any] = {
     "classify": Classification,
@@ -113,7 +113,7 @@ def job(job: JobLike) -> Steps[Job]:
 def jobs(
     *, state: str | None = None, kind: str | None = None, page: int | None = None, limit: int | None = None
 ) -> Steps[Page[Job]]:
-    """Jobs, newest first. ``kind``: request, batch, import or training."""
+    """Jobs, newest first. ``kind``: request, batch, import, training or provision."""
     query = given(state=state, kind=kind, page=page, limit=limit)
     return page_of(Job, (yield ClientRequest(path="/v1/jobs", query=query, rpc=Rpc("Jobs", "ListJobs", query))))
 
@@ -134,7 +134,8 @@ def items(
 
 
 def result(job: JobLike) -> Steps[Result]:
-    """The result of a job that is over: a request's result, a batch's items, an import's dataset, or the training.
+    """The result of a job that is over: a request's result, a batch's items, an import's dataset, the training, or the
+    model that was provided.
 
     Raises JobFailed when it has none, ValueError while the job runs.
     """
@@ -149,6 +150,8 @@ def result(job: JobLike) -> Steps[Result]:
         return read(Training, (yield ClientRequest(path=f"/v1/trainings/{known.id}")))
     if known.kind == "import":
         return read(Dataset, (yield ClientRequest(path=f"/v1/datasets/{known.parameters['dataset_id']}")))
+    if known.kind == "provision":
+        return read(Model, (yield ClientRequest(path=f"/v1/models/{known.parameters['name']}")))
     rpc = Rpc("Jobs", "ListJobItems", {"id": known.id}, lambda reply: reply["items"][0]["result"])
     reply = yield ClientRequest(path=f"/v1/jobs/{known.id}/result", rpc=rpc)
     if known.operation == "segment":

@@ -8,9 +8,9 @@ from typing import Any, Literal, TypedDict, Unpack
 
 from ekiben._client.decoding import read, read_all
 from ekiben._client.image_inputs import ImageLike, image_file, stored_file
-from ekiben._client.jobs_operations import page_of
+from ekiben._client.jobs_operations import job, page_of
 from ekiben._client.operations import artifact_request
-from ekiben._client.records import Model, Page, Prediction, StoredImage
+from ekiben._client.records import Job, Model, Page, Prediction, StoredImage
 from ekiben._client.requests import ClientRequest, Rpc, Steps, given, one_id
 
 _IMPORT_TIMEOUT_S = 600.0
@@ -59,6 +59,18 @@ def unload_model(name: str) -> Steps[Model]:
     """Remove a model from memory; the next request for it loads it again."""
     rpc = Rpc("Models", "UnloadModel", {"name": name})
     return read(Model, (yield ClientRequest("POST", f"/v1/models/{name}/unload", rpc=rpc, repeatable=True)))
+
+
+def provision_model(
+    name: str, *, priority: int | None = None, timeout_s: float | None = None, webhook: str | None = None
+) -> Steps[Job]:
+    """Download and export a model that Ekiben knows and that has no version yet, as a job. Over HTTP.
+
+    While such a job waits or runs, it is that one. After ``wait(job, progress=True)`` the model can be used.
+    """
+    body = given(priority=priority, timeout_s=timeout_s, webhook=webhook)
+    reply = yield ClientRequest("POST", f"/v1/models/{name}/provision", json=body, repeatable=True)
+    return (yield from job(reply["job_id"]))
 
 
 def activate(name: str, version: int) -> Steps[Model]:

@@ -27,10 +27,11 @@ QUEUES = {
     "batch": "ekiben-batches",
     "import": "ekiben-imports",
     "training": "ekiben-trainings",
+    "provision": "ekiben-provisions",
 }
 """DBOS queue by kind of job: a request, whose caller waits, is not queued behind batches and trainings."""
 
-POLL_S = {"request": 0.25, "batch": 0.25, "import": 1.0, "training": 1.0}
+POLL_S = {"request": 0.25, "batch": 0.25, "import": 1.0, "training": 1.0, "provision": 2.0}
 """Seconds between polls of each queue: they are most of an idle worker's processor time."""
 
 _NAME = "ekiben"

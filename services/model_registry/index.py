@@ -6,7 +6,7 @@ import asyncio
 import logging
 import shutil
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from db.blobs import BlobStore
 from db.model_listing import Listed
 from db.registry import Registry
 from db.tables import ModelVersion
-from ekiben.errors import BadInput, ModelDisabled, NotFound, Unavailable
+from ekiben.errors import BadInput, ModelDisabled, NotFound, Refusal, Unavailable
 from ekiben.temporary_files import temporary_name
 from models.artifact import MANIFEST, Manifest, read_manifest, verify
 from models.engine.engine import ModelKey
@@ -23,6 +23,9 @@ from models.results import ValueRange
 from services import metrics
 
 log = logging.getLogger(__name__)
+
+
+Absent = Callable[[str, str, Refusal], Awaitable[Refusal]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +64,21 @@ class ModelIndex:
         self._served: dict[tuple[str, str, int | None], ServableModel] = {}
         self._listed: dict[str, list[Listed]] = {}
         self._lock = threading.Lock()
+        self.absent: Absent = _as_it_is
+        """Gives the refusal for a request of a model that has no version, from owner, name and the refusal so far."""
 
     async def resolve(self, owner: str, name: str, version: int | None, task: str) -> ServableModel:
-        """As ``find``; BadInput for a model of another task."""
-        served = await self.find(owner, name, version)
-        if served.task != task:
-            raise BadInput(f"model {name} is there to {served.task}, not to {task}")
-        return served
+        """As ``find_to_run``; BadInput for a model of another task."""
+        return _of_task(await self.find_to_run(owner, name, version), task)
+
+    async def find_to_run(self, owner: str, name: str, version: int | None) -> ServableModel:
+        """As ``find``, for a request that needs the model: ``absent`` gives the refusal where it has no version."""
+        try:
+            return await self.find(owner, name, version)
+        except (NotFound, Unavailable) as refusal:
+            if version is not None or isinstance(refusal, ModelDisabled):
+                raise
+            raise await self.absent(owner, name, refusal) from None
 
     async def find(self, owner: str, name: str, version: int | None) -> ServableModel:
         """The version of a model, the active one for None.
@@ -94,12 +105,12 @@ class ModelIndex:
         refusals = []
         for name in names:  # published since the last refresh, or of an owner not looked up yet
             try:
-                await self.resolve(owner, name, None, task)
+                await self.find(owner, name, None)
             except (NotFound, Unavailable) as error:
                 refusals.append(error)
             else:
                 return await self.resolve(owner, name, version, task)
-        raise refusals[0]
+        raise refusals[0] if version is not None else await self.absent(owner, names[0], refusals[0])
 
     @property
     def revision(self) -> int:
@@ -181,3 +192,13 @@ def _servable(row: ModelVersion) -> ServableModel:
     key = ModelKey(row.owner, row.name, row.version)
     classes, disabled = len(info["labels"]), row.disabled_reason or ""
     return ServableModel(key, row.task, classes, info["family"], row.digest, info, disabled)
+
+
+def _of_task(served: ServableModel, task: str) -> ServableModel:
+    if served.task != task:
+        raise BadInput(f"model {served.key.name} is there to {served.task}, not to {task}")
+    return served
+
+
+async def _as_it_is(owner: str, name: str, refusal: Refusal) -> Refusal:
+    return refusal

@@ -9,7 +9,7 @@ from typing import Any, cast
 from db.model_listing import Listed
 from db.registry import Registry
 from db.tables import ModelReplica
-from ekiben.errors import NotFound, Temporary
+from ekiben.errors import NotFound, Temporary, Unavailable
 from ekiben.ids import LOCAL_OWNER
 from models.engine.engine import ModelKey, ModelState
 from services.model_registry.index import ModelIndex
@@ -76,7 +76,10 @@ class ModelRepository:
         return await self.model(name, owner=owner)
 
     async def _active(self, name: str, owner: str) -> ModelKey:
-        row = await asyncio.to_thread(self._registry.resolve, name, None, owner)
+        try:
+            row = await asyncio.to_thread(self._registry.resolve, name, None, owner)
+        except (NotFound, Unavailable) as refusal:
+            raise await self._index.absent(owner, name, refusal) from None
         return ModelKey(row.owner, row.name, row.version)
 
     async def _bodies(self, listed: Sequence[Listed]) -> list[ModelBody]:

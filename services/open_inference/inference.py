@@ -68,7 +68,7 @@ class OpenInference:
 
         When it fails, or the caller leaves, the predictions that it has stored are removed.
         """
-        served = await self.find(request.model, request.version, owner=owner)
+        served = await self._core.index.find_to_run(owner, request.model, read_version(request.version))
         inputs = {tensor.name: tensor for tensor in request.inputs}
         if len(inputs) != len(request.inputs):
             raise BadInput("an input is given twice")
@@ -98,9 +98,7 @@ class OpenInference:
 
     async def find(self, model: str, version: str, *, owner: str = LOCAL_OWNER) -> ServableModel:
         """The model version; ``version`` is text, "" for the active one. NotFound, Unavailable, BadInput."""
-        if version and not (version.isascii() and version.isdigit() and 0 < len(version) < 10 and int(version) > 0):
-            raise BadInput(f"the version of a model is a number from 1, not {short(version)!r}")
-        return await self._core.index.find(owner, model, int(version) if version else None)
+        return await self._core.index.find(owner, model, read_version(version))
 
     async def _images(
         self,
@@ -194,6 +192,13 @@ class OpenInference:
         limit_s = core.timeout_s if context.timeout_s is None else min(context.timeout_s, core.timeout_s)
         answer, _ = await core.pipeline.compute(served, infer, limit_s)
         return answer
+
+
+def read_version(version: str) -> int | None:
+    """The version that a text names; None for "", the active one. BadInput."""
+    if version and not (version.isascii() and version.isdigit() and 0 < len(version) < 10 and int(version) > 0):
+        raise BadInput(f"the version of a model is a number from 1, not {short(version)!r}")
+    return int(version) if version else None
 
 
 @dataclass(frozen=True, slots=True)

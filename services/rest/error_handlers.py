@@ -22,17 +22,24 @@ from services.error_codes import ROUTING_CODES, code_and_message, presentable, s
 log = logging.getLogger(__name__)
 
 
-def error_body(code: str, message: str) -> bytes:
-    """The JSON of an error, with the id of the present request."""
-    return orjson.dumps({"error": {"code": code, "message": message, "request_id": request_id.get()}})
+def error_body(code: str, message: str, job_id: str | None = None) -> bytes:
+    """The JSON of an error, with the id of the present request and, where there is one, of the job that it waits
+    for."""
+    facts = {"code": code, "message": message, "request_id": request_id.get()}
+    return orjson.dumps({"error": facts if job_id is None else {**facts, "job_id": job_id}})
 
 
 def error_response(
-    status: int, code: str, message: str, headers: dict[str, str] | None = None, path: str = ""
+    status: int,
+    code: str,
+    message: str,
+    headers: dict[str, str] | None = None,
+    path: str = "",
+    job_id: str | None = None,
 ) -> Response:
     """An error response. ``path``: of the request; under /v2 the body is that of the Open Inference Protocol."""
     protocol = path == "/v2" or path.startswith("/v2/")
-    body = orjson.dumps({"error": message}) if protocol else error_body(code, message)
+    body = orjson.dumps({"error": message}) if protocol else error_body(code, message, job_id)
     return Response(body, status, headers, "application/json")
 
 
@@ -47,7 +54,8 @@ def response_for(error: BaseException, path: str = "") -> Response:
         headers["Retry-After"] = str(error.retry_after_s or 1)
     if isinstance(error, UnsupportedEncoding):
         headers["Accept-Encoding"] = "identity"  # RFC 9110, 12.5.3: what a request may be encoded with
-    return error_response(status_of(error), code, message, headers, path)
+    job_id = error.job_id if isinstance(error, Temporary) else None
+    return error_response(status_of(error), code, message, headers, path, job_id)
 
 
 def install_error_handlers(app: FastAPI) -> None:

@@ -184,7 +184,10 @@ class _Call:
         self.code = grpc_code_of(error) if isinstance(error, Refusal) else "INTERNAL"
         message = message[:_MAX_MESSAGE]
         status = Status(code=grpc.StatusCode[self.code].value[0], message=message)
-        _add(status, ErrorInfo(reason=reason, domain="ekiben", metadata={"request_id": self._id}))
+        metadata = {"request_id": self._id}
+        if isinstance(error, Temporary) and error.job_id is not None:
+            metadata["job_id"] = error.job_id
+        _add(status, ErrorInfo(reason=reason, domain="ekiben", metadata=metadata))
         if isinstance(error, Temporary) and not isinstance(error, CallerLeft):
             _add(status, RetryInfo(retry_delay=Duration(seconds=error.retry_after_s or 1)))
         trailing = ((REQUEST_ID, self._id), (_DETAILS, status.SerializeToString()))

@@ -48,6 +48,7 @@ class ErrorFacts(Body):
     code: str = Field(examples=["bad_image"])
     message: str = Field(examples=["the bytes are not an image; JPEG, PNG, WebP, BMP and TIFF are read"])
     request_id: str = Field(examples=[EXAMPLE_ID])
+    job_id: str = Field(default="", description="Of model_loading, where a job provides the model; else absent.")
 
 
 class ErrorBody(Body):

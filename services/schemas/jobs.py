@@ -12,7 +12,7 @@ from services.schemas.body import EXAMPLE_ID, Body, Moment
 from services.schemas.inference import OperationName
 
 State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
-Kind = Literal["request", "batch", "import", "training"]
+Kind = Literal["request", "batch", "import", "training", "provision"]
 WebhookState = Literal["waiting", "pending", "delivered", "failed"]
 
 
@@ -51,7 +51,7 @@ class JobBody(Body):
 
     id: str = Field(examples=[EXAMPLE_ID])
     kind: Kind
-    operation: OperationName | Literal["import_dataset", "train"]
+    operation: OperationName | Literal["import_dataset", "train", "provision_model"]
     state: State
     progress: float = Field(description="0-1", examples=[0.4])
     counts: Counts

@@ -1,1 +1,1 @@
-"""Trainings: service, job handler, comparison, the environment with torch."""
+"""Trainings: service, job handler, comparison."""

@@ -22,9 +22,9 @@ from models.engine.engine import ModelKey
 from models.engine.memory import free_mb
 from services.concurrency.retry import retry_while_unavailable
 from services.jobs.child_process import Message, run_child
+from services.jobs.torch_environment import TRAINING, torch_python
 from services.jobs.workspace import JobWorkspace, child_environ
 from services.model_registry.index import ModelIndex
-from services.trainings.environment import training_python
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class TrainingHandler:
         folder = await asyncio.to_thread(workspace.folder, job)
         try:
             await self._write_inputs(job, dataset, folder)
-            python = await training_python(workspace.settings.training_python)
+            python = await torch_python(workspace.settings.training_python, TRAINING)
             memory_mb = workspace.settings.training_memory_mb or int(_FREE_SHARE * free_mb())
             command = [python, "-m", "training", "--folder", str(folder), "--with-parent"]
             if memory_mb:

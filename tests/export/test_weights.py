@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import io
 import socket
@@ -14,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from export import weights
 from export.weights import ShownProgress, WeightsUnavailable, fetch
 from export.zoo import ZOO, ZooRow
 
@@ -127,7 +130,8 @@ def test_a_download_that_fails_says_what_to_do_and_leaves_nothing(
         f"the weights of efficientnet_b0 could not be had from {row.url} (",
         failed.value.message.split("(")[1],
     )
-    by_hand = f"put the file by hand at {tmp_path / row.file} (its SHA-256 begins with {DIGEST[:8]})"
+    by_hand = f"put the file by hand at {tmp_path / row.file} (its SHA-256 begins with {DIGEST[:8]}), "
+    by_hand += "or name a mirror in EKIBEN_WEIGHTS_URL"
     assert why.startswith(reason)
     assert failed.value.message == f"{before}{why.split(')')[0]}); {by_hand}"
     assert list(tmp_path.iterdir()) == []
@@ -160,6 +164,31 @@ def test_a_wrong_file_stays_until_a_right_one_replaces_it(server: ThreadingHTTPS
         fetch(row, tmp_path, nothing)
     assert (tmp_path / row.file).read_bytes() == b"mine"
     assert fetch(at(server, "ok"), tmp_path, nothing).read_bytes() == CONTENT
+
+
+def test_a_full_disk(server: ThreadingHTTPServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*given: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(weights, "_download", full)
+    row = at(server, "ok")
+    with pytest.raises(
+        WeightsUnavailable, match=rf"from {row.url} have about 21 MB, and {tmp_path} has room for \d+ MB: .*"
+    ):
+        fetch(row, tmp_path, nothing)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_killed_downloads_left_is_removed(server: ThreadingHTTPServer, tmp_path: Path) -> None:
+    """But for a download of another process that goes on, and files of others."""
+    row = at(server, "ok")
+    left, held, other = (tmp_path / f"{name}.part" for name in (f"{row.file}.a", f"{row.file}.b", "other.pth.c"))
+    for part in (left, held, other):
+        part.write_bytes(b"some")
+    with held.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        fetch(row, tmp_path, nothing)
+    assert {path.name for path in tmp_path.iterdir()} == {row.file, held.name, other.name}
 
 
 def test_a_folder_that_cannot_be_made(server: ThreadingHTTPServer, tmp_path: Path) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from export.zoo import ZOO
+from ekiben.settings import Settings
+from export.zoo import ZOO, by_settings
 from models.catalog import FAMILIES
 
 ENTRIES = {
@@ -68,3 +70,30 @@ def test_the_command_line_and_the_zoo_need_no_torch() -> None:
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_addresses_by_the_settings() -> None:
+    own = "f" * 64
+    settings = Settings(
+        weights_url="https://mirror.example/w",
+        sam_model_urls=f"vit_b=https://host/mine.pth?key=1#sha256={own},vit_l=https://host/l.pth",
+    )
+    published = by_settings(ZOO["efficientnet_b0"], settings)
+    assert published == replace(
+        ZOO["efficientnet_b0"], url="https://mirror.example/w/efficientnet_b0_rwightman-7f5810bc.pth"
+    )
+    mine = by_settings(ZOO["sam_vit_b"], settings)
+    assert (mine.url, mine.file, mine.sha256_prefix, mine.published) == (
+        "https://host/mine.pth?key=1",
+        "mine.pth",
+        own,
+        False,
+    )
+    # Without a checksum the file has to be the published one, wherever it is.
+    large = by_settings(ZOO["sam_vit_l"], settings)
+    assert (large.url, large.sha256_prefix, large.published) == (
+        "https://host/l.pth",
+        ZOO["sam_vit_l"].sha256_prefix,
+        True,
+    )
+    assert by_settings(ZOO["sam_vit_h"], Settings()) == ZOO["sam_vit_h"]

@@ -11,14 +11,17 @@ from starlette.responses import Response, StreamingResponse
 from ekiben.errors import BadInput
 from services.app_state import AppState
 from services.concurrency.threaded_iterator import iterate_in_thread
+from services.jobs.submission import JobTerms
 from services.model_registry.onnx_import import MAX_MODEL_BYTES, import_upload
 from services.model_registry.version_files import remove_files, version_body, zip_version
+from services.rest.async_requests import accepted
 from services.rest.openapi import openapi
 from services.rest.query_options import gather, parse
 from services.rest.responses import json_response, page_response
 from services.rest.uploads.image_upload import read_upload
-from services.rest.uploads.request_body import read_json_body
+from services.rest.uploads.request_body import MAX_JSON, parse_json_object, read_body, read_json_body
 from services.schemas.body import PageBody
+from services.schemas.jobs import AcceptedBody, JobOptions
 from services.schemas.models import ModelBody, ModelUploadOptions, VersionBody
 from services.schemas.validation import check
 
@@ -128,6 +131,34 @@ async def add(request: Request) -> Response:
         )
     await asyncio.to_thread(app_state.index.refresh)
     return json_response(await app_state.models.model(row.name), 201, {"Location": f"/v1/models/{row.name}"})
+
+
+@router.post(
+    "/v1/models/{name}/provision",
+    summary="Download and export a known model that has no version",
+    description="It is a job of kind provision: follow it with /v1/jobs/{id}/events. A second request while it "
+    "waits or runs gives the same job. The model can be asked as soon as the job has succeeded, in every process.",
+    status_code=202,
+    response_model=None,
+    responses={
+        202: {"model": AcceptedBody},
+        404: {"description": "Ekiben does not know how to make a model of this name."},
+        409: {"description": "It has a version."},
+    },
+    openapi_extra={
+        "requestBody": {
+            "required": False,
+            "content": {"application/json": {"schema": JobOptions.model_json_schema()}},
+        }
+    },
+)
+async def provision(request: Request, name: str) -> Response:
+    app_state: AppState = request.app.state.app_state
+    body = await read_body(request, MAX_JSON)
+    given = {**gather(request.query_params), **(await parse_json_object(body) if body else {})}
+    options = check(JobOptions, given)
+    terms = JobTerms(options.priority, options.timeout_s, webhook=options.webhook)
+    return accepted(*await app_state.provisioning.submit(name, terms))
 
 
 @router.post(
