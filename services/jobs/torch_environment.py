@@ -48,7 +48,7 @@ async def torch_python(setting: str, use: TorchUse) -> str:
     if setting:
         if not await asyncio.to_thread(Path(setting).is_file):
             raise TorchMissing(f"EKIBEN_TRAINING_PYTHON is {setting}, and there is no such file", code=use.code)
-        return setting
+        return _absolute(setting)
     if all(importlib.util.find_spec(name) for name in use.packages):
         return sys.executable
     if not await asyncio.to_thread((_ROOT / "Makefile").is_file):
@@ -60,6 +60,11 @@ async def torch_python(setting: str, use: TorchUse) -> str:
         )
     await _make(f"{_BESIDE}/.installed", use)  # nothing to do where it is up to date
     return str(_ROOT / _BESIDE / "bin" / "python")
+
+
+def _absolute(path: str) -> str:
+    """For a child that works in another folder. Links are kept: they would lead out of the environment."""
+    return str(Path(path).absolute())
 
 
 async def _make(target: str, use: TorchUse) -> None:

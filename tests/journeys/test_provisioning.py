@@ -127,7 +127,7 @@ def test_the_first_request_over_every_protocol(weights: Path, tmp_path: Path) ->
         assert [job.id for job in stubs.jobs.ListJobs(pb.ListJobsRequest(kind="provision")).items] == [job_id]
         # Followed to its end by the client, over gRPC.
         with Client(f"grpc://{server.grpc}") as watching:
-            job = watching.wait(job_id, timeout=LIMIT_S)
+            job = watching.wait(job_id, timeout_s=LIMIT_S)
         assert job.state == "succeeded", (job.error, server.logs()[-3000:])
         assert phases(client, job_id) == ["environment", "download", "export", "publish"]
         answer = client.post("/v1/classify", content=RED)

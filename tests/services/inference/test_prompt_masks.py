@@ -374,7 +374,9 @@ def test_cutouts_are_bounded_together(run: Callable[..., None], monkeypatch: pyt
 
 def test_the_model_that_is_meant_is_named(run: Callable[..., None]) -> None:
     async def main(app_state: AppState) -> None:
-        with pytest.raises(NotFound, match=r"^there is no model sam_vit_b; there is: sam_toy$"):
+        with pytest.raises(
+            NotFound, match=r"^there is no model sam_vit_b; there is: sam_toy; POST /v1/models/sam_vit_b/provision "
+        ):
             await prompt(app_state, SOURCE)
         with pytest.raises(NotFound, match=r"^there is no model other; there is: sam_toy$"):
             await prompt(app_state, SOURCE, model="other")

@@ -26,6 +26,10 @@ def test_which_python_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch_environment, "_ROOT", tmp_path)
     # The setting goes first, and has to be there.
     assert asyncio.run(torch_python(sys.executable, TRAINING)) == sys.executable
+    monkeypatch.chdir(tmp_path)
+    Path("bin").mkdir()
+    Path("bin/python").symlink_to(sys.executable)
+    assert asyncio.run(torch_python("bin/python", TRAINING)) == str(tmp_path / "bin" / "python")
     with pytest.raises(TorchMissing, match="EKIBEN_TRAINING_PYTHON is /nowhere/python") as missing:
         asyncio.run(torch_python("/nowhere/python", TRAINING))
     assert missing.value.code == "training_unavailable"

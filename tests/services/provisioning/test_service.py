@@ -140,7 +140,7 @@ def test_a_bento_has_no_exporter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     run(tmp_path / "var", main, provision_on_first_use=True)
 
 
-DOORS = {
+ENTRIES = {
     "classify": ("/v1/classify", "efficientnet_b0"),
     "segment": ("/v1/segment", "deeplabv3_resnet50"),
     "masks": ("/v1/masks", "sam_vit_b"),
@@ -151,9 +151,9 @@ DOORS = {
 }
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_the_first_request_starts_it(tmp_path: Path, door: str) -> None:
-    path, name = DOORS[door]
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_the_first_request_starts_it(tmp_path: Path, entry: str) -> None:
+    path, name = ENTRIES[entry]
 
     async def main(app_state: AppState, client: httpx.AsyncClient) -> None:
         async def ask(**more: Any) -> httpx.Response:
