@@ -145,6 +145,7 @@ def test_the_first_request_over_every_protocol(weights: Path, tmp_path: Path) ->
         assert list((server.home / "work").glob("*/*")) == []
 
 
+@pytest.mark.acceptance  # three servers, one after another
 def test_what_cannot_be_had_says_why_and_can_be_tried_again(weights: Path, tmp_path: Path) -> None:
     with published(weights) as address:
         given = settings(address, weights)
