@@ -5,14 +5,16 @@ SERVE := .venv/.installed
 TORCH := .venv-torch/.installed
 BENCH := .venv-bench/.installed
 PROTOCOLS := .venv-protocols/.installed
+KERAS := .venv-keras/.installed
 PIP := -m pip --disable-pip-version-check install --quiet
 
-.PHONY: protos help serve models bento test acceptance lint types imports coverage bench bench-sam bench-jobs bench-training bench-protocols clean
+.PHONY: protos help serve models keras bento test acceptance lint types imports coverage bench bench-sam bench-jobs bench-training bench-protocols clean
 
 help:
 	@echo "make serve        start Ekiben on http://127.0.0.1:$(PORT) (PORT= changes it)"
 	@echo "make test         the tests; make acceptance: the slow ones"
 	@echo "make models       try again to get default models whose weights were missing"
+	@echo "make keras        the environment that converts Keras and TensorFlow models"
 	@echo "make bento        build a Bento that carries the models"
 	@echo "make lint types imports coverage bench bench-sam bench-jobs bench-training bench-protocols clean"
 
@@ -22,6 +24,8 @@ serve: $(SERVE)
 
 models: $(SERVE)
 	@.venv/bin/python -m export.provision --again --torch .venv-torch/bin/python --make "$(MAKE) --no-print-directory $(TORCH)"
+
+keras: $(KERAS)
 
 bento: $(SERVE)
 	@.venv/bin/python -m bentoml build
@@ -93,5 +97,13 @@ $(PROTOCOLS): bench/protocol_requirements.txt
 	@.venv-protocols/bin/python $(PIP) --requirement bench/protocol_requirements.txt
 	@touch $@
 
+# tf_keras names tensorflow, which would be installed beside tensorflow-cpu.
+$(KERAS): export/keras/requirements.txt
+	@echo "installing TensorFlow and Keras into .venv-keras (some minutes)"
+	@$(PYTHON) -m venv .venv-keras
+	@.venv-keras/bin/python $(PIP) --requirement export/keras/requirements.txt
+	@.venv-keras/bin/python $(PIP) --no-deps 'tf_keras>=2.21,<2.22'
+	@touch $@
+
 clean:
-	rm -rf .venv .venv-torch .venv-bench .venv-protocols build *.egg-info .mypy_cache .ruff_cache .pytest_cache .coverage
+	rm -rf .venv .venv-torch .venv-bench .venv-protocols .venv-keras build *.egg-info .mypy_cache .ruff_cache .pytest_cache .coverage

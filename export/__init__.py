@@ -1,1 +1,1 @@
-"""Export: torch weights to an artifact, with its parity against torch measured."""
+"""Export: torch weights and Keras models to an artifact, with its parity against torch or Keras measured."""

@@ -1,4 +1,4 @@
-"""``python -m export``: networks by name, checkpoints and users' ONNX files become model versions."""
+"""``python -m export``: networks by name, checkpoints, ONNX files and Keras models become model versions."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ from ekiben.errors import Refusal
 from ekiben.private_files import set_umask
 from ekiben.settings import Settings
 from ekiben.temporary_files import scratch
+from export.import_arguments import add_import_arguments, import_options
+from export.keras.command import add_keras_arguments, keras_writer
 from export.weights import ShownProgress, WeightsUnavailable, fetch
 from export.zoo import ZOO, ZooRow, by_settings
-from models.artifact import MANIFEST, Activation, Color, Interpolation, Layout, Manifest, Task
+from models.artifact import MANIFEST, Layout, Manifest
 from models.onnx_import.artifact_builder import build_artifact
-from models.onnx_import.options import parse_options, read_labels, read_palette
+from models.onnx_import.options import read_labels
 
 OK, REFUSED, USAGE, NO_WEIGHTS = 0, 1, 2, 3
 
@@ -35,6 +37,7 @@ examples:
   python -m export sam_vit_b --precision int8 --agreement-photos photos
   python -m export import model.onnx --name mobilenet --task classify --labels labels.txt \\
       --mean 0.502 --std 0.502 --crop 0.875 --output probabilities
+  python -m export keras model.keras --name flowers --task classify --labels labels.txt --preprocess tf
 """
 
 
@@ -75,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     for row in ZOO.values():
         _add_export(commands.add_parser(row.name, help=f"export {row.source}"), row)
     _add_import(commands.add_parser("import", help="bring an ONNX file of your own (needs no torch)"))
+    _add_keras(commands.add_parser("keras", help="convert a Keras or TensorFlow model of your own (after make keras)"))
     fetching = commands.add_parser("fetch", help="only download published weights (needs no torch)")
     fetching.add_argument("name", choices=sorted(ZOO), help="a network")
     fetching.set_defaults(run=_fetch)
@@ -106,41 +110,18 @@ def _add_export(parser: argparse.ArgumentParser, row: ZooRow) -> None:
 
 def _add_import(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, metavar="model.onnx")
-    parser.add_argument("--task", required=True, choices=get_args(Task))
-    parser.add_argument(
-        "--labels", required=True, type=Path, metavar="FILE", help="one name per line, to the first blank one"
-    )
-    parser.add_argument("--output", choices=get_args(Activation), help="what the output holds; default: logits")
-    parser.add_argument("--output-name", metavar="NAME", help="which output to read, where several suit")
-    parser.add_argument(
-        "--mean",
-        nargs="+",
-        metavar="X",
-        help="of pixels scaled to 0-1: one or three, in the order of --color; default: 0",
-    )
-    parser.add_argument("--std", nargs="+", metavar="X", help="standard deviation, in the form of --mean; default: 1")
-    parser.add_argument(
-        "--crop", metavar="SHARE", help="classify: keep a central square of this share of the shorter side, as 0.875"
-    )
-    parser.add_argument(
-        "--shorter-side", metavar="N", help="resize the shorter side to this; classify then keeps the central square"
-    )
-    parser.add_argument(
-        "--size", nargs="+", metavar="N", help="height and width, or one number, of a graph that takes any size"
-    )
-    parser.add_argument("--interpolation", choices=get_args(Interpolation), help="default: bilinear")
-    parser.add_argument(
-        "--range",
-        metavar="LOW,HIGH",
-        help="values that are black and white in images of more than 8 bits; default: as each image says",
-    )
+    add_import_arguments(parser)
     parser.add_argument("--layout", choices=get_args(Layout), help="of the input; default: NCHW")
-    parser.add_argument("--color", choices=get_args(Color), help="order of the channels; default: RGB")
-    parser.add_argument("--palette", type=Path, metavar="FILE", help="segment: a colour per line, #rrggbb or R,G,B")
-    parser.add_argument("--licence", metavar="TEXT", help="of the weights, listed with the model")
-    parser.add_argument("--source", metavar="TEXT", help="where the model comes from, listed with it")
     _add_destination(parser, None)
     parser.set_defaults(run=_import)
+
+
+def _add_keras(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, metavar="MODEL", help="a .keras or .h5 file, or the folder of a SavedModel")
+    add_import_arguments(parser, output="as the model's last operator says")
+    add_keras_arguments(parser)
+    _add_destination(parser, None)
+    parser.set_defaults(run=_keras)
 
 
 def _add_destination(parser: argparse.ArgumentParser, name: str | None) -> None:
@@ -217,19 +198,13 @@ def _list_unavailable(settings: Settings, name: str, row: ZooRow, reason: str) -
 
 
 def _import(given: argparse.Namespace) -> None:
-    fields = (
-        *("task", "mean", "std", "crop", "shorter_side", "size", "interpolation", "range"),
-        *("layout", "color", "output", "output_name", "licence", "source"),
-    )
-    values = {field: getattr(given, field) for field in fields if getattr(given, field) is not None}
-    for field in ("mean", "std", "size"):
-        if field in values:
-            values[field] = " ".join(values[field])  # given with spaces or commas
-    values["labels"] = read_labels(given.labels)
-    if given.palette is not None:
-        values["palette"] = read_palette(given.palette)
-    options = parse_options(values)
+    options = import_options(given)
     _finish(given, Settings.from_environ(), lambda folder: build_artifact(given.file, folder, options))
+
+
+def _keras(given: argparse.Namespace) -> None:
+    write = keras_writer(given)
+    _finish(given, Settings.from_environ(), write)
 
 
 def _finish(given: argparse.Namespace, settings: Settings, write: Callable[[Path], Manifest]) -> None:

@@ -21,7 +21,9 @@ MAX_MASK_CLASSES = 256  # a class map has one byte a pixel
 Task = Literal["classify", "segment", "masks"]
 Layout = Literal["NCHW", "NHWC"]
 Color = Literal["RGB", "BGR"]
-Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "bilinear_no_antialias"]
+"""Pillow's filters, which average over all pixels that become one; ``bilinear_no_antialias`` looks at four of them, as
+TensorFlow and Keras do unless told otherwise."""
 Activation = Literal["logits", "probabilities", "sigmoid"]
 
 
@@ -102,11 +104,11 @@ class FileInfo(_Frozen):
 
 
 class Parity(_Frozen):
-    """Largest absolute differences between the outputs of torch and of each export, on equal inputs."""
+    """Largest absolute differences between the outputs of torch, or of Keras, and of each export, on equal inputs."""
 
     onnx_max_abs: float
     torchscript_max_abs: float | None = None
-    tolerance: float
+    tolerance: float = Field(description="What was accepted; multiplied by their spread where inputs says so.")
     inputs: str = Field(description="The inputs: batch sizes, shapes, and the seed or the images.")
     cases: dict[str, float] = Field(
         default_factory=dict, description="The differences by case, where a model has several graphs or kinds of input."

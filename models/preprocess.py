@@ -18,6 +18,7 @@ _FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
+    "bilinear_no_antialias": Image.Resampling.BILINEAR,
 }
 
 
@@ -29,6 +30,7 @@ class Preprocessor:
         self._steps = steps
         self._size = (graph.width, graph.height)
         self._filter = _FILTERS[steps.interpolation]
+        self._antialias = steps.interpolation != "bilinear_no_antialias"
         self._channels_first = graph.layout == "NCHW"
         self._bgr = graph.color == "BGR"
         self._dtype = np.dtype(graph.dtype)
@@ -70,12 +72,12 @@ class Preprocessor:
             side = max(1, int(steps.crop_share * min(width, height)))
             left, top = (width - side) // 2, (height - side) // 2
             # Cropped first: what lies outside the square does not bleed into its edge.
-            return rgb.crop((left, top, left + side, top + side)).resize(self._fixed_size(), self._filter)
+            return self._scaled(rgb.crop((left, top, left + side, top + side)), self._fixed_size())
         if steps.longer_side is not None:
             rows, columns = longest_side_shape(height, width, steps.longer_side)
-            return rgb if rgb.size == (columns, rows) else rgb.resize((columns, rows), self._filter)
+            return self._scaled(rgb, (columns, rows))
         if steps.shorter_side is None:
-            return rgb if rgb.size == self._fixed_size() else rgb.resize(self._fixed_size(), self._filter)
+            return self._scaled(rgb, self._fixed_size())
         # torchvision.transforms.functional.resize with one number: the longer side is truncated to an integer.
         if width <= height:
             resized = (steps.shorter_side, int(steps.shorter_side * height / width))
@@ -83,12 +85,23 @@ class Preprocessor:
             resized = (int(steps.shorter_side * width / height), steps.shorter_side)
         if steps.center_crop is None:
             _refuse_strips(width, height)
-            return rgb if rgb.size == resized else rgb.resize(resized, self._filter)
+            return self._scaled(rgb, resized)
         crop = steps.center_crop
-        if resized[0] < crop or resized[1] < crop:  # torchvision pads then; no shipped model needs it
+        # torchvision pads what is smaller than the crop; no shipped model needs it.
+        if resized[0] < crop or resized[1] < crop or not self._antialias:
             _refuse_strips(width, height)
-            return _center_crop(rgb.resize(resized, self._filter), crop)
+            return _center_crop(self._scaled(rgb, resized), crop)
         return self._resize_and_crop(rgb, resized, crop)
+
+    def _scaled(self, rgb: Image.Image, size: tuple[int, int]) -> Image.Image:
+        """The whole image at ``size``, which is width and height."""
+        if rgb.size == size:
+            return rgb
+        if self._antialias:
+            return rgb.resize(size, self._filter)
+        # Centres of pixels at halves, as tf.image.resize; within one level of it, which Pillow rounds down.
+        whole = (0, 0, rgb.width, rgb.height)
+        return rgb.transform(size, Image.Transform.EXTENT, whole, resample=self._filter)
 
     def _resize_and_crop(self, rgb: Image.Image, resized: tuple[int, int], crop: int) -> Image.Image:
         """Resize to ``resized`` and keep a central square of side ``crop``, without computing what is cropped away.

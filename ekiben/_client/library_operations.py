@@ -28,7 +28,7 @@ class ModelImportOptions(TypedDict, total=False):
     crop: float
     shorter_side: int
     size: int | Sequence[int]
-    interpolation: Literal["bilinear", "bicubic", "nearest", "lanczos"]
+    interpolation: Literal["bilinear", "bilinear_no_antialias", "bicubic", "nearest", "lanczos"]
     range: tuple[float, float]
     layout: Literal["NCHW", "NHWC"]
     color: Literal["RGB", "BGR"]

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from ekiben.errors import BadInput, BadModelFile, Conflict
@@ -17,6 +18,7 @@ from models.artifact import (
     GraphOutput,
     Layout,
     Manifest,
+    Parity,
     Preprocess,
     Trial,
     Weights,
@@ -27,10 +29,18 @@ from models.artifact import (
 from models.onnx_import.graph_metadata import DEFAULT_LIMITS, GraphInfo, Limits, OutputInfo, read_graph
 from models.onnx_import.options import ImportOptions
 
-__all__ = ["GraphInfo", "ImportOptions", "Limits", "build_artifact", "read_graph", "whole_folder"]
+__all__ = ["GraphInfo", "ImportOptions", "Limits", "Provenance", "build_artifact", "read_graph", "whole_folder"]
 
 BACKGROUND = "background"
 _SLACK = 0.01  # tolerance of probabilities: quantised graphs are that inexact
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where an ONNX file comes from that Ekiben converted, and its parity with what it was converted from."""
+
+    weights: Weights
+    parity: Parity
 
 
 @contextmanager
@@ -55,11 +65,18 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def build_artifact(
-    model_file: Path, folder: Path, options: ImportOptions, *, file_name: str = "", limits: Limits = DEFAULT_LIMITS
+    model_file: Path,
+    folder: Path,
+    options: ImportOptions,
+    *,
+    file_name: str = "",
+    limits: Limits = DEFAULT_LIMITS,
+    provenance: Provenance | None = None,
 ) -> Manifest:
     """Make ``folder`` the artifact of an ONNX file; gives its manifest.
 
-    ``file_name``: the user's name of the file, where ``model_file`` is an upload under another name. BadModelFile when
+    ``file_name``: the user's name of the file, where ``model_file`` is an upload under another name. ``provenance``: of
+    a file that was converted; otherwise the file itself is the source, and parity is not measured. BadModelFile when
     the file cannot become a model, BadInput when it contradicts ``options``, Conflict when the folder exists.
     """
     name = file_name or model_file.name
@@ -80,7 +97,10 @@ def build_artifact(
             )
         except BadInput as error:
             raise type(error)(error.message.replace(ONNX, name, 1)) from None
-        manifest = _manifest(info, options, Weights(kind="imported", detail=name, sha256=sha256_of(copy)))
+        weights = provenance.weights if provenance else Weights(kind="imported", detail=name, sha256=sha256_of(copy))
+        manifest = _manifest(info, options, weights)
+        if provenance is not None:
+            manifest = manifest.model_copy(update={"parity": provenance.parity})
         return write_manifest(staging, manifest)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import io
 import socket
@@ -177,18 +176,6 @@ def test_a_full_disk(server: ThreadingHTTPServer, tmp_path: Path, monkeypatch: p
     ):
         fetch(row, tmp_path, nothing)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_what_killed_downloads_left_is_removed(server: ThreadingHTTPServer, tmp_path: Path) -> None:
-    """But for a download of another process that goes on, and files of others."""
-    row = at(server, "ok")
-    left, held, other = (tmp_path / f"{name}.part" for name in (f"{row.file}.a", f"{row.file}.b", "other.pth.c"))
-    for part in (left, held, other):
-        part.write_bytes(b"some")
-    with held.open("rb") as file:
-        fcntl.flock(file, fcntl.LOCK_SH)
-        fetch(row, tmp_path, nothing)
-    assert {path.name for path in tmp_path.iterdir()} == {row.file, held.name, other.name}
 
 
 def test_a_folder_that_cannot_be_made(server: ThreadingHTTPServer, tmp_path: Path) -> None:

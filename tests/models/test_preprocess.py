@@ -146,6 +146,31 @@ def test_crop_share_sees_its_square_and_nothing_else(size: tuple[int, int], shar
     assert np.array_equal(np.asarray(ours.resize(Image.fromarray(framed))), np.asarray(expected))
 
 
+@pytest.mark.parametrize("steps", [{}, {"crop_share": 0.75}, {"shorter_side": 80, "center_crop": 64}], ids=str)
+@pytest.mark.parametrize("size", [(300, 200), (40, 30), (64, 64)], ids=str)
+def test_without_antialiasing_four_pixels_decide(size: tuple[int, int], steps: dict[str, Any]) -> None:
+    """As torch's interpolate and tf.image.resize do by default; Pillow rounds down to whole levels."""
+    import torch
+
+    image = photo(*size)
+    got = preprocessor(Preprocess(interpolation="bilinear_no_antialias", **steps), 64).resize(image)
+    if "crop_share" in steps:
+        side = int(0.75 * min(size))
+        left, top = (size[0] - side) // 2, (size[1] - side) // 2
+        image = image.crop((left, top, left + side, top + side))
+    to = (64, 64)
+    if "shorter_side" in steps:
+        to = (80 * size[1] // min(size), 80 * size[0] // min(size))
+    pixels = torch.from_numpy(np.array(image, np.float32)).permute(2, 0, 1)[None]
+    expected = torch.nn.functional.interpolate(pixels, to, mode="bilinear", align_corners=False)
+    if "shorter_side" in steps:
+        top, left = round((to[0] - 64) / 2), round((to[1] - 64) / 2)
+        expected = expected[:, :, top : top + 64, left : left + 64]
+    difference = expected[0].permute(1, 2, 0).numpy() - np.asarray(got, np.float32)
+    assert np.abs(difference).max() < 1.01
+    assert got.size == (64, 64)
+
+
 def test_an_image_of_the_right_size_keeps_its_pixels() -> None:
     image = noise(224, 224)
     for steps in (Preprocess(), Preprocess(shorter_side=224, center_crop=224, interpolation="bicubic")):
