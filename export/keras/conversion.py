@@ -7,12 +7,12 @@ import json
 import os
 import signal
 import subprocess
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ekiben.errors import BadInput, BadModelFile, Refusal, TooLarge
+from ekiben.temporary_files import scratch
 from export.keras.messages import Conversion, ConversionRequest, MeasuredParity
 from models.artifact import Manifest, Parity, Weights, sha256_of
 from models.onnx_import.artifact_builder import Provenance, build_artifact
@@ -88,8 +88,8 @@ def build(
     """
     size, sha256 = _measure(source)
     limits = limits or ConversionLimits()
-    with tempfile.TemporaryDirectory(prefix="ekiben-keras-") as scratch:
-        target = Path(scratch, "model.onnx")
+    with scratch("keras") as work:
+        target = Path(work, "model.onnx")
         request = ConversionRequest(
             source=str(source.absolute()),
             target=str(target),
@@ -103,7 +103,7 @@ def build(
             signature=signature,
             size=options.size,
         )
-        made = _convert(source.name, python, request, Path(scratch), limits, limits.memory_bytes + 10 * size)
+        made = _convert(source.name, python, request, Path(work), limits, limits.memory_bytes + 10 * size)
         parity = Parity(onnx_max_abs=made.parity.max_abs, tolerance=made.parity.tolerance, inputs=made.parity.inputs)
         manifest = build_artifact(
             target,

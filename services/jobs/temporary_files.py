@@ -15,10 +15,10 @@ def sweep_temporary_files(settings: Settings, store: BlobStore) -> int:
     The working folders of jobs are those of workers, and the workspace removes them (``JobWorkspace.tidy``). Uploads
     are spooled into files without a name, which the kernel removes.
     """
-    home = settings.home.absolute()
-    return store.remove_abandoned() + sweep(_caches(home), old=OLD_CACHES) + sweep_scratch()
+    return store.remove_abandoned() + sweep(_caches(settings), old=OLD_CACHES) + sweep_scratch()
 
 
-def _caches(home: Path) -> list[Path]:
-    models = home / "models"  # OWNER/NAME/VERSION
-    return [home / "downloads", home / "cache" / "datasets", *models.glob("*/*")]
+def _caches(settings: Settings) -> list[Path]:
+    models = settings.cache_folder / "models"  # OWNER/NAME/VERSION
+    datasets = settings.home.absolute() / "cache" / "datasets"
+    return [settings.cache_folder / "downloads", datasets, *models.glob("*/*")]
