@@ -24,7 +24,7 @@ from db.model_listing import (
     versions_of,
 )
 from db.replicas import ReplicaReport
-from db.session import reading, writing
+from db.session import DatabaseChanges, reading, writing
 from db.tables import Model, ModelReplica, ModelVersion, RegistryRevision, now
 from ekiben.errors import BadInput, Conflict, NotFound, Unavailable
 
@@ -222,6 +222,10 @@ class Registry:
         """A number that grows with every change of models and versions; cheap enough to poll."""
         with reading(self._engine) as session:
             return session.exec(select(RegistryRevision.revision)).one()
+
+    def changes(self) -> DatabaseChanges:
+        """Tells whether ``revision`` may have changed since the last look. Close it at the end."""
+        return DatabaseChanges(self._engine)
 
     def report(self, process_id: str, host: str, pid: int, states: Sequence[ReplicaReport]) -> None:
         """Replace what a process has reported before. Call it every few seconds: older reports count as dead."""

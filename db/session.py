@@ -1,12 +1,14 @@
-"""Access to the database: the engine of a process, transactions, and errors of the driver as refusals."""
+"""Access to the database: the engine of a process, transactions, errors of the driver as refusals, and whether anybody
+has written."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ log = logging.getLogger(__name__)
 
 UNREACHABLE = "the database is unreachable"
 BUSY_MS = 10_000
+_SNAPSHOT = "SELECT txid_current_snapshot()::text"
 # 23001 and TRIGGER: what ON DELETE RESTRICT raises.
 _FOREIGN = {"23503", "23001", "SQLITE_CONSTRAINT_FOREIGNKEY", "SQLITE_CONSTRAINT_TRIGGER"}
 _UNIQUE = {"23505", "SQLITE_CONSTRAINT_UNIQUE", "SQLITE_CONSTRAINT_PRIMARYKEY"}
@@ -121,14 +124,14 @@ def _begin_sqlite(connection: sa.Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
 
 
-@contextmanager
+@contextlib.contextmanager
 def reading(engine: sa.Engine) -> Iterator[Session]:
     """A transaction that only reads. Its objects stay readable afterwards. Raises the refusals of ``as_refusal``."""
     with refusing(), Session(engine, expire_on_commit=False) as session, session.begin():
         yield session
 
 
-@contextmanager
+@contextlib.contextmanager
 def writing(engine: sa.Engine) -> Iterator[Session]:
     """A transaction that writes, committed at the end; on SQLite no other writes meanwhile. Raises as ``reading``."""
     immediate = engine.execution_options(immediate=True)
@@ -136,7 +139,7 @@ def writing(engine: sa.Engine) -> Iterator[Session]:
         yield session
 
 
-@contextmanager
+@contextlib.contextmanager
 def refusing() -> Iterator[None]:
     """Turn the driver's errors into refusals (``as_refusal``) and log their cause."""
     try:
@@ -178,3 +181,54 @@ def ping(engine: sa.Engine) -> None:
             connection.exec_driver_sql(query).scalar_one()
     except exc.SQLAlchemyError as error:  # of any kind, also for a file that is no database
         raise _unreachable(error) from None
+
+
+class DatabaseChanges:
+    """Tells a periodic reader when its query can be left out. Thread-safe; opens nothing before the first look.
+
+    It holds a connection of its own. On SQLite ``PRAGMA data_version`` changes with every commit of another connection,
+    of any process, and takes some microseconds. On PostgreSQL a snapshot changes with the begin and the end of every
+    transaction that writes, in any database of the server: equal snapshots see equal rows.
+    """
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+        self._connection: sqlite3.Connection | sa.Connection | None = None
+        self._version: object = None
+        self._lock = threading.Lock()
+
+    def look(self) -> bool:
+        """Whether there was a commit since the last look, or may have been; True for the first look.
+
+        Look before the query: what is written between the two is found at the next look too.
+        """
+        with self._lock:
+            try:
+                version = self._read()
+            except (sqlite3.Error, exc.SQLAlchemyError):  # the query itself will say what is wrong
+                self._close()
+                return True
+            changed = version != self._version
+            self._version = version
+            return changed
+
+    def close(self) -> None:
+        """Close the connection; a later look opens another."""
+        with self._lock:
+            self._close()
+
+    def _read(self) -> object:
+        if self._engine.dialect.name == "sqlite":
+            if not isinstance(self._connection, sqlite3.Connection):
+                self._connection = sqlite3.connect(self._engine.url.database or "", check_same_thread=False)
+            return self._connection.execute("PRAGMA data_version").fetchone()[0]
+        if not isinstance(self._connection, sa.Connection):
+            self._connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+            self._connection.detach()  # the pool keeps its number
+        return self._connection.exec_driver_sql(_SNAPSHOT).scalar_one()
+
+    def _close(self) -> None:
+        if self._connection is not None:
+            with contextlib.suppress(sqlite3.Error, exc.SQLAlchemyError):
+                self._connection.close()
+        self._connection = self._version = None

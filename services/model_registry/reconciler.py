@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 POLL_S = 0.5
-"""Seconds between looks at the registry."""
+"""Seconds between looks at the registry. A look is a query only where anybody has written since the last."""
 
 HEARTBEAT_S = 5.0
 """Seconds after which unchanged states are reported again."""
@@ -44,6 +44,7 @@ class ModelReconciler:
     ) -> None:
         self.process_id = new_id()
         self._index = index
+        self._changes = index.registry.changes()
         self._runner = runner
         self._pinned = pinned
         self._eager = eager
@@ -51,6 +52,7 @@ class ModelReconciler:
         self._reported_at = 0.0
         self._seen: dict[tuple[str, str], tuple[str, datetime]] = {}
         self._followed = -1
+        self._unread = False
         self._quiet = False
         self._task: asyncio.Task[None] | None = None
         self._loads: set[asyncio.Task[None]] = set()
@@ -109,6 +111,7 @@ class ModelReconciler:
         """Stop following, and remove what this process has reported."""
         if self._task is not None:
             self._task.cancel()
+        await asyncio.to_thread(self._changes.close)
         if self._runner is not None:
             try:
                 await asyncio.to_thread(self._index.registry.forget, self.process_id)
@@ -120,7 +123,7 @@ class ModelReconciler:
             await asyncio.sleep(POLL_S)
             try:
                 await self._record_disabled()
-                await asyncio.to_thread(self._index.refresh)
+                await asyncio.to_thread(self._refresh)
                 # Requests refresh the index too, so ``refresh`` does not tell whether this revision was followed.
                 if self._index.revision != self._followed and self._runner is not None:
                     self._follow()
@@ -134,6 +137,12 @@ class ModelReconciler:
                 self._quiet = True
             except Exception:
                 log.exception("reconciler")
+
+    def _refresh(self) -> None:
+        if self._unread or self._changes.look():
+            self._unread = True  # until a refresh succeeds
+            self._index.refresh()
+            self._unread = False
 
     def _follow(self) -> None:
         """Load and unload as the registry demands: a new version is loaded before the old one is unloaded."""
