@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -148,6 +148,14 @@ class JobQueries:
             counted = select(Job.kind, Job.state, func.count()).where(col(Job.state).in_(active))
             rows = session.exec(counted.group_by(Job.kind, Job.state)).all()
             return {(kind, state): count for kind, state, count in rows}
+
+    def any_open(self, besides: Collection[str] = ()) -> bool:
+        """Whether any job is queued or running, ``besides`` those of some kinds."""
+        chosen = select(Job.id).where(
+            col(Job.state).in_((JobState.QUEUED, JobState.RUNNING)), col(Job.kind).not_in(besides)
+        )
+        with reading(self._engine) as session:
+            return session.exec(chosen.limit(1)).first() is not None
 
     def claimed_by(self, worker_id: str) -> list[str]:
         """Ids of the items that a worker has claimed."""

@@ -78,9 +78,12 @@ class Workers:
 
     def requeue_of_unknown(self) -> list[str]:
         """Let items wait again that a worker claimed after it was removed as dead; gives their ids."""
+        unknown = col(JobItem.worker_id).not_in(select(Worker.id))
+        chosen = select(JobItem.worker_id, JobItem.id).where(JobItem.state == ItemState.RUNNING, unknown)
+        with reading(self._engine) as session:  # mostly there is none: no lock for that
+            if session.exec(chosen.limit(1)).first() is None:
+                return []
         with writing(self._engine) as session:
-            unknown = col(JobItem.worker_id).not_in(select(Worker.id))
-            chosen = select(JobItem.worker_id, JobItem.id).where(JobItem.state == ItemState.RUNNING, unknown)
             items = [(worker_id or "", item_id) for worker_id, item_id in session.exec(chosen)]
             for worker_id in sorted({worker_id for worker_id, _ in items}):
                 job_states.requeue(session, worker_id, [item_id for owner, item_id in items if owner == worker_id])

@@ -81,7 +81,6 @@ class AppState:
             await asyncio.to_thread(narrow_home, settings)
         await asyncio.to_thread(ensure_newest, settings.resolved_database_url)
         job_queue = JobQueue(settings.resolved_database_url)
-        await asyncio.to_thread(job_queue.migrate)
         database = connect(settings.resolved_database_url)
         store = await asyncio.to_thread(
             open_store, settings.resolved_store_url, settings.s3_access_key, settings.s3_secret_key

@@ -18,6 +18,7 @@ import uvloop
 from db.datasets import Datasets
 from db.jobs import JobRecords
 from db.schema_version import NewerDatabase
+from db.session import DatabaseChanges
 from db.workers import Workers
 from ekiben import logs
 from ekiben.child_protocol import on_parent_exit
@@ -31,10 +32,11 @@ from services.concurrency.run_in_executor import run_in_executor
 from services.concurrency.thread_priority import be_nice, steady_threads
 from services.datasets import import_job
 from services.datasets.import_job import DatasetImportHandler
-from services.jobs.dbos_queue import QueueConsumer
+from services.jobs.dbos_queue import QUEUES, QueueConsumer
 from services.jobs.executor import JobExecutor
 from services.jobs.heartbeat import BEAT_S, Heartbeat
 from services.jobs.maintenance import Maintenance
+from services.jobs.queue_standby import QueueStandby
 from services.jobs.workspace import JobWorkspace
 from services.processes.loop_watchdog import LoopWatchdog
 from services.processes.open_files import OpenFilesWatch
@@ -60,6 +62,9 @@ one."""
 
 ITEMS_PER_CORE = 4
 """Concurrent items per core: while one is computed another is read, and more wait so that no core idles."""
+
+WATCH_LOOP_S = 0.1
+"""Seconds between looks of the loop's watchdog: half as often as in a gateway, where clients wait for the loop."""
 
 DATABASE_THREADS = 3
 
@@ -137,19 +142,26 @@ async def _work(settings: Settings, worker_id: str, *, with_parent: bool) -> int
         heartbeat,
         tidy=lambda: workspace.tidy(workers.known),
     )
+    concurrency = {
+        **_CONCURRENCY,
+        **({"training": own.trainings_at_once, "provision": 1} if own.trainings_at_once else {}),
+    }
     consumer = QueueConsumer(
         settings.resolved_database_url,
         worker_id,
         lambda job_id: asyncio.run_coroutine_threadsafe(executor.work(job_id), loop).result(),
-        {**_CONCURRENCY, **({"training": own.trainings_at_once, "provision": 1} if own.trainings_at_once else {})},
+        concurrency,
     )
+    changes = DatabaseChanges(app_state.database)
+    not_mine = QUEUES.keys() - concurrency.keys()
+    standby = QueueStandby(consumer, lambda: records.any_open(not_mine), changes.look)
     await steadily(workers.enter, worker_id)
     await steadily(lambda: workspace.tidy(workers.known))
-    for start in (app_state.records.start, heartbeat.start, maintenance.start, consumer.start):
+    for start in (app_state.records.start, heartbeat.start, maintenance.start, standby.start):
         await steadily(start)
     gc.freeze()  # what was imported stays: full collections need not visit it
     watching = asyncio.create_task(executor.watch())
-    watchdog = LoopWatchdog(also=OpenFilesWatch().look)
+    watchdog = LoopWatchdog(also=OpenFilesWatch().look, every_s=WATCH_LOOP_S)
     watchdog.start()
     log.info("worker ready", extra={"worker": worker_id, "items_at_once": max_items})
     try:
@@ -160,7 +172,8 @@ async def _work(settings: Settings, worker_id: str, *, with_parent: bool) -> int
         watchdog.stop()
         await executor.stop(FINISH_S)
         watching.cancel()
-        await asyncio.to_thread(consumer.stop, 2)
+        await asyncio.to_thread(standby.stop, 2)
+        changes.close()
         await asyncio.to_thread(maintenance.stop)
         await asyncio.to_thread(heartbeat.stop)
         try:

@@ -3,6 +3,8 @@
 A queue entry names a job: the worker that takes it works on that job for a time slice (services/jobs/executor.py). A
 job may have several entries, so that several workers share it. What of a job is done is recorded in Ekiben's own rows
 alone; DBOS orders the entries, gives each to one worker, and keeps those of dead workers.
+
+DBOS takes 15 MB of a process, so it is imported where it is first used: not by a process that never sees a job.
 """
 
 from __future__ import annotations
@@ -11,14 +13,16 @@ import logging
 import threading
 from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
-from dbos import DBOS, DBOSClient, DBOSConfig, DBOSPortableJSONSerializer, EnqueueOptions
 from sqlmodel import Session
 
 from db.session import BUSY_MS, parse_url, refusing, set_wal
 from db.tables import Job
+
+if TYPE_CHECKING:
+    from dbos import DBOSClient, DBOSConfig, EnqueueOptions
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +36,7 @@ QUEUES = {
 """DBOS queue by kind of job: a request, whose caller waits, is not queued behind batches and trainings."""
 
 POLL_S = {"request": 0.25, "batch": 0.25, "import": 1.0, "training": 1.0, "provision": 2.0}
-"""Seconds between polls of each queue: they are most of an idle worker's processor time."""
+"""Seconds between polls of each queue, by a worker that is not on standby (services/jobs/queue_standby.py)."""
 
 _NAME = "ekiben"
 _VERSION = "1"  # of what an entry means: workers of another version do not take entries of this one
@@ -48,12 +52,30 @@ class JobQueue:
         self._url = database_url
         self._engine: sa.Engine | None = None
         self._client: DBOSClient | None = None
+        self._migrated = False
         self._lock = threading.Lock()
+
+    @property
+    def in_use(self) -> bool:
+        """Whether this process has used the queue."""
+        return self._client is not None
+
+    def open(self) -> None:
+        """Prepare for the first use, which may take a second: import DBOS, and migrate. Later calls do nothing.
+
+        To be called before the first transaction that enqueues: the migration waits for those that write.
+        """
+        if not self._migrated:
+            self.migrate()  # nothing is left to do, unless this process was started without the preflight
+        self._client_of_dbos()
 
     def migrate(self) -> None:
         """Bring the queue's tables to this version. Any number of processes may call it at once."""
+        from dbos import DBOS
+
         with refusing():
             DBOS.migrate(dbos_url(self._url))
+        self._migrated = True
 
     def enqueue(self, session: Session, job: Job, number: int, *, delay_s: float = 0) -> None:
         """Add entry ``number`` of ``job`` in the session's transaction, to be taken after ``delay_s`` seconds."""
@@ -66,24 +88,24 @@ class JobQueue:
         }
         if delay_s > 0:
             options["delay_seconds"] = delay_s
-        self._open().enqueue_in_transaction(session.connection(), options, job.id)
+        self._client_of_dbos().enqueue_in_transaction(session.connection(), options, job.id)
 
     def withdraw(self, job: Job) -> None:
         """Remove the waiting entries of a job that is over; a worker that has taken one sees the state of the job."""
         # Entries of a retry that came meanwhile have later numbers.
         ids = self._ids(job, ["ENQUEUED", "DELAYED"])
         if waiting := [ident for ident in ids if int(ident.rpartition(".")[2]) < job.entries]:
-            self._open().cancel_workflows(waiting)
+            self._opened().cancel_workflows(waiting)
 
     def forget(self, job: Job) -> None:
         """Remove all entries of a job that is deleted."""
         ids = self._ids(job)
         for start in range(0, len(ids), _AT_ONCE):
-            self._open().delete_workflows(ids[start : start + _AT_ONCE])
+            self._opened().delete_workflows(ids[start : start + _AT_ONCE])
 
     def forget_done(self, before: datetime) -> int:
         """Remove some of the entries that were completed ``before`` a moment; how many. 0: there are no more."""
-        done = self._open().list_workflows(
+        done = self._opened().list_workflows(
             status=["SUCCESS", "ERROR", "CANCELLED"],
             completed_before=before.isoformat(),
             limit=_AT_ONCE,
@@ -91,12 +113,12 @@ class JobQueue:
             load_output=False,
         )
         if done:
-            self._open().delete_workflows([row.workflow_id for row in done])
+            self._opened().delete_workflows([row.workflow_id for row in done])
         return len(done)
 
     def has_entries(self, job_id: str) -> bool:
         """Whether an entry of the job waits, or is taken by a worker."""
-        found = self._open().list_workflows(
+        found = self._opened().list_workflows(
             workflow_id_prefix=f"{job_id}.", status=_WAITING, limit=1, load_input=False, load_output=False
         )
         return bool(found)
@@ -106,10 +128,10 @@ class JobQueue:
 
         Not to be called in a coroutine, nor in a DBOS workflow.
         """
-        pending = self._open().list_workflows(status="PENDING", load_input=False, load_output=False)
+        pending = self._opened().list_workflows(status="PENDING", load_input=False, load_output=False)
         lost = [row for row in pending if row.executor_id not in workers and row.queue_name]
         for row in lost:
-            self._open().resume_workflow(row.workflow_id, queue_name=row.queue_name)
+            self._opened().resume_workflow(row.workflow_id, queue_name=row.queue_name)
         return [row.workflow_id.partition(".")[0] for row in lost]
 
     def close(self) -> None:
@@ -122,14 +144,20 @@ class JobQueue:
             self._client = self._engine = None
 
     def _ids(self, job: Job, status: list[str] | None = None) -> list[str]:
-        found = self._open().list_workflows(
+        found = self._opened().list_workflows(
             workflow_id_prefix=f"{job.id}.", status=status, load_input=False, load_output=False
         )
         return [row.workflow_id for row in found]
 
-    def _open(self) -> DBOSClient:
+    def _opened(self) -> DBOSClient:
+        self.open()
+        return self._client_of_dbos()
+
+    def _client_of_dbos(self) -> DBOSClient:
         with self._lock:
             if self._client is None:
+                from dbos import DBOSClient, DBOSPortableJSONSerializer
+
                 self._engine = _engine(self._url)
                 self._client = DBOSClient(
                     system_database_url=dbos_url(self._url),
@@ -146,7 +174,9 @@ class JobQueue:
 class QueueConsumer:
     """Takes entries from the queue: calls ``work(job_id)`` for each, on threads of its own.
 
-    One per process: DBOS keeps its state in the module. ``start`` and ``stop`` must not be called in a coroutine.
+    One per process: DBOS keeps its state in the module. ``start`` and ``stop`` must not be called in a coroutine; each
+    can be called again after the other. An entry that was taken and not ended when ``stop`` returned is worked on again
+    after the next ``start``.
     """
 
     def __init__(
@@ -157,9 +187,31 @@ class QueueConsumer:
         self._work = work
         self._concurrency = concurrency
         self._engine: sa.Engine | None = None
+        self._migrated = False
 
     def start(self) -> None:
-        """Take entries from now on, of each kind of job at most ``concurrency`` at once."""
+        """Take entries from now on, of each kind of job at most ``concurrency`` at once. If it raises, nothing runs."""
+        try:
+            self._launch()
+        except BaseException:
+            self.stop(0)
+            raise
+
+    def stop(self, patience_s: float) -> None:
+        """Take no more entries; wait up to ``patience_s`` seconds for those that are worked on."""
+        from dbos import DBOS
+
+        DBOS.destroy(destroy_registry=True, workflow_completion_timeout_sec=max(0, round(patience_s)))
+        if self._engine is not None:
+            self._engine.dispose()
+            self._engine = None
+
+    def _launch(self) -> None:
+        from dbos import DBOS, DBOSPortableJSONSerializer
+
+        if not self._migrated:
+            JobQueue(self._url).migrate()
+            self._migrated = True
         self._engine = _engine(self._url)
         config: DBOSConfig = {
             "name": _NAME,
@@ -187,12 +239,6 @@ class QueueConsumer:
             DBOS.register_queue(
                 QUEUES[kind], worker_concurrency=at_once, polling_interval_sec=POLL_S[kind], on_conflict="always_update"
             )
-
-    def stop(self, patience_s: float) -> None:
-        """Take no more entries; wait up to ``patience_s`` seconds for those that are worked on."""
-        DBOS.destroy(workflow_completion_timeout_sec=max(0, round(patience_s)))
-        if self._engine is not None:
-            self._engine.dispose()
 
 
 def dbos_url(database_url: str) -> str:

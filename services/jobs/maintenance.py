@@ -32,6 +32,9 @@ STALLED_S = 30.0
 CLEAN_UP_S = 600.0
 ORPHANS_S = 86_400.0
 WEBHOOK_S = 1.0
+_TRIES = 0.05
+"""Share of a chore's interval between two looks whether it is due: it is late by no more than that, or by SWEEP_S."""
+
 FORGET_DONE = timedelta(hours=1)
 """Completed queue entries are kept so long; our own rows have all that they say."""
 
@@ -65,15 +68,16 @@ class Maintenance:
         self._chores: list[tuple[str, float, Callable[[], object]]] = [
             ("sweep", SWEEP_S, self.sweep),
             ("clean-up", CLEAN_UP_S, self.clean_up),
+            ("queue entries", CLEAN_UP_S, self.forget_entries),
             ("files", CLEAN_UP_S, self.sweep_files),
             ("orphans", ORPHANS_S, self._remove_orphans),
         ]
         self._swept = time.monotonic()
+        self._next_try: dict[str, float] = {}
         self._stop = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._run, name="maintenance", daemon=True),
-            threading.Thread(target=self._deliver, name="webhooks", daemon=True),
-        ]
+        self._threads = [threading.Thread(target=self._run, name="maintenance", daemon=True)]
+        if settings.webhook_secret:  # else none is sent
+            self._threads.append(threading.Thread(target=self._deliver, name="webhooks", daemon=True))
 
     def start(self) -> None:
         """Start the threads."""
@@ -95,6 +99,8 @@ class Maintenance:
                 log.warning("a worker died", extra={"worker": worker_id, "jobs": jobs})
         if items := self._workers.requeue_of_unknown():
             log.warning("items of a worker that is gone wait again", extra={"items": items})
+        if not self._jobs.any_open():
+            return
         for job_id in sorted(set(self._queue.resume_orphans(self._workers.known()))):
             log.warning("a job is taken over", extra={"job": job_id})
         for job in self._workers.late(self._grace_s):
@@ -102,9 +108,12 @@ class Maintenance:
         self._enqueue_stalled(self._workers.stalled(STALLED_S))
 
     def clean_up(self) -> None:
-        """Remove old jobs, images and queue entries (services/jobs/garbage_collection.py)."""
+        """Remove old jobs and images (services/jobs/garbage_collection.py); queue jobs again that nobody begins."""
         self._garbage.run(self._stop.is_set)
         self._enqueue_stalled(self._workers.stalled(CLEAN_UP_S, limit=50, state="queued"))
+
+    def forget_entries(self) -> None:
+        """Remove queue entries that were completed."""
         while not self._stop.is_set() and self._queue.forget_done(now() - FORGET_DONE):
             pass
 
@@ -134,6 +143,11 @@ class Maintenance:
     def _run(self) -> None:
         while not self._stop.wait(SWEEP_S):
             for name, every_s, chore in self._chores:
+                if time.monotonic() < self._next_try.get(name, 0.0):
+                    continue
+                if chore == self.forget_entries and not self._queue.in_use:
+                    continue  # a worker that has had no job leaves it to others, rather than import DBOS
+                self._next_try[name] = time.monotonic() + every_s * _TRIES
                 try:
                     if self._is_own_turn(name, every_s):
                         chore()

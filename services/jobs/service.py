@@ -98,9 +98,7 @@ class JobService:
             # collector removes them.
             uncertain = True
             try:
-                job, created = await asyncio.to_thread(
-                    self._records.submit, job, [item.columns for item in items], entries, self._queue.enqueue
-                )
+                job, created = await asyncio.to_thread(self._store, job, [item.columns for item in items], entries)
                 uncertain = False
             except Conflict:
                 uncertain = False
@@ -160,7 +158,13 @@ class JobService:
             timeout_s=timeout_s,
         )
         columns = {"id": new_id(), "created_at": job.created_at, **(item or {})}
-        return await asyncio.to_thread(self._records.submit, job, [columns], 1, self._queue.enqueue, rows)
+        return await asyncio.to_thread(self._store, job, [columns], 1, rows)
+
+    def _store(
+        self, job: Job, items: Sequence[dict[str, Any]], entries: int, rows: Sequence[Row] = ()
+    ) -> tuple[Job, bool]:
+        self._queue.open()
+        return self._records.submit(job, items, entries, self._queue.enqueue, rows)
 
     async def job(self, id: str, *, owner: str = LOCAL_OWNER) -> tuple[Job, int]:
         """The job, and how many of its items are claimed by a worker. NotFound."""
@@ -221,6 +225,7 @@ class JobService:
         """
         known = operations.OPERATIONS.get((await asyncio.to_thread(self._records.job, owner, id)).operation)
         claim_size = known.claim_size if known is not None else 1
+        await asyncio.to_thread(self._queue.open)
         return await asyncio.to_thread(
             self._records.retry, owner, id, lambda items: entry_count(items, claim_size), self._queue.enqueue
         )

@@ -17,25 +17,30 @@ log = logging.getLogger(__name__)
 LIMIT_S = 0.25
 """Seconds that a callback of the loop may take."""
 
-_EVERY_S = 0.05  # between two beats of the loop, and between two looks of the thread
+EVERY_S = 0.05
+"""Seconds between two beats of the loop, and between two looks of the thread."""
+
 _LOG_EVERY_S = 10.0  # between two stacks in the log; what comes between is counted
 _FRAMES = 30
 _ALSO_EVERY_S = 5.0
 
 
 class LoopWatchdog:
-    """Counts and logs callbacks of the running loop that take longer than ``limit_s``, to within 50 ms.
+    """Counts and logs callbacks of the running loop that take longer than ``limit_s``, to within ``every_s``.
 
-    The loop notes the time every 50 ms; a thread looks whether it has, and else logs the stack of the loop's thread.
-    Both take about 0.1 % of a core. A call into C that keeps the interpreter locked keeps the thread from looking,
-    too: the stack is then that of the moment when the call returns. Of a process that was itself kept from running
-    (stopped, or starved of processor time) nothing is said.
+    The loop notes the time every ``every_s`` seconds, less than ``limit_s``; a thread looks whether it has, and else
+    logs the stack of the loop's thread. At 50 ms each takes about 0.15 % of a core. A call into C that keeps the
+    interpreter locked keeps the thread from looking, too: the stack is then that of the moment when the call returns.
+    Of a process that was itself kept from running (stopped, or starved of processor time) nothing is said.
 
     ``also`` is called in the thread every five seconds. ``start`` and ``stop`` are for the loop's thread.
     """
 
-    def __init__(self, limit_s: float = LIMIT_S, also: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, limit_s: float = LIMIT_S, also: Callable[[], None] = lambda: None, *, every_s: float = EVERY_S
+    ) -> None:
         self._limit_s = limit_s
+        self._every_s = every_s
         self._also = also
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="loop-watchdog", daemon=True)
@@ -70,15 +75,15 @@ class LoopWatchdog:
                 log.warning("the event loop goes on", extra={"seconds": round(seconds, 2)})
             self._said = False
         self._beat = (now, time.thread_time())
-        self._timer = self._loop.call_later(_EVERY_S, self._note)
+        self._timer = self._loop.call_later(self._every_s, self._note)
 
     def _watch(self) -> None:
         also_at = before = time.monotonic()
-        while not self._stopping.wait(_EVERY_S):
+        while not self._stopping.wait(self._every_s):
             now = time.monotonic()
             beat, cpu = self._beat
             if beat != self._reported and is_held_up(
-                now - beat, time.clock_gettime(self._clock) - cpu, now - before, self._limit_s
+                now - beat, time.clock_gettime(self._clock) - cpu, now - before, self._limit_s, self._every_s
             ):
                 self._reported = beat
                 self._report(now - beat)
@@ -101,12 +106,12 @@ class LoopWatchdog:
         log.warning("the event loop is held up", extra=extra)
 
 
-def is_held_up(since_s: float, cpu_s: float, slept_s: float, limit_s: float) -> bool:
+def is_held_up(since_s: float, cpu_s: float, slept_s: float, limit_s: float, every_s: float = EVERY_S) -> bool:
     """Whether a callback has taken longer than ``limit_s``.
 
     ``since_s``: since the loop's last beat; ``cpu_s``: the processor time of its thread since then; ``slept_s``: how
     long the watching thread slept. If that was kept from running too, only processor time tells work from a pause.
     """
-    if since_s < limit_s + _EVERY_S:
+    if since_s < limit_s + every_s:
         return False
     return slept_s < limit_s or cpu_s >= limit_s

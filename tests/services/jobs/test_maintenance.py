@@ -396,7 +396,7 @@ def test_entries_that_were_worked_off_are_forgotten(run: Run) -> None:
                     "UPDATE workflow_status SET status = 'SUCCESS', completed_at = ? WHERE workflow_uuid LIKE ?",
                     (moment, f"{ident}.%"),
                 )
-        await asyncio.to_thread(maintenance_of(bench).clean_up)
+        await asyncio.to_thread(maintenance_of(bench).forget_entries)
         assert [entries(bench, ident) for ident in (old, young, waiting)] == [[], ["SUCCESS"], ["ENQUEUED"]]
 
     run(main)
