@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import IO
 
 from db.keys import check_key, check_prefix
-from ekiben.errors import Conflict, NotFound, Unavailable
+from ekiben.disk_full import is_disk_full
+from ekiben.errors import Conflict, NotFound, StorageFull, Unavailable
+from ekiben.logs import SeldomLine
 from ekiben.temporary_files import FOLDER, TEMPORARY, sweep, temporary_name
 
 log = logging.getLogger(__name__)
 
 PIECE = 256 * 1024
+_full = SeldomLine(log, logging.WARNING, "the blob store has no space left")
 
 
 class FolderStore:
@@ -51,7 +54,9 @@ class FolderStore:
     def size(self, key: str) -> int:
         """The size of a blob in bytes. NotFound."""
         with _reading(key):
-            return self.local_path(key).stat().st_size
+            if not (path := self._path(key)).is_file():
+                raise FileNotFoundError
+            return path.stat().st_size
 
     def exists(self, key: str) -> bool:
         """Whether the file of the blob exists."""
@@ -191,5 +196,8 @@ def _writing() -> Iterator[None]:
 
 def _unavailable(error: OSError) -> Unavailable:
     """The refusal for a disk that is full, read-only, forbidden or broken; the cause goes to the log."""
+    if is_disk_full(error):
+        _full.write(cause=str(error))
+        return StorageFull("the blob store has no space left")
     log.warning("the blob store cannot be used", extra={"cause": str(error)})
     return Unavailable("the blob store is not available")

@@ -15,9 +15,9 @@ import sqlalchemy as sa
 from sqlmodel import SQLModel
 
 from db.job_states import ItemResult, finish_items, lock_all
-from db.session import as_refusal, ping
+from db.session import as_refusal, ping, refuse_damaged
 from db.tables import Row
-from ekiben.errors import Overloaded, Unavailable
+from ekiben.errors import Overloaded, StorageFull, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -125,8 +125,8 @@ class GroupCommit:
         try:
             self._insert(units)
         except Exception as error:
-            refusal = as_refusal(error) if isinstance(error, sa.exc.SQLAlchemyError) else None
-            if isinstance(refusal, Unavailable) and self._is_down(began_s):
+            refusal = as_refusal(error)
+            if isinstance(refusal, StorageFull) or (isinstance(refusal, Unavailable) and self._is_down(began_s)):
                 # All waiting units fail now: one after the other each would wait for a timeout of its own.
                 _resolve([*units, *self._take(MAX_BACKLOG)], refusal)
             elif len(units) == 1:
@@ -146,6 +146,7 @@ class GroupCommit:
                 kind, given = row if isinstance(row, tuple) else (type(row), row.__dict__)
                 table = cast(sa.Table, kind.__table__)  # type: ignore[attr-defined]
                 values.setdefault(table, []).append({name: given.get(name) for name in self._columns[table]})
+        refuse_damaged(self._engine)
         with self._engine.begin() as connection:
             # Jobs before anything else: the removal of a job locks it first, and then its images.
             results = [then for _, _, then in units if then is not None]

@@ -20,10 +20,12 @@ from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import event
 
-from db.schema_version import SCRIPTS, VERSION_TABLE, NewerDatabase
-from db.session import BUSY_MS, make_folder, parse_url, postgres_arguments, refusing, set_wal
+from db.blobs import open_store
+from db.schema.sqlite_file import check_database_file
+from db.schema.version import SCRIPTS, VERSION_TABLE, NewerDatabase
+from db.session import BUSY_MS, DATABASE_DAMAGED, make_folder, parse_url, postgres_arguments, refusing, set_wal
 from db.tables import Row
-from ekiben.errors import Refusal
+from ekiben.errors import Refusal, Unavailable
 from ekiben.private_files import set_umask
 from ekiben.settings import Settings
 
@@ -139,7 +141,18 @@ def _check_references(connection: sa.Connection) -> None:
     if connection.dialect.name == "sqlite":
         broken = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
         if any(row[0] in Row.metadata.tables for row in broken):
-            raise RuntimeError(f"the migration would leave {len(broken)} rows that refer to nothing; it is undone")
+            raise Unavailable(
+                f"the migration would leave {len(broken)} rows that refer to nothing; it is undone",
+                code=DATABASE_DAMAGED,
+            )
+
+
+def checked_url(settings: Settings) -> str:
+    """The URL of the database, whose file can be used. Raises as ``check_database_file``."""
+    store = open_store(settings.resolved_store_url, settings.s3_access_key, settings.s3_secret_key)
+    check_database_file(settings.resolved_database_url, store)
+    store.close()
+    return settings.resolved_database_url
 
 
 def main() -> None:
@@ -167,7 +180,7 @@ def main() -> None:
             case "draft":
                 draft(url, given.message)
             case _:
-                migrate(url)
+                migrate(checked_url(Settings.from_environ()))
     except (NewerDatabase, Refusal, CommandError) as error:
         raise SystemExit(str(error)) from None
 

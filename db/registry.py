@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from sqlmodel import Session, select
 
 from db import replicas
+from db.changes import DatabaseChanges
 from db.model_listing import (
     Listed,
     absent,
@@ -24,7 +25,7 @@ from db.model_listing import (
     versions_of,
 )
 from db.replicas import ReplicaReport
-from db.session import DatabaseChanges, reading, writing
+from db.session import reading, writing
 from db.tables import Model, ModelReplica, ModelVersion, RegistryRevision, now
 from ekiben.errors import BadInput, Conflict, NotFound, Unavailable
 

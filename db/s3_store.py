@@ -19,13 +19,17 @@ from minio.error import InvalidResponseError, MinioException, S3Error, ServerErr
 from minio.helpers import check_bucket_name
 
 from db.keys import check_key, check_prefix
-from ekiben.errors import BadInput, NotFound, Refusal, Unavailable
+from ekiben.errors import BadInput, NotFound, Refusal, StorageFull, Unavailable
 
 log = logging.getLogger(__name__)
 
 CONNECTIONS = 16
 PIECE = 256 * 1024
 PART = 16 * 1024 * 1024  # of an upload in parts; three are in memory at a time
+_INSUFFICIENT_STORAGE = 507  # RFC 4918
+# Codes of MinIO (XMinioStorageFull, XMinioAdminBucketQuotaExceeded) and Ceph (QuotaExceeded); others send InternalError
+# with the words of the system.
+_FULL = ("storagefull", "quotaexceeded", "insufficientstorage", "no space left on device", "disk quota exceeded")
 MAX_EXPIRES_S = 7 * 24 * 3600  # Signature Version 4 allows no more
 
 # At most two attempts, and none once a request was sent: a store that is down fails a call within 7 s.
@@ -205,7 +209,14 @@ def _refusal(error: Exception, key: str) -> Refusal:
         return NotFound(f"there is no blob {key}")
     status = error.status_code if isinstance(error, ServerError) else None
     log.warning("the blob store cannot be used", extra={"cause": str(error)[:500], "status": status})
+    if _is_full(error) or status == _INSUFFICIENT_STORAGE:
+        return StorageFull("the blob store has no space left")
     return Unavailable("the blob store is not available")
+
+
+def _is_full(error: Exception) -> bool:
+    # Some stores send errors as text/xml, which minio does not parse: the codes are looked for in the text.
+    return any(words in str(error).lower() for words in _FULL)
 
 
 def _is_missing(error: Exception) -> bool:

@@ -1,31 +1,45 @@
-"""Access to the database: the engine of a process, transactions, errors of the driver as refusals, and whether anybody
-has written."""
+"""Access to the database: the engine of a process, transactions, and errors of the driver as refusals."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import sqlite3
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import orjson
 import sqlalchemy as sa
 from sqlalchemy import event, exc
 from sqlmodel import Session
 
-from ekiben.errors import BadInput, Conflict, Refusal, Unavailable
+from ekiben.disk_full import is_disk_full
+from ekiben.errors import BadInput, Conflict, Refusal, StorageFull, Unavailable
+from ekiben.logs import SeldomLine
 
 log = logging.getLogger(__name__)
 
 UNREACHABLE = "the database is unreachable"
+FULL = "the database has no space left"
+READ_ONLY = "the database can be read, but not written"
+DAMAGED = "the database is damaged"
+DATABASE_DAMAGED = "database_damaged"
+"""Code of the refusal."""
+
 BUSY_MS = 10_000
-_SNAPSHOT = "SELECT txid_current_snapshot()::text"
+_full = SeldomLine(log, logging.WARNING, FULL)
+_broken = SeldomLine(log, logging.ERROR, DAMAGED)
 # 23001 and TRIGGER: what ON DELETE RESTRICT raises.
 _FOREIGN = {"23503", "23001", "SQLITE_CONSTRAINT_FOREIGNKEY", "SQLITE_CONSTRAINT_TRIGGER"}
+# 53100: disk_full. SHMSIZE: the index of the write-ahead log cannot grow.
+_NO_SPACE = {"53100", "SQLITE_FULL", "SQLITE_IOERR_SHMSIZE"}
+_NOT_WRITABLE = ("25006", "SQLITE_READONLY")  # 25006: read_only_sql_transaction, as of a standby
+_BROKEN = ("XX001", "XX002", "SQLITE_CORRUPT", "SQLITE_NOTADB")  # XX: data and index of PostgreSQL
+# Of damaged values and names, which SQLite does not look at: text that is not UTF-8, JSON that is none.
+_GARBLED = (UnicodeDecodeError, orjson.JSONDecodeError)
 _UNIQUE = {"23505", "SQLITE_CONSTRAINT_UNIQUE", "SQLITE_CONSTRAINT_PRIMARYKEY"}
 
 
@@ -66,9 +80,14 @@ def connect(url: str) -> sa.Engine:
         )
         event.listen(engine, "connect", _open_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
+        event.listen(engine, "handle_error", _note_damage)
         return engine
     arguments = postgres_arguments(limits="options" not in parsed.query)  # options in the URL replace these
-    return sa.create_engine(parsed, pool_size=8, max_overflow=16, pool_pre_ping=True, connect_args=arguments, **common)
+    engine = sa.create_engine(
+        parsed, pool_size=8, max_overflow=16, pool_pre_ping=True, connect_args=arguments, **common
+    )
+    event.listen(engine, "handle_error", _note_damage)
+    return engine
 
 
 def make_folder(url: sa.URL) -> None:
@@ -76,8 +95,9 @@ def make_folder(url: sa.URL) -> None:
     try:
         Path(url.database or "").absolute().parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        log.warning("the folder of the database cannot be made", extra={"cause": str(error)})
-        raise Unavailable(UNREACHABLE) from None
+        if is_disk_full(error):
+            raise StorageFull(FULL) from None
+        raise Unavailable(f"the folder of the database cannot be made: {error}") from None
 
 
 def postgres_arguments(*, limits: bool = True) -> dict[str, Any]:
@@ -134,6 +154,7 @@ def reading(engine: sa.Engine) -> Iterator[Session]:
 @contextlib.contextmanager
 def writing(engine: sa.Engine) -> Iterator[Session]:
     """A transaction that writes, committed at the end; on SQLite no other writes meanwhile. Raises as ``reading``."""
+    refuse_damaged(engine)
     immediate = engine.execution_options(immediate=True)
     with refusing(), Session(immediate, expire_on_commit=False) as session, session.begin():
         yield session
@@ -144,7 +165,7 @@ def refusing() -> Iterator[None]:
     """Turn the driver's errors into refusals (``as_refusal``) and log their cause."""
     try:
         yield
-    except exc.SQLAlchemyError as error:
+    except (exc.SQLAlchemyError, *_GARBLED) as error:
         refusal = as_refusal(error)
         if refusal is None:
             raise
@@ -154,81 +175,111 @@ def refusing() -> Iterator[None]:
 def as_refusal(error: Exception) -> Refusal | None:
     """The refusal for a database error, without the driver's message; None for an error of this code.
 
-    Unavailable: unreachable, out of time or space. Conflict: a row is referred to, is gone, or exists already.
+    StorageFull: out of space. Unavailable: unreachable, out of time, read-only, or damaged (code DATABASE_DAMAGED).
+    Conflict: a row is referred to, is gone, or exists already.
     """
+    if isinstance(error, _GARBLED):
+        log.error(DAMAGED, exc_info=error)
+        return Unavailable(DAMAGED, code=DATABASE_DAMAGED, retry_after_s=60)
+    code = error_code(error)
     if isinstance(error, exc.IntegrityError):
-        code = getattr(error.orig, "pgcode", None) or getattr(error.orig, "sqlite_errorname", None)
         if code in _FOREIGN:
             return Conflict("something these records refer to is gone, or something still refers to them")
         return Conflict("these records exist already") if code in _UNIQUE else None
+    if is_broken(code):
+        _broken.write(cause=_cause(error))
+        return Unavailable(DAMAGED, code=DATABASE_DAMAGED, retry_after_s=60)
+    if is_out_of_space(code):
+        _full.write(cause=_cause(error))
+        return StorageFull(FULL)
+    if code.startswith(_NOT_WRITABLE):
+        log.warning(READ_ONLY, extra={"cause": _cause(error)})
+        return Unavailable(READ_ONLY)
     lost = isinstance(error, exc.DBAPIError) and error.connection_invalidated
     if lost or isinstance(error, exc.OperationalError | exc.InterfaceError | exc.TimeoutError):
         return _unreachable(error)
     return None
 
 
+def error_code(error: BaseException) -> str:
+    """The SQLSTATE of PostgreSQL or the name of SQLite's result code; empty where there is none."""
+    cause = getattr(error, "orig", None) or error
+    return str(getattr(cause, "pgcode", None) or getattr(cause, "sqlite_errorname", None) or "")
+
+
+def is_broken(code: str) -> bool:
+    """Whether an error code says that the database is damaged."""
+    # SQLite's extended codes begin with those that they extend: SQLITE_CORRUPT_INDEX.
+    return code.startswith(_BROKEN)
+
+
+def is_out_of_space(code: str) -> bool:
+    """Whether an error code says that the database has no space left."""
+    return code in _NO_SPACE
+
+
+def _cause(error: BaseException) -> str:
+    return str(getattr(error, "orig", None) or error).strip()
+
+
 def _unreachable(error: Exception) -> Unavailable:
-    log.warning(UNREACHABLE, extra={"cause": str(getattr(error, "orig", None) or error).strip()})
+    log.warning(UNREACHABLE, extra={"cause": _cause(error)})
     return Unavailable(UNREACHABLE)
 
 
+_damaged: WeakKeyDictionary[sa.Dialect, str] = WeakKeyDictionary()
+"""The driver's words by dialect, which an engine shares with those made of it."""
+
+
+def _note_damage(context: sa.ExceptionContext) -> None:
+    if is_broken(error_code(context.original_exception)):
+        _damaged.setdefault(context.dialect, _cause(context.original_exception))
+
+
+def refuse_damaged(engine: sa.Engine) -> None:
+    """Unavailable after this process has met damage: what is written into such a file may be lost with it."""
+    if (damage := _damaged.get(engine.dialect)) is not None:
+        raise Unavailable(f"{DAMAGED}: {damage}", code=DATABASE_DAMAGED, retry_after_s=60)
+
+
 def ping(engine: sa.Engine) -> None:
-    """Run a query that the database has to look up. Unavailable when it fails."""
+    """Run a query that the database has to look up. Unavailable when it fails, and for ever after a query of this
+    process has met damage: most of a damaged database may still be read."""
+    refuse_damaged(engine)
     # SELECT 1 does not touch a SQLite file; the schema's version does.
     query = "PRAGMA schema_version" if engine.dialect.name == "sqlite" else "SELECT 1"
+    with _any_failure(), engine.connect() as connection:
+        connection.exec_driver_sql(query).scalar_one()
+
+
+def check_writes(engine: sa.Engine) -> None:
+    """Write something small. Unavailable when that fails, StorageFull for want of space; raises as ``ping``, too."""
+    ping(engine)
+    if engine.dialect.name != "sqlite":
+        with _any_failure(), engine.begin() as connection:
+            connection.exec_driver_sql("SET LOCAL synchronous_commit = off")
+            connection.exec_driver_sql("UPDATE registry_revision SET revision = revision")
+        return
+    path = engine.url.database
+    if path is None or not Path(path).is_file():
+        raise Unavailable(f"the file of the database is gone: {path}", code=DATABASE_DAMAGED, retry_after_s=60)
+    with _any_failure(), engine.connect() as connection:
+        driver: Any = connection.connection.driver_connection
+        driver.execute("PRAGMA busy_timeout=1000")
+        try:
+            # A number in the file's header that neither SQLite nor Ekiben reads.
+            number = driver.execute("PRAGMA user_version").fetchone()[0]
+            driver.execute(f"PRAGMA user_version={(number + 1) % 2**30}")
+        except sqlite3.Error as error:
+            if error_code(error) != "SQLITE_BUSY":  # another process writes: so it can be written
+                raise exc.OperationalError(None, None, error) from error
+        finally:
+            driver.execute(f"PRAGMA busy_timeout={BUSY_MS}")
+
+
+@contextlib.contextmanager
+def _any_failure() -> Iterator[None]:
     try:
-        with engine.connect() as connection:
-            connection.exec_driver_sql(query).scalar_one()
-    except exc.SQLAlchemyError as error:  # of any kind, also for a file that is no database
-        raise _unreachable(error) from None
-
-
-class DatabaseChanges:
-    """Tells a periodic reader when its query can be left out. Thread-safe; opens nothing before the first look.
-
-    It holds a connection of its own. On SQLite ``PRAGMA data_version`` changes with every commit of another connection,
-    of any process, and takes some microseconds. On PostgreSQL a snapshot changes with the begin and the end of every
-    transaction that writes, in any database of the server: equal snapshots see equal rows.
-    """
-
-    def __init__(self, engine: sa.Engine) -> None:
-        self._engine = engine
-        self._connection: sqlite3.Connection | sa.Connection | None = None
-        self._version: object = None
-        self._lock = threading.Lock()
-
-    def look(self) -> bool:
-        """Whether there was a commit since the last look, or may have been; True for the first look.
-
-        Look before the query: what is written between the two is found at the next look too.
-        """
-        with self._lock:
-            try:
-                version = self._read()
-            except (sqlite3.Error, exc.SQLAlchemyError):  # the query itself will say what is wrong
-                self._close()
-                return True
-            changed = version != self._version
-            self._version = version
-            return changed
-
-    def close(self) -> None:
-        """Close the connection; a later look opens another."""
-        with self._lock:
-            self._close()
-
-    def _read(self) -> object:
-        if self._engine.dialect.name == "sqlite":
-            if not isinstance(self._connection, sqlite3.Connection):
-                self._connection = sqlite3.connect(self._engine.url.database or "", check_same_thread=False)
-            return self._connection.execute("PRAGMA data_version").fetchone()[0]
-        if not isinstance(self._connection, sa.Connection):
-            self._connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-            self._connection.detach()  # the pool keeps its number
-        return self._connection.exec_driver_sql(_SNAPSHOT).scalar_one()
-
-    def _close(self) -> None:
-        if self._connection is not None:
-            with contextlib.suppress(sqlite3.Error, exc.SQLAlchemyError):
-                self._connection.close()
-        self._connection = self._version = None
+        yield
+    except (exc.SQLAlchemyError, *_GARBLED) as error:
+        raise as_refusal(error) or _unreachable(error) from None

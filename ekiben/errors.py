@@ -13,10 +13,12 @@
      |-- NotFound            no such model, image, prediction, artifact
      |-- Conflict            the state of a resource forbids it
      |-- Unsupported         part of a protocol that Ekiben does not implement
+     |-- Damaged             a stored file is not what was stored
      `-- Temporary           the same request may succeed later
           |-- Overloaded     the queue is full; carries retry_after_s
           |-- Unavailable    database, store or model is unavailable now
-          |    `-- ModelDisabled   a version exceeded a limit of time or memory, and is not run any more
+          |    |-- ModelDisabled   a version exceeded a limit of time or memory, and is not run any more
+          |    `-- StorageFull   no space is left on the disk, in the database or in the store
           |-- DeadlineExceeded   the deadline of the request passed
           `-- CallerLeft     the client has disconnected
 
@@ -103,6 +105,12 @@ class Unsupported(Refusal):
     code = "unsupported"
 
 
+class Damaged(Refusal):
+    """A stored file is missing bytes, or has others than were stored; it is not given away."""
+
+    code = "damaged"
+
+
 class Temporary(Refusal):
     """The request may succeed later. ``retry_after_s``: whole seconds to wait, a hint, or None. ``job_id``: the
     job that it waits for, where there is one."""
@@ -135,6 +143,15 @@ class ModelDisabled(Unavailable):
     code = "model_disabled"
 
 
+class StorageFull(Unavailable):
+    """No space is left on the disk, in the database or in the store: nothing was stored."""
+
+    code = "storage_full"
+
+    def __init__(self, message: str, *, code: str | None = None, retry_after_s: int | None = 10) -> None:
+        super().__init__(message, code=code, retry_after_s=retry_after_s)
+
+
 class DeadlineExceeded(Temporary):
     """The deadline of the request passed."""
 
@@ -161,10 +178,12 @@ REFUSALS: dict[str, type[Refusal]] = {
         NotFound,
         Conflict,
         Unsupported,
+        Damaged,
         Temporary,
         Overloaded,
         Unavailable,
         ModelDisabled,
+        StorageFull,
         DeadlineExceeded,
         CallerLeft,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from contextvars import ContextVar
 from datetime import UTC, datetime
 
@@ -67,3 +68,19 @@ def configure(level: str, app: str = "") -> None:
     logging.getLogger("bentoml").setLevel(max(logging.WARNING, root.level))
     for name in ("alembic", "dbos"):
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
+
+
+class SeldomLine:
+    """A line of the log that is written once a minute at most: one cause makes it with every request. Thread-safe."""
+
+    EVERY_S = 60.0
+
+    def __init__(self, logger: logging.Logger, level: int, line: str) -> None:
+        self._logger, self._level, self._line = logger, level, line
+        self._at = -self.EVERY_S
+
+    def write(self, **extra: object) -> None:
+        """Write it, with ``extra``, unless it was written within the last minute."""
+        if time.monotonic() - self._at >= self.EVERY_S:
+            self._at = time.monotonic()
+            self._logger.log(self._level, self._line, extra=extra)

@@ -46,6 +46,11 @@ class Settings(BaseModel):
         default="",
         description="A folder, or s3://bucket?endpoint=http://host:port&region=us-east-1. Empty: HOME/blobs.",
     )
+    min_free_mb: int = Field(
+        default=1024,
+        ge=0,
+        description="Free MB below which a disk (home, SQLite, store folder) is reported as nearly full. 0: never.",
+    )
     s3_access_key: str = Field(default="", description="Access key of the S3 store.")
     s3_secret_key: str = Field(default="", repr=False, description="Secret key of the S3 store.")
     model_memory_mb: int = Field(default=4096, ge=16, description="Memory budget of loaded models, per process.")

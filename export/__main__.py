@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import get_args
 
 from db.blobs import open_store
-from db.migrate import migrate
+from db.migrate import checked_url, migrate
 from db.model_listing import check_name
 from db.publishing import publish_folder
 from db.registry import Registry
@@ -253,7 +253,7 @@ def _print_summary(name: str, version: str, manifest: Manifest, folder: str) -> 
 
 
 def _registry(settings: Settings) -> Registry:
-    migrate(settings.resolved_database_url)
+    migrate(checked_url(settings))
     return Registry(connect(settings.resolved_database_url))
 
 

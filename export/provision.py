@@ -21,6 +21,7 @@ from db.migrate import migrate
 from db.model_listing import Listed
 from db.publishing import publish_folder
 from db.registry import Registry
+from db.schema.sqlite_file import check_database_file
 from db.session import connect
 from ekiben.errors import Refusal
 from ekiben.private_files import set_umask
@@ -52,11 +53,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = Settings.from_environ()
     set_umask(settings)
     try:
+        store = open_store(settings.resolved_store_url, settings.s3_access_key, settings.s3_secret_key)
+        check_database_file(settings.resolved_database_url, store)
         migrate(settings.resolved_database_url)
         engine = connect(settings.resolved_database_url)
         registry = Registry(engine)
         listed = {each.model.name: each for each in registry.models()}
-        store = open_store(settings.resolved_store_url, settings.s3_access_key, settings.s3_secret_key)
         for folder in sorted(SHIPPED.iterdir()):
             if (folder / MANIFEST).is_file():
                 _publish_shipped(folder, registry, store, listed.get(folder.name))

@@ -22,6 +22,8 @@ from services.processes.shutdown import FORCE_S, STOP_S
 
 GATEWAY, RUNNER = "services.gateway:Gateway", "services.runner_service:Runner"
 _READY_S = 120.0
+_WAIT_FOR_SPACE_S = 5.0
+_FULL = 75  # services.processes.preflight, which imports more than this process should hold
 
 
 class _Stop(Exception):
@@ -48,8 +50,7 @@ def main() -> int:
         return 1
     servers: list[_Server] = []
     try:
-        # In a process of its own: this one lives as long as the server, and should stay small.
-        if subprocess.run([sys.executable, "-m", "services.processes.preflight"], check=False).returncode != 0:
+        if not _checked():
             return 1
         return _serve_until_one_ends(settings, servers)
     except _Stop:
@@ -61,6 +62,23 @@ def main() -> int:
         begun = time.monotonic()
         for server, end_s in zip(reversed(servers), (FORCE_S + 1, STOP_S - 1), strict=False):
             server.stop(max(0.1, begun + end_s - time.monotonic()))
+
+
+def _checked() -> bool:
+    """Whether the processes can be started; waits while there is no space left."""
+    said = False
+    while True:
+        # In a process of its own: this one lives as long as the server, and should stay small.
+        output = subprocess.DEVNULL if said else None
+        status = subprocess.run(
+            [sys.executable, "-m", "services.processes.preflight"], check=False, stderr=output
+        ).returncode
+        if status != _FULL:
+            return status == 0
+        if not said:
+            said = True
+            print("waiting for space on the disk", file=sys.stderr, flush=True)
+        time.sleep(_WAIT_FOR_SPACE_S)
 
 
 def _serve_until_one_ends(settings: Settings, servers: list[_Server]) -> int:

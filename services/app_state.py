@@ -13,11 +13,12 @@ import sqlalchemy as sa
 
 from db.blobs import BlobStore, open_store
 from db.datasets import Datasets
-from db.ensure_schema import ensure_newest
 from db.jobs import JobRecords
 from db.records import Records
 from db.registry import Registry
-from db.session import connect, ping
+from db.schema.ensure import ensure_newest
+from db.schema.sqlite_file import check_database_file
+from db.session import check_writes, connect
 from db.workers import Workers
 from ekiben.private_files import narrow_home
 from ekiben.settings import Settings
@@ -35,6 +36,7 @@ from services.model_registry.reconciler import ModelReconciler
 from services.model_registry.repository import ModelRepository
 from services.open_inference.inference import OpenInference
 from services.open_inference.management import ProtocolManagement
+from services.processes.disk_space import DiskSpace
 from services.processes.health_checks import HealthChecks
 from services.provisioning.service import ProvisioningService
 from services.runners.interface import ModelRunner
@@ -70,6 +72,7 @@ class AppState:
     provisioning: ProvisioningService
     reconciler: ModelReconciler
     health: HealthChecks
+    disk_space: DiskSpace
 
     @classmethod
     async def start(cls, settings: Settings, bundled: Path | None = None, *, for_jobs: bool = False) -> AppState:
@@ -79,12 +82,13 @@ class AppState:
         """
         with contextlib.suppress(OSError):  # what keeps files from being made is said by database and store
             await asyncio.to_thread(narrow_home, settings)
-        await asyncio.to_thread(ensure_newest, settings.resolved_database_url)
-        job_queue = JobQueue(settings.resolved_database_url)
-        database = connect(settings.resolved_database_url)
         store = await asyncio.to_thread(
             open_store, settings.resolved_store_url, settings.s3_access_key, settings.s3_secret_key
         )
+        await asyncio.to_thread(check_database_file, settings.resolved_database_url, store)
+        await asyncio.to_thread(ensure_newest, settings.resolved_database_url)
+        job_queue = JobQueue(settings.resolved_database_url)
+        database = connect(settings.resolved_database_url)
         registry = Registry(database)
         if bundled is not None:
             await asyncio.to_thread(publish_bundled, bundled, registry, store)
@@ -121,7 +125,7 @@ class AppState:
         provisioning = ProvisioningService(settings, registry, job_records, jobs)
         index.absent = provisioning.on_first_use
         health = HealthChecks(
-            {"database": lambda: ping(database), "store": store.check},
+            {"database": lambda: check_writes(database), "store": store.check},
             {"runner": runner.check, "pinned": reconciler.check},
         )
         models = ModelRepository(registry, index, runner, reconciler.process_id)
@@ -146,6 +150,7 @@ class AppState:
             provisioning=provisioning,
             reconciler=reconciler,
             health=health,
+            disk_space=DiskSpace(settings),
         )
 
     async def stop(self) -> None:

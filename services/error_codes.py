@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import errno
 import logging
-import time
 
+from sqlalchemy.exc import SQLAlchemyError
+
+from db.session import as_refusal
+from ekiben.disk_full import NO_SPACE, chain, is_disk_full
 from ekiben.errors import (
     BadInput,
     CallerLeft,
     Conflict,
+    Damaged,
     DeadlineExceeded,
     NotFound,
     Overloaded,
     Refusal,
+    StorageFull,
     Temporary,
     TooLarge,
     TooSlow,
@@ -22,6 +27,7 @@ from ekiben.errors import (
     UnsupportedEncoding,
     UnsupportedImage,
 )
+from ekiben.logs import SeldomLine
 from services import metrics
 
 log = logging.getLogger(__name__)
@@ -36,6 +42,7 @@ STATUS: tuple[tuple[type[Refusal], int, str], ...] = (
     (NotFound, 404, "NOT_FOUND"),
     (Conflict, 409, "FAILED_PRECONDITION"),
     (Unsupported, 501, "UNIMPLEMENTED"),
+    (Damaged, 500, "DATA_LOSS"),  # it does not mend itself: to ask again does not help
     (CallerLeft, 499, "CANCELLED"),  # nginx's number for it; only logs and metrics see it
     (DeadlineExceeded, 504, "DEADLINE_EXCEEDED"),
     (Overloaded, 503, "UNAVAILABLE"),  # clients may retry UNAVAILABLE, but not RESOURCE_EXHAUSTED
@@ -48,24 +55,26 @@ STATUS: tuple[tuple[type[Refusal], int, str], ...] = (
 ROUTING_CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 415: "unsupported_media_type"}
 
 
-_LOG_EVERY_S = 60.0
-_logged = -_LOG_EVERY_S
+_too_many_files = SeldomLine(log, logging.ERROR, "too many open files")
+_no_space = SeldomLine(log, logging.ERROR, NO_SPACE)
 
 
 def presentable(error: BaseException) -> BaseException:
-    """``error``; or Unavailable, where it is or comes of a process that has too many files open. Of that the log says
-    one line a minute, instead of a traceback for each request."""
-    global _logged
-    cause: BaseException | None = error
-    for _ in range(8):
+    """``error``; or a refusal, where it is or comes of a process that has too many files open, a disk without space, or
+    a database that cannot work now. Of the first two the log says one line a minute, instead of a traceback for each
+    request."""
+    for cause in chain(error):
         if isinstance(cause, OSError) and cause.errno in (errno.EMFILE, errno.ENFILE):
-            if time.monotonic() - _logged >= _LOG_EVERY_S:
-                _logged = time.monotonic()
-                log.error("too many open files", extra={"what": str(error)[:400]})
+            _too_many_files.write(what=str(error)[:400])
             return Unavailable("the server has too many files open", retry_after_s=1)
-        if cause is None:
-            break
-        cause = cause.__cause__ or cause.__context__
+        if is_disk_full(cause):
+            _no_space.write(what=str(error)[:400])
+            return error if isinstance(error, StorageFull) else StorageFull(NO_SPACE)
+    if not isinstance(error, Refusal):
+        for cause in chain(error):
+            refusal = as_refusal(cause) if isinstance(cause, SQLAlchemyError) else None
+            if isinstance(refusal, Unavailable):
+                return refusal
     return error
 
 

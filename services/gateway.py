@@ -87,13 +87,15 @@ class Gateway:
         from services.processes.loop_watchdog import LoopWatchdog
         from services.processes.open_files import OpenFilesWatch, raise_open_files, warn_of_low_limit
         from services.processes.shutdown import IN_FLIGHT_S, end_after_signal, on_shutdown_signal
+        from services.processes.startup import exit_in_words
         from services.processes.worker_supervisor import WorkerSupervisor
         from services.rest.app import APP
 
         end_after_signal()
         warn_of_low_limit(raise_open_files(), GuardedProtocol.limits.max_connections)
         bento = Gateway.bento  # type: ignore[attr-defined]
-        self.app_state = await AppState.start(SETTINGS, bundled_folder(bento))
+        with exit_in_words("gateway"):
+            self.app_state = await AppState.start(SETTINGS, bundled_folder(bento))
         APP.state.app_state = self.app_state
         APP.title = SETTINGS.app_name
         on_shutdown_signal(self.app_state.jobs.stopping.set)
@@ -110,7 +112,7 @@ class Gateway:
             )
             self.supervisor.start()
             on_shutdown_signal(self.supervisor.ask_to_stop)
-        self.watchdog = LoopWatchdog(also=OpenFilesWatch().look)
+        self.watchdog = LoopWatchdog(also=(OpenFilesWatch().look, self.app_state.disk_space.look))
         self.watchdog.start()
         logging.getLogger(__name__).info("ready", extra={"topology": SETTINGS.topology})
 

@@ -19,6 +19,9 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from prometheus_client.registry import Collector
 
 from models.results import Timing
+from services import metric_files
+
+metric_files.install()
 
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 
@@ -75,6 +78,12 @@ PHASES = ("all", "queue", "prepare", "run", "finish")
 job_items = Counter("ekiben_job_items_total", "Items of jobs that ended, by outcome.", ["operation", "outcome"])
 jobs = Gauge(
     "ekiben_jobs", "Jobs that are not over, of all processes.", ["kind", "state"], multiprocess_mode="livemostrecent"
+)
+disk_free_bytes = Gauge(
+    "ekiben_disk_free_bytes",
+    "Free space of the disk of the home, of the database (SQLite) and of the store (a folder).",
+    ["of"],
+    multiprocess_mode="livemostrecent",
 )
 workers = Gauge("ekiben_workers", "Workers that live, on all machines.", multiprocess_mode="livemostrecent")
 

@@ -16,8 +16,9 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from db.blobs import open_store
-from db.ensure_schema import ensure_newest
 from db.registry import Registry
+from db.schema.ensure import ensure_newest
+from db.schema.sqlite_file import check_database_file
 from db.session import connect
 from ekiben import logs
 from ekiben.errors import Refusal, Unavailable
@@ -29,13 +30,14 @@ from models.sam.graphs import MASK_BYTES
 from models.sam.prompts import MAX_PROMPTS
 from services import metrics
 from services.bento.hosting import HOSTING, App, HostedService
-from services.error_codes import status_of
+from services.error_codes import presentable, status_of
 from services.model_registry.index import ModelIndex
 from services.model_registry.reconciler import ModelReconciler
 from services.open_inference import tensors
 from services.processes.loop_watchdog import LoopWatchdog
 from services.processes.open_files import OpenFilesWatch
 from services.processes.shutdown import end_after_signal
+from services.processes.startup import exit_in_words
 from services.rest.disconnect import cancel_on_disconnect
 from services.rest.uploads.image_upload import FORM_OVERHEAD
 from services.rest.uploads.request_body import read_body
@@ -69,11 +71,20 @@ def _refusing(handler: Callable[[Request, LocalRunner], Awaitable[bytes]]) -> Ca
             return Response(await handler(request, request.app.state.runner), media_type=_BYTES)
         except Refusal as error:
             return Response(encode_refusal(error), status_of(error), media_type="application/json")
-        except Exception:
-            log.exception("runner")
-            return Response(encode_refusal(Unavailable("the runner failed; its log has the reason")), 500)
+        except Exception as error:
+            refusal, status = _failure(error)
+            return Response(encode_refusal(refusal), status)
 
     return endpoint
+
+
+def _failure(error: Exception) -> tuple[Refusal, int]:
+    """What the gateway is told of an error that is no refusal, and the HTTP status."""
+    shown = presentable(error)
+    if isinstance(shown, Refusal):
+        return shown, status_of(shown)
+    log.error("runner", exc_info=error)
+    return Unavailable("the runner failed; its log has the reason"), 500
 
 
 async def _infer(request: Request, runner: LocalRunner) -> bytes:
@@ -132,9 +143,8 @@ async def _auto_masks_with_updates(request: Request) -> Response:
             yield pack_part(ANSWER_PART, encode_auto_mask_response(*computing.result()))
         except Refusal as error:
             yield pack_part(REFUSAL_PART, encode_refusal(error))
-        except Exception:
-            log.exception("runner")
-            yield pack_part(REFUSAL_PART, encode_refusal(Unavailable("the runner failed; its log has the reason")))
+        except Exception as error:
+            yield pack_part(REFUSAL_PART, encode_refusal(_failure(error)[0]))
         finally:
             computing.cancel()
 
@@ -226,17 +236,19 @@ class Runner:
     async def open(self) -> None:
         """Connect, start the runner and the reconciler. BentoML calls it when the process starts."""
         end_after_signal()
-        await asyncio.to_thread(ensure_newest, SETTINGS.resolved_database_url)
-        self.database = connect(SETTINGS.resolved_database_url)
-        store = await asyncio.to_thread(
-            open_store, SETTINGS.resolved_store_url, SETTINGS.s3_access_key, SETTINGS.s3_secret_key
-        )
-        index = ModelIndex(Registry(self.database), store, SETTINGS.cache_folder / "models")
-        self.runner = LocalRunner(SETTINGS, index.locate)
-        self.reconciler = ModelReconciler(index, self.runner, SETTINGS.preloaded)
-        await self.reconciler.start()
+        with exit_in_words("runner"):
+            store = await asyncio.to_thread(
+                open_store, SETTINGS.resolved_store_url, SETTINGS.s3_access_key, SETTINGS.s3_secret_key
+            )
+            await asyncio.to_thread(check_database_file, SETTINGS.resolved_database_url, store)
+            await asyncio.to_thread(ensure_newest, SETTINGS.resolved_database_url)
+            self.database = connect(SETTINGS.resolved_database_url)
+            index = ModelIndex(Registry(self.database), store, SETTINGS.cache_folder / "models")
+            self.runner = LocalRunner(SETTINGS, index.locate)
+            self.reconciler = ModelReconciler(index, self.runner, SETTINGS.preloaded)
+            await self.reconciler.start()
         APP.state.runner = self.runner
-        self.watchdog = LoopWatchdog(also=OpenFilesWatch().look)
+        self.watchdog = LoopWatchdog(also=(OpenFilesWatch().look,))
         self.watchdog.start()
 
     @bentoml.on_shutdown

@@ -15,10 +15,10 @@ from typing import Any, TypeVar
 
 import uvloop
 
+from db.changes import DatabaseChanges
 from db.datasets import Datasets
 from db.jobs import JobRecords
-from db.schema_version import NewerDatabase
-from db.session import DatabaseChanges
+from db.schema.version import NewerDatabase
 from db.workers import Workers
 from ekiben import logs
 from ekiben.child_protocol import on_parent_exit
@@ -161,7 +161,7 @@ async def _work(settings: Settings, worker_id: str, *, with_parent: bool) -> int
         await steadily(start)
     gc.freeze()  # what was imported stays: full collections need not visit it
     watching = asyncio.create_task(executor.watch())
-    watchdog = LoopWatchdog(also=OpenFilesWatch().look, every_s=WATCH_LOOP_S)
+    watchdog = LoopWatchdog(also=(OpenFilesWatch().look, app_state.disk_space.look), every_s=WATCH_LOOP_S)
     watchdog.start()
     log.info("worker ready", extra={"worker": worker_id, "items_at_once": max_items})
     try:

@@ -27,7 +27,8 @@ from ekiben.child_protocol import (
     end_with_parent,
     log,
 )
-from ekiben.errors import Refusal
+from ekiben.disk_full import NO_SPACE, comes_of_full_disk, is_without_space
+from ekiben.errors import Refusal, StorageFull
 from ekiben.training import TrainingOptions
 from training.progress import ProgressTicker
 
@@ -70,10 +71,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return train(given.folder, given.memory_mb, writer, began)
     except Refusal as error:
-        writer.refusal(error.code, error.message)
+        full = comes_of_full_disk(error)
+        writer.refusal(StorageFull.code if full else error.code, NO_SPACE if full else error.message)
     except MemoryError:
         writer.refusal("out_of_memory", _out_of_memory(given))
     except Exception as error:  # torch and ONNX Runtime raise RuntimeError or their own types, not MemoryError
+        if comes_of_full_disk(error) or is_without_space(given.folder):
+            log(f"no space is left: {error}")
+            writer.refusal(StorageFull.code, NO_SPACE)
+            return EXIT_REFUSED
         if not is_out_of_memory(error):
             raise
         writer.refusal("out_of_memory", _out_of_memory(given))

@@ -9,7 +9,7 @@ from alembic import context
 from alembic.autogenerate.api import AutogenContext
 
 from db.migrate import ours
-from db.schema_version import VERSION_TABLE
+from db.schema.version import VERSION_TABLE
 from db.tables import Row
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Generic, TypeVar
 
-from ekiben.errors import ModelDisabled, Refusal, Unavailable
+from ekiben.errors import Damaged, ModelDisabled, Refusal, Unavailable
 from models.engine.load_gate import LoadGate
 from models.engine.loaded_model import LoadedModel
 from models.engine.memory import reclaim_memory
@@ -122,7 +122,7 @@ class Engine(Generic[M]):
             if entry.state == "ready":
                 return
             if entry.state == "failed" and time.monotonic() - entry.failed_at < self.RETRY_FAILED_S and not pin:
-                raise Unavailable(f"{key} could not be loaded: {entry.reason}", retry_after_s=int(self.RETRY_FAILED_S))
+                raise self._failed(entry)
             mine = entry.state != "loading"
             if mine:
                 entry.state = "loading"
@@ -135,9 +135,7 @@ class Engine(Generic[M]):
                 if reason := self._disabled.get(key):
                     raise ModelDisabled(f"{key} is disabled: {reason}")
                 if entry.state == "failed":
-                    raise Unavailable(
-                        f"{key} could not be loaded: {entry.reason}", retry_after_s=int(self.RETRY_FAILED_S)
-                    )
+                    raise self._failed(entry)
 
     def unload(self, key: ModelKey) -> bool:
         """Take a model out of memory; requests that hold a lease finish first. False when it was not loaded.
@@ -205,6 +203,12 @@ class Engine(Generic[M]):
             if state.state != "loading":
                 self.unload(state.key)
 
+    def _failed(self, entry: EngineEntry[M]) -> Refusal:
+        """The refusal for a request that comes soon after a failed load."""
+        if entry.damaged:
+            return Damaged(entry.reason)
+        return Unavailable(f"{entry.key} could not be loaded: {entry.reason}", retry_after_s=int(self.RETRY_FAILED_S))
+
     def _load(self, entry: EngineEntry[M]) -> None:
         settled = entry.settled
         try:
@@ -238,6 +242,7 @@ class Engine(Generic[M]):
                 if not settled.is_set():
                     entry.state = "failed"
                     entry.reason = error.message if isinstance(error, Refusal) else "internal error"
+                    entry.damaged = isinstance(error, Damaged)
                     entry.failed_at = time.monotonic()
             log.warning("model not loaded: %s", error, extra={"model": entry.key.name, "version": entry.key.version})
             raise

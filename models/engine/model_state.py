@@ -33,6 +33,7 @@ class EngineEntry(Generic[M]):
     key: ModelKey
     state: State = "unloaded"
     reason: str = ""
+    damaged: bool = False
     loaded: M | None = None
     pinned: bool = False
     users: int = 0

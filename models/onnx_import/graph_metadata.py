@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ekiben.errors import BadModelFile, TooLarge, Unavailable
+from ekiben.disk_full import NO_SPACE, is_without_space
+from ekiben.errors import BadModelFile, StorageFull, TooLarge, Unavailable
 from ekiben.temporary_files import scratch
 from models.artifact import Layout
 
@@ -143,6 +144,8 @@ def _run_child(name: str, arguments: list[str], limits: Limits) -> dict[str, Any
             report = None
     if done.returncode == 0 and isinstance(report, dict):
         return report
+    if is_without_space(tempfile.gettempdir()):
+        raise StorageFull(NO_SPACE)
     if done.returncode == -signal.SIGXCPU:
         raise BadModelFile(f"{name}: reading and trying it takes more than {limits.cpu_s} s of processor time")
     if done.returncode == -signal.SIGTERM:  # a server that stops ends the processes below it

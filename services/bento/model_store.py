@@ -10,8 +10,9 @@ from typing import Any
 import bentoml
 
 from db.blobs import open_store
-from db.ensure_schema import ensure_newest
 from db.registry import Registry
+from db.schema.ensure import ensure_newest
+from db.schema.sqlite_file import check_database_file
 from db.session import connect
 from ekiben.settings import Settings
 from models.artifact import MANIFEST, read_manifest
@@ -28,9 +29,10 @@ def write_to_model_store(settings: Settings) -> bentoml.Model:
     SystemExit where EKIBEN_BENTO_MODELS names a model that is not there.
     """
     url = settings.resolved_database_url
+    store = open_store(settings.resolved_store_url, settings.s3_access_key, settings.s3_secret_key)
+    check_database_file(url, store)
     ensure_newest(url)
     registry = Registry(connect(url))
-    store = open_store(settings.resolved_store_url, settings.s3_access_key, settings.s3_secret_key)
     index = ModelIndex(registry, store, settings.cache_folder / "models")
     chosen = [name.strip() for name in settings.bento_models.split(",") if name.strip()]
     active = {m.model.name: m.active for m in registry.models() if m.active is not None}

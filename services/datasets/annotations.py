@@ -14,6 +14,7 @@ from PIL import Image as Images
 
 from db.blobs import BlobStore
 from db.records import Records
+from db.stored_files import read_whole
 from db.tables import Image
 from ekiben.errors import BadInput, NotFound
 from models.image_formats.sniffing import EXTENSIONS
@@ -67,7 +68,8 @@ def pack(
             for number, sample in own:
                 levels[_mask(number, sample, image, records, store, owner)] = classes.index(sample.class_name)
             name = f"{position:06d}"
-            archive.writestr(f"images/{name}.{EXTENSIONS.get(image.mime_type, 'png')}", store.get(image.storage_key))
+            data = read_whole(store, image.storage_key, image.bytes, image.sha256)
+            archive.writestr(f"images/{name}.{EXTENSIONS.get(image.mime_type, 'png')}", data)
             archive.writestr(f"masks/{name}.png", encode_png(Images.fromarray(levels)))
     return len(by_image)
 
@@ -107,7 +109,7 @@ def _decoded(
     artifact = records.artifact(owner, mask.removeprefix("/v1/artifacts/"))
     if artifact.mime_type != "image/png":
         raise BadInput(f"artifact {artifact.id} is no image of a mask but {artifact.mime_type}")
-    stored = Images.open(io.BytesIO(store.get(artifact.storage_key)))
+    stored = Images.open(io.BytesIO(read_whole(store, artifact.storage_key, artifact.bytes, artifact.sha256)))
     if stored.mode not in ("1", "L", "P"):
         raise BadInput(f"artifact {artifact.id} is an image in colours, not a mask (kind mask is one)")
     if stored.size != (image.width, image.height):

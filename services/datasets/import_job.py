@@ -39,7 +39,7 @@ class DatasetImportHandler:
         try:
             (folder / "import.json").write_bytes(orjson.dumps(self._options(job, dataset)))
             if item.storage_key is not None:
-                await workspace.fetch(item.storage_key, folder / "upload.zip")
+                await workspace.fetch(item.storage_key, folder / "upload.zip", item.bytes, item.sha256)
             elif dataset.source["kind"] != "url":
                 raise NotFound("what was uploaded is gone")
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
+import logging
 import os
 import tempfile
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,9 +17,10 @@ from db.blobs import BlobStore
 from db.datasets import Datasets, DatasetView, file_key
 from db.pages import Page
 from db.records import Records
+from db.stored_files import check_path
 from db.tables import Dataset, Job, now
-from ekiben.dataset_archive import DatasetArchive
-from ekiben.errors import BadInput, Unavailable
+from ekiben.dataset_archive import BadDataset, DatasetArchive
+from ekiben.errors import BadInput, Damaged, NotFound, Unavailable
 from ekiben.ids import LOCAL_OWNER, new_id
 from ekiben.settings import Settings
 from ekiben.temporary_files import temporary_name
@@ -28,8 +31,11 @@ from services.jobs.submission import JobTerms
 from services.outbound import http_exchange
 from services.schemas.datasets import DatasetOptions, SampleOptions
 
+log = logging.getLogger(__name__)
+
 _OPEN = 4  # archives kept open, the last used
 _PIECE = 1 << 20
+_PNG_END = b"IEND\xaeB`\x82"
 
 
 class DatasetService:
@@ -153,6 +159,29 @@ class DatasetService:
         dataset = await asyncio.to_thread(self._datasets.ready, owner, id)
         return await asyncio.to_thread(self._prepared, dataset)
 
+    async def sample_image(self, id: str, position: int, *, owner: str = LOCAL_OWNER) -> bytes:
+        """The encoded image of a sample. NotFound; Conflict while the dataset is not ready; Damaged."""
+        prepared = await self.prepared(id, owner=owner)
+        with _damaged_not_bad(id):
+            return await asyncio.to_thread(prepared.image, position)
+
+    async def sample_mask(self, id: str, position: int, *, owner: str = LOCAL_OWNER) -> bytes:
+        """The mask of a sample as PNG. Raises as ``sample_image``."""
+        prepared = await self.prepared(id, owner=owner)
+        with _damaged_not_bad(id):
+            return await asyncio.to_thread(prepared.mask, position)
+
+    async def preview(self, id: str, *, owner: str = LOCAL_OWNER) -> bytes:
+        """Some samples as one image, PNG. NotFound; Damaged where its end is missing."""
+        shown = await self.dataset(id, owner=owner)
+        try:
+            data = await asyncio.to_thread(self._store.get, file_key(shown.dataset, "preview"))
+        except NotFound:
+            raise NotFound(f"dataset {id} has no preview: it is {shown.state}") from None
+        if not data.endswith(_PNG_END):
+            raise Damaged(f"the preview of dataset {id} is damaged: its end is missing")
+        return data
+
     async def delete(self, id: str, *, owner: str = LOCAL_OWNER) -> None:
         """Remove a dataset with its files. NotFound; Conflict while it is imported, or a training needs it."""
 
@@ -164,10 +193,6 @@ class DatasetService:
         await asyncio.to_thread(delete)
         self._open.pop(id, None)
 
-    def preview_key(self, dataset: Dataset) -> str:
-        """The key of the preview sheet in the store; there may be none."""
-        return file_key(dataset, "preview")
-
     def _cached(self, id: str) -> Path:
         return self._settings.home.absolute() / "cache" / "datasets" / f"{id}.zip"
 
@@ -176,6 +201,8 @@ class DatasetService:
             return known
         key = file_key(dataset, "archive")
         path = self._store.local_path(key) or self._cached(dataset.id)
+        if path == self._cached(dataset.id) and path.is_file() and path.stat().st_size != dataset.bytes:
+            path.unlink()  # a copy that is damaged
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_name(temporary_name())
@@ -186,11 +213,23 @@ class DatasetService:
                 partial.replace(path)
             finally:
                 partial.unlink(missing_ok=True)
-        prepared = DatasetArchive(path)
+        check_path(path, dataset.bytes, None, key)
+        with _damaged_not_bad(dataset.id):
+            prepared = DatasetArchive(path)
         self._open[dataset.id] = prepared
         while len(self._open) > _OPEN:
             self._open.popitem(last=False)
         return prepared
+
+
+@contextlib.contextmanager
+def _damaged_not_bad(id: str) -> Iterator[None]:
+    """An archive that was prepared here, and cannot be read, is damaged: the request is not at fault."""
+    try:
+        yield
+    except BadDataset as error:
+        log.error("a prepared dataset is damaged", extra={"dataset": id, "what": error.message})
+        raise Damaged(f"the prepared samples of dataset {id} are damaged: {error.message}") from None
 
 
 def _sample_json(sample: SampleOptions) -> dict[str, Any]:

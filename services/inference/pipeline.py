@@ -260,7 +260,7 @@ class InferencePipeline:
         if source.image_id is None:
             raise BadInput("send an image: a multipart field 'file', the raw bytes as body, or image_id")
         image = await asyncio.to_thread(self.records.image, owner, source.image_id)
-        data = await self.recorder.read(image.storage_key)
+        data = await self.recorder.read(image.storage_key, image.bytes, image.sha256)
         return data, Record(owner, image_id=image.id, deadline=deadline) if store else None
 
     async def _begin_item(
@@ -268,12 +268,12 @@ class InferencePipeline:
     ) -> tuple[bytes, Record | None]:
         if item.image_id is not None:
             image = await asyncio.to_thread(self.records.image, item.owner, item.image_id)
-            data = await self.recorder.read(image.storage_key)
+            data = await self.recorder.read(image.storage_key, image.bytes, image.sha256)
             return data, self.recorder.of_item(Record(item.owner, image_id=image.id), item) if store else None
         if item.storage_key is None:
             raise NotFound("the image of this item is gone")
         if data is None:
-            data = await self.recorder.read(item.storage_key)
+            data = await self.recorder.read(item.storage_key, item.bytes, item.sha256)
         mime_type = await self.limits.checked(data, volumes=volumes)
         return data, self.recorder.begin_item(item, data, mime_type) if store else None
 

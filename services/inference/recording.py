@@ -18,6 +18,7 @@ from db.blobs import BlobStore, new_key
 from db.group_commit import Values
 from db.job_states import ClaimedItem, ItemResult
 from db.records import Records
+from db.stored_files import read_whole
 from db.tables import Artifact, Image, Prediction, now
 from ekiben.errors import Refusal
 from ekiben.ids import derived_id, new_id
@@ -189,18 +190,19 @@ class Recorder:
         """The request failed: remove what was stored for it."""
         await self._undo(record, [])
 
-    async def read(self, key: str) -> bytes:
-        """The bytes of a blob. NotFound, Unavailable."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self.store.get, key)
+    async def read(self, key: str, size: int, sha256: str | None) -> bytes:
+        """The bytes of a blob, which were stored with that size and SHA-256. NotFound, Damaged, Unavailable."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, read_whole, self.store, key, size, sha256)
 
-    async def read_some(self, keys: Sequence[str]) -> dict[str, bytes]:
-        """Those of the blobs that can be read now, by their keys, in one go."""
+    async def read_some(self, blobs: Sequence[tuple[str, int, str | None]]) -> dict[str, bytes]:
+        """Those of the blobs (key, size, SHA-256) that can be read now, by their keys, in one go."""
 
         def read() -> dict[str, bytes]:
             found: dict[str, bytes] = {}
-            for key in keys:
+            for key, size, sha256 in blobs:
                 with contextlib.suppress(Refusal):  # the one that needs it asks again, and is told
-                    found[key] = self.store.get(key)
+                    found[key] = read_whole(self.store, key, size, sha256)
             return found
 
         return await asyncio.get_running_loop().run_in_executor(self._threads, read)

@@ -122,7 +122,7 @@ async def earlier_logits(context: RequestContext, number: int, mask_id: str) -> 
         artifact = await asyncio.to_thread(pipeline.records.artifact, context.owner, mask_id)
         if artifact.kind != "logits" or artifact.prediction_id is None:
             raise NotFound("it is another artifact")
-        data = await pipeline.recorder.read(artifact.storage_key)
+        data = await pipeline.recorder.read(artifact.storage_key, artifact.bytes, artifact.sha256)
         image = await asyncio.to_thread(pipeline.records.image_of, context.owner, artifact.prediction_id)
     except NotFound:
         raise NotFound(

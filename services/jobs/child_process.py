@@ -17,7 +17,8 @@ from typing import Any
 
 import orjson
 
-from ekiben.errors import Refusal
+from ekiben.disk_full import NO_SPACE, is_without_space
+from ekiben.errors import Refusal, StorageFull
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,8 @@ async def run_child(
 ) -> dict[str, Any]:
     """The result of a child that works in ``folder``; ``on_message`` is called with each message before it, in order.
 
-    ChildFailed. When this is cancelled, or ``on_message`` raises, the child is ended with all that it started.
+    ChildFailed; StorageFull where the disk had no space for it. When this is cancelled, or ``on_message`` raises, the
+    child is ended with all that it started.
     """
     child = await start_process(
         *command,
@@ -82,9 +84,14 @@ async def run_child(
         listening.cancel()
     if status == 0 and result is not None:
         return result
+    if refusal is not None and refusal.get("code") == StorageFull.code:
+        raise StorageFull(str(refusal.get("message", NO_SPACE)))
     if refusal is not None:
         raise ChildFailed(str(refusal.get("code", "failed")), str(refusal.get("message", "it failed")))
-    raise _died(status, list(last))
+    died = _died(status, list(last))
+    if is_without_space(folder):  # what it could not write may have ended it in any way: SIGBUS, an error without errno
+        raise StorageFull(NO_SPACE)
+    raise died
 
 
 async def start_process(*command: str, **options: Any) -> asyncio.subprocess.Process:

@@ -90,6 +90,7 @@ class JobQueue:
             options["delay_seconds"] = delay_s
         self._client_of_dbos().enqueue_in_transaction(session.connection(), options, job.id)
 
+    @refusing()
     def withdraw(self, job: Job) -> None:
         """Remove the waiting entries of a job that is over; a worker that has taken one sees the state of the job."""
         # Entries of a retry that came meanwhile have later numbers.
@@ -97,12 +98,14 @@ class JobQueue:
         if waiting := [ident for ident in ids if int(ident.rpartition(".")[2]) < job.entries]:
             self._opened().cancel_workflows(waiting)
 
+    @refusing()
     def forget(self, job: Job) -> None:
         """Remove all entries of a job that is deleted."""
         ids = self._ids(job)
         for start in range(0, len(ids), _AT_ONCE):
             self._opened().delete_workflows(ids[start : start + _AT_ONCE])
 
+    @refusing()
     def forget_done(self, before: datetime) -> int:
         """Remove some of the entries that were completed ``before`` a moment; how many. 0: there are no more."""
         done = self._opened().list_workflows(
@@ -116,6 +119,7 @@ class JobQueue:
             self._opened().delete_workflows([row.workflow_id for row in done])
         return len(done)
 
+    @refusing()
     def has_entries(self, job_id: str) -> bool:
         """Whether an entry of the job waits, or is taken by a worker."""
         found = self._opened().list_workflows(
@@ -123,6 +127,7 @@ class JobQueue:
         )
         return bool(found)
 
+    @refusing()
     def resume_orphans(self, workers: Collection[str]) -> list[str]:
         """Put entries back that a worker besides ``workers`` has taken; the ids of their jobs.
 

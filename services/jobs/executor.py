@@ -254,8 +254,9 @@ class JobExecutor:
 
     async def _read_images(self, items: list[ClaimedItem]) -> dict[str, bytes]:
         """Images by their keys, read in one call: for small files a thread hop each costs more than the read."""
-        keys = [item.storage_key for item in items if item.storage_key and item.bytes <= READ_AHEAD_BYTES // len(items)]
-        return await self._inference.pipeline.recorder.read_some(keys) if len(keys) > 1 else {}
+        small = (item for item in items if item.storage_key and item.bytes <= READ_AHEAD_BYTES // len(items))
+        blobs = [(item.storage_key or "", item.bytes, item.sha256) for item in small]
+        return await self._inference.pipeline.recorder.read_some(blobs) if len(blobs) > 1 else {}
 
     async def _time_out(self, job: Job) -> float | None:
         """Fail the job once none of its items is claimed; maintenance fails it after EKIBEN_JOB_GRACE_S in any case."""

@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 
 from db.blobs import BlobStore
+from db.stored_files import read_whole
 from db.tables import Job, JobItem
 from ekiben.errors import NotFound
 from services.archives.zip_stream import GrowingBuffer
@@ -35,7 +36,10 @@ def json_lines(jobs: JobService, store: BlobStore, owner: str, job: Job) -> Iter
 
 
 def zip_archive(jobs: JobService, store: BlobStore, owner: str, job: Job) -> Iterator[bytes]:
-    """``job.json``, ``results.jsonl``, and a folder ``00012-NAME/`` with the artifacts of each item. Blocks."""
+    """``job.json``, ``results.jsonl``, and a folder ``00012-NAME/`` with the artifacts of each item. Blocks.
+
+    Damaged, which ends the archive before its end, where an artifact is not what was stored.
+    """
     out = GrowingBuffer()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
         dated = (job.finished_at or job.created_at).timetuple()[:6]
@@ -55,7 +59,7 @@ def zip_archive(jobs: JobService, store: BlobStore, owner: str, job: Job) -> Ite
                     number = seen[file.kind] = seen.get(file.kind, -1) + 1
                     name = f"{item.position:05d}-{_stem(item)}/{file.kind}{f'-{number:03d}' if number else ''}"
                     try:
-                        data = store.get(file.storage_key)
+                        data = read_whole(store, file.storage_key, file.bytes, file.sha256)
                     except NotFound:
                         continue
                     # Images are compressed already.

@@ -11,7 +11,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from ekiben.errors import Refusal
+from ekiben.disk_full import NO_SPACE, is_without_space
+from ekiben.errors import Refusal, StorageFull
 from services.jobs.child_process import start_process
 
 _ROOT = Path(__file__).parents[2]
@@ -85,6 +86,8 @@ async def _make(target: str, use: TorchUse) -> None:
             os.killpg(process.pid, signal.SIGKILL)  # with all that make has started
         await process.wait()
         raise
+    if process.returncode != 0 and is_without_space(_ROOT):
+        raise StorageFull(NO_SPACE)
     if process.returncode != 0:
         lines = said.decode(errors="replace").strip().splitlines() or ["make said nothing"]
         raise TorchMissing(f"torch's environment could not be made (make {target}): {lines[-1][:300]}", code=use.code)

@@ -8,6 +8,7 @@ import hashlib
 import mimetypes
 import os
 import shutil
+import sys
 from collections.abc import Callable, Collection
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import Any, Protocol, TypeVar
 from db.blobs import BlobStore, new_key
 from db.job_states import ClaimedItem
 from db.jobs import JobRecords
+from db.stored_files import check_path
 from db.tables import Artifact, Job, now
 from ekiben.errors import Unavailable
 from ekiben.ids import derived_id, new_id
@@ -96,9 +98,11 @@ class JobWorkspace:
         """Write a file into the store."""
         await retry_while_unavailable(lambda: asyncio.to_thread(self.store.put_file, key, path, mime_type))
 
-    async def fetch(self, key: str, path: Path) -> None:
-        """Write a blob into a file, or hard-link it where the store is on this disk. NotFound."""
+    async def fetch(self, key: str, path: Path, size: int, sha256: str | None = None) -> None:
+        """Write a blob into a file, or hard-link it where the store is on this disk. NotFound; Damaged where it has not
+        that size or, if it is known, SHA-256."""
         await retry_while_unavailable(lambda: asyncio.to_thread(self._fetch, key, path))
+        await asyncio.to_thread(check_path, path, size, sha256, key, sys.maxsize)
 
     async def run(self, work: Callable[..., T], *given: Any) -> T:
         """The result of the blocking ``work(*given)``, called in one of ``threads``."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,13 +15,16 @@ from typing import Any
 from db.blobs import BlobStore
 from db.model_listing import Listed
 from db.registry import Registry
+from db.stored_files import check_path
 from db.tables import ModelVersion
-from ekiben.errors import BadInput, ModelDisabled, NotFound, Refusal, Unavailable
+from ekiben.disk_full import NO_SPACE, is_disk_full
+from ekiben.errors import BadInput, BadModelFile, Damaged, ModelDisabled, NotFound, Refusal, StorageFull, Unavailable
 from ekiben.temporary_files import temporary_name
-from models.artifact import MANIFEST, Manifest, read_manifest, verify
+from models.artifact import MANIFEST, Manifest, read_manifest
 from models.engine.engine import ModelKey
 from models.results import ValueRange
 from services import metrics
+from services.model_registry.version_files import OPTIONAL
 
 log = logging.getLogger(__name__)
 
@@ -140,17 +144,26 @@ class ModelIndex:
         return self._listed.get(owner, [])
 
     def locate(self, key: ModelKey) -> Path:
-        """The artifact folder of a version: in a store on this disk, else a verified copy in the cache.
+        """The artifact folder of a version: in a store on this disk, else a copy in the cache.
 
-        Blocks. NotFound.
+        Its files are those that were published: they are compared when they are new here, or were written since.
+        Blocks. NotFound, Damaged; StorageFull where there is no space for a copy.
         """
         row = self.registry.resolve(key.name, key.version, key.owner)
-        local = self._store.local_path(row.location + MANIFEST)
+        try:
+            local = self._store.local_path(row.location + MANIFEST)
+        except NotFound:
+            raise _damaged(row, f"{MANIFEST} is missing") from None
         if local is not None:
+            _check_folder(row, local.parent)
             return local.parent
         folder = self._cache / key.owner / key.name / str(key.version)
-        if (folder / MANIFEST).is_file() and read_manifest(folder).digest == row.digest:
-            return folder
+        if (folder / MANIFEST).is_file():
+            try:
+                _check_folder(row, folder)
+                return folder
+            except Damaged as error:
+                log.warning("the copy of a model is made anew: %s", error)
         self._download(row, folder)
         return folder
 
@@ -171,13 +184,20 @@ class ModelIndex:
             for name in [*manifest.files, MANIFEST]:
                 path = partial / name
                 path.parent.mkdir(parents=True, exist_ok=True)
-                with path.open("wb") as file:
-                    for chunk in self._store.stream(row.location + name):
-                        file.write(chunk)
-            verify(partial, read_manifest(partial))
+                try:
+                    with path.open("wb") as file:
+                        for chunk in self._store.stream(row.location + name):
+                            file.write(chunk)
+                except NotFound:
+                    path.unlink()
+                    if not name.endswith(OPTIONAL):
+                        raise _damaged(row, f"{name} is missing") from None
+            _check_folder(row, partial)
             shutil.rmtree(folder, ignore_errors=True)
             partial.rename(folder)
         except OSError as error:
+            if is_disk_full(error):
+                raise StorageFull(NO_SPACE) from None
             # Another process of this machine may have made the copy first.
             if not (folder / MANIFEST).is_file():
                 raise NotFound(
@@ -185,6 +205,27 @@ class ModelIndex:
                 ) from None
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def _check_folder(row: ModelVersion, folder: Path) -> None:
+    """Damaged where a file in ``folder`` is missing or not what was published as ``row``."""
+    try:
+        if read_manifest(folder).digest != row.digest:
+            raise _damaged(row, f"{MANIFEST} is not that which was published")
+    except BadModelFile:
+        raise _damaged(row, f"{MANIFEST} cannot be read") from None
+    for name, info in Manifest.model_validate(row.manifest).files.items():
+        try:
+            check_path(folder / name, info.bytes, info.sha256, f"{row.location}{name}", sys.maxsize)
+        except Damaged as error:
+            raise _damaged(row, f"{name}: {error.message}") from None
+        except FileNotFoundError:
+            if not name.endswith(OPTIONAL):
+                raise _damaged(row, f"{name} is missing") from None
+
+
+def _damaged(row: ModelVersion, what: str) -> Damaged:
+    return Damaged(f"the files of model {row.name} version {row.version} are damaged: {what}")
 
 
 def _servable(row: ModelVersion) -> ServableModel:

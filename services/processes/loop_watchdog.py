@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from services import metrics
 
@@ -33,11 +33,11 @@ class LoopWatchdog:
     interpreter locked keeps the thread from looking, too: the stack is then that of the moment when the call returns.
     Of a process that was itself kept from running (stopped, or starved of processor time) nothing is said.
 
-    ``also`` is called in the thread every five seconds. ``start`` and ``stop`` are for the loop's thread.
+    Each of ``also`` is called in the thread every five seconds. ``start`` and ``stop`` are for the loop's thread.
     """
 
     def __init__(
-        self, limit_s: float = LIMIT_S, also: Callable[[], None] = lambda: None, *, every_s: float = EVERY_S
+        self, limit_s: float = LIMIT_S, also: Sequence[Callable[[], None]] = (), *, every_s: float = EVERY_S
     ) -> None:
         self._limit_s = limit_s
         self._every_s = every_s
@@ -89,7 +89,8 @@ class LoopWatchdog:
                 self._report(now - beat)
             if now >= also_at:
                 also_at = now + _ALSO_EVERY_S
-                self._also()
+                for each in self._also:
+                    each()
             before = time.monotonic()
 
     def _report(self, seconds: float) -> None:

@@ -66,7 +66,10 @@ class WorkerSupervisor:
     def _run(self) -> None:
         try:
             while not self._stop.is_set():
-                self.look()
+                try:
+                    self.look()
+                except OSError as error:  # a disk without space, for the lock
+                    log.warning("workers are not supervised yet: %s", error)
                 self._stop.wait(LOOK_S if self._lock is not None else 2.0)
         except Exception:
             log.exception("workers are not supervised any more")

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from services import metric_files
+
+metric_files.install()
+
 _SIZES = (1, 2, 4, 8, 16, 32, 64)
 
 batch_size = Histogram("ekiben_batch_size", "Images per run.", ["model"], buckets=_SIZES)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import shutil
 from pathlib import Path
@@ -16,7 +15,7 @@ from db.datasets import Datasets, file_key
 from db.job_states import ClaimedItem, ItemResult, finish_items
 from db.publishing import publish_folder
 from db.tables import Dataset, Job, ModelVersion
-from ekiben.errors import NotFound
+from ekiben.errors import Damaged, NotFound
 from models.artifact import read_manifest
 from models.engine.engine import ModelKey
 from models.engine.memory import free_mb
@@ -69,15 +68,19 @@ class TrainingHandler:
         """Write what the child reads: options, samples, weights to start from, the checkpoint of an earlier attempt."""
         workspace, options = self._workspace, job.parameters["options"]
         (folder / "options.json").write_bytes(orjson.dumps(options))
-        await workspace.fetch(file_key(dataset, "archive"), folder / "dataset.zip")
+        await workspace.fetch(file_key(dataset, "archive"), folder / "dataset.zip", dataset.bytes)
         if (start := job.parameters.get("start_from")) is not None:
             key = ModelKey(job.owner, start["name"], start["version"])
             artifact = await retry_while_unavailable(lambda: workspace.run(self._index.locate, key))
             await asyncio.to_thread(shutil.copytree, artifact, folder / "start")
         stored = await workspace.run(workspace.jobs.files, job.owner, job.id, CHECKPOINT)
         if stored:
-            with contextlib.suppress(NotFound):  # without a checkpoint the training begins anew
-                await workspace.fetch(stored[-1].storage_key, folder / _CHECKPOINT_FILE)
+            last, checkpoint = stored[-1], folder / _CHECKPOINT_FILE
+            try:
+                await workspace.fetch(last.storage_key, checkpoint, last.bytes, last.sha256)
+            except (NotFound, Damaged) as error:
+                log.warning("the training begins anew: its checkpoint cannot be used: %s", error)
+                checkpoint.unlink(missing_ok=True)
 
     async def _on_message(self, item: ClaimedItem, folder: Path, message: Message) -> None:
         workspace = self._workspace

@@ -13,6 +13,7 @@ from db.blobs import BlobStore
 from db.datasets import Datasets
 from db.jobs import JobRecords
 from db.pages import Page
+from db.stored_files import read_whole
 from db.tables import Artifact, Job, JobEvent
 from ekiben.errors import BadInput, Conflict, NotFound
 from ekiben.ids import LOCAL_OWNER
@@ -142,5 +143,6 @@ class TrainingService:
         files = self._records.files(owner, id, EVALUATION)
         if not files:
             raise NotFound(f"training {id} has no evaluation any more")
-        evaluation: dict[str, Any] = orjson.loads(self._store.get(files[-1].storage_key))
+        last = files[-1]
+        evaluation: dict[str, Any] = orjson.loads(read_whole(self._store, last.storage_key, last.bytes, last.sha256))
         return evaluation

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from db import migrate as migrations
 from db.migrate import check, current, downgrade, migrate
-from db.schema_version import SCRIPTS, NewerDatabase
+from db.schema.version import SCRIPTS, NewerDatabase
 from db.session import connect
 from db.tables import Row
 from ekiben.errors import Conflict, Unavailable

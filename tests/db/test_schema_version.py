@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from alembic.script import ScriptDirectory
 
-from db.ensure_schema import ensure_newest
 from db.migrate import current, downgrade, migrate
-from db.schema_version import SCRIPTS, NewerDatabase, is_newest, newest_revision
+from db.schema.ensure import ensure_newest
+from db.schema.version import SCRIPTS, NewerDatabase, is_newest, newest_revision
 from ekiben.errors import BadInput
 
 
@@ -63,7 +63,7 @@ def test_a_current_database_imports_neither_alembic_nor_minio(tmp_path: Path) ->
     migrate(url)
     code = (
         "import sys, services.app_state\n"
-        "from db.ensure_schema import ensure_newest\n"
+        "from db.schema.ensure import ensure_newest\n"
         "from db.blobs import open_store\n"
         f"ensure_newest({url!r})\n"
         f"open_store({str(tmp_path / 'store')!r})\n"

@@ -11,7 +11,8 @@ from typing import Any
 from ekiben.child_memory import limit_memory
 from ekiben.child_protocol import EXIT_DONE, EXIT_REFUSED, MessageWriter, end_on_sigterm, end_with_parent
 from ekiben.dataset_archive import DatasetArchive
-from ekiben.errors import OutOfMemory, Refusal
+from ekiben.disk_full import NO_SPACE, comes_of_full_disk
+from ekiben.errors import OutOfMemory, Refusal, StorageFull
 from services.datasets.importer.checks import check
 from services.datasets.importer.fetch import fetch
 from services.datasets.importer.import_options import DatasetImportOptions
@@ -50,23 +51,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     progress = ImportProgress(writer, _SPANS)
     report = Report()
     try:
-        with progress.repeated():
-            result = import_dataset(requested.folder, report, progress)
-    except (MemoryError, OutOfMemory):
-        refusal = _out_of_memory(requested.memory_mb)
-    except RuntimeError as error:
-        if "can't start new thread" not in str(error):
+        try:
+            with progress.repeated():
+                result = import_dataset(requested.folder, report, progress)
+        except (MemoryError, OutOfMemory):
+            refusal = _out_of_memory(requested.memory_mb)
+        except RuntimeError as error:
+            if "can't start new thread" not in str(error):
+                raise
+            refusal = _out_of_memory(requested.memory_mb)
+        except Refusal as error:
+            if comes_of_full_disk(error):
+                raise
+            refusal = error
+        else:
+            writer.result(result)
+            return EXIT_DONE
+        if not report.findings.errors:
+            report.findings.error(refusal.code, refusal.message)
+        report.write(requested.folder / REPORT)
+        writer.refusal(refusal.code, refusal.message)
+    except Exception as error:
+        if not comes_of_full_disk(error):
             raise
-        refusal = _out_of_memory(requested.memory_mb)
-    except Refusal as error:
-        refusal = error
-    else:
-        writer.result(result)
-        return EXIT_DONE
-    if not report.findings.errors:
-        report.findings.error(refusal.code, refusal.message)
-    report.write(requested.folder / REPORT)
-    writer.refusal(refusal.code, refusal.message)
+        writer.refusal(StorageFull.code, NO_SPACE)
     return EXIT_REFUSED
 
 

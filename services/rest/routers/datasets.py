@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import IO, Any
 
 from fastapi import APIRouter, Request
@@ -10,7 +9,7 @@ from pydantic import ConfigDict
 from starlette.responses import Response
 
 from db.datasets import DatasetView, file_key
-from ekiben.errors import BadInput, NotFound
+from ekiben.errors import BadInput
 from models.image_formats.sniffing import sniff
 from services.app_state import AppState
 from services.rest.async_requests import AsyncRequestOptions, idempotency_key
@@ -134,12 +133,7 @@ async def show(request: Request, id: str) -> Response:
 )
 async def preview(request: Request, id: str) -> Response:
     app_state: AppState = request.app.state.app_state
-    shown = await app_state.datasets.dataset(id)
-    try:
-        data = await asyncio.to_thread(app_state.store.get, app_state.datasets.preview_key(shown.dataset))
-    except NotFound:
-        raise NotFound(f"dataset {id} has no preview: it is {shown.state}") from None
-    return _image(data, "image/png")
+    return _image(await app_state.datasets.preview(id), "image/png")
 
 
 @router.get(
@@ -181,8 +175,7 @@ _BYTES: dict[int | str, dict[str, Any]] = {
 )
 async def sample_image(request: Request, id: str, position: int) -> Response:
     app_state: AppState = request.app.state.app_state
-    prepared = await app_state.datasets.prepared(id)
-    data = await asyncio.to_thread(prepared.image, position)
+    data = await app_state.datasets.sample_image(id, position)
     return _image(data, sniff(data))
 
 
@@ -194,8 +187,7 @@ async def sample_image(request: Request, id: str, position: int) -> Response:
 )
 async def sample_mask(request: Request, id: str, position: int) -> Response:
     app_state: AppState = request.app.state.app_state
-    prepared = await app_state.datasets.prepared(id)
-    return _image(await asyncio.to_thread(prepared.mask, position), "image/png")
+    return _image(await app_state.datasets.sample_mask(id, position), "image/png")
 
 
 @router.delete(

@@ -47,7 +47,7 @@ async def healthz(request: Request) -> Response:
 async def show_metrics(request: Request) -> Response:
     app_state: AppState = request.app.state.app_state
     others = await app_state.runner.metrics_text()
-    await asyncio.to_thread(_observe_jobs, app_state)
+    await asyncio.to_thread(_observe, app_state)
     text, content_type = await asyncio.to_thread(metrics.render)
     return Response(text + metrics.other_families(others, text), media_type=content_type)
 
@@ -58,6 +58,7 @@ async def _verdict(request: Request, *, with_models: bool) -> Response:
     ok = all(part.ok for part in parts.values())
     if with_models:
         parts["models"] = _models(app_state)
+        parts["disk"] = await asyncio.to_thread(_disk, app_state)
         parts["workers"] = await asyncio.to_thread(_workers, app_state)
     return json_response(HealthBody(ok=ok, version=__version__, parts=parts), 200 if ok else 503)
 
@@ -82,8 +83,16 @@ def _workers(app_state: AppState) -> HealthPart:
     return HealthPart(ok=alive > 0, detail=f"{alive} alive" if alive else "none alive: jobs wait")
 
 
-def _observe_jobs(app_state: AppState) -> None:
-    """Set the gauges of jobs and workers, which are the database's and not a process's, when they are scraped."""
+def _disk(app_state: AppState) -> HealthPart:
+    """The part on free space: little of it is said, before writes fail and with them ``database`` and ``store``."""
+    warning = app_state.disk_space.warning()
+    return HealthPart(ok=warning is None, detail=warning or app_state.disk_space.summary())
+
+
+def _observe(app_state: AppState) -> None:
+    """Set the gauges of jobs, workers and disks, which are the database's and the machine's, when they are scraped."""
+    for name, free in app_state.disk_space.free_bytes().items():
+        metrics.disk_free_bytes.labels(name).set(free)
     try:
         counts = app_state.jobs.counts()
         metrics.workers.set(app_state.jobs.check_workers())

@@ -92,7 +92,7 @@ async def activate(request: Request, name: str) -> Response:
 async def download(request: Request, name: str, version: int) -> Response:
     app_state: AppState = request.app.state.app_state
     row = await asyncio.to_thread(app_state.registry.resolve, name, version)
-    pieces = iterate_in_thread(zip_version(app_state.store, row))
+    pieces = iterate_in_thread(await asyncio.to_thread(zip_version, app_state.store, row))
     headers = {"Content-Disposition": f'attachment; filename="{name}-{version}.zip"'}
     return StreamingResponse(pieces, media_type="application/zip", headers=headers)
 

@@ -82,7 +82,7 @@ def test_a_full_disk_leaves_the_old_blob(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(Unavailable) as refused:
         store.put("images/a.jpg", b"new", "image/jpeg")
-    assert "space" not in refused.value.message
+    assert (refused.value.code, refused.value.message) == ("storage_full", "the blob store has no space left")
     with pytest.raises(Unavailable):
         store.check()
     monkeypatch.undo()

@@ -12,7 +12,8 @@ import pytest
 import sqlalchemy as sa
 
 import db
-from db.session import DatabaseChanges, connect
+from db.changes import DatabaseChanges
+from db.session import connect
 from tests.servers import Server, new_database, postgres
 from tests.waiting import eventually
 

@@ -12,9 +12,10 @@ import pytest
 import sqlalchemy as sa
 from sqlmodel import Session, select
 
+from db import session as sessions
 from db.session import connect, parse_url, ping, reading, refusing, writing
 from db.tables import Image, Prediction
-from ekiben.errors import BadInput, Conflict, Unavailable
+from ekiben.errors import BadInput, Conflict, StorageFull, Unavailable
 from tests.db import rows
 from tests.servers import Server, free_port, postgres
 
@@ -107,14 +108,18 @@ def test_integrity_becomes_a_conflict(engine: sa.Engine) -> None:
         session.add(rows.image(created_at=datetime(2026, 11, 20)))
 
 
-def test_ping_of_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_ping_of_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = tmp_path / "ekiben.db"
     broken.write_bytes(b"this is not a database" * 100)
-    for url in (f"postgresql://somebody:hunter2@127.0.0.1:{free_port()}/d", f"sqlite:///{broken}"):
+    for url, words in (
+        (f"postgresql://somebody:hunter2@127.0.0.1:{free_port()}/d", "the database is unreachable"),
+        (f"sqlite:///{broken}", "the database is damaged"),
+    ):
         caplog.clear()
+        monkeypatch.setattr(sessions._broken, "_at", -1e9)
         with caplog.at_level(logging.WARNING), pytest.raises(Unavailable) as refused:
             ping(connect(url))
-        assert refused.value.message == "the database is unreachable"
+        assert refused.value.message == words
         assert refused.value.__cause__ is None and refused.value.__suppress_context__
         (line,) = caplog.records
         cause = line.cause  # type: ignore[attr-defined]
@@ -142,3 +147,23 @@ def test_postgres_stopped_and_started(tmp_path: Path) -> None:
         server.start()
         ping(engine)  # connections of before are not handed out again
         engine.dispose()
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "refused"),
+    [
+        ("53100", StorageFull, "storage_full"),
+        ("XX001", Unavailable, "database_damaged"),
+        ("XX002", Unavailable, "database_damaged"),
+        ("25006", Unavailable, "unavailable"),
+    ],
+)
+def test_what_postgres_says_of_space_and_damage(
+    migrated_postgres: str, code: str, kind: type[Unavailable], refused: str
+) -> None:
+    engine = connect(migrated_postgres)
+    with pytest.raises(kind) as told, writing(engine) as session:
+        session.execute(sa.text(f"DO $$ BEGIN RAISE EXCEPTION 'as told' USING ERRCODE = '{code}'; END $$"))
+    assert told.value.code == refused
+    assert isinstance(told.value, StorageFull) == (code == "53100")
+    engine.dispose()

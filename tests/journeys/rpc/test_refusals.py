@@ -13,9 +13,9 @@ from tritonclient.grpc import service_pb2
 
 from ekiben.v1 import ekiben_pb2 as pb
 from tests import toy_models
+from tests.journeys.faults.test_bad_input import gif, png_that_says
 from tests.journeys.jobs.job_client import get
 from tests.journeys.rpc.grpc_calls import Stubs, as_json, connected, failing, image
-from tests.journeys.test_bad_input import gif, png_that_says
 from tests.serving import Server
 
 RED = toy_models.encoded(toy_models.solid((255, 0, 0)))

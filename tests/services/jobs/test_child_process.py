@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from ekiben.errors import StorageFull
+from services.jobs import child_process
 from services.jobs.child_process import ChildFailed, run_child
 from tests.waiting import eventually
 
@@ -130,3 +132,13 @@ def test_a_listener_that_fails_ends_it(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="no database"):
         asyncio.run(run_child(command(code), listen, folder=tmp_path))
     assert not alive(pid[0])
+
+
+def test_a_child_without_space_is_to_be_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "say(refusal={'code': 'storage_full', 'message': 'no space is left'}); sys.exit(2)"
+    with pytest.raises(StorageFull, match="no space is left"):
+        asyncio.run(heard(code, tmp_path))
+    monkeypatch.setattr(child_process, "is_without_space", lambda folder: folder == tmp_path)
+    for code in ("raise RuntimeError('PytorchStreamWriter failed writing file')", "os.kill(os.getpid(), 7)"):
+        with pytest.raises(StorageFull):
+            asyncio.run(heard(code, tmp_path))

@@ -9,9 +9,9 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from db.changes import DatabaseChanges
 from db.datasets import Datasets
 from db.jobs import JobRecords
-from db.session import DatabaseChanges
 from db.workers import Workers
 from ekiben.settings import Settings
 from services.app_state import AppState

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from db.changes import DatabaseChanges
 from db.jobs import JobRecords
 from db.migrate import migrate
-from db.session import DatabaseChanges, connect
+from db.session import connect
 from db.tables import Job
 from ekiben.errors import Unavailable
 from services.jobs import dbos_queue, queue_standby
@@ -176,7 +177,8 @@ WORKER = """
 import sys, threading
 from pathlib import Path
 from db.jobs import JobRecords
-from db.session import DatabaseChanges, connect
+from db.changes import DatabaseChanges
+from db.session import connect
 from services.jobs import queue_standby
 from services.jobs.dbos_queue import QueueConsumer
 from services.jobs.queue_standby import QueueStandby

@@ -60,7 +60,7 @@ def test_a_low_limit_is_said(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_too_many_open_files_are_said_once(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(error_codes, "_logged", -1e9)
+    monkeypatch.setattr(error_codes._too_many_files, "_at", -1e9)
     with caplog.at_level(logging.WARNING):
         for _ in range(5):
             try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from datetime import timedelta
 from typing import Any
 
@@ -168,5 +169,31 @@ def test_an_unexpected_error_is_internal(run: Run, monkeypatch: pytest.MonkeyPat
             assert item.error is not None and item.error["code"] == "internal_error"
             assert "secret" not in str(item.error) and "Zero" not in str(item.error)
             assert item.attempts == 1
+
+    run(main)
+
+
+def test_items_wait_for_space_however_often_there_is_none(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that is full for longer than the tries of other temporary errors loses nothing."""
+    monkeypatch.setattr(item_settler, "FULL_RETRY_S", 0.01)
+    monkeypatch.setattr(item_settler, "MAX_TRIES", 2)
+
+    async def main(bench: AtWork) -> None:
+        put, calls = bench.app_state.store.put, 0
+
+        def full(*given: Any) -> None:
+            nonlocal calls
+            calls += 1
+            if calls <= 8:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            put(*given)
+
+        submitted = await bench.submit("segment", SOLIDS[:1], AREAS)
+        monkeypatch.setattr(bench.app_state.store, "put", full)
+        job = await bench.finish(submitted.id, entries=30)
+        assert (job.state, job.succeeded, job.failed) == ("succeeded", 1, 0)
+        [item] = bench.items(job.id)
+        assert (item.tries, item.error) == (0, None)
+        assert calls > 8
 
     run(main)

@@ -16,7 +16,7 @@ from db.datasets import Datasets
 from db.job_states import ClaimedItem
 from db.keys import new_key
 from db.tables import Artifact, Job, now
-from ekiben.errors import Conflict, NotFound, Refusal, Unavailable
+from ekiben.errors import Conflict, Damaged, NotFound, Refusal, Unavailable
 from ekiben.ids import LOCAL_OWNER, derived_id
 from services.jobs.child_process import ChildFailed
 from services.jobs.garbage_collection import GarbageCollector
@@ -95,7 +95,7 @@ def test_the_next_attempt_goes_on_from_what_was_kept(run: Run) -> None:
             assert not os.listdir(folder)
             path = folder / "checkpoint.pt"
             if kept := bench.records.files(LOCAL_OWNER, job.id, "checkpoint"):
-                await bench.workspace.fetch(kept[-1].storage_key, path)
+                await bench.workspace.fetch(kept[-1].storage_key, path, kept[-1].bytes, kept[-1].sha256)
                 found.append(path.read_text())
             if bench.attempts == 1:
                 path.write_text("after one epoch")
@@ -124,17 +124,20 @@ def test_fetching_what_is_gone(run: Run, monkeypatch: pytest.MonkeyPatch) -> Non
         store, target = bench.app_state.store, bench.folder / "target"
         key = new_key("artifacts", derived_id("0190a0a0-0000-7000-8000-000000000000", "x"), ".bin", now())
         with pytest.raises(NotFound):
-            await bench.workspace.fetch(key, target)
+            await bench.workspace.fetch(key, target, 3_000_000)
         assert not target.exists() and not list(bench.folder.glob(".target*"))
         # And from a store that is not on this disk.
         store.put(key, b"x" * 3_000_000, "text/plain")
         monkeypatch.setattr(type(store), "local_path", lambda self, key: None)
-        await bench.workspace.fetch(key, target)
+        await bench.workspace.fetch(key, target, 3_000_000)
         assert target.read_bytes() == b"x" * 3_000_000
+        for size, sha256 in ((2_999_999, None), (3_000_000, hashlib.sha256(b"y").hexdigest())):
+            with pytest.raises(Damaged):
+                await bench.workspace.fetch(key, target, size, sha256)
         store.delete(key)
         target.unlink()
         with pytest.raises(NotFound):
-            await bench.workspace.fetch(key, target)
+            await bench.workspace.fetch(key, target, 3_000_000)
         assert not target.exists()
 
     run(main)

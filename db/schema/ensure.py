@@ -3,7 +3,7 @@ a database that is not at the newest revision."""
 
 from __future__ import annotations
 
-from db.schema_version import is_newest
+from db.schema.version import is_newest
 
 
 def ensure_newest(url: str) -> None:

@@ -1,0 +1,1 @@
+"""What goes wrong around a server: bad input, full disks, damage, kills, stops."""
