@@ -8,11 +8,15 @@ PROTOCOLS := .venv-protocols/.installed
 KERAS := .venv-keras/.installed
 PIP := -m pip --disable-pip-version-check install --quiet
 
-.PHONY: protos help serve models keras bento test acceptance lint types imports coverage bench bench-sam bench-jobs bench-training bench-protocols clean
+SEED ?= 1
+COUNT ?= 100000
+
+.PHONY: protos help serve models keras bento test acceptance fuzz lint types imports coverage bench bench-sam bench-jobs bench-training bench-protocols clean
 
 help:
 	@echo "make serve        start Ekiben on http://127.0.0.1:$(PORT) (PORT= changes it)"
 	@echo "make test         the tests; make acceptance: the slow ones"
+	@echo "make fuzz         100,000 mutated requests to a started server (SEED=, COUNT= change it); about half an hour"
 	@echo "make models       try again to get default models whose weights were missing"
 	@echo "make keras        the environment that converts Keras and TensorFlow models"
 	@echo "make bento        build a Bento that carries the models"
@@ -39,6 +43,9 @@ coverage: $(TORCH)
 
 acceptance: $(TORCH)
 	@.venv-torch/bin/python -m pytest tests -m acceptance
+
+fuzz: $(TORCH)
+	@OMP_NUM_THREADS=1 .venv-torch/bin/python -m tests.fuzz --seed $(SEED) --count $(COUNT)
 
 lint: $(TORCH)
 	@.venv-torch/bin/ruff check . && .venv-torch/bin/ruff format --check .
