@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from threading import Lock
 from typing import Any
 
 from fastapi import FastAPI
@@ -41,7 +42,8 @@ def create_app(operations: Iterable[Operation] | None = None) -> FastAPI:
         title="Ekiben",
         version=__version__,
         description=_DESCRIPTION,
-        docs_url=None,  # services/rest/routers/docs.py
+        openapi_url=None,  # services/rest/routers/docs.py
+        docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
     )
@@ -63,12 +65,13 @@ def create_app(operations: Iterable[Operation] | None = None) -> FastAPI:
     ):
         app.include_router(router)
 
-    made = app.openapi
+    made, lock = app.openapi, Lock()
 
     def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            app.openapi_schema = with_operation_names(with_error_bodies(made()), [row.name for row in rows])
-        return app.openapi_schema
+        with lock:  # it is made in threads, by routers/docs.py
+            if app.openapi_schema is None:
+                app.openapi_schema = with_operation_names(with_error_bodies(made()), [row.name for row in rows])
+            return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
     return app

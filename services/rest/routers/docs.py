@@ -1,4 +1,4 @@
-"""/, /docs and /redoc: the pages of the API.
+"""/, /docs, /redoc and /openapi.json: the pages of the API.
 
 Script and style of /docs are those that BentoML installs, so that it works offline. ReDoc's script comes from where
 EKIBEN_REDOC_URL says.
@@ -6,12 +6,14 @@ EKIBEN_REDOC_URL says.
 
 from __future__ import annotations
 
+import asyncio
 from html import escape
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import bentoml
-from fastapi import APIRouter, HTTPException, Request
+import orjson
+from fastapi import APIRouter, FastAPI, HTTPException, Request
 from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
 
@@ -54,6 +56,16 @@ async def page(request: Request) -> Response:
         swagger_css_url="/docs/swagger-ui.css",
         swagger_favicon_url="/docs/favicon-light-32x32.png",
     )
+
+
+@router.get("/openapi.json")
+async def document(request: Request) -> Response:
+    # The first time takes most of a second, which is too long for the event loop.
+    return Response(await asyncio.to_thread(_document, request.app), media_type="application/json")
+
+
+def _document(app: FastAPI) -> bytes:
+    return orjson.dumps(app.openapi())
 
 
 @router.get("/docs/{name}")
