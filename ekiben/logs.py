@@ -46,6 +46,11 @@ class JsonFormatter(logging.Formatter):
         return orjson.dumps(line, default=str).decode()
 
 
+_READERS = ("PIL", "nibabel.global", "python_multipart")
+"""Loggers of the libraries that read what callers send. What is wrong with it is said by the refusal, to the caller; an
+operator cannot act on it, and each request could write such lines."""
+
+
 def configure(level: str, app: str = "") -> None:
     """Write the records of all loggers from ``level`` (debug, info, warning or error) up to stderr, as JSON.
 
@@ -66,6 +71,8 @@ def configure(level: str, app: str = "") -> None:
     access.handlers.clear()
     access.propagate = False
     logging.getLogger("bentoml").setLevel(max(logging.WARNING, root.level))
+    for name in _READERS:
+        logging.getLogger(name).setLevel(root.level if root.level <= logging.DEBUG else logging.CRITICAL)
     for name in ("alembic", "dbos"):
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
 

@@ -1,0 +1,48 @@
+"""What reaches the log: nothing that the libraries which read files write about a caller's file."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.models.image_formats.tiff_files import Page, tiff
+from tests.models.medical.test_nifti import spoiled
+from tests.serving import ROOT
+
+READ = """
+import sys
+from pathlib import Path
+from ekiben import logs
+from ekiben.errors import Refusal
+from models.images import decode
+from models.medical.formats import open_volume
+logs.configure(sys.argv[2])
+try:
+    if sys.argv[1].endswith(".nii"):
+        open_volume(Path(sys.argv[1]))
+    else:
+        decode(Path(sys.argv[1]).read_bytes())
+except Refusal as refusal:
+    print("refused")
+"""
+
+
+def bad_files() -> dict[str, bytes]:
+    import numpy as np
+
+    samples = Page(np.zeros((4, 4, 3), np.uint8), 2, {277: [32]})
+    return {"samples.tif": tiff(samples), "type.nii": spoiled(70, "<h", 1536)}
+
+
+@pytest.mark.parametrize(("level", "lines"), [("info", False), ("debug", True)])
+@pytest.mark.parametrize("name", ["samples.tif", "type.nii"])
+def test_a_bad_file_is_refused_and_not_logged(name: str, level: str, lines: bool, tmp_path: Path) -> None:
+    file = tmp_path / name
+    file.write_bytes(bad_files()[name])
+    command = [sys.executable, "-c", READ, str(file), level]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.strip() == "refused"
+    assert bool(done.stderr) is lines
