@@ -177,4 +177,4 @@ def onnx(rng: random.Random) -> bytes:
 
 def unused(rng: random.Random) -> str:
     """A name for a model."""
-    return f"made{rng.randrange(20)}" if rng.random() < 0.9 else hostile.word(rng)[:40]
+    return f"made{rng.randrange(20)}" if rng.random() < 0.98 else hostile.word(rng)[:40]

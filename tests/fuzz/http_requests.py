@@ -75,7 +75,7 @@ class HttpRequests:
         """Request ``index``: valid, then with up to three mutations."""
         route = rng.choices(self.routes, self.weights)[0]
         draft = self.valid(route, rng)
-        for _ in range(rng.choice((0, 1, 1, 1, 1, 2, 2, 3))):
+        for _ in range(rng.choice((0, 0, 0, 1, 1, 1, 2, 3))):
             mutate(draft, rng)
         return call_of(draft, index, rng)
 
@@ -108,7 +108,9 @@ class HttpRequests:
             if rng.random() < 0.3:
                 draft.headers.append(("Idempotency-Key", f"key-{rng.randrange(50)}"))
         if route.path == "/v1/models" and route.method == "POST":
-            options |= {"labels": "a,b,c", "name": archive_files.unused(rng)}
+            options |= {"labels": "a\nb\nc", "name": archive_files.unused(rng)}
+            if rng.random() < 0.8:
+                options["task"] = "classify"
             options.pop("output_name", None)
         if route.path.endswith("/compare"):
             options["ids"] = ",".join(self.known.one("training", rng) for _ in range(rng.choice((2, 2, 3))))
@@ -248,6 +250,8 @@ class HttpRequests:
 
     def _option(self, name: str, schema: dict[str, Any], operation: str, rng: random.Random) -> Any:
         if name == "model":
+            if operation == "segment":
+                return rng.choices(("areas", "cells", "nuclei_unet"), (14, 5, 1))[0]
             return MODELS.get(operation, "areas")
         if name == "store":
             return rng.random() < 0.25
@@ -258,9 +262,11 @@ class HttpRequests:
         if name == "size":
             return "8,8"
         if name == "palette":
-            return "0,0,0 255,0,0 0,255,0"
+            return "0,0,0\n255,0,0\n0,255,0"
         if name == "version" or name.endswith("_id"):
             return "1" if name == "version" else self.known.one(name[:-3], rng)
+        if name == "crop":
+            return rng.choice((0.875, 1))
         if name == "top_k":
             return rng.randrange(1, 5)
         if name == "timeout_s":
