@@ -176,8 +176,12 @@ def _padding(stored: Values, attributes: Dataset) -> NDArray[np.bool_]:
 def color_levels(stored: Values, dataset: Dataset, photometric: str) -> NDArray[np.uint8]:
     """uint8 [height, width, 3], RGB, from a colour frame or from palette indices [height, width].
 
-    UnsupportedImage for a photometric interpretation other than RGB and PALETTE COLOR.
+    UnsupportedImage for a photometric interpretation other than RGB and PALETTE COLOR, BadImage where a pixel has
+    another number of samples than it says.
     """
+    if photometric in ("RGB", "PALETTE COLOR") and (stored.ndim == 3) is not (photometric == "RGB"):
+        samples = stored.shape[2] if stored.ndim == 3 else 1
+        raise BadImage(f"the DICOM file says {photometric}, but its SamplesPerPixel is {samples}")
     if photometric == "PALETTE COLOR":
         from pydicom.pixels.processing import apply_color_lut
 

@@ -125,7 +125,7 @@ class Campaign:
                 self.in_flight[index] = call
                 answer = await (grpc if call.method == "GRPC" else http).send(call, self.request_id(index))
                 del self.in_flight[index]
-                self._judge(call, answer, time.monotonic() - started)
+                self.judge(call, answer, time.monotonic() - started)
             http.close()
             await grpc.close()
 
@@ -147,7 +147,8 @@ class Campaign:
     def request_id(self, index: int) -> str:
         return f"fuzz-{self.report.seed}-{index}"
 
-    def _judge(self, call: Call, answer: Answer, seconds: float) -> None:
+    def judge(self, call: Call, answer: Answer, seconds: float) -> None:
+        """Count the answer, and note what is wrong with it."""
         report, counts = self.report, self.report.by_route[call.route]
         report.sent += 1
         counts["sent"] += 1
@@ -182,7 +183,7 @@ class Campaign:
             prefix = f"fuzz-{self.report.seed}-"
             if word.startswith(prefix) and word[len(prefix) :].isdigit():
                 call = self.call(int(word[len(prefix) :]))  # its ids may differ, where they were added in the run
-        self._violation(f"log: {line[:3000]}", call)
+        self._violation(f"log: {line[:500]} ... {line[-2500:]}" if len(line) > 3000 else f"log: {line}", call)
 
     def _remember(self, call: Call, answer: Answer) -> None:
         """Ids that may be asked for, and removed, later."""

@@ -213,9 +213,11 @@ TIFF_TAGS += (325, 330, 332, 338, 339, 340, 341, 347, 530, 532, 34665, 34377, 33
 def tiff_file(rng: random.Random) -> bytes:
     """Pages of 8 to 64 bits whose tags say other things than is so."""
     pages = []
-    for _ in range(rng.choice((1, 1, 1, 2, 3))):
-        bands = rng.choice((1, 1, 3, 4, 2, 5))
-        dtype = rng.choice(("u1", "u1", "u2", "u2", "i1", "i2", "u4", "f4", "f8"))
+    for _ in range(rng.choice((1, 1, 1, 1, 1, 1, 1, 2, 3))):
+        bands = rng.choice((1, 1, 1, 3, 3, 3, 3, 4, 2, 5))
+        dtype = rng.choice(
+            ("u1",) * 8 + ("u2",) * 6 + ("i1", "i2", "u4", "f4", "f8") if bands < 3 else ("u1", "u1", "u2")
+        )
         values = pixels(rng.choice((5, 16, 33)), rng.choice((5, 16, 33)), bands, rng.randrange(99))
         tags: dict[int, list[int]] = {}
         for _ in range(rng.choice((0, 1, 1, 2, 3))):
@@ -226,7 +228,10 @@ def tiff_file(rng: random.Random) -> bytes:
         if rng.random() < 0.15:  # tiles, of which there are no bytes
             side = rng.choice((16, 17, 256, 4096, 30000, 65536, 2**31))
             tags |= {322: [side], 323: [side], 324: [8] * rng.choice((1, 4)), 325: [rng.choice((1, 700, 2**31))]}
-        pages.append(Page(values.astype(dtype), rng.choice((0, 1, 2, 3, 5, 6, 8)) if bands < 3 else 2, tags))
+        photometric = (
+            rng.choice((0, 1, 2, 3, 5, 6, 8)) if rng.random() < 0.1 else 2 if bands > 2 else rng.choice((0, 1, 1))
+        )
+        pages.append(Page(values.astype(dtype), photometric, tags))
     data = bytearray(tiff(*pages, order=rng.choice("<>"), big=rng.random() < 0.4))
     if rng.random() < 0.15:
         at = rng.choice((4, 8, 2, rng.randrange(len(data) - 8)))

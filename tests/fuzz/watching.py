@@ -123,4 +123,7 @@ class LogWatch:
 
 def is_fault(line: str) -> bool:
     """Whether a line of the log is a traceback or an error."""
-    return "Traceback (most recent call last)" in line or '"level":"error"' in line or '"level":"critical"' in line
+    lost = "never retrieved" in line or "was never awaited" in line
+    return (
+        lost or "Traceback (most recent call last)" in line or '"level":"error"' in line or '"level":"critical"' in line
+    )

@@ -79,6 +79,21 @@ JPEG_64 = encoded(noise(64, 48).convert("L"), "JPEG")
         ),
         pytest.param(dicom(bytes(100), **says(5, 5, NumberOfFrames=9)), BadImage, "truncated", id="lying frames"),
         pytest.param(dicom(bytes(100), **says(5, 5, NumberOfFrames=-1)), BadImage, "no pixels", id="negative frames"),
+        pytest.param(
+            dicom(bytes(100), **says(5, 5, PhotometricInterpretation="RGB")),
+            BadImage,
+            "says RGB, but its SamplesPerPixel is 1",
+            id="RGB of one sample",
+        ),
+        pytest.param(
+            dicom(
+                bytes(75),
+                **says(5, 5, PhotometricInterpretation="PALETTE COLOR", SamplesPerPixel=3, PlanarConfiguration=0),
+            ),
+            BadImage,
+            "says PALETTE COLOR, but its SamplesPerPixel is 3",
+            id="a palette of three samples",
+        ),
         pytest.param(dicom(bytes(100), **says(5, 5, 64)), UnsupportedImage, "64 bits a pixel", id="64 bits"),
         pytest.param(
             dicom(encapsulate([b"x" * 50]), "1.2.840.10008.1.2.4.70", **says(48, 64)),
