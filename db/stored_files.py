@@ -55,7 +55,11 @@ def check_file(store: BlobStore, key: str, size: int, sha256: str | None) -> Non
     if path is None:
         _check_size(key, store.size(key), size)
         return
-    check_path(path, size, sha256, key)
+    try:
+        check_path(path, size, sha256, key)
+    except FileNotFoundError:
+        store.size(key)  # NotFound: another request removes it just now
+        raise
 
 
 def check_path(path: Path, size: int, sha256: str | None, name: str, most_bytes: int = HASHED_BYTES) -> None:

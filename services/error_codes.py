@@ -52,7 +52,13 @@ STATUS: tuple[tuple[type[Refusal], int, str], ...] = (
 )
 
 # Error codes of what the web framework refuses before a route is reached.
-ROUTING_CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 415: "unsupported_media_type"}
+ROUTING_CODES = {
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "too_large",
+    415: "unsupported_media_type",
+    416: "range_not_satisfiable",
+}
 
 
 _too_many_files = SeldomLine(log, logging.ERROR, "too many open files")

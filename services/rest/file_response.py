@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
+from typing import BinaryIO
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, RedirectResponse, Response
+from starlette.types import Message, Receive, Scope, Send
 
 from db.blobs import BlobStore
 from db.stored_files import check_file, read_whole
@@ -37,6 +41,44 @@ async def file_response(
         return RedirectResponse(url, 302, {"ETag": etag, "Cache-Control": f"private, max-age={_PRESIGNED_S // 2}"})
     path = store.local_path(key)
     if path is not None:
-        return FileResponse(path, media_type=mime_type, headers=headers)
+        return _OpenFileResponse(await asyncio.to_thread(_open, store, key, path), mime_type, headers)
     data = await asyncio.to_thread(read_whole, store, key, size, sha256)
     return Response(data, headers=headers, media_type=mime_type)
+
+
+def _open(store: BlobStore, key: str, path: Path) -> BinaryIO:
+    """The file of a blob. NotFound, where another request removes it just now, too."""
+    store.size(key)
+    try:
+        return path.open("rb")
+    except FileNotFoundError:
+        store.size(key)
+        raise
+
+
+class _OpenFileResponse(FileResponse):
+    """Sends a file that is open already: one that is removed meanwhile is sent whole.
+
+    A range that is none, or beyond the end, is an HTTPException, so that it leaves in the shape of all errors.
+    """
+
+    def __init__(self, file: BinaryIO, mime_type: str, headers: dict[str, str]) -> None:
+        super().__init__(f"/dev/fd/{file.fileno()}", media_type=mime_type, headers=headers)
+        self._file = file
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it, and close the file."""
+        refused: list[Message] = []
+
+        async def unless_refused(message: Message) -> None:
+            if refused or (message["type"] == "http.response.start" and message["status"] in (400, 416)):
+                refused.append(message)
+            else:
+                await send(message)
+
+        with self._file:
+            await super().__call__(scope, receive, unless_refused)
+        if refused:
+            ranges = {k.decode(): v.decode() for k, v in refused[0]["headers"] if k.lower() == b"content-range"}
+            text = b"".join(message.get("body", b"") for message in refused).decode()
+            raise HTTPException(refused[0]["status"], text or "the range lies beyond the end of the file", ranges)

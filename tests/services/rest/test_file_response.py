@@ -9,13 +9,13 @@ from pathlib import Path
 
 import httpx
 import pytest
-from starlette.applications import Starlette
+from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from db.folder_store import FolderStore
-from ekiben.errors import NotFound
+from services.rest.error_handlers import install_error_handlers
 from services.rest.file_response import file_response
 
 KEY = "images/a.png"
@@ -40,13 +40,17 @@ class Far(FolderStore):
         return None
 
 
-def getting(store: FolderStore, key: str = KEY) -> Get:
+def getting(store: FolderStore, key: str = KEY, *, removed: bool = False) -> Get:
     async def endpoint(request: Request) -> Response:
-        return await file_response(request, store, key, "image/png", SHA256, len(DATA))
+        response = await file_response(request, store, key, "image/png", SHA256, len(DATA))
+        if removed:
+            store.delete(key)
+        return response
 
     def get(method: str = "GET", **headers: str) -> httpx.Response:
         async def ask() -> httpx.Response:
-            app = Starlette(routes=[Route("/file", endpoint, methods=["GET"])])
+            app = FastAPI(routes=[Route("/file", endpoint, methods=["GET"])])
+            install_error_handlers(app)
             async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
                 named = {name.replace("_", "-"): value for name, value in headers.items()}
                 return await client.request(method, "/file", headers=named)
@@ -113,6 +117,34 @@ def test_a_range_beyond_the_end_is_refused(stored: Stored) -> None:
     assert f"*/{len(DATA)}" in answer.headers["content-range"]
 
 
+@pytest.mark.parametrize(
+    ("asked", "status", "code"),
+    [
+        ("bytes=256000-", 416, "range_not_satisfiable"),
+        ("bytes=5-2", 400, "bad_request"),
+        ("lines=1-2", 400, "bad_request"),
+        ("bytes=", 400, "bad_request"),
+    ],
+)
+def test_a_refused_range_has_the_shape_of_all_errors(asked: str, status: int, code: str, stored: Stored) -> None:
+    answer = getting(stored(FolderStore))(range=asked)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+    assert answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("asked", [None, "bytes=100-299", "bytes=0-9,100-199"])
+def test_a_file_that_is_removed_meanwhile_is_sent_whole(asked: str | None, stored: Stored) -> None:
+    """It is removed after the route has found it, and before a byte was sent."""
+    store = stored(FolderStore)
+    before = getting(store)(**({"range": asked} if asked else {}))
+
+    answer = getting(store, removed=True)(**({"range": asked} if asked else {}))
+    assert not store.exists(KEY)
+    assert (answer.status_code, len(answer.content)) == (before.status_code, len(before.content))
+    if not (asked and "," in asked):  # several ranges have a boundary of their own each time
+        assert answer.content == before.content
+
+
 @pytest.mark.parametrize("known", [ETAG, f"W/{ETAG}", f'"another", {ETAG}', f'W/"another",W/{ETAG} ', "*"])
 @pytest.mark.parametrize("kind", [FolderStore, Presigning, Far])
 def test_who_has_the_file_is_not_sent_it_again(kind: type[FolderStore], known: str, stored: Stored) -> None:
@@ -136,5 +168,5 @@ def test_a_store_with_urls_is_asked_there(stored: Stored) -> None:
 
 @pytest.mark.parametrize("kind", [FolderStore, Far])
 def test_a_file_that_is_gone_is_not_found_before_the_answer_begins(kind: type[FolderStore], stored: Stored) -> None:
-    with pytest.raises(NotFound):
-        getting(stored(kind), "images/gone.png")()
+    answer = getting(stored(kind), "images/gone.png")()
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
