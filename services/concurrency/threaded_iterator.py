@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 
+from services.concurrency.shielded import shielded
+
 
 async def iterate_in_thread(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
     """The pieces of a blocking generator, each made in a thread, empty ones left out. The generator is closed when the
@@ -21,10 +23,10 @@ async def iterate_in_thread(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
     try:
         while True:
             making = asyncio.ensure_future(asyncio.to_thread(next, pieces, None))
-            piece = await asyncio.shield(making)
+            piece = await shielded(making)
             if piece is None:
                 return
             if piece:
                 yield piece
     finally:
-        await asyncio.shield(asyncio.ensure_future(close()))
+        await shielded(close())

@@ -20,6 +20,7 @@ from models.inference_requests import AutoMaskResponse, InferenceResponse, MaskR
 from models.results import ImageInfo, Timing, ValueRange
 from services import metrics
 from services.concurrency.memory_budget import MemoryBudget
+from services.concurrency.shielded import shielded
 from services.concurrency.until_stop import UntilStop
 from services.inference.image_limits import ImageLimits
 from services.inference.recording import NewFiles, Record, Recorder, RecordIds
@@ -213,7 +214,7 @@ class InferencePipeline:
                 if pending.record is not None:
                     await self.recorder.finish(pending.record, image, pending.files.all, columns, then=item_result)
                 elif item_result is not None:
-                    await asyncio.shield(asyncio.wrap_future(self.records.save([], item_result)))
+                    await shielded(asyncio.wrap_future(self.records.save([], item_result)))
         except TimeoutError:
             raise DeadlineExceeded("the answer could not be stored before the deadline", retry_after_s=1) from None
         if pending.record is not None:

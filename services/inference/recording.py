@@ -24,6 +24,7 @@ from ekiben.errors import Refusal
 from ekiben.ids import derived_id, new_id
 from models.image_formats.sniffing import EXTENSIONS
 from models.results import ImageInfo
+from services.concurrency.shielded import shielded
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +134,7 @@ class Recorder:
     async def keep(self, item_id: str, data: bytes, mime_type: str, created_at: datetime) -> StoredBytes:
         """Store the image of a job's item."""
         stored = self._put("images", data, mime_type, image_id_of(item_id), created_at)
-        await asyncio.shield(stored.done)
+        await shielded(stored.done)
         return stored
 
     def ids(self, record: Record | None, made: Sequence[NewFile]) -> RecordIds:
@@ -242,7 +243,7 @@ class Recorder:
         return {"owner": record.owner, "created_at": record.created_at}
 
     async def _stored(self, stored: StoredBytes) -> dict[str, Any]:
-        sha256 = await asyncio.shield(stored.done)
+        sha256 = await shielded(stored.done)
         return {"storage_key": stored.key, "mime_type": stored.mime_type, "bytes": stored.size, "sha256": sha256}
 
     async def _image(self, record: Record, upload: StoredBytes, image: ImageInfo, kept: bool) -> dict[str, Any]:

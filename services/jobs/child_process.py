@@ -19,6 +19,7 @@ import orjson
 
 from ekiben.disk_full import NO_SPACE, is_without_space
 from ekiben.errors import Refusal, StorageFull
+from services.concurrency.shielded import shielded
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ async def run_child(
                 await on_message(message)
         status = await child.wait()
     except BaseException:
-        await asyncio.shield(_end(child))
+        await shielded(_end(child))
         raise
     finally:
         listening.cancel()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from ekiben.ids import LOCAL_OWNER
 from models.inference_requests import InferenceRequest, InferenceResponse, PreparedTensor
 from models.results import Timing
 from services.concurrency.bounded_gather import gather_bounded
+from services.concurrency.shielded import shielded
 from services.inference import classify, segment
 from services.inference.context import InferenceCore, RequestContext
 from services.inference.pipeline import ImageSource
@@ -85,7 +85,7 @@ class OpenInference:
                 raise TooLarge(f"the answer has {size} bytes; at most {MAX_BYTES} are sent: ask for less at once")
         except BaseException:
             if stored:
-                await asyncio.shield(self._core.pipeline.forget(stored, owner=owner))
+                await shielded(self._core.pipeline.forget(stored, owner=owner))
             raise
         name = "prediction_id" if len(stored) == 1 else "prediction_ids"
         info = {name: ",".join(stored)} if stored else {}
