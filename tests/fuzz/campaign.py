@@ -92,6 +92,12 @@ class Report:
         return "\n".join(lines)
 
 
+def _shapeless(answer: Answer) -> bool:
+    """Whether a refusal is not in the shape of all errors. What is no HTTP at all is refused before it has a path."""
+    refused = isinstance(answer.status, int) and 400 <= answer.status < 500
+    return refused and not answer.code and answer.body != b"Invalid HTTP request received."
+
+
 class Campaign:
     """Sends requests ``first`` to ``first + count`` of ``seed`` to a server, for ``minutes`` at most."""
 
@@ -164,10 +170,12 @@ class Campaign:
             report.slowest = sorted(report.slowest, reverse=True)[:20]
         if answer.broken:
             self._violation(f"no answer: {answer.broken}", call, answer)
-        elif (
+        elif answer.status in BAD_GRPC or (
             isinstance(answer.status, int) and answer.status >= 500 and answer.status not in (501, 503, 504)
-        ) or answer.status in BAD_GRPC:
+        ):
             self._violation(f"{answer.status} {answer.body[:200]!r}", call, answer)
+        elif call.method not in ("GRPC", "HEAD") and _shapeless(answer):
+            self._violation(f"an error of another shape: {answer.status} {answer.body[:200]!r}", call, answer)
 
     def _violation(self, what: str, call: Call | None = None, answer: Answer | None = None) -> None:
         violation = Violation(what, call, answer)
