@@ -45,9 +45,9 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 class DecodedImage:
     """A decoded image, turned as its EXIF orientation says.
 
-    ``rgb``: PIL image, mode RGB, 8 bits. ``width`` and ``height`` are in pixels; every mask and coordinate that Ekiben
-    gives or takes refers to this image. ``mime_type`` is that of the encoded bytes. ``value_range``: the values that
-    became 0 and 255; None where more than a range decides, as in DICOM.
+    ``rgb``: PIL image, mode RGB, 8 bits, without metadata. ``width`` and ``height`` are in pixels; every mask and
+    coordinate that Ekiben gives or takes refers to this image. ``mime_type`` is that of the encoded bytes.
+    ``value_range``: the values that became 0 and 255; None where more than a range decides, as in DICOM.
     """
 
     rgb: Image.Image
@@ -112,6 +112,7 @@ def _decoded(data: bytes, mime_type: str, wanted: ValueRange | None) -> DecodedI
         image, value_range = _levels(image, data, page, number, wanted)
         rgb = image if image.mode == "RGB" else image.convert("RGB")
         rgb = rgb if turn is None else rgb.transpose(turn)
+        rgb.info = {}  # metadata that Pillow would write into every image that is made of this one
     except UnsupportedImage:
         raise
     except MemoryError:

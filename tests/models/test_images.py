@@ -246,3 +246,32 @@ def test_encoders_round_trip() -> None:
 
 def test_every_mime_type_has_an_extension() -> None:
     assert {sniff(data) for data in FILES.values()} | {"application/dicom"} == set(EXTENSIONS)
+
+
+def metadata_files() -> dict[str, bytes]:
+    """Images with a transparent colour, a colour profile and EXIF."""
+    profile = b"not a colour profile" * 100
+    bilevel = Image.fromarray(np.asarray(PHOTO.convert("L")) > 127)
+    header = b"".join((struct.pack(">I", 13), b"IHDR", struct.pack(">IIBBBBB", 8, 1, 1, 0, 0, 0, 0)))
+    chunks = [(b"IHDR", header[8:]), (b"tRNS", bytes(300)), (b"IDAT", zlib.compress(b"\0\x5a")), (b"IEND", b"")]
+    odd = b"".join(struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
+    return {
+        "bilevel with a transparent colour": encoded(bilevel, transparency=0),
+        "bilevel with too many of them": b"\x89PNG\r\n\x1a\n" + odd,
+        "grey with a transparent colour": encoded(PHOTO.convert("L"), transparency=7),
+        "RGB with a transparent colour": encoded(PHOTO, transparency=(1, 2, 3)),
+        "palette with transparency": encoded(PHOTO.convert("P"), transparency=3),
+        "PNG with a profile": encoded(PHOTO, icc_profile=profile),
+        "JPEG with a profile": encoded(PHOTO, "JPEG", icc_profile=profile, exif=b"Exif\0\0II*\0\x08\0\0\0\0\0"),
+        "WebP with a profile": encoded(PHOTO, "WEBP", icc_profile=profile),
+        "TIFF with a profile": encoded(PHOTO, "TIFF", icc_profile=profile),
+    }
+
+
+@pytest.mark.parametrize("name", list(metadata_files()))
+def test_metadata_does_not_reach_the_images_made_of_an_image(name: str) -> None:
+    image = decode(metadata_files()[name])
+    assert image.rgb.info == {}
+    for made in (encode_png(image.rgb), encode_jpeg(image.rgb)):
+        with Image.open(io.BytesIO(made)) as opened:
+            assert not {"icc_profile", "exif", "transparency"} & set(opened.info)
