@@ -71,6 +71,8 @@ def configure(level: str, app: str = "") -> None:
     access.handlers.clear()
     access.propagate = False
     logging.getLogger("bentoml").setLevel(max(logging.WARNING, root.level))
+    # DBOS gives its logger a handler of its own, in another format, unless it has one.
+    logging.getLogger("dbos").addHandler(logging.NullHandler())
     for name in _READERS:
         logging.getLogger(name).setLevel(root.level if root.level <= logging.DEBUG else logging.CRITICAL)
     for name in ("alembic", "dbos"):

@@ -42,6 +42,7 @@ _NAME = "ekiben"
 _VERSION = "1"  # of what an entry means: workers of another version do not take entries of this one
 _WORKFLOW = "hand"  # stored in existing databases: it must not change
 _WAITING = ["ENQUEUED", "PENDING", "DELAYED"]
+_REMOVABLE = ["ENQUEUED", "DELAYED", "SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED"]
 _AT_ONCE = 500  # entries deleted in one transaction
 
 
@@ -100,8 +101,12 @@ class JobQueue:
 
     @refusing()
     def forget(self, job: Job) -> None:
-        """Remove all entries of a job that is deleted."""
-        ids = self._ids(job)
+        """Remove the entries of a job that is deleted, but for those that a worker has just taken.
+
+        Their worker finds no job, and ends them; DBOS takes it for a fault where they are gone by then. ``forget_done``
+        removes them later.
+        """
+        ids = self._ids(job, _REMOVABLE)
         for start in range(0, len(ids), _AT_ONCE):
             self._opened().delete_workflows(ids[start : start + _AT_ONCE])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -46,3 +47,21 @@ def test_a_bad_file_is_refused_and_not_logged(name: str, level: str, lines: bool
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.strip() == "refused"
     assert bool(done.stderr) is lines
+
+
+DBOS = """
+import logging
+from dbos._logger import init_logger
+from ekiben import logs
+logs.configure("info")
+init_logger()
+logging.getLogger("dbos").error("something")
+"""
+
+
+def test_the_queue_logs_in_the_same_format() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", DBOS], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
+    )
+    (line,) = done.stderr.splitlines()
+    assert json.loads(line)["message"] == "something"

@@ -295,3 +295,16 @@ def test_a_worker_takes_them_in_this_order(tmp_path: Path) -> None:
     assert states_now(engine, high) == ["queued"]  # DBOS knows nothing of items
     queue.close()
     engine.dispose()
+
+
+def test_an_entry_that_a_worker_has_taken_is_not_forgotten_with_its_job(engine: sa.Engine, queue: JobQueue) -> None:
+    """DBOS takes it for a fault where the entry that it works on is gone when it ends."""
+    stored = submitted(engine, queue, queue_entries=3)
+    taken(engine, f"{stored.id}.0", status="PENDING", executor_id="w1")
+    taken(engine, f"{stored.id}.1", status="SUCCESS")
+    queue.forget(stored)
+    assert entries(engine, "workflow_uuid, status") == [(f"{stored.id}.0", "PENDING")]
+    ended = int(now().timestamp() * 1000) - 5000
+    taken(engine, f"{stored.id}.0", status="SUCCESS", completed_at=ended)
+    assert queue.forget_done(now()) == 1
+    assert entries(engine) == []
