@@ -93,8 +93,9 @@ class Report:
 
 
 def _shapeless(answer: Answer) -> bool:
-    """Whether a refusal is not in the shape of all errors. What is no HTTP at all is refused before it has a path."""
-    refused = isinstance(answer.status, int) and 400 <= answer.status < 500
+    """Whether a refusal is not in the shape of all errors. Headers that are too large, and what is no HTTP at all, are
+    refused before there is a request."""
+    refused = isinstance(answer.status, int) and 400 <= answer.status < 500 and answer.status != 431
     return refused and not answer.code and answer.body != b"Invalid HTTP request received."
 
 
