@@ -24,10 +24,12 @@ def main() -> int:
     parser.add_argument("--concurrency", type=int, default=12)
     parser.add_argument("--out", type=Path, help="folder of the report and of the requests that were wrong")
     parser.add_argument("--replay", type=Path, nargs="+", help="send the requests of these files, and nothing else")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the server")
     options = parser.parse_args()
+    settings = dict(text.split("=", 1) for text in options.set)
     folder = options.out or Path(tempfile.mkdtemp(prefix="ekiben-fuzz-"))
     folder.mkdir(parents=True, exist_ok=True)
-    with home.asked_server(Path(tempfile.mkdtemp(prefix="server-", dir=folder))) as server:
+    with home.asked_server(Path(tempfile.mkdtemp(prefix="server-", dir=folder)), **settings) as server:
         with server.client() as client:
             document = client.get("/openapi.json").json()
             known = home.fill(client)

@@ -49,9 +49,9 @@ class GrpcRequests:
         self.methods: list[MethodDescriptor] = [method for service in services for method in service.methods]
         self.weights = [_weight(method.name) for method in self.methods]
 
-    def call(self, index: int, rng: random.Random) -> Call:
-        """Request ``index``: valid, then with up to three mutations."""
-        method = rng.choices(self.methods, self.weights)[0]
+    def call(self, index: int, rng: random.Random, method: MethodDescriptor | None = None) -> Call:
+        """Request ``index``, of ``method`` or of any: valid, then with up to three mutations."""
+        method = method or rng.choices(self.methods, self.weights)[0]
         message = GetMessageClass(method.input_type)()
         self._fill(message, method.name, rng)
         changes = rng.choice((0, 1, 1, 1, 2, 3))

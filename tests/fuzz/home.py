@@ -30,8 +30,8 @@ because its growth is no fault. Trainings are accepted and cancelled."""
 
 
 @contextmanager
-def asked_server(folder: Path) -> Iterator[Server]:
-    """A server with a worker, the toys, a model of many versions, and nuclei_unet."""
+def asked_server(folder: Path, **settings: str) -> Iterator[Server]:
+    """A server with a worker, the toys, a model of many versions, and nuclei_unet; ``settings`` beside SETTINGS."""
     artifacts, home = folder / "artifacts", folder / "var"
     toy_models.classifier(artifacts / "colours")
     toy_models.segmenter(artifacts / "areas")
@@ -42,7 +42,7 @@ def asked_server(folder: Path) -> Iterator[Server]:
     for _ in range(SPARE_VERSIONS):
         publish(home, SPARE, artifacts / "colours")
     publish(home, "nuclei_unet", ROOT / "models" / "shipped" / "nuclei_unet")
-    with serving(home, **SETTINGS) as server:
+    with serving(home, **{**SETTINGS, **settings}) as server:
         yield server
 
 

@@ -71,9 +71,9 @@ class HttpRequests:
             return found
         return schema
 
-    def call(self, index: int, rng: random.Random) -> Call:
-        """Request ``index``: valid, then with up to three mutations."""
-        route = rng.choices(self.routes, self.weights)[0]
+    def call(self, index: int, rng: random.Random, route: Route | None = None) -> Call:
+        """Request ``index``, of ``route`` or of any: valid, then with up to three mutations."""
+        route = route or rng.choices(self.routes, self.weights)[0]
         draft = self.valid(route, rng)
         for _ in range(rng.choice((0, 0, 0, 1, 1, 1, 2, 3))):
             mutate(draft, rng)

@@ -183,7 +183,7 @@ def nifti(rng: random.Random) -> bytes:
     out[344:348] = b"n+1\0"
     whole = bytes(out) + (data if rng.random() < 0.9 else data[: len(data) // 2])
     if rng.random() < 0.5:
-        whole = gzip.compress(whole + (bytes(20_000_000) if rng.random() < 0.02 else b""), 1)
+        whole = gzip.compress(whole + (bytes(20_000_000) if rng.random() < 0.02 else b""), 1, mtime=0)
     return whole
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -53,12 +54,15 @@ def test_a_short_run_finds_nothing(tmp_path: Path) -> None:
 
 def test_every_route_and_method_is_asked(document: dict[str, Any], tmp_path: Path) -> None:
     made = campaign(document, tmp_path)
-    asked = Counter(made.call(number).route for number in range(6000))
+    rng = random.Random(1)
+    calls = [made.http.call(number, rng, route) for route in made.http.routes for number in range(10)]
+    calls += [made.grpc.call(number, rng, method) for method in made.grpc.methods for number in range(10)]
+    asked = Counter(call.route for call in calls)
     routes = {f"{method.upper()} {path}" for path, methods in document["paths"].items() for method in methods}
     services = ekiben_pb2.DESCRIPTOR.services_by_name.values()
     methods = {f"grpc {service.full_name}/{method.name}" for service in services for method in service.methods}
-    assert routes | methods <= set(asked)
-    assert "grpc inference.GRPCInferenceService/ModelInfer" in asked
+    assert {*routes, *methods, "grpc inference.GRPCInferenceService/ModelInfer"} <= set(asked)
+    assert min(made.http.weights) > 0
 
 
 def test_a_seed_gives_the_same_requests_again(document: dict[str, Any], tmp_path: Path) -> None:
