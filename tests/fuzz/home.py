@@ -14,7 +14,7 @@ from tests import toy_models, toy_sam
 from tests.conftest import publish
 from tests.fuzz import archive_files, raster_files
 from tests.fuzz.known import MODELS, SPARE, SPARE_VERSIONS, Known
-from tests.serving import ROOT, Server, serving
+from tests.serving import ROOT, Server, serving, wait_ready
 
 SETTINGS = {
     "EKIBEN_WORKERS": "1",
@@ -42,7 +42,8 @@ def asked_server(folder: Path, **settings: str) -> Iterator[Server]:
     for _ in range(SPARE_VERSIONS):
         publish(home, SPARE, artifacts / "colours")
     publish(home, "nuclei_unet", ROOT / "models" / "shipped" / "nuclei_unet")
-    with serving(home, **{**SETTINGS, **settings}) as server:
+    with serving(home, wait=False, **{**SETTINGS, **settings}) as server:
+        wait_ready(server, seconds=180)  # the machine may be busy
         yield server
 
 
