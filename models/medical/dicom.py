@@ -46,9 +46,11 @@ _DEFERRED = 1 << 20
 ATTRIBUTE_BYTES: Final = 32 << 20
 """Bytes of all attributes that are read: as objects they take forty times the memory, and a second per megabyte."""
 
-# pydicom's warnings about the conformance of a user's file: an operator cannot act on them.
+# What pydicom says about a user's file, with a traceback where a frame cannot be decoded: an operator cannot act on it,
+# and the refusal has it. A level would not hold: pydicom sets its own when it is imported.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"pydicom\.")
-logging.getLogger("pydicom").setLevel(logging.ERROR)
+logging.getLogger("pydicom").addHandler(logging.NullHandler())
+logging.getLogger("pydicom").propagate = False
 
 
 class DicomVolume(Volume):

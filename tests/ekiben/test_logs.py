@@ -7,9 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from pydicom.encaps import encapsulate
 
 from tests.models.image_formats.tiff_files import Page, tiff
+from tests.models.medical.dicom_files import RLE, dicom
+from tests.models.medical.test_dicom_refusals import says
 from tests.models.medical.test_nifti import spoiled
 from tests.serving import ROOT
 
@@ -32,14 +36,21 @@ except Refusal as refusal:
 
 
 def bad_files() -> dict[str, bytes]:
-    import numpy as np
-
     samples = Page(np.zeros((4, 4, 3), np.uint8), 2, {277: [32]})
-    return {"samples.tif": tiff(samples), "type.nii": spoiled(70, "<h", 1536)}
+    frame = dicom(encapsulate([bytes(10)]), RLE, **says(4, 4))
+    return {"samples.tif": tiff(samples), "type.nii": spoiled(70, "<h", 1536), "frame.dcm": frame}
 
 
-@pytest.mark.parametrize(("level", "lines"), [("info", False), ("debug", True)])
-@pytest.mark.parametrize("name", ["samples.tif", "type.nii"])
+@pytest.mark.parametrize(
+    ("name", "level", "lines"),
+    [
+        ("samples.tif", "info", False),
+        ("type.nii", "info", False),
+        ("frame.dcm", "info", False),
+        ("samples.tif", "debug", True),
+        ("type.nii", "debug", True),
+    ],
+)
 def test_a_bad_file_is_refused_and_not_logged(name: str, level: str, lines: bool, tmp_path: Path) -> None:
     file = tmp_path / name
     file.write_bytes(bad_files()[name])
