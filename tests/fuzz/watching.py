@@ -118,7 +118,13 @@ class LogWatch:
             data = log.read()
         whole = data.rfind(b"\n") + 1
         self._at += whole
-        return [line for line in data[:whole].decode(errors="replace").splitlines() if self._is_fault(line)]
+        lines = data[:whole].decode(errors="replace").splitlines()
+        # A traceback that is no JSON has its error in one of the lines below it.
+        return [
+            line if line.startswith("{") else "\n".join(lines[number : number + 40])
+            for number, line in enumerate(lines)
+            if self._is_fault(line)
+        ]
 
 
 def is_fault(line: str) -> bool:
