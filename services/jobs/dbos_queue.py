@@ -46,6 +46,19 @@ _REMOVABLE = ["ENQUEUED", "DELAYED", "SUCCESS", "ERROR", "CANCELLED", "MAX_RECOV
 _AT_ONCE = 500  # entries deleted in one transaction
 
 
+class _Overtaken(logging.Filter):
+    """Leaves out the errors of DBOS where a job was cancelled or deleted as a worker took its entry."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        from dbos.error import DBOSAwaitedWorkflowCancelledError, DBOSNonExistentWorkflowError
+
+        error = record.exc_info[1] if record.exc_info else None
+        return not isinstance(error, DBOSAwaitedWorkflowCancelledError | DBOSNonExistentWorkflowError)
+
+
+_OVERTAKEN = _Overtaken()
+
+
 class JobQueue:
     """Puts entries into the queue, looks them up and removes them. Thread-safe; every method blocks."""
 
@@ -237,6 +250,7 @@ class QueueConsumer:
         if self._engine is not None:
             config["system_database_engine"] = self._engine
         DBOS(config=config)
+        logging.getLogger("dbos").addFilter(_OVERTAKEN)  # the second time it is not added again
 
         # Attempts are counted in our own rows; DBOS must not give up an entry that was taken over often.
         @DBOS.workflow(name=_WORKFLOW, max_recovery_attempts=1_000_000)

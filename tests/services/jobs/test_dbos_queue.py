@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from dbos import error as dbos_errors
 from sqlmodel import Session
 
 from db.jobs import JobRecords
@@ -308,3 +310,30 @@ def test_an_entry_that_a_worker_has_taken_is_not_forgotten_with_its_job(engine: 
     taken(engine, f"{stored.id}.0", status="SUCCESS", completed_at=ended)
     assert queue.forget_done(now()) == 1
     assert entries(engine) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "logged"),
+    [
+        (dbos_errors.DBOSAwaitedWorkflowCancelledError("a-job.0"), False),
+        (dbos_errors.DBOSNonExistentWorkflowError("target", "a-job.0"), False),
+        (ValueError("a fault"), True),
+        (None, True),
+    ],
+)
+def test_an_entry_that_was_withdrawn_as_it_was_taken_is_no_fault(
+    error: Exception | None, logged: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = f"sqlite:///{tmp_path / 'ekiben.db'}"
+    migrate(url)
+    JobQueue(url).migrate()
+    consumer = dbos_queue.QueueConsumer(url, "w1", lambda job_id: None, {})
+    consumer.start()
+    logger = logging.getLogger("dbos")
+    logger.addHandler(caplog.handler)
+    try:
+        logger.error("Exception encountered in background workflow:", exc_info=error)
+    finally:
+        logger.removeHandler(caplog.handler)
+        consumer.stop(5)
+    assert any(record.levelno >= logging.ERROR for record in caplog.records) is logged
