@@ -256,6 +256,7 @@ class Campaign:
             f"{len(livez)} answers",
             "memory (MB)": f"start {memory.start_mb:.0f}, peak {memory.peak_mb:.0f}, end {memory.now():.0f}",
         }
+        report.figures["largest rises of memory"] = ", ".join(memory.steps(since))
         if growth > GROWTH_MB:
             self._violation(f"memory grew by {growth:.0f} MB: {memory.by_process}")
         if self.server.process.poll() is not None:

@@ -96,6 +96,12 @@ class MemoryWatch:
         self.start_mb = max([self.now(), *(mb for _, mb in self.samples[-20:])])
         self.samples.clear()
 
+    def steps(self, since: float) -> list[str]:
+        """The three largest rises from one second to the next, and when they were."""
+        pairs = zip(self.samples, self.samples[1:], strict=False)
+        rises = sorted(((after - before, at) for (_, before), (at, after) in pairs), reverse=True)
+        return [f"+{rise:.0f} MB after {at - since:.0f} s" for rise, at in rises[:3]]
+
     @property
     def peak_mb(self) -> float:
         return max((mb for _, mb in self.samples), default=self.start_mb)
