@@ -50,10 +50,11 @@ class _Overtaken(logging.Filter):
     """Leaves out the errors of DBOS where a job was cancelled or deleted as a worker took its entry."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        from dbos.error import DBOSAwaitedWorkflowCancelledError, DBOSNonExistentWorkflowError
+        from dbos import error as dbos_errors
 
+        overtaken_by = dbos_errors.DBOSAwaitedWorkflowCancelledError, dbos_errors.DBOSNonExistentWorkflowError
         error = record.exc_info[1] if record.exc_info else None
-        return not isinstance(error, DBOSAwaitedWorkflowCancelledError | DBOSNonExistentWorkflowError)
+        return not isinstance(error, overtaken_by)
 
 
 _OVERTAKEN = _Overtaken()
