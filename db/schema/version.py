@@ -9,7 +9,7 @@ from sqlalchemy import exc
 
 from db.session import parse_url, postgres_arguments
 
-SCRIPTS = Path(__file__).parent / "migrations"
+SCRIPTS = Path(__file__).parents[1] / "migrations"
 VERSION_TABLE = "ekiben_version"  # not Alembic's default: another application in the database may use that
 
 

@@ -119,7 +119,7 @@ def test_masks_and_their_record(run: Callable[..., None]) -> None:
         assert set(artifacts) == {m["id"] for r in body["results"] for m in r["masks"]} and len(artifacts) == 6
         first = artifacts[body["results"][0]["masks"][0]["id"]]
         assert (first.kind, first.mime_type) == ("logits", "application/x-npy")
-        logits = np.load(io.BytesIO(await app_state.recorder.read(first.storage_key)))
+        logits = np.load(io.BytesIO(await app_state.recorder.read(first.storage_key, first.bytes, first.sha256)))
         cells, tokens = toy_sam.cells_of(PHOTO), toy_sam.tokens_of(SIZE, [POINTS[0]])
         assert logits.dtype == np.float32
         assert np.abs(logits - toy_sam.logits_of(cells, tokens)[1]).max() < 1e-3
@@ -224,7 +224,9 @@ def test_formats_say_the_same(run: Callable[..., None]) -> None:
         assert np.array_equal(shapely.contains_xy(shape(drawn["geojson"]), columns + 0.5, rows + 0.5), want)
         assert isinstance(drawn["polygons"], list) and len(drawn["polygons"]) >= 1
         artifact = app_state.records.artifact("local", drawn["png"].rsplit("/", 1)[-1])
-        image = Image.open(io.BytesIO(await app_state.recorder.read(artifact.storage_key)))
+        image = Image.open(
+            io.BytesIO(await app_state.recorder.read(artifact.storage_key, artifact.bytes, artifact.sha256))
+        )
         assert np.array_equal(np.asarray(image.convert("L")) > 0, want) and artifact.kind == "mask"
 
     run(main)
@@ -291,7 +293,13 @@ def test_automatic_masks_and_their_images(run: Callable[..., None]) -> None:
         artifacts = {a.kind: a for a in app_state.records.artifacts_of("local", body["id"])}
         assert set(artifacts) == {"color", "overlay"}
         assert body["artifacts"] == {kind: f"/v1/artifacts/{a.id}" for kind, a in artifacts.items()}
-        color = Image.open(io.BytesIO(await app_state.recorder.read(artifacts["color"].storage_key)))
+        color = Image.open(
+            io.BytesIO(
+                await app_state.recorder.read(
+                    artifacts["color"].storage_key, artifacts["color"].bytes, artifacts["color"].sha256
+                )
+            )
+        )
         assert color.size == SIZE
         assert np.array_equal(np.asarray(color).any(axis=2), np.any(masks, axis=0))
 
@@ -331,7 +339,10 @@ def test_the_best_mask_of_each_prompt_is_cut(run: Callable[..., None]) -> None:
                 assert one["bbox"][:2] == [max(0, xs.min() - 3), max(0, ys.min() - 3)]
                 assert one["url"] == f"/v1/artifacts/{one['id']}"
                 stored = app_state.records.artifact("local", one["id"])
-                assert (stored.kind, await app_state.recorder.read(stored.storage_key)) == ("cutout", file)
+                assert (
+                    stored.kind,
+                    await app_state.recorder.read(stored.storage_key, stored.bytes, stored.sha256),
+                ) == ("cutout", file)
         row = app_state.records.prediction("local", body["id"])
         assert row.task == "cutouts" and row.parameters["prompts"] == prompts and row.parameters["padding_px"] == 3
 
