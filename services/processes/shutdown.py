@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import signal
 import threading
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import asyncio
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +61,8 @@ def on_shutdown_signal(then: Callable[[], object]) -> None:
 
     To be called in the main thread.
     """
+    import asyncio  # late: the launcher imports the times above, and should stay small
+
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         _chain(number, then, loop)
