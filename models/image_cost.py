@@ -78,7 +78,7 @@ def image_cost(image: bytes | NDArray[np.uint8] | PreparedTensor) -> ImageCost:
             case "image/tiff":
                 return _tiff(image)
         return _dicom(image)
-    except struct.error:  # cut off within its header
+    except (struct.error, Refusal):  # cut off within its header
         return NOTHING
 
 

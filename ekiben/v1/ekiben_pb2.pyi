@@ -758,7 +758,7 @@ class Replica(_message.Message):
     def __init__(self, process_id: _Optional[str] = ..., host: _Optional[str] = ..., version: _Optional[int] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., memory_bytes: _Optional[int] = ...) -> None: ...
 
 class ModelVersion(_message.Message):
-    __slots__ = ("version", "active", "digest", "bytes", "metrics", "lineage", "created_at")
+    __slots__ = ("version", "active", "digest", "bytes", "metrics", "lineage", "created_at", "disabled_reason")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     ACTIVE_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -766,6 +766,7 @@ class ModelVersion(_message.Message):
     METRICS_FIELD_NUMBER: _ClassVar[int]
     LINEAGE_FIELD_NUMBER: _ClassVar[int]
     CREATED_AT_FIELD_NUMBER: _ClassVar[int]
+    DISABLED_REASON_FIELD_NUMBER: _ClassVar[int]
     version: int
     active: bool
     digest: str
@@ -773,7 +774,8 @@ class ModelVersion(_message.Message):
     metrics: _struct_pb2.Struct
     lineage: _struct_pb2.Struct
     created_at: str
-    def __init__(self, version: _Optional[int] = ..., active: _Optional[bool] = ..., digest: _Optional[str] = ..., bytes: _Optional[int] = ..., metrics: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., lineage: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., created_at: _Optional[str] = ...) -> None: ...
+    disabled_reason: str
+    def __init__(self, version: _Optional[int] = ..., active: _Optional[bool] = ..., digest: _Optional[str] = ..., bytes: _Optional[int] = ..., metrics: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., lineage: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., created_at: _Optional[str] = ..., disabled_reason: _Optional[str] = ...) -> None: ...
 
 class Model(_message.Message):
     __slots__ = ("name", "task", "version", "state", "reason", "desired", "memory_bytes", "weights", "licence", "source", "precision", "classes", "counters", "replicas", "versions")

@@ -248,7 +248,7 @@ def test_an_internal_error_says_nothing(toy_server: Server, rpc: Stubs, client: 
     id = rpc.jobs.SubmitJob(pb.SubmitJobRequest(classify=requested)).job_id
     rpc.jobs.CancelJob(pb.CancelJobRequest(id=id))
     with contextlib.closing(sqlite3.connect(toy_server.home / "ekiben.db", timeout=20)) as database, database:
-        assert database.execute("UPDATE jobs SET parameters = '{secret' WHERE id = ?", (id,)).rowcount == 1
+        assert database.execute("UPDATE jobs SET parameters = '[\"secret\"]' WHERE id = ?", (id,)).rowcount == 1
     try:
         refusal, over_http = failing(lambda: rpc.jobs.GetJob(pb.GetJobRequest(id=id))), client.get(f"/v1/jobs/{id}")
     finally:

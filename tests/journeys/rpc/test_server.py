@@ -18,7 +18,7 @@ from grpc_health.v1 import health_pb2
 from tritonclient.grpc import service_pb2
 
 from ekiben.v1 import ekiben_pb2 as pb
-from tests import toy_models
+from tests import toy_hostile, toy_models
 from tests.conftest import publish
 from tests.journeys.jobs.job_client import eventually, get, plain
 from tests.journeys.rpc.grpc_calls import (
@@ -35,6 +35,9 @@ from tests.journeys.rpc.grpc_calls import (
 from tests.serving import Server, serving
 
 RED = toy_models.encoded(toy_models.solid((255, 0, 0)))
+WHITE = toy_models.encoded(toy_models.solid((255, 255, 255)))
+SECONDS = 3e6
+"""Rounds of a loop: 4 s on a core of 2024."""
 NOISE = toy_models.encoded(toy_models.noise(48, 36, seed=5))
 LARGE = toy_models.encoded(toy_models.solid((10, 200, 30), 9000, 7000), "JPEG")
 """Small as a file; making its class map takes seconds."""
@@ -42,11 +45,13 @@ LARGE = toy_models.encoded(toy_models.solid((10, 200, 30), 9000, 7000), "JPEG")
 
 @pytest.fixture(scope="module")
 def server(toy_artifacts: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One slot and a short queue, and TLS; a unet of two classes besides the toys; no worker."""
+    """One slot and a short queue, and TLS; besides the toys a unet of two classes, and a graph that takes seconds for a
+    white image; no worker."""
     folder = tmp_path_factory.mktemp("grpc-server")
     certificate, key = certificate_in(folder)
     toy_models.unet(folder / "cells", binary=True)
-    for name, artifact in {**toy_artifacts, "cells": folder / "cells"}.items():
+    toy_hostile.artifact(folder / "seconds", toy_hostile.looping(folder / "seconds.onnx", above=1, trips=SECONDS))
+    for name, artifact in {**toy_artifacts, "cells": folder / "cells", "seconds": folder / "seconds"}.items():
         publish(folder / "var", name, artifact)
     settings = {"EKIBEN_GRPC_TLS_CERT": str(certificate), "EKIBEN_GRPC_TLS_KEY": str(key)}
     with serving(folder / "var", EKIBEN_THREADS="1", EKIBEN_QUEUE_MB="1", **settings) as server:
@@ -75,7 +80,7 @@ def client(server: Server) -> Iterator[httpx.Client]:
 
 def test_only_who_trusts_the_certificate_is_served(server: Server, rpc: Stubs) -> None:
     requested = pb.ListModelsRequest()
-    assert len(rpc.models.ListModels(requested).items) == 3
+    assert len(rpc.models.ListModels(requested).items) == 4
     for credentials in (None, grpc.ssl_channel_credentials()):
         with connected(server.grpc, credentials) as stranger:
             assert failing(partial(stranger.models.ListModels, requested)).code == "UNAVAILABLE"
@@ -140,11 +145,13 @@ def test_overload_is_refused_at_once(server: Server) -> None:
 def the_slot_is_taken(server: Server) -> Iterator[None]:
     """The one slot is busy for some seconds."""
     with trusting(server) as stubs, server.client() as client:
-        long = stubs.vision.Segment.future(
-            pb.SegmentRequest(image=image(LARGE), model="areas", store=False, render="color")
+        long = stubs.vision.Classify.future(
+            pb.ClassifyRequest(image=image(WHITE), model="seconds", store=False, top_k=1)
         )
         try:
-            eventually(lambda: counters(client, "areas")["waiting"] == 0 and in_progress(client) >= 2, "it is begun", 5)
+            eventually(
+                lambda: counters(client, "seconds")["waiting"] == 0 and in_progress(client) >= 2, "it is begun", 5
+            )
             time.sleep(0.1)
             yield
             assert not long.done(), "the slot was free too early for this test"

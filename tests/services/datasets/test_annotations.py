@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import zipfile
 from collections.abc import Iterator, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +44,15 @@ class Shelf:
         return row.id
 
     def image(self, data: bytes, mime_type: str = "image/png", size: tuple[int, int] = (WIDTH, HEIGHT)) -> str:
-        info: dict[str, Any] = {"bytes": len(data), "sha256": "a" * 64, "storage_key": ""}
+        info: dict[str, Any] = {"bytes": len(data), "sha256": sha256(data).hexdigest(), "storage_key": ""}
         row = Image(id=new_id(), mime_type=mime_type, width=size[0], height=size[1], **info)
         return self._keep(data, mime_type.rpartition("/")[2], row)
 
     def artifact(self, image: Images.Image, mime_type: str = "image/png", **given: Any) -> str:
-        info = {"kind": "mask", "mime_type": mime_type, "bytes": 1, "sha256": "a" * 64, "storage_key": ""}
-        return self._keep(encoded(image), "png", Artifact(id=new_id(), **{**info, **given}))
+        data = encoded(image)
+        info = {"kind": "mask", "mime_type": mime_type, "storage_key": ""}
+        info |= {"bytes": len(data), "sha256": sha256(data).hexdigest()}
+        return self._keep(data, "png", Artifact(id=new_id(), **{**info, **given}))
 
     def packed(self, samples: Sequence[Annotation], classes: Sequence[str] = CLASSES) -> list[tuple[str, bytes, Mask]]:
         """Per image its entry's name, its bytes and the mask's levels, as the archive has them."""
