@@ -35,6 +35,7 @@ from tests.journeys.rpc.grpc_calls import (
 from tests.serving import Server, serving
 
 RED = toy_models.encoded(toy_models.solid((255, 0, 0)))
+BLACK = toy_models.encoded(toy_models.solid((0, 0, 0)))
 WHITE = toy_models.encoded(toy_models.solid((255, 255, 255)))
 SECONDS = 3e6
 """Rounds of a loop: 4 s on a core of 2024."""
@@ -50,7 +51,7 @@ def server(toy_artifacts: dict[str, Path], tmp_path_factory: pytest.TempPathFact
     folder = tmp_path_factory.mktemp("grpc-server")
     certificate, key = certificate_in(folder)
     toy_models.unet(folder / "cells", binary=True)
-    toy_hostile.artifact(folder / "seconds", toy_hostile.looping(folder / "seconds.onnx", above=1, trips=SECONDS))
+    toy_hostile.artifact(folder / "seconds", toy_hostile.looping(folder / "seconds.onnx", above=0, trips=SECONDS))
     for name, artifact in {**toy_artifacts, "cells": folder / "cells", "seconds": folder / "seconds"}.items():
         publish(folder / "var", name, artifact)
     settings = {"EKIBEN_GRPC_TLS_CERT": str(certificate), "EKIBEN_GRPC_TLS_KEY": str(key)}
@@ -145,6 +146,7 @@ def test_overload_is_refused_at_once(server: Server) -> None:
 def the_slot_is_taken(server: Server) -> Iterator[None]:
     """The one slot is busy for some seconds."""
     with trusting(server) as stubs, server.client() as client:
+        stubs.vision.Classify(pb.ClassifyRequest(image=image(BLACK), model="seconds", store=False, top_k=1))
         long = stubs.vision.Classify.future(
             pb.ClassifyRequest(image=image(WHITE), model="seconds", store=False, top_k=1)
         )
