@@ -22,6 +22,7 @@ from db.session import check_writes, connect
 from db.workers import Workers
 from ekiben.private_files import narrow_home
 from ekiben.settings import Settings
+from models.engine.memory import trim
 from services.concurrency.memory_budget import MemoryBudget
 from services.datasets.service import DatasetService
 from services.inference.context import InferenceCore
@@ -95,7 +96,7 @@ class AppState:
         records = Records(database)
         recorder = Recorder(records, store)
         index = ModelIndex(registry, store, settings.cache_folder / "models")
-        memory = MemoryBudget(settings.image_memory_mb * 1_000_000)
+        memory = MemoryBudget(settings.image_memory_mb * 1_000_000, trim)
         local: LocalRunner | None = None
         if settings.topology == "embedded":
             # Imported here: importing it defines the runner's metrics, which in the split topology are those of the

@@ -76,8 +76,8 @@ class Item(Generic[P, R]):
         self.left = True
         if break_off:
             self.abandoned = True
-            if self.cancellation is not None:
-                self.cancellation.cancel_if_abandoned()
+            if (cancellation := self.cancellation) is not None:
+                cancellation.cancel_if_abandoned()
 
 
 def run_batch(work: BatchSteps[P, Q, R], items: Sequence[Item[P, R]], started: float) -> int:
@@ -89,7 +89,11 @@ def run_batch(work: BatchSteps[P, Q, R], items: Sequence[Item[P, R]], started: f
     cancellation = RunCancellation(lambda: all(item.abandoned for item in items))
     for item in items:
         item.cancellation = cancellation
-    prepared = _run_all(work, items, started, cancellation)
+    try:
+        prepared = _run_all(work, items, started, cancellation)
+    finally:
+        for item in items:  # the two refer to each other: images would stay in memory until a garbage collection
+            item.cancellation = None
     return 0 if cancellation.abandoned else prepared
 
 

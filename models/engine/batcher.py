@@ -142,39 +142,45 @@ class Batcher:
             thread.join(max(0.0, end - time.monotonic()))
 
     def _serve(self) -> None:
-        while True:
-            with self._changed:
-                while (taken := self._take()) is None:
-                    if self._closed and not self._turn:
-                        self._changed.notify_all()  # the other threads wait for an item: there will be none
-                        return
-                    self._changed.wait()
-            queue, items, dead = taken
-            for item in dead:
-                refuse_dead(item)
-            if items:
-                started = time.monotonic()
-                prepared = 0
-                try:
-                    prepared = run_batch(queue.work, items, started)
-                except BaseException:  # the thread must survive; run_batch has answered each item
-                    log.exception("a batch failed outside its items")
-                took = time.monotonic() - started
-            with self._changed:
-                queue.running -= 1
-                if items and prepared == len(items):
-                    queue.sizer.observe(len(items), took)
-                relieved = threading.get_ident() in self._relieved
-                self._relieved.discard(threading.get_ident())
-                if queue.items:
-                    self._changed.notify()
-            if items and prepared and self._observe is not None:
-                try:
-                    self._observe(queue.key, prepared, took)
-                except Exception:
-                    log.exception("a run could not be observed")
-            if relieved:
-                return
+        while self._serve_batch():
+            pass
+
+    def _serve_batch(self) -> bool:
+        """Wait for a batch and run it; False where this thread is not needed any more.
+
+        A call per batch: variables of the loop would keep the last images for as long as the thread waits.
+        """
+        with self._changed:
+            while (taken := self._take()) is None:
+                if self._closed and not self._turn:
+                    self._changed.notify_all()  # the other threads wait for an item: there will be none
+                    return False
+                self._changed.wait()
+        queue, items, dead = taken
+        for item in dead:
+            refuse_dead(item)
+        if items:
+            started = time.monotonic()
+            prepared = 0
+            try:
+                prepared = run_batch(queue.work, items, started)
+            except BaseException:  # the thread must survive; run_batch has answered each item
+                log.exception("a batch failed outside its items")
+            took = time.monotonic() - started
+        with self._changed:
+            queue.running -= 1
+            if items and prepared == len(items):
+                queue.sizer.observe(len(items), took)
+            relieved = threading.get_ident() in self._relieved
+            self._relieved.discard(threading.get_ident())
+            if queue.items:
+                self._changed.notify()
+        if items and prepared and self._observe is not None:
+            try:
+                self._observe(queue.key, prepared, took)
+            except Exception:
+                log.exception("a run could not be observed")
+        return not relieved
 
     def _take(self) -> tuple[ModelQueue[Any, Any], list[Item[Any, Any]], list[Item[Any, Any]]] | None:
         """The next queue in turn below its max_concurrency, the items to run, and those that are left or too late."""

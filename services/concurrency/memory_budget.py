@@ -5,31 +5,41 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Final
 
 from ekiben.errors import DeadlineExceeded
 
 _LARGE_SHARE: Final = 0.75
+_FREED_BYTES: Final = 256_000_000
+"""Given back by large images, after which their pages are returned to the system."""
 
 
 class MemoryBudget:
     """``max_bytes`` for all images at once. Large ones, more than a thirty-second of it, have three quarters of it and
     a queue of their own, so that no small one waits for a large one, and a stream of small ones delays no large one.
 
-    Who takes more than its part has it alone. For one event loop.
+    Who takes more than its part has it alone. ``trim`` returns freed memory to the system: glibc keeps what the threads
+    of large images have freed, up to all that they ever took at once. It is called in a thread, once the last large
+    image has ended or many have. For one event loop.
     """
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, trim: Callable[[], object] = lambda: None) -> None:
         self.max_bytes = max_bytes
-        self._large = _Part(int(max_bytes * _LARGE_SHARE))
+        self._large = _Part(int(max_bytes * _LARGE_SHARE), self._trim_once)
         self._small = _Part(max_bytes - self._large.max_bytes)
+        self._trim = trim
+        self._trimming: asyncio.Future[object] | None = None
 
     @property
     def held(self) -> int:
         """Bytes that are taken now."""
         return self._large.held + self._small.held
+
+    def _trim_once(self) -> None:
+        if self._trimming is None or self._trimming.done():
+            self._trimming = asyncio.get_running_loop().run_in_executor(None, self._trim)
 
     @asynccontextmanager
     async def lease(self, size: int, deadline: float) -> AsyncIterator[MemoryLease]:
@@ -72,11 +82,13 @@ class MemoryLease:
 
 
 class _Part:
-    """Bytes that are taken in order of arrival."""
+    """Bytes that are taken in order of arrival. ``freed`` is called once none are taken, or many were given back."""
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, freed: Callable[[], None] = lambda: None) -> None:
         self.max_bytes = max_bytes
         self.held = 0
+        self._freed_bytes = 0
+        self._freed = freed
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     async def take(self, size: int, deadline: float) -> None:
@@ -106,6 +118,10 @@ class _Part:
         """Free ``size`` bytes."""
         self.held -= size
         self._admit()
+        self._freed_bytes += size
+        if self._freed_bytes >= _FREED_BYTES or (self.held == 0 and size):
+            self._freed_bytes = 0
+            self._freed()
 
     def _admit(self) -> None:
         while self._waiting:

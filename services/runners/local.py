@@ -20,6 +20,7 @@ from models.engine.engine import Engine, ModelKey, ModelState
 from models.engine.graph_limits import GraphLimits
 from models.engine.loaded_model import LoadedModel
 from models.engine.loader import LoadedNetwork, estimate_bytes, load_model
+from models.engine.memory import trim
 from models.engine.run_watch import RunWatch
 from models.engine.session_options import SessionOptions, cores
 from models.image_batch_steps import ImageBatchSteps
@@ -67,7 +68,7 @@ class LocalRunner:
         break_off: bool = False,
     ) -> None:
         self._locate = locate
-        self.memory = memory or MemoryBudget(settings.image_memory_mb * 1_000_000)
+        self.memory = memory or MemoryBudget(settings.image_memory_mb * 1_000_000, trim)
         self._options = SessionOptions(settings.device, settings.threads, settings.runtime)
         self.watch = RunWatch(self._overdue)
         memory_bytes = 2 * settings.model_memory_mb * 1_000_000  # the weights within the budget, and as much for runs

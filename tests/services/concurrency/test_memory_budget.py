@@ -152,3 +152,30 @@ def test_memory_is_held_until_the_last_has_ended() -> None:
         assert budget.held == 0
 
     asyncio.run(main())
+
+
+def test_freed_memory_is_returned_once_no_large_image_is_left_or_many_have_ended() -> None:
+    trims: list[int] = []
+
+    async def main() -> None:
+        budget = MemoryBudget(2_000_000_000, lambda: trims.append(budget.held))
+
+        async def ended(count: int) -> None:
+            for _ in range(count):
+                async with budget.lease(100_000_000, time.monotonic() + SOON):
+                    pass
+            await asyncio.sleep(0.05)
+
+        async with budget.lease(200_000_000, time.monotonic() + SOON):
+            await ended(2)
+            assert trims == []
+            await ended(1)
+            assert trims == [200_000_000]
+        await asyncio.sleep(0.05)
+        assert trims == [200_000_000, 0]
+        async with budget.lease(10, time.monotonic() + SOON):
+            pass
+        await asyncio.sleep(0.05)
+        assert len(trims) == 2  # a small one leaves nothing that matters
+
+    asyncio.run(main())

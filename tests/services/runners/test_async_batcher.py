@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -331,3 +333,32 @@ def test_a_slow_image_that_waits_for_a_thread_is_not_decoded_after_its_deadline(
         assert slow_bench.slow_kitchen.prepared == [1]
 
     asyncio.run(main())
+
+
+def test_what_was_answered_is_freed_without_a_garbage_collection(slow_bench: SlowBench) -> None:
+    """Cycles of references would keep images in memory for minutes."""
+    orders = [Order(number) for number in range(6)]
+    alive = [weakref.ref(order) for order in orders]
+
+    async def main() -> None:
+        deadline = time.monotonic() + 20
+
+        async def slow(order: Order) -> None:
+            async with slow_bench.memory.lease(100, deadline) as memory:
+                await slow_bench.async_batcher.submit_slow(slow_bench.queue, LOADED, order, deadline, memory)
+
+        tasks = [asyncio.create_task(slow(order)) for order in orders[:3]]
+        tasks += [
+            asyncio.create_task(slow_bench.async_batcher.submit(slow_bench.queue, LOADED, order, 1, deadline))  # type: ignore[arg-type]
+            for order in orders[3:]
+        ]
+        await asyncio.gather(*tasks)
+        tasks.clear()
+        orders.clear()
+        await async_eventually(lambda: not any(reference() for reference in alive), limit_s=5)
+
+    gc.disable()
+    try:
+        asyncio.run(main())
+    finally:
+        gc.enable()
