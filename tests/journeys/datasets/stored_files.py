@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from tests.conftest import publish
@@ -21,7 +22,12 @@ def publish_toys(home: Path, artifacts: dict[str, Path]) -> Path:
 
 def stored(home: Path) -> set[str]:
     """Keys of all files of datasets, and what lies in the home besides: work, uploads, caches."""
-    found = {path for folder in ("blobs/datasets", "work", "cache/datasets") for path in (home / folder).rglob("*")}
+    found = {
+        Path(folder, name)
+        for top in ("blobs/datasets", "work", "cache/datasets")
+        for folder, _, names in os.walk(home / top)  # passes over folders that a worker removes meanwhile
+        for name in names
+    }
     loose = (path for path in home.iterdir() if path.is_file() and path.suffix not in (".log", ".lock"))
     there = {path for path in found if path.is_file()} | {path for path in loose if "ekiben.db" not in path.name}
     return {path.relative_to(home).as_posix() for path in there}

@@ -266,7 +266,7 @@ def test_delete_leaves_nothing(server: Server, client: httpx.Client, six: str) -
     before = settled(server.home)
     dataset_id = ready(client, SIX, name="gone")
     assert get(client, f"/v1/datasets/{dataset_id}/samples")["total"] == 6
-    assert len(stored(server.home)) == len(before) + 2  # the prepared samples and the sheet, not the upload
+    assert len(settled(server.home)) == len(before) + 2  # the prepared samples and the sheet, not the upload
     assert client.delete(f"/v1/datasets/{dataset_id}").status_code == 204
     assert stored(server.home) == before
     for path in ("", "/samples", "/preview", "/samples/0/image", "/samples/0/mask"):
