@@ -141,10 +141,10 @@ class JobRecords(JobQueries):
             if job.started_at is not None and job_states.end_of_time(job) <= now():
                 return job, [], None
             limit = limit_for(job)
-            if job.items_at_once is not None:
+            if job.items_at_once is not None and limit > 0:
                 limit = min(limit, job_states.places_left(session, job_id, job.items_at_once))
-                if limit <= 0:
-                    return job, [], now() + _PLACES_TAKEN
+            if limit <= 0:  # before the job counts as begun, which is when its time begins
+                return job, [], now() + _PLACES_TAKEN
             items = job_states.claim(session, job_id, worker_id, limit)
             session.refresh(job)  # the claim may have made it running
             if items:

@@ -123,6 +123,7 @@ async def _work(settings: Settings, worker_id: str, *, with_parent: bool) -> int
         max_heavy=settings.items_at_once or max(1, cores() // 2),
         threads=threads,
         grace_s=settings.job_grace_s,
+        limits={"training": own.trainings_at_once, "provision": min(1, own.trainings_at_once)},
         handlers={
             import_job.OPERATION: DatasetImportHandler(workspace, datasets),
             job.OPERATION: TrainingHandler(workspace, datasets, app_state.index),

@@ -214,7 +214,10 @@ class QueueConsumer:
         self._migrated = False
 
     def start(self) -> None:
-        """Take entries from now on, of each kind of job at most ``concurrency`` at once. If it raises, nothing runs."""
+        """Take entries of the kinds in ``concurrency`` from now on. If it raises, nothing runs.
+
+        Of each kind at most so many at once as the worker that was started last takes: DBOS has one number for all.
+        """
         try:
             self._launch()
         except BaseException:
@@ -259,6 +262,7 @@ class QueueConsumer:
             self._work(job_id)
             return ""
 
+        DBOS.listen_queues([QUEUES[kind] for kind in self._concurrency])  # else every queue that any worker registered
         DBOS.launch()
         for kind, at_once in self._concurrency.items():
             DBOS.register_queue(

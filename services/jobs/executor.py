@@ -9,7 +9,6 @@ import random
 import time
 from collections.abc import Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
 from functools import partial
 
 from db.job_states import OVER, ClaimedItem
@@ -21,6 +20,7 @@ from services.concurrency.retry import retry_while_unavailable
 from services.concurrency.run_in_executor import run_in_executor
 from services.inference import operations
 from services.inference.context import InferenceCore
+from services.jobs.active_jobs import JobPlaces, JobProgress
 from services.jobs.dbos_queue import JobQueue
 from services.jobs.item_runner import ItemRunner
 from services.jobs.item_settler import ItemSettler
@@ -51,31 +51,12 @@ READ_AHEAD_BYTES = 16_000_000
 """Bytes of images that one claim reads before their turn."""
 
 
-@dataclass(slots=True)
-class _JobProgress:
-    """What this worker does for one job. ``share``: of the computation of its only item, 0-1."""
-
-    slices: int = 0
-    tasks: set[asyncio.Task[None]] = field(default_factory=set)
-    ended: int = 0
-    share: float | None = None
-    reported: tuple[int, float | None] = (0, None)
-
-    @property
-    def changed(self) -> bool:
-        """Whether there is progress since the last report."""
-        return (self.ended, self.share) != self.reported
-
-    def advance(self, share: float) -> None:
-        """``share`` of the only item is computed."""
-        self.share = share
-
-
 class JobExecutor:
     """Works on the queue entries of one worker, as many at once as the queue gives. Runs on one event loop.
 
     ``max_items``: items that run at once, of them ``max_heavy`` of heavy operations. ``handlers``: by operation, of
     jobs that are no inference. ``grace_s``: as ItemRunner. ``threads`` run the database calls; None: those of the loop.
+    ``limits``: jobs at once by kind (JobPlaces); the entry of one for which there is no place goes back to the queue.
     """
 
     def __init__(
@@ -90,6 +71,7 @@ class JobExecutor:
         threads: Executor | None = None,
         handlers: Mapping[str, JobHandler] | None = None,
         grace_s: float = 60.0,
+        limits: Mapping[str, int] | None = None,
     ) -> None:
         self._threads = threads
         self._inference = inference
@@ -97,6 +79,7 @@ class JobExecutor:
         self._queue = queue
         self._worker_id = worker_id
         self._handlers = handlers or {}
+        self._places = JobPlaces(limits or {})
         self._stopping = False
         self._limiter = ConcurrencyLimiter(max_items, max_heavy)
         self._settler = ItemSettler(inference.pipeline.records, jobs, worker_id, threads)
@@ -104,7 +87,7 @@ class JobExecutor:
             inference, jobs, worker_id, self._limiter, self._settler, lambda: self._stopping, threads, grace_s
         )
         self._handling: set[asyncio.Task[None]] = set()
-        self._active: dict[str, _JobProgress] = {}
+        self._active: dict[str, JobProgress] = {}
         self._slices: set[asyncio.Task[None]] = set()
         self._astray: set[str] = set()
         self.last_busy = time.monotonic()
@@ -125,7 +108,7 @@ class JobExecutor:
 
         Whatever fails, claimed items are queued again, and an entry for them is in the queue.
         """
-        progress = self._active.setdefault(job_id, _JobProgress())
+        progress = self._active.setdefault(job_id, JobProgress())
         progress.slices += 1
         current = asyncio.current_task()
         if current is not None:
@@ -147,6 +130,7 @@ class JobExecutor:
             progress.slices -= 1
             if progress.slices == 0:
                 del self._active[job_id]
+                self._places.leave(job_id)
 
     async def watch(self) -> None:
         """Cancel the items of jobs that are over, and report the progress of the others. Runs until it is cancelled."""
@@ -185,14 +169,14 @@ class JobExecutor:
         if self._slices:
             await asyncio.wait(self._slices, timeout=5)
 
-    async def _work_slice(self, progress: _JobProgress, job_id: str) -> float | None:
+    async def _work_slice(self, progress: JobProgress, job_id: str) -> float | None:
         """None: this entry is done. Else the seconds until another entry of the job is due."""
         # Random, so that the entries of a worker do not all end at once: until the queue gives out new ones, its cores
         # would be idle.
         slice_end = time.monotonic() + SLICE_S * random.uniform(0.5, 1.5)
         while not self._stopping:
             job, items, more_at = await run_in_executor(
-                self._threads, self._jobs.claim, job_id, self._worker_id, _claim_size
+                self._threads, self._jobs.claim, job_id, self._worker_id, self._claim_size
             )
             if job is None or job.state in OVER:
                 return None
@@ -207,7 +191,7 @@ class JobExecutor:
                 break
         return 0.0
 
-    async def _run_claimed(self, progress: _JobProgress, job: Job, items: list[ClaimedItem]) -> None:
+    async def _run_claimed(self, progress: JobProgress, job: Job, items: list[ClaimedItem]) -> None:
         if (handler := self._handlers.get(job.operation)) is not None:
             run = self._runner.run_handler
             tasks = [asyncio.create_task(run(job, item, handler), name=item.id) for item in items]
@@ -232,14 +216,14 @@ class JobExecutor:
         await self._wait_for(progress, job, items, tasks)
 
     async def _run_item(
-        self, progress: _JobProgress, job: Job, item: ClaimedItem, options: InferenceOptions, data: bytes | None
+        self, progress: JobProgress, job: Job, item: ClaimedItem, options: InferenceOptions, data: bytes | None
     ) -> None:
         sink = ProgressSink(progress.advance) if job.total == 1 else NO_PROGRESS
         await self._runner.run_operation(job, item, options, data, sink)
         progress.ended += 1
 
     async def _wait_for(
-        self, progress: _JobProgress, job: Job, items: list[ClaimedItem], tasks: list[asyncio.Task[None]]
+        self, progress: JobProgress, job: Job, items: list[ClaimedItem], tasks: list[asyncio.Task[None]]
     ) -> None:
         """Wait for ``tasks``, one for each item; items that were cancelled or not settled are queued again."""
         progress.tasks.update(tasks)
@@ -293,7 +277,8 @@ class JobExecutor:
         if shares:
             await run_in_executor(self._threads, self._jobs.report, shares)
 
-
-def _claim_size(job: Job) -> int:
-    known = operations.OPERATIONS.get(job.operation)
-    return known.claim_size if known is not None else 1
+    def _claim_size(self, job: Job) -> int:
+        if not self._places.take(job.id, job.kind):
+            return 0
+        known = operations.OPERATIONS.get(job.operation)
+        return known.claim_size if known is not None else 1

@@ -268,13 +268,25 @@ seen = []
 def work(job_id):
     seen.append(job_id)
     print(job_id, flush=True)
-QueueConsumer(sys.argv[1], "worker-1", work, {"request": 1, "batch": 1}).start()
+QueueConsumer(sys.argv[1], "worker-1", work, dict.fromkeys(sys.argv[3].split(","), 1)).start()
 deadline = time.monotonic() + 30
 while len(seen) < int(sys.argv[2]) and time.monotonic() < deadline:
     time.sleep(0.02)
 time.sleep(0.2)
 os._exit(0)  # an orderly end takes two seconds
 """
+
+
+def take(url: str, count: int, kinds: str) -> subprocess.CompletedProcess[str]:
+    """What a worker for ``kinds`` takes, until it has taken ``count`` entries or 30 s are over."""
+    return subprocess.run(
+        [sys.executable, "-c", TAKER, url, str(count), kinds],
+        cwd=Path(dbos_queue.__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
 
 
 def test_a_worker_takes_them_in_this_order(tmp_path: Path) -> None:
@@ -288,13 +300,32 @@ def test_a_worker_takes_them_in_this_order(tmp_path: Path) -> None:
     taken(engine, f"{lost.id}.0", status="PENDING", executor_id="dead")
     queue.withdraw(submitted(engine, queue, priority=9))
     assert queue.resume_orphans(set()) == [lost.id]
-    command = [sys.executable, "-c", TAKER, url, "4"]
-    done = subprocess.run(
-        command, cwd=Path(dbos_queue.__file__).parents[2], capture_output=True, text=True, timeout=60, check=False
-    )
+    done = take(url, 4, "request,batch")
     assert done.stdout.split() == [high, lost.id, usual, low], done.stderr
     assert {row[0]: row[1] for row in entries(engine)}[f"{high}.0"] == "SUCCESS"
     assert states_now(engine, high) == ["queued"]  # DBOS knows nothing of items
+    queue.close()
+    engine.dispose()
+
+
+def test_a_worker_takes_no_kind_that_others_take(tmp_path: Path) -> None:
+    """DBOS polls every queue that any worker has registered, unless it is told which."""
+    url = f"sqlite:///{tmp_path / 'ekiben.db'}"
+    migrate(url)
+    queue, engine = JobQueue(url), connect(url)
+    queue.migrate()
+    assert take(url, 0, "training,provision,batch").returncode == 0  # another worker, which registers its queues
+    left = [submitted(engine, queue, kind=kind, priority=9).id for kind in ("training", "provision")]
+    own = submitted(engine, queue)
+    with writing(engine) as session:
+        queue.enqueue(session, own, 1, delay_s=4)  # every queue is polled every two seconds, or more often
+    done = take(url, 2, "request,batch")
+    assert done.stdout.split() == [own.id, own.id], done.stderr
+    assert {row[0]: row[1] for row in entries(engine)} == {
+        **{f"{ident}.0": "ENQUEUED" for ident in left},
+        f"{own.id}.0": "SUCCESS",
+        f"{own.id}.1": "SUCCESS",
+    }
     queue.close()
     engine.dispose()
 

@@ -34,6 +34,7 @@ class Bench:
         self._threads = threads
         self.does: Work = nothing
         self.attempts = 0
+        self.trainings = 16
         self.wrong: list[AssertionError] = []
         self.workspace, self.work = self.another_worker()
 
@@ -49,6 +50,7 @@ class Bench:
             max_items=1,
             max_heavy=1,
             handlers={"paint": self._job_handler(own)},
+            limits={"training": self.trainings},
         )
         return own, work
 

@@ -242,3 +242,41 @@ def test_a_batch_goes_on_meanwhile(run: Run) -> None:
         await working
 
     run(main)
+
+
+def test_a_worker_works_on_no_more_jobs_of_a_kind_than_its_own_limit(run: Run) -> None:
+    """The queue has one number for all workers: that of the worker that was started last."""
+
+    async def main(bench: Bench) -> None:
+        bench.trainings = 2
+        bench.workspace, bench.work = bench.another_worker()
+        going_on, entered = asyncio.Event(), 0
+
+        async def held(bench: Bench, job: Job, item: ClaimedItem) -> None:
+            nonlocal entered
+            entered += 1
+            await going_on.wait()
+            await nothing(bench, job, item)
+
+        bench.does = held
+        jobs = [await bench.submit() for _ in range(4)]
+        working = [asyncio.create_task(bench.work.work(job.id)) for job in jobs[:3]]
+        await asyncio.wait(working, return_when=asyncio.FIRST_COMPLETED)
+        await async_eventually(lambda: entered == 2)
+        await bench.work.work(jobs[3].id)
+        rows = [bench.at.job(job.id) for job in jobs]
+        assert sorted(job.state for job in rows) == ["queued", "queued", "running", "running"]
+        # An entry goes back to the queue, and the time of the job has not begun.
+        assert {(job.entries, job.started_at) for job in rows if job.state == "queued"} == {(2, None)}
+        going_on.set()
+        await asyncio.gather(*working)
+        for job in jobs:
+            assert (await bench.finish(job.id)).state == "succeeded"
+
+        bench.trainings = 0
+        bench.workspace, bench.work = bench.another_worker()
+        job = await bench.submit()
+        await bench.work.work(job.id)
+        assert (bench.at.job(job.id).state, bench.attempts) == ("queued", 4)
+
+    run(main)
