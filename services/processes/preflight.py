@@ -38,8 +38,8 @@ def preflight(settings: Settings) -> str | None:
         return f"EKIBEN_HOME: {settings.home.absolute()} cannot be used: {error.strerror}"
     try:
         store = open_store(settings.resolved_store_url, settings.s3_access_key, settings.s3_secret_key)
+        sweep_temporary_files(settings, store)  # first: they may be what fills the disk
         store.check()
-        sweep_temporary_files(settings, store)
     except StorageFull as error:  # what is stored can be read, and removed
         print(f"EKIBEN_STORE_URL: {error.message}; nothing can be stored until there is some", file=sys.stderr)
     except Refusal as error:
