@@ -41,7 +41,7 @@ POLL_S = {"request": 0.25, "batch": 0.25, "import": 1.0, "training": 1.0, "provi
 _NAME = "ekiben"
 _VERSION = "1"  # of what an entry means: workers of another version do not take entries of this one
 _WORKFLOW = "hand"  # stored in existing databases: it must not change
-_WAITING = ["ENQUEUED", "PENDING", "DELAYED"]
+_WAITING = ["ENQUEUED", "DELAYED"]
 _REMOVABLE = ["ENQUEUED", "DELAYED", "SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED"]
 _AT_ONCE = 500  # entries deleted in one transaction
 
@@ -140,7 +140,7 @@ class JobQueue:
 
     @refusing()
     def has_entries(self, job_id: str) -> bool:
-        """Whether an entry of the job waits, or is taken by a worker."""
+        """Whether an entry of the job waits; one that a worker has taken may never be begun."""
         found = self._opened().list_workflows(
             workflow_id_prefix=f"{job_id}.", status=_WAITING, limit=1, load_input=False, load_output=False
         )

@@ -228,7 +228,7 @@ def test_has_entries(engine: sa.Engine, queue: JobQueue) -> None:
     entry = f"{stored.id}.0"
     for status, waits in [
         ("ENQUEUED", True),
-        ("PENDING", True),
+        ("PENDING", False),
         ("DELAYED", True),
         ("SUCCESS", False),
         ("ERROR", False),

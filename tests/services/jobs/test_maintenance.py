@@ -224,6 +224,23 @@ def test_a_job_that_nobody_works_on(run: Run) -> None:
     run(main)
 
 
+def test_an_entry_that_a_living_worker_took_and_never_began(run: Run) -> None:
+    """Its dequeue was committed, but the worker did not hear of it: nobody will work on it."""
+
+    async def main(bench: AtWork) -> None:
+        alive = worker(bench, 0)
+        job = await bench.submit("segment", IMAGES, AREAS)
+        bench.records.requeue(alive, claim(bench, job.id, alive, 1))
+        take_entries(bench, job.id, alive)
+        bench.change_job(job.id, updated_at=now() - timedelta(seconds=STALLED_S + 1))
+        for _ in range(2):
+            await asyncio.to_thread(maintenance_of(bench).sweep)
+            assert entries(bench, job.id) == ["PENDING", "ENQUEUED"]  # one more, not one for every sweep
+        assert (await bench.finish(job.id)).state == "succeeded"
+
+    run(main)
+
+
 # ---- beats ----
 
 
