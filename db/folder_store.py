@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shutil
@@ -113,16 +114,14 @@ class FolderStore:
     def _write(self, path: Path, source: IO[bytes]) -> None:
         with _writing():
             _make_folder(path.parent)
-            partial = self._temporary(path.parent)
             try:
-                with partial.open("xb") as file:
-                    shutil.copyfileobj(source, file, PIECE)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(partial, path)
-            except BaseException:
-                partial.unlink(missing_ok=True)
-                raise
+                _write_through(self._temporary(path.parent), path, source)
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+                # A folder that is mounted from the same file system has its device number (a bind mount, a volume).
+                source.seek(0)
+                _write_through(path.parent / temporary_name(), path, source)
             _sync(path.parent)
 
     def _temporary(self, target: Path) -> Path:
@@ -143,6 +142,19 @@ class FolderStore:
                     key = name if place == "." else f"{place}/{name}"
                     if key.startswith(prefix) and not name.startswith(TEMPORARY):
                         yield key
+
+
+def _write_through(partial: Path, path: Path, source: IO[bytes]) -> None:
+    """Write the rest of ``source`` to ``path``, by way of the new file ``partial``."""
+    try:
+        with partial.open("xb") as file:
+            shutil.copyfileobj(source, file, PIECE)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def _unless_missing(error: OSError) -> None:

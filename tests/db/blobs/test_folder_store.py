@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -88,6 +89,25 @@ def test_a_full_disk_leaves_the_old_blob(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.undo()
     assert store.get("images/a.jpg") == b"old"
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["a.jpg"]
+
+
+def test_a_folder_that_is_mounted_from_the_same_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its device number is that of the store, and yet nothing can be moved there (a bind mount, a volume)."""
+    replace = os.replace
+
+    def mounted(source: Path, target: Path) -> None:
+        if ("images" in source.parts) != ("images" in target.parts):
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", mounted)
+    store = open_store(str(tmp_path))
+    (tmp_path / "source").write_bytes(b"b" * 1_000_000)
+    store.put("images/a.jpg", b"a" * 1_000_000, "image/jpeg")
+    store.put_file("images/b.jpg", tmp_path / "source", "image/jpeg")
+    store.put("artifacts/c.png", b"c", "image/png")
+    assert (store.get("images/a.jpg"), store.get("images/b.jpg")) == (b"a" * 1_000_000, b"b" * 1_000_000)
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["a.jpg", "b.jpg", "c.png", "source"]
 
 
 def test_folder_that_cannot_be(tmp_path: Path) -> None:
