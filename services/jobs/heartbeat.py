@@ -17,6 +17,18 @@ DEAD_S = 8.0
 """Seconds without a heartbeat after which a worker is dead."""
 
 
+PAUSE_S = DEAD_S - 2 * BEAT_S
+"""Seconds between two looks at the clocks after which this machine, or its processes, stood still meanwhile: the beats
+of other workers are as old then, and no worse sign than this worker's own."""
+
+
+def clocks() -> tuple[float, ...]:
+    """Clocks in seconds: one or the other stands still with the machine, is set forward, or runs on."""
+    # Monotonic time leaves out the sleep of the machine; the time of the day is that of the heartbeats in SQLite.
+    asleep = (time.clock_gettime(time.CLOCK_BOOTTIME),) if hasattr(time, "CLOCK_BOOTTIME") else ()
+    return (time.monotonic(), time.time(), *asleep)
+
+
 class Heartbeat:
     """A thread that records every BEAT_S seconds that this worker is alive, and how many items it has claimed.
 
@@ -24,7 +36,12 @@ class Heartbeat:
     """
 
     def __init__(
-        self, workers: Workers, worker_id: str, running: Callable[[], int], buried: Callable[[], object]
+        self,
+        workers: Workers,
+        worker_id: str,
+        running: Callable[[], int],
+        buried: Callable[[], object],
+        clocks: Callable[[], tuple[float, ...]] = clocks,
     ) -> None:
         self._workers = workers
         self._worker_id = worker_id
@@ -34,6 +51,9 @@ class Heartbeat:
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self.steady_since = time.monotonic()
         """By ``time.monotonic()``: since then every beat was recorded."""
+        self._clocks = clocks
+        self._looked = clocks()
+        self._looking = threading.Lock()
 
     def start(self) -> None:
         """Start the thread."""
@@ -44,8 +64,18 @@ class Heartbeat:
         self._stop.set()
         self._thread.join(5)
 
+    def steady_s(self) -> float:
+        """Seconds for which every beat was recorded, and nothing stood still. Thread-safe."""
+        with self._looking:
+            before, self._looked = self._looked, self._clocks()
+            if any(now - then > PAUSE_S for then, now in zip(before, self._looked, strict=True)):
+                log.warning("this machine stood still, or its clock was set: nobody is declared dead for a while")
+                self.steady_since = time.monotonic()
+            return time.monotonic() - self.steady_since
+
     def _run(self) -> None:
         while not self._stop.wait(BEAT_S):
+            self.steady_s()
             try:
                 alive = self._workers.beat(self._worker_id, self._running())
             except Exception as error:

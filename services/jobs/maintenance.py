@@ -93,8 +93,8 @@ class Maintenance:
 
     def sweep(self) -> None:
         """Take over from dead workers, end jobs past their time limit, queue jobs again that lost their entries."""
-        # If the database was unavailable a moment ago, the heartbeats of other workers are missing too.
-        if time.monotonic() - self._heartbeat.steady_since >= DEAD_S:
+        # If the database was unavailable or the machine asleep a moment ago, the beats of others are missing too.
+        if self._heartbeat.steady_s() >= DEAD_S:
             for worker_id, jobs in self._workers.fail_silent(DEAD_S).items():
                 log.warning("a worker died", extra={"worker": worker_id, "jobs": jobs})
         if items := self._workers.requeue_of_unknown():

@@ -154,6 +154,29 @@ def test_a_worker_that_was_not_heard_itself_says_nobody_is_dead(run: Run) -> Non
     run(main)
 
 
+@pytest.mark.parametrize("ahead", [(0, 3600, 3600), (0, 3600, 0), (60, 60, 60), (0, DEAD_S - 1, DEAD_S - 1)])
+def test_after_a_pause_of_the_machine_nobody_is_dead_yet(run: Run, ahead: tuple[float, ...]) -> None:
+    """Asleep, its clock set, its processes frozen: a sweep may come before the first beat of the other workers."""
+
+    async def main(bench: AtWork) -> None:
+        other = worker(bench, 10 * DEAD_S)
+        past = [0.0, 0.0, 0.0]
+        heartbeat = Heartbeat(Workers(bench.app_state.database), "me", lambda: 0, lambda: None, lambda: tuple(past))
+        heartbeat.steady_since = time.monotonic() - 100
+        keeper = maintenance_of(bench)
+        keeper._heartbeat = heartbeat
+        past[:] = ahead
+        for _ in range(2):
+            await asyncio.to_thread(keeper.sweep)
+            assert Workers(bench.app_state.database).known() == {other}
+        heartbeat.steady_since -= DEAD_S  # so much later
+        past[:] = [seconds + BEAT_S for seconds in past]
+        await asyncio.to_thread(keeper.sweep)
+        assert Workers(bench.app_state.database).known() == set()
+
+    run(main)
+
+
 def test_entries_of_a_worker_that_left_are_requeued(run: Run) -> None:
     async def main(bench: AtWork) -> None:
         job = await bench.submit("segment", IMAGES, AREAS)
