@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.orm import defer
+from sqlalchemy.orm import aliased, defer
 from sqlmodel import Session, col, func, select
 
 from db.pages import Page, page_bounds
@@ -133,13 +133,23 @@ class JobQueries:
         with reading(self._engine) as session:
             return dict(session.exec(select(Job.id, Job.state).where(col(Job.id).in_(job_ids))).all())
 
-    def latest_keyed(self, owner: str, kind: str, prefix: str) -> Job | None:
-        """The newest job of a kind whose idempotency key begins with ``prefix``; None where there is none."""
+    def last_keyed(self, owner: str, kind: str, prefix: str) -> Job | None:
+        """Of jobs of a kind with the idempotency keys ``prefix`` + id of the job before, the last; None without any.
+
+        The moments of their rows do not tell: the clocks of machines differ. Where jobs between were deleted there are
+        several chains: an open job comes first, then the newest.
+        """
+        after = aliased(Job)
+        followed = select(after.id).where(after.owner == owner, after.idempotency_key == sa.literal(prefix) + Job.id)
+        chosen = select(Job).where(
+            Job.owner == owner,
+            Job.kind == kind,
+            col(Job.idempotency_key).startswith(prefix, autoescape=True),
+            ~sa.exists(followed),
+        )
+        order = (col(Job.state).in_(OVER), col(Job.created_at).desc(), col(Job.id).desc())
         with reading(self._engine) as session:
-            chosen = select(Job).where(
-                Job.owner == owner, Job.kind == kind, col(Job.idempotency_key).startswith(prefix, autoescape=True)
-            )
-            return session.exec(chosen.order_by(col(Job.created_at).desc(), col(Job.id).desc()).limit(1)).first()
+            return session.exec(chosen.order_by(*order).limit(1)).first()
 
     def counts(self) -> dict[tuple[str, str], int]:
         """How many jobs are queued or running, by kind and state."""

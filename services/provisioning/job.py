@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from sqlmodel import Session
 
-from db.job_states import ClaimedItem, ItemResult, finish_items
+from db.job_states import LOST, ClaimedItem, ItemResult, finish_items
 from db.publishing import publish_folder
 from db.tables import Job, ModelVersion
 from ekiben.errors import Conflict, NotFound, Refusal, Temporary
@@ -48,7 +48,8 @@ class ProvisionHandler:
         try:
             await self._provide(job, item, row, folder)
         except Refusal as refusal:
-            if not isinstance(refusal, Temporary):
+            # Where another worker has the item now, it says what becomes of the model.
+            if not isinstance(refusal, Temporary) and refusal.code != LOST:
                 log.warning("model not provided: %s", refusal, extra={"model": name})
                 await self._mark_unavailable(job, row, refusal.message)
             raise

@@ -61,7 +61,7 @@ class ProvisioningService:
         address = f"POST /v1/models/{name}/provision"
         if not self._settings.provision_on_first_use:
             return type(refusal)(f"{refusal.message}; {address} downloads and exports it")
-        job = await self._latest(name, owner)
+        job = await self._last(name, owner)
         if job is not None and job.state in (JobState.FAILED, JobState.CANCELLED):
             why = (job.error or {}).get("message") or "it was cancelled"
             return Unavailable(f"model {name} could not be provided: {why}; {address} tries again", job_id=job.id)
@@ -74,7 +74,7 @@ class ProvisioningService:
         )
 
     async def _job(self, name: str, terms: JobTerms, owner: str) -> tuple[Job, bool]:
-        last = await self._latest(name, owner)
+        last = await self._last(name, owner)
         if last is not None and last.state not in OVER:
             return last, False
         # The key follows from the job before: of requests that come at once, over any gateways, one makes the job and
@@ -90,8 +90,8 @@ class ProvisioningService:
             owner=owner,
         )
 
-    async def _latest(self, name: str, owner: str) -> Job | None:
-        return await asyncio.to_thread(self._records.latest_keyed, owner, KIND, _key(name))
+    async def _last(self, name: str, owner: str) -> Job | None:
+        return await asyncio.to_thread(self._records.last_keyed, owner, KIND, _key(name))
 
 
 def known_models() -> dict[str, ZooRow]:

@@ -5,20 +5,27 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import sqlalchemy as sa
+from sqlmodel import Session, col
 
+from db.job_states import LOST
 from db.jobs import JobRecords
-from db.tables import Job
+from db.tables import Job, now
 from ekiben.errors import Conflict, NotFound
 from ekiben.ids import LOCAL_OWNER
 from ekiben.settings import Settings
 from services.app_state import AppState
 from services.jobs.submission import JobTerms
+from services.jobs.workspace import JobWorkspace
 from services.provisioning import service
+from services.provisioning.job import ProvisionHandler
 from services.rest.app import create_app
 from tests import toy_models
 from tests.conftest import publish
@@ -112,6 +119,51 @@ def test_after_a_job_that_is_over_there_is_another(tmp_path: Path) -> None:
             if end == "delete the last":
                 await app_state.jobs.delete(job.id)
         assert (await submit("sam_vit_b", JobTerms()))[1]
+
+    run(tmp_path / "var", main)
+
+
+def change(app_state: AppState, job_id: str, **values: Any) -> None:
+    with Session(app_state.database) as session:
+        session.execute(sa.update(Job).where(col(Job.id) == job_id).values(**values))
+        session.commit()
+
+
+def test_a_gateway_whose_clock_is_ahead(tmp_path: Path) -> None:
+    """The last job is the one that no other follows, whatever the time is that it says."""
+
+    async def main(app_state: AppState, client: httpx.AsyncClient) -> None:
+        submit = app_state.provisioning.submit
+        ids: list[str] = []
+        for hours in (3, 1, 2, 0):
+            job, created = await submit("sam_vit_b", JobTerms())
+            assert created and job.id not in ids
+            ids.append(job.id)
+            change(app_state, job.id, created_at=now() + timedelta(hours=hours))
+            again, created = await submit("sam_vit_b", JobTerms(priority=3))
+            assert (again.id, created) == (job.id, False)
+            fail(app_state, job.id)
+        await app_state.jobs.delete(ids[1])  # two ends: of the first and of the last
+        job, created = await submit("sam_vit_b", JobTerms())
+        assert created and job.id not in ids
+        assert (await submit("sam_vit_b", JobTerms()))[0].id == job.id
+
+    run(tmp_path / "var", main)
+
+
+def test_a_worker_that_lost_the_job_says_nothing_of_the_model(tmp_path: Path) -> None:
+    async def main(app_state: AppState, client: httpx.AsyncClient) -> None:
+        job, _ = await app_state.provisioning.submit("sam_vit_b", JobTerms())
+        records = JobRecords(app_state.database)
+        _, [item], _ = records.claim(job.id, "stuck", lambda job: 1)
+        records.requeue("stuck", [item.id])
+        assert len(records.claim(job.id, "faster", lambda job: 1)[1]) == 1
+        with ThreadPoolExecutor(1) as threads:
+            workspace = JobWorkspace(app_state.settings, app_state.store, records, "stuck", threads)
+            with pytest.raises(Conflict) as lost:
+                await ProvisionHandler(workspace, app_state.index)(job, item)
+        assert lost.value.code == LOST
+        assert app_state.registry.models(LOCAL_OWNER) == []
 
     run(tmp_path / "var", main)
 
