@@ -43,6 +43,12 @@ _GARBLED = (UnicodeDecodeError, orjson.JSONDecodeError)
 _UNIQUE = {"23505", "SQLITE_CONSTRAINT_UNIQUE", "SQLITE_CONSTRAINT_PRIMARYKEY"}
 
 
+_LIMITS = (
+    "-c statement_timeout=15000 -c lock_timeout=5000 -c idle_in_transaction_session_timeout=20000 "
+    "-c tcp_keepalives_idle=5 -c tcp_keepalives_interval=2 -c tcp_keepalives_count=2"
+)
+
+
 def parse_url(url: str) -> sa.URL:
     """The URL with the driver that Ekiben uses. BadInput for anything but a SQLite file or PostgreSQL."""
     try:
@@ -101,7 +107,11 @@ def make_folder(url: sa.URL) -> None:
 
 
 def postgres_arguments(*, limits: bool = True) -> dict[str, Any]:
-    """Arguments of libpq: connections to a silent host end within 8 s, and with ``limits`` statements after 15 s."""
+    """Arguments of libpq: connections to a silent host end within 8 s.
+
+    With ``limits`` the server ends statements after 15 s, and sessions that are silent in a transaction for 20 s, or
+    whose machine is for 9 s: they would hold their locks.
+    """
     arguments: dict[str, Any] = {
         "connect_timeout": 3,
         "application_name": "ekiben",
@@ -111,7 +121,7 @@ def postgres_arguments(*, limits: bool = True) -> dict[str, Any]:
         "tcp_user_timeout": 8_000,
     }
     if limits:
-        arguments["options"] = "-c statement_timeout=15000 -c lock_timeout=5000"
+        arguments["options"] = _LIMITS
     return arguments
 
 
@@ -256,9 +266,14 @@ def check_writes(engine: sa.Engine) -> None:
     """Write something small. Unavailable when that fails, StorageFull for want of space; raises as ``ping``, too."""
     ping(engine)
     if engine.dialect.name != "sqlite":
-        with _any_failure(), engine.begin() as connection:
-            connection.exec_driver_sql("SET LOCAL synchronous_commit = off")
-            connection.exec_driver_sql("UPDATE registry_revision SET revision = revision")
+        with _any_failure():
+            try:
+                with engine.begin() as connection:
+                    connection.exec_driver_sql("SET LOCAL synchronous_commit = off; SET LOCAL lock_timeout = 1000")
+                    connection.exec_driver_sql("UPDATE registry_revision SET revision = revision")
+            except exc.DBAPIError as error:
+                if error_code(error) != "55P03":  # locked: another process writes, so it can be written
+                    raise
         return
     path = engine.url.database
     if path is None or not Path(path).is_file():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
 from datetime import datetime, timedelta
@@ -13,7 +14,9 @@ from sqlmodel import Session, col, select
 from db import job_states
 from db.session import reading, writing
 from db.tables import Chore, ItemState, Job, JobItem, JobState, Worker, now
-from ekiben.errors import Conflict
+from ekiben.errors import Conflict, Refusal
+
+log = logging.getLogger(__name__)
 
 
 class Workers:
@@ -62,18 +65,27 @@ class Workers:
             return set(session.exec(select(Worker.id)))
 
     def fail_silent(self, ttl_s: float) -> dict[str, list[str]]:
-        """Remove the workers without a heartbeat for ``ttl_s``; by worker, the jobs of which it claimed items."""
+        """Remove the workers without a heartbeat for ``ttl_s``; by worker, the jobs of which it claimed items.
+
+        One that cannot be removed now, because somebody has its row or a job locked, is left to the next call.
+        """
         failed: dict[str, list[str]] = {}
         with reading(self._engine) as session:
             before = _clock(session) - timedelta(seconds=ttl_s)
             silent = session.exec(select(Worker.id).where(col(Worker.seen_at) < before)).all()
         for worker_id in silent:
-            with writing(self._engine) as session:
-                before = _clock(session) - timedelta(seconds=ttl_s)
-                chosen = select(Worker).where(Worker.id == worker_id).with_for_update()
-                worker = session.exec(chosen).first()
-                if worker is not None and worker.seen_at < before:  # it may have sent a heartbeat meanwhile
-                    failed[worker_id] = job_states.fail_worker(session, worker_id)
+            try:
+                with writing(self._engine) as session:
+                    before = _clock(session) - timedelta(seconds=ttl_s)
+                    chosen = select(Worker).where(Worker.id == worker_id).with_for_update()
+                    worker = session.exec(chosen).first()
+                    if worker is None or worker.seen_at >= before:  # it may have sent a heartbeat meanwhile
+                        continue
+                    jobs = job_states.fail_worker(session, worker_id)
+            except Refusal as error:
+                log.warning("a dead worker is not removed: %s", error, extra={"worker": worker_id})
+                continue
+            failed[worker_id] = jobs
         return failed
 
     def requeue_of_unknown(self) -> list[str]:

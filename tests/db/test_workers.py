@@ -8,11 +8,14 @@ from datetime import timedelta
 
 import pytest
 import sqlalchemy as sa
+from sqlmodel import Session
 
+from db import job_states
 from db.jobs import JobRecords
 from db.session import writing
 from db.tables import Chore, Job, Worker, now
 from db.workers import Workers
+from ekiben.errors import Unavailable
 from tests.db.job_rows import change, claimed, count, given_back, items_now, job_now, states_now, submitted
 
 TTL_S = 60.0
@@ -84,6 +87,29 @@ def test_the_dead_are_buried_and_the_living_are_not(engine: sa.Engine, workers: 
     assert [job_now(engine, job_id).deaths for job_id in (one, two, three)] == [1, 1, 0]
     assert not workers.beat("dead", 0)  # from which it learns that it was taken for dead
     assert workers.fail_silent(TTL_S) == {}
+
+
+def test_one_whose_rows_are_locked_keeps_none_of_the_others(
+    engine: sa.Engine, workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = submitted(engine, 1)
+    for worker_id in ("a", "b", "c"):
+        workers.enter(worker_id)
+        unheard(engine, worker_id, 61)
+    claimed(engine, job_id, "c", 1)
+    fail_worker = job_states.fail_worker
+
+    def locked(session: Session, worker_id: str) -> list[str]:
+        jobs = fail_worker(session, worker_id)
+        if worker_id == "b":
+            raise Unavailable("lock timeout")
+        return jobs
+
+    monkeypatch.setattr(job_states, "fail_worker", locked)
+    assert workers.fail_silent(TTL_S) == {"a": [], "c": [job_id]}
+    monkeypatch.undo()
+    assert workers.known() == {"b"}
+    assert workers.fail_silent(TTL_S) == {"b": []}
 
 
 def test_one_that_is_known_to_be_dead_is_buried_at_once(engine: sa.Engine, workers: Workers) -> None:

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlmodel import Session, select
 
 from db import session as sessions
-from db.session import connect, parse_url, ping, reading, refusing, writing
+from db.session import check_writes, connect, parse_url, ping, reading, refusing, writing
 from db.tables import Image, Prediction
 from ekiben.errors import BadInput, Conflict, StorageFull, Unavailable
 from tests.db import rows
@@ -31,15 +31,45 @@ def test_sqlite_is_set_to_be_safe(tmp_path: Path) -> None:
     assert found == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": 10_000}
 
 
-def test_postgres_gives_up_on_slow_statements(postgres_server: Server) -> None:
+def test_postgres_gives_up_on_slow_statements_and_silent_clients(postgres_server: Server) -> None:
+    limits = {
+        "statement_timeout": "15000",
+        "lock_timeout": "5000",
+        "idle_in_transaction_session_timeout": "20000",
+        "tcp_keepalives_idle": "5",
+        "tcp_keepalives_interval": "2",
+        "tcp_keepalives_count": "2",
+    }
     engine = connect(postgres_server.url)
     with engine.connect() as connection:
-        shown = [
-            connection.exec_driver_sql(f"SHOW {name}").scalar_one() for name in ("statement_timeout", "lock_timeout")
-        ]
+        # Not what is in force: here the server is reached through a socket file, which needs no keepalives.
+        shown = connection.exec_driver_sql("SELECT name, reset_val FROM pg_settings WHERE source = 'client'")
+        found = {name: value for name, value in shown.tuples() if name in limits}
+    assert found == limits
     engine.dispose()
-    assert shown == ["15s", "5s"]
     assert engine.dialect.driver == "psycopg2"
+
+
+def test_a_process_that_was_stopped_in_a_transaction_holds_nothing_up(migrated_postgres: str) -> None:
+    engine, other = connect(migrated_postgres), connect(migrated_postgres)
+    with pytest.raises(Unavailable), writing(engine) as session:
+        session.execute(sa.text("SET LOCAL idle_in_transaction_session_timeout = 200"))
+        session.execute(sa.text("UPDATE registry_revision SET revision = revision"))
+        with writing(other) as waiting:  # until the server has ended the session
+            waiting.execute(sa.text("UPDATE registry_revision SET revision = revision"))
+        session.execute(sa.text("UPDATE registry_revision SET revision = revision + 1"))
+    ping(engine)
+    engine.dispose()
+    other.dispose()
+
+
+def test_a_database_in_which_another_writes_can_be_written(migrated_postgres: str) -> None:
+    engine, other = connect(migrated_postgres), connect(migrated_postgres)
+    with writing(other) as session:
+        session.execute(sa.text("UPDATE registry_revision SET revision = revision"))
+        check_writes(engine)
+    engine.dispose()
+    other.dispose()
 
 
 @pytest.mark.parametrize("url", ["postgresql://u:p@h/d", "postgres://u:p@h/d", "postgresql+psycopg2://u:p@h/d"])
