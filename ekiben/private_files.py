@@ -43,10 +43,10 @@ def narrow_home(settings: Settings) -> int:
     """Make the home folder, and take from it and from what Ekiben made in it the access that ``set_umask`` denies.
 
     Only where the home folder itself gave such access: otherwise nobody got in, and a walk over millions of files is
-    spared. Links are not followed. The number of files and folders that were changed; what belongs to another user
-    stays as it is, with a line in the log.
+    spared. Links are not followed, but for the home itself. The number of files and folders that were changed; what
+    belongs to another user stays as it is, with a line in the log.
     """
-    home, denied = settings.home.absolute(), _denied(settings)
+    home, denied = settings.home.resolve(), _denied(settings)
     home.mkdir(parents=True, exist_ok=True)
     if not stat.S_IMODE(home.stat().st_mode) & denied:
         return 0

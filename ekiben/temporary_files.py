@@ -1,9 +1,10 @@
 """Temporary files and folders: names that say who writes them, and the removal of those that nobody writes any more.
 
 A name has the mark ``.tmp-MACHINE-PID-START-``: MACHINE is this boot of this machine and the process-id namespace
-(container) of the writer, START when its process was started. One rule decides, for several processes on one home, for
-containers with a shared volume, and for folders that several machines share: what a process of this MACHINE wrote is
-abandoned once that process has ended; anything else once it has not been changed for ABANDONED_S.
+(container) of the writer, START when its process was started, 0 where that cannot be known. One rule decides, for
+several processes on one home, for containers with a shared volume, and for folders that several machines share: what a
+process of this MACHINE with a START wrote is abandoned once that process has ended; anything else once it has not been
+changed for ABANDONED_S.
 """
 
 from __future__ import annotations
@@ -46,8 +47,9 @@ def temporary_name(prefix: str = "", suffix: str = "") -> str:
 
 def mark() -> str:
     """The mark of this process, to be followed by what makes a name unique."""
-    pid = os.getpid()
-    return f"{TEMPORARY}{_machine()}-{pid}-{_start(pid) or 0}-"
+    pid, machine = os.getpid(), _machine()
+    start = _start(pid) if machine is not None else None
+    return f"{TEMPORARY}{machine or 8 * '0'}-{pid}-{start or 0}-"
 
 
 def scratch(kind: str) -> tempfile.TemporaryDirectory[str]:
@@ -63,8 +65,9 @@ def is_abandoned(path: Path, now: Callable[[], float] = time.time, old: re.Patte
     if not path.name.startswith((TEMPORARY, f"{SCRATCH}-")) and not (old is not None and old.match(path.name)):
         return False
     found = _MARK.search(path.name)
+    known = found is not None and found["machine"] == _machine() and int(found["start"]) > 0
     # A process of another user may be hidden (hidepid): it counts as one of another machine.
-    if found is not None and found["machine"] == _machine() and os.getuid() in (0, _owner(path)):
+    if found is not None and known and os.getuid() in (0, _owner(path)):
         return _start(int(found["pid"])) != int(found["start"])
     if found is None and path.name.startswith(SCRATCH):
         return False
@@ -134,19 +137,22 @@ def _owner(path: Path) -> int:
 
 
 @lru_cache(maxsize=1)
-def _machine() -> str:
+def _machine() -> str | None:
+    """None where ids of processes say nothing, so that only age counts: not Linux, or /proc is that of others."""
     try:
+        if os.readlink("/proc/self") != str(os.getpid()):  # of another process-id namespace (unshare, sandboxes)
+            return None
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         space = os.stat("/proc/self/ns/pid").st_ino
-    except OSError:  # not Linux: ids of processes say nothing, so that only age counts
-        return uuid.uuid4().hex[:8]
+    except OSError:
+        return None
     return hashlib.sha256(f"{boot} {space}".encode()).hexdigest()[:8]
 
 
 def _start(pid: int) -> int | None:
     """When the process was started, in ticks since the start of the machine; None where it has ended."""
     try:
-        state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+        state, *rest = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(") ")[2].split()
     except OSError:
         return None
     return None if state in "ZX" else int(rest[18])

@@ -59,6 +59,18 @@ def test_an_open_home_is_closed_once(tmp_path: Path, caplog: pytest.LogCaptureFi
     assert narrow_home(settings) == 0  # nobody can get there: the walk is spared
 
 
+def test_a_home_that_is_a_link(tmp_path: Path) -> None:
+    home = open_home(tmp_path / "disk")
+    (tmp_path / "var").symlink_to(home)
+    settings = Settings(home=tmp_path / "var")
+    assert narrow_home(settings) == 6
+    assert (modes(home)["."], modes(home)["ekiben.db"]) == (0o700, 0o600)
+    assert narrow_home(settings) == 0
+    (tmp_path / "next").symlink_to(tmp_path / "not yet there")
+    assert narrow_home(Settings(home=tmp_path / "next")) == 1
+    assert modes(tmp_path / "not yet there") == {".": 0o700}
+
+
 def test_a_group_may_share_it(tmp_path: Path) -> None:
     home = open_home(tmp_path / "var")
     settings = Settings(home=home, group_access=True)

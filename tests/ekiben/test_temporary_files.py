@@ -21,10 +21,10 @@ NAMES = "from ekiben.temporary_files import temporary_name; print(temporary_name
 
 
 @contextmanager
-def writer() -> Iterator[tuple[subprocess.Popen[str], str]]:
+def writer(code: str = NAMES) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """Another process, and the name of the file that it writes."""
     process = subprocess.Popen(
-        [sys.executable, "-c", NAMES], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
     try:
@@ -83,6 +83,58 @@ def test_what_another_machine_or_container_writes_goes_once_it_is_silent_for_a_d
     aged(folder / "deep", ABANDONED_S + 60)
     os.utime(folder, (1.0, 1.0))
     assert sweep([tmp_path]) == 1 and not path.exists()
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What is known of this machine is found out again, before and after."""
+    temporary_files._machine.cache_clear()
+    yield
+    monkeypatch.undo()
+    temporary_files._machine.cache_clear()
+
+
+@pytest.mark.parametrize("case", ["not Linux", "/proc of others"])
+def test_where_ids_of_processes_say_nothing_age_counts(
+    case: str, machine: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readlink = os.readlink
+
+    def read(path: str) -> str:
+        if path != "/proc/self":
+            return readlink(path)
+        if case == "not Linux":
+            raise FileNotFoundError(path)
+        return str(os.getpid() + 1)
+
+    monkeypatch.setattr(os, "readlink", read)
+    if case == "not Linux":
+        monkeypatch.setattr(temporary_files, "_start", lambda pid: None)
+    path = aged(tmp_path / temporary_name(), ABANDONED_S - 60)
+    assert temporary_name() != temporary_name()
+    for _ in range(2):  # also as another process sees it
+        assert sweep([tmp_path]) == 0 and path.exists()
+        temporary_files._machine.cache_clear()
+        monkeypatch.setattr(temporary_files, "_start", lambda pid: None)
+    monkeypatch.setattr(os, "readlink", readlink)
+    temporary_files._machine.cache_clear()
+    assert sweep([tmp_path]) == 0
+    assert sweep([tmp_path], now=lambda: time.time() + 120) == 1
+
+
+def test_a_name_without_a_start(tmp_path: Path) -> None:
+    path = aged(tmp_path / re.sub(r"-\d+-\d+-", f"-{os.getpid()}-0-", temporary_name()), 60)
+    assert not is_abandoned(path)
+    assert is_abandoned(path, lambda: time.time() + ABANDONED_S)
+
+
+def test_a_process_whose_name_is_no_text(tmp_path: Path) -> None:
+    code = f"open('/proc/self/comm', 'wb').write(b'\\xff) \\xfe'); {NAMES}"
+    with writer(code) as (process, name):
+        path = aged(tmp_path / name, 0)
+        assert Path(f"/proc/{process.pid}/comm").read_bytes() == b"\xff) \xfe\n"
+        assert "-0-" not in name
+        assert sweep([tmp_path]) == 0 and path.exists()
 
 
 def test_a_process_of_another_user_may_be_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
