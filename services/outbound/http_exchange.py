@@ -32,6 +32,8 @@ _RESERVED: Final = tuple(
     ipaddress.ip_network(network)
     for network in ("100.64.0.0/10", "192.0.0.0/24", "192.88.99.0/24", "198.18.0.0/15", "fec0::/10")
 )
+# Public by its number, but answered by the host of a virtual machine in Azure.
+_CLOUD: Final = (ipaddress.ip_network("168.63.129.16/32"),)
 
 
 def _resolve(host: str, port: int) -> list[str]:
@@ -53,9 +55,9 @@ class Network:
 
 
 def is_public(address: str) -> bool:
-    """Whether the IP address is public, and embeds no other address."""
+    """Whether the IP address is public, and embeds no other address. It may be one of this machine."""
     ip = ipaddress.ip_address(address.split("%")[0])
-    inside = any(ip.version == network.version and ip in network for network in (*_EMBEDDING_IPV4, *_RESERVED))
+    inside = any(ip.version == network.version and ip in network for network in (*_EMBEDDING_IPV4, *_RESERVED, *_CLOUD))
     return ip.is_global and not inside and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified)
 
 
@@ -65,7 +67,8 @@ class Exchange:
 
     A name is resolved once per request, all its addresses must be public unless ``allow_private``, and the connection
     goes to the address that was checked, so that a name which resolves to another one meanwhile (DNS rebinding) gains
-    nothing. Redirects are not followed. Methods raise BadInput, codes ``url_...``.
+    nothing. A public address of this machine is not asked either, unless ``allow_private``. Redirects are not followed.
+    Methods raise BadInput, codes ``url_...``.
     """
 
     network: Network
@@ -110,11 +113,7 @@ class Exchange:
         if not addresses:
             raise BadInput(f"the host of the URL is not known: {host!r}", code="url_unknown_host")
         if not self.allow_private and not all(is_public(address) for address in addresses):
-            raise BadInput(
-                f"the host of the URL is not on the public internet: {host!r}; the setting that allows private "
-                "addresses is off",
-                code="url_private",
-            )
+            raise _private(host)
         return addresses[0], port
 
     @contextmanager
@@ -148,6 +147,10 @@ class Exchange:
         watch: threading.Timer | None = None
         try:
             sock = self.network.connect(address, port, self.left_s())
+            # A public address of this machine: its services may listen there, guarded by a firewall alone.
+            if not self.allow_private and sock.getsockname()[0] == sock.getpeername()[0]:
+                sock.close()
+                raise _private(host)
             watch = threading.Timer(self.left_s(), _shut, [sock])
             watch.daemon = True
             watch.start()
@@ -184,6 +187,14 @@ def parse(url: str) -> SplitResult:
     if not parts.hostname or not port_is_good or any(ord(letter) <= 32 or ord(letter) == 127 for letter in url):
         raise BadInput("the URL is malformed", code="url_malformed")
     return parts
+
+
+def _private(host: str) -> BadInput:
+    return BadInput(
+        f"the host of the URL is not on the public internet: {host!r}; the setting that allows private addresses is "
+        "off",
+        code="url_private",
+    )
 
 
 def _path(parts: SplitResult) -> str:

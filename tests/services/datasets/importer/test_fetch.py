@@ -19,7 +19,7 @@ import pytest
 from ekiben.errors import BadInput, Refusal, TooLarge
 from services.datasets.importer.fetch import fetch
 from services.outbound.http_exchange import Network, is_public
-from tests.services.outbound.addresses import PRIVATE, PUBLIC, THIS_MACHINE
+from tests.services.outbound.addresses import PRIVATE, PUBLIC, THIS_MACHINE, connect_as_from_afar
 
 DATA = bytes(range(256)) * 1000
 
@@ -141,7 +141,7 @@ class Names:
 
     def connect(self, address: str, port: int, timeout_s: float) -> socket.socket:
         self.connected.append(address)
-        return socket.create_connection(("127.0.0.1", self.port), timeout_s)
+        return connect_as_from_afar(self.port, timeout_s)
 
     def network(self, tls: Callable[[], ssl.SSLContext] = ssl.create_default_context) -> Network:
         return Network(self.resolve, self.connect, tls)

@@ -28,7 +28,7 @@ from tests.services.jobs.webhooks.listener import (
     said_ids,
     state,
 )
-from tests.services.outbound.addresses import PRIVATE, PUBLIC, THIS_MACHINE
+from tests.services.outbound.addresses import PRIVATE, PUBLIC, THIS_MACHINE, connect_as_from_afar
 
 
 @pytest.mark.parametrize("status", [200, 299])
@@ -209,7 +209,7 @@ def test_an_address_that_is_not_public_gets_nothing(
 
         def connect(to: str, port: int, timeout_s: float) -> socket.socket:
             connected.append(to)
-            return socket.create_connection(("127.0.0.1", port), timeout_s)
+            return connect_as_from_afar(port, timeout_s)
 
         answers = iter([[PUBLIC, address], [PUBLIC]])
         network = Network(lambda host, port: next(answers), connect)
