@@ -230,9 +230,17 @@ class JobRecords(JobQueries):
             return due
 
     def webhook_tried(self, job: Job, state: str, tries: int, again_at: datetime | None) -> None:
-        """Store the outcome of a delivery; ``again_at``: when it is due next. Ignored if the job was retried."""
+        """Store the outcome of a delivery of a job that ``due_webhooks`` gave; ``again_at``: when it is due next.
+
+        Ignored if the job was retried, or the lease was over and another process took one.
+        """
         with writing(self._engine) as session:
-            same_end = (col(Job.id) == job.id, col(Job.state).in_(OVER), col(Job.last_event) == job.last_event)
+            same_end = (
+                col(Job.id) == job.id,
+                col(Job.state).in_(OVER),
+                col(Job.last_event) == job.last_event,
+                col(Job.webhook_at) == job.webhook_at,
+            )
             values = {"webhook_state": state, "webhook_tries": tries, "webhook_at": again_at}
             session.execute(sa.update(Job).where(*same_end).values(**values))
 

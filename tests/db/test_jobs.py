@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 import sqlalchemy as sa
@@ -284,6 +284,25 @@ def test_due_webhooks_are_lent(engine: sa.Engine, jobs: JobRecords) -> None:
     assert [job.id for job in jobs.due_webhooks(NOON + 10 * MINUTE, lease)] == ["job-0", "job-2"]
     done = jobs.job("local", "job-1")
     assert (done.webhook_state, done.webhook_tries, done.webhook_at) == ("delivered", 1, None)
+
+
+@pytest.mark.parametrize("late", [("delivered", None), ("failed", None), ("pending", NOON + 5 * MINUTE)])
+def test_who_lost_the_lease_of_a_webhook_says_nothing(
+    engine: sa.Engine, jobs: JobRecords, late: tuple[str, datetime | None]
+) -> None:
+    """It stood still, and another process has taken the webhook, which it may have delivered by now."""
+    job_id = submitted(engine, 1, webhook_url="https://example.org/done")
+    jobs.cancel("local", job_id)
+    change(engine, Job, job_id, webhook_at=NOON)
+    (slow,) = jobs.due_webhooks(NOON, MINUTE)
+    (fast,) = jobs.due_webhooks(NOON + MINUTE, MINUTE)
+    jobs.webhook_tried(slow, late[0], 7, late[1])
+    found = job_now(engine, job_id)
+    assert (found.webhook_state, found.webhook_tries, found.webhook_at) == ("pending", 0, NOON + 2 * MINUTE)
+    jobs.webhook_tried(fast, "delivered", 1, None)
+    jobs.webhook_tried(slow, late[0], 7, late[1])
+    found = job_now(engine, job_id)
+    assert (found.webhook_state, found.webhook_tries, found.webhook_at) == ("delivered", 1, None)
 
 
 def test_no_webhook_of_a_job_that_is_not_over(engine: sa.Engine, jobs: JobRecords) -> None:
