@@ -4,24 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import orjson
 
 from db.tables import Job, now
-from ekiben.errors import BadInput, Refusal
+from ekiben.errors import BadInput, Overloaded, Refusal
 from ekiben.ids import new_id
 from ekiben.settings import Settings
 from services.inference import operations
 from services.inference.context import RequestContext
-from services.jobs.webhooks import check_url
+from services.jobs.webhooks import LOOK_UP_S, check_url
 from services.schemas.inference import InferenceOptions
 
 MAX_ITEMS = 100_000
 MAX_ENTRIES = 8
 """Queue entries of one job, and so workers that share it; a worker with free permits takes several of them."""
+
+LOOK_UPS = 8
+"""Webhooks whose host is looked up at once, each for up to LOOK_UP_S."""
+
+_look_ups = ThreadPoolExecutor(LOOK_UPS, thread_name_prefix="webhook-look-up")
+_places = threading.BoundedSemaphore(LOOK_UPS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +77,7 @@ async def inference_job(
 ) -> Job:
     """The row of a job that runs ``operation`` on ``items``.
 
-    BadInput where it cannot be run, or every item has failed.
+    BadInput where it cannot be run, or every item has failed. Overloaded while too many webhooks are checked.
     """
     chosen = operations.operation(operation)
     if not items:
@@ -112,7 +122,7 @@ async def single_job(
     job_id: str | None,
     timeout_s: float | None,
 ) -> Job:
-    """The row of a job of one long piece of work. BadInput for a webhook that is none.
+    """The row of a job of one long piece of work. BadInput for a webhook that is none, or Overloaded.
 
     ``given``: the request as JSON, by which a repeated one is recognized. ``timeout_s``: where ``terms`` has none.
     """
@@ -135,7 +145,17 @@ async def single_job(
 
 
 async def _check_webhook(url: str, settings: Settings) -> None:
-    await asyncio.to_thread(check_url, url, settings.webhook_secret, allow_private=settings.private_urls)
+    """Overloaded while LOOK_UPS others are checked: names that nobody answers for must not take every thread."""
+    if not _places.acquire(blocking=False):
+        raise Overloaded("the addresses of too many webhooks are being looked up", retry_after_s=math.ceil(LOOK_UP_S))
+    check = partial(check_url, url, settings.webhook_secret, allow_private=settings.private_urls)
+    try:
+        checking = _look_ups.submit(check)
+    except BaseException:
+        _places.release()
+        raise
+    checking.add_done_callback(lambda done: _places.release())
+    await asyncio.wrap_future(checking)
 
 
 def entry_count(items: int, claim_size: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -13,14 +14,15 @@ import pytest
 
 from db.jobs import JobRecords
 from db.tables import Job
-from ekiben.errors import BadInput
+from ekiben.errors import BadInput, Overloaded
 from ekiben.settings import Settings
-from services.jobs import webhooks
+from services.jobs import submission, webhooks
 from services.jobs.submission import JobTerms, single_job
 from services.jobs.webhooks import check_url, message, sign
 from services.outbound.http_exchange import Network
 from tests.services.jobs.webhooks.listener import SECRET, expected_signature, finished
 from tests.services.outbound.addresses import PRIVATE, PUBLIC, THIS_MACHINE
+from tests.waiting import async_eventually
 
 
 @pytest.mark.parametrize(
@@ -139,3 +141,41 @@ def test_a_job_is_submitted_as_the_setting_says() -> None:
     with pytest.raises(BadInput, match="webhook: the host of the URL is not on the public internet"):
         asyncio.run(submitted())
     assert asyncio.run(submitted(private_urls=True)).webhook_url == "http://127.0.0.1:8000/"
+
+
+def test_names_that_nobody_answers_for_take_no_thread_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So many are looked up at once; one more is refused, and one that has a place again is not."""
+    row = {"given": None, "job_id": None, "timeout_s": None, "owner": "local"}
+    settings = Settings(webhook_secret=SECRET)
+    answering = threading.Event()
+    threads: set[str] = set()
+
+    def hanging(url: str, secret: str, *, allow_private: bool) -> str:
+        threads.add(threading.current_thread().name)
+        assert answering.wait(30)
+        return url
+
+    async def submit() -> Job:
+        terms = JobTerms(webhook="https://hooks.example/")
+        return await single_job(settings, "import", "import", {}, terms, **row)
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        waiting = [asyncio.create_task(submit()) for _ in range(submission.LOOK_UPS)]
+        await async_eventually(lambda: len(threads) == submission.LOOK_UPS)
+        with pytest.raises(Overloaded) as refused:
+            await submit()
+        assert refused.value.retry_after_s == 2
+        assert await asyncio.to_thread(lambda: "free") == "free"
+        waiting[0].cancel()  # the caller has left, but the look-up goes on
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded):
+            await submit()
+        answering.set()
+        done = await asyncio.gather(*waiting, return_exceptions=True)
+        assert [isinstance(each, Job) for each in done] == [False] + [True] * (submission.LOOK_UPS - 1)
+        await async_eventually(lambda: submission._places._value == submission.LOOK_UPS)
+        assert (await submit()).webhook_url == "https://hooks.example/"
+
+    monkeypatch.setattr(submission, "check_url", hanging)
+    asyncio.run(main())
