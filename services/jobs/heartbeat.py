@@ -68,8 +68,13 @@ class Heartbeat:
         """Seconds for which every beat was recorded, and nothing stood still. Thread-safe."""
         with self._looking:
             before, self._looked = self._looked, self._clocks()
-            if any(now - then > PAUSE_S for then, now in zip(before, self._looked, strict=True)):
-                log.warning("this machine stood still, or its clock was set: nobody is declared dead for a while")
+            pause_s = max(now - then for then, now in zip(before, self._looked, strict=True))
+            if pause_s > PAUSE_S:
+                log.warning(
+                    "this worker stood still, waited for the database, or its clock was set: it declares nobody dead "
+                    "for a while",
+                    extra={"seconds": round(pause_s, 1)},
+                )
                 self.steady_since = time.monotonic()
             return time.monotonic() - self.steady_since
 
@@ -80,7 +85,8 @@ class Heartbeat:
                 alive = self._workers.beat(self._worker_id, self._running())
             except Exception as error:
                 log.warning("heartbeat not recorded: %s", error)
-                self.steady_since = time.monotonic()
+                with self._looking:
+                    self._looked, self.steady_since = self._clocks(), time.monotonic()
                 continue
             if not alive:
                 log.error(

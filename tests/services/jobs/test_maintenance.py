@@ -323,6 +323,34 @@ def test_beats_that_are_not_heard(run: Run, monkeypatch: pytest.MonkeyPatch) -> 
     run(main)
 
 
+def test_a_beat_that_the_database_refused_late_is_no_pause(
+    run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log says what it was, once."""
+    monkeypatch.setattr(heartbeats, "BEAT_S", 0.02)
+
+    async def main(bench: AtWork) -> None:
+        past, beats = [0.0], 0
+
+        class Locked(Workers):
+            def beat(self, worker_id: str, running: int) -> bool:
+                nonlocal beats
+                beats += 1
+                past[0] += 10.0
+                raise Unavailable("the database is locked")
+
+        workers = Locked(bench.app_state.database)
+        heartbeat = Heartbeat(workers, "me", lambda: 0, lambda: None, lambda: (past[0],))
+        begun = heartbeat.steady_since
+        heartbeat.start()
+        await async_eventually(lambda: beats >= 3)
+        heartbeat.stop()
+        assert heartbeat.steady_since > begun
+
+    run(main)
+    assert not [record for record in caplog.records if "stood still" in record.getMessage()]
+
+
 # ---- the threads ----
 
 
