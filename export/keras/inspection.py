@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Literal
 
 from models.onnx_import.checks import Refused
 
 MAX_CONFIG_BYTES = 64 << 20  # EfficientNetB7's has 0.6 MB
 _MAX_DEPTH = 200
+_HDF5 = b"\x89HDF\r\n\x1a\n"
 
 # What Keras does to images in training only, or without a change of the values' scale.
 _PASSED = ("InputLayer", "Resizing", "CenterCrop", "ZeroPadding2D", "Identity", "Activation")
@@ -21,10 +23,14 @@ _NESTED = ("Functional", "Sequential", "Model")
 
 @dataclass(frozen=True)
 class KerasConfig:
-    """The configuration of a model, as Keras wrote it, and the version of that Keras; empty where it is not said."""
+    """The configuration of a model, as Keras wrote it, and the version of that Keras; empty where it is not said.
+
+    ``ending``: of a file name that tells Keras the format in which the configuration was found.
+    """
 
     content: dict[str, Any]
     version: str
+    ending: Literal[".keras", ".h5"] = ".keras"
 
 
 def inspect(source: Path) -> KerasConfig | None:
@@ -36,14 +42,28 @@ def inspect(source: Path) -> KerasConfig | None:
         return None
     with source.open("rb") as file:
         start = file.read(8)
+        if zipfile.is_zipfile(file) and _is_hdf5(file):
+            raise Refused("it is both a ZIP and an HDF5 file, so that its readers would not read the same model")
     if start[:2] == b"PK":
         config = read_keras_zip(source)
-    elif start == b"\x89HDF\r\n\x1a\n":
+    elif start == _HDF5:
         config = _read_h5(source)
     else:
         raise Refused("it is neither a .keras file (a ZIP), nor a .h5 file (HDF5), nor the folder of a SavedModel")
     refuse_code(config.content)
     return config
+
+
+def _is_hdf5(file: BinaryIO) -> bool:
+    """Whether the HDF5 library would read it: its signature lies at the start, or after a block of 512 bytes or a power
+    of two times as many, which may hold anything."""
+    end, position = file.seek(0, io.SEEK_END), 0
+    while position < end:
+        file.seek(position)
+        if file.read(len(_HDF5)) == _HDF5:
+            return True
+        position = 2 * position or 512
+    return False
 
 
 def _read_h5(path: Path) -> KerasConfig:
@@ -57,7 +77,7 @@ def _read_h5(path: Path) -> KerasConfig:
     if text is None:
         raise Refused("it holds weights without a model; save the whole model: model.save('model.keras')")
     said = version.decode(errors="replace") if isinstance(version, bytes) else str(version)
-    return KerasConfig(parse_config(text, "model_config"), said)
+    return KerasConfig(parse_config(text, "model_config"), said, ".h5")
 
 
 def read_keras_zip(path: Path) -> KerasConfig:

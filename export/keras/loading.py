@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,19 +69,27 @@ def load(request: ConversionRequest, config: KerasConfig | None) -> Loaded:
         return _load_saved_model(source, request)
     if request.signature is not None:
         raise Refused("signature: only a SavedModel has signatures")
-    return _load_keras(source, config.content, config.version, request)
+    return _load_keras(source, config, request)
 
 
-def _load_keras(path: Path, config: dict[str, Any], version: str, request: ConversionRequest) -> Loaded:
+def _load_keras(path: Path, config: KerasConfig, request: ConversionRequest) -> Loaded:
+    version = config.version
     # Keras 3 reads most of what Keras 2 wrote, and refuses the rest; tf_keras is Keras 2 itself.
     second = version.startswith("2.")
     if second:
         import tf_keras as keras
     else:
         import keras
+    # Keras 2 has no safe_mode for HDF5 files.
+    keras.layers.Lambda.from_config = classmethod(_refuse_lambda)
     try:
-        # The name's ending tells Keras the format, so a file of another name gets one that fits.
-        model = keras.models.load_model(path, compile=False, safe_mode=True)
+        # The name's ending tells Keras the format: it must not take the file for another one than was inspected.
+        with tempfile.TemporaryDirectory() as folder:
+            named = Path(folder) / f"model{config.ending}"
+            named.symlink_to(path.absolute())
+            model = keras.models.load_model(named, compile=False, safe_mode=True)
+    except Refused:
+        raise
     except Exception as error:  # whatever the layers of the file raise
         raise Refused(f"Keras {keras.__version__} cannot load it: {first_line(error)}") from None
     inputs, outputs = list(model.inputs or []), list(model.outputs or [])
@@ -105,8 +114,12 @@ def _load_keras(path: Path, config: dict[str, Any], version: str, request: Conve
         spec,
         predict,
         f"Keras {version or 'of unknown version'}, {kind}",
-        scales_pixels(config),
+        scales_pixels(config.content),
     )
+
+
+def _refuse_lambda(*_: Any, **__: Any) -> Any:
+    raise Refused("it has a Lambda layer, which is Python code inside the file; code of a file is never run")
 
 
 def _load_saved_model(folder: Path, request: ConversionRequest) -> Loaded:

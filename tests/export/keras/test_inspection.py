@@ -130,3 +130,12 @@ def test_what_is_no_keras_file_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(inspection, "MAX_CONFIG_BYTES", 1 << 20)
     with pytest.raises(Refused, match="has more than"):
         read_keras_zip(write(tmp_path / "bomb.keras", config=b" " * (4 << 20), metadata=b"{}"))
+
+
+@pytest.mark.parametrize("block", [0, 512, 4096])
+def test_a_file_that_is_zip_and_hdf5_is_refused(tmp_path: Path, block: int) -> None:
+    zipped = write(tmp_path / "m.keras", config=json.dumps(PLAIN).encode(), metadata=b"{}").read_bytes()
+    both = tmp_path / "both.keras"
+    both.write_bytes((b"PK" + bytes(block))[:block] + b"\x89HDF\r\n\x1a\n" + bytes(100) + zipped)
+    with pytest.raises(Refused, match="both a ZIP and an HDF5 file"):
+        inspect(both)
