@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -15,29 +18,47 @@ from numpy.typing import NDArray
 from export.keras.graph import INPUT
 from export.keras.inspection import KerasConfig, scales_pixels
 from export.keras.messages import ConversionRequest
+from export.keras.reached_operators import refused_operators
 from models.onnx_import.checks import Refused, first_line
 
-# Operators that read or write files, or call Python: TensorFlow runs the graph of a SavedModel as it is.
-_REACHING_OUT = frozenset(
+# Where TensorFlow defines operators that compute, and reach neither files nor Python.
+_COMPUTING = [
+    "array_ops",
+    "bitwise_ops",
+    "control_flow_ops",
+    "image_ops",
+    "linalg_ops",
+    "list_ops",
+    "manip_ops",
+    "math_ops",
+    "nn_ops",
+    "random_ops",
+    "resource_variable_ops",
+    "sparse_ops",
+    "special_math_ops",
+    "spectral_ops",
+    "state_ops",
+    "stateful_random_ops",
+    "stateless_random_ops",
+    "stateless_random_ops_v2",
+    "string_ops",
+]
+_ALLOWED_BESIDES = frozenset(
     [
-        "ReadFile",
-        "WriteFile",
-        "MatchingFiles",
-        "PyFunc",
-        "PyFuncStateless",
-        "EagerPyFunc",
-        "PrintV2",
-        "TFRecordReader",
-        "TFRecordReaderV2",
-        "TextLineReader",
-        "TextLineReaderV2",
-        "WholeFileReader",
-        "WholeFileReaderV2",
-        "FixedLengthRecordReader",
-        "FixedLengthRecordReaderV2",
-        "TFRecordDataset",
-        "TextLineDataset",
-        "FixedLengthRecordDataset",
+        "Assert",
+        "Case",
+        "If",
+        "PartitionedCall",
+        "StatefulPartitionedCall",
+        "StatelessCase",
+        "StatelessIf",
+        "StatelessWhile",
+        "While",
+        "HashTableV2",
+        "InitializeTableV2",
+        "LookupTableFindV2",
+        "LookupTableImportV2",
+        "LookupTableSizeV2",
     ]
 )
 
@@ -162,7 +183,10 @@ def _load_saved_model(folder: Path, request: ConversionRequest) -> Loaded:
 
 
 def _refuse_reaching_out(path: Path) -> str:
-    """Refused where a graph reads or writes files by itself, or calls Python. Gives the version of TensorFlow."""
+    """Refused where what is run of a graph might reach files or Python: TensorFlow runs a SavedModel as it is.
+
+    Gives the version of TensorFlow.
+    """
     from tensorflow.core.protobuf import saved_model_pb2
 
     saved = saved_model_pb2.SavedModel()
@@ -171,11 +195,23 @@ def _refuse_reaching_out(path: Path) -> str:
     except Exception:  # protobuf's DecodeError, whose module differs by version
         raise Refused("saved_model.pb is damaged") from None
     for meta in saved.meta_graphs:
-        nodes = [*meta.graph_def.node, *(node for one in meta.graph_def.library.function for node in one.node_def)]
-        found = sorted({node.op for node in nodes} & _REACHING_OUT)
+        found = refused_operators(meta, _computes)
         if found:
-            raise Refused(f"its graph reads or writes files, or runs Python, by itself ({', '.join(found)})")
+            raise Refused(f"its graph has operators that might reach files or Python ({', '.join(found)})")
     return next((meta.meta_info_def.tensorflow_version for meta in saved.meta_graphs), "") or "of unknown version"
+
+
+def _computes(operator: str) -> bool:
+    """Whether an operator does no more than compute."""
+    return operator in _ALLOWED_BESIDES or any(
+        operator in vars(module) and operator[:1].isupper() for module in _computing_modules()
+    )
+
+
+@functools.cache
+def _computing_modules() -> list[ModuleType]:
+    found = (importlib.util.find_spec(f"tensorflow.python.ops.gen_{name}") for name in _COMPUTING)
+    return [importlib.import_module(spec.name) for spec in found if spec is not None]
 
 
 def _choose(names: list[str], wanted: str | None) -> int:

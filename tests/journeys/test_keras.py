@@ -144,7 +144,7 @@ def test_what_was_converted_is_said(client: httpx.Client, home: Path) -> None:
         ("lambda.keras", ["--preprocess", "unit"], "it has a Lambda layer 'lambda', which is Python code"),
         ("lambda.h5", ["--preprocess", "unit"], "it has a Lambda layer 'lambda', which is Python code"),
         ("own.keras", ["--preprocess", "unit"], "it has the class 'Own' 'own' of the user's own"),
-        ("writes", ["--preprocess", "unit"], "reads or writes files, or runs Python, by itself (WriteFile)"),
+        ("writes", ["--preprocess", "unit"], "might reach files or Python (WriteFile)"),
         ("training", ["--preprocess", "raw"], "so it was exported in training mode"),
         ("only.weights.h5", ["--preprocess", "unit"], "it holds weights without a model"),
         ("cut.keras", ["--preprocess", "unit"], "it is no .keras file"),
