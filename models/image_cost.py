@@ -33,9 +33,6 @@ _MAX_SEGMENTS: Final = 1000  # before the frame header of a JPEG
 
 _SHORT_HEADERS: Final = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM")
 
-_ROWS, _COLUMNS = b"\x28\x00\x10\x00", b"\x28\x00\x11\x00"
-_PIXEL_DATA = b"\xe0\x7f\x10\x00"
-_DICOM_HEAD: Final = 1 << 20  # bytes in which the attributes of most files are
 _FRAME_HEADERS: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0 to SOF15
 
 
@@ -69,6 +66,8 @@ def image_cost(image: bytes | NDArray[np.uint8] | PreparedTensor) -> ImageCost:
             case "image/jpeg":
                 return _jpeg(image)
             case "image/png":
+                if image[12:16] != b"IHDR":
+                    return NOTHING
                 width, height, bits = struct.unpack_from(">IIB", image, 16)
                 return _cost(width * height, _DEEP_BYTES_PER_PIXEL if bits > 8 else _BYTES_PER_PIXEL)
             case "image/webp":
@@ -137,21 +136,7 @@ def _tiff(data: bytes) -> ImageCost:
 
 
 def _dicom(data: bytes) -> ImageCost:
-    """The largest rows and columns that any attribute says, of an icon or of the image; where none does, as the rest is
-    deflated, the largest image."""
-    head = data[: min(end, _DICOM_HEAD) if (end := data.find(_PIXEL_DATA, 0, _DICOM_HEAD)) >= 0 else _DICOM_HEAD]
-    pixels = max(_values(head, _ROWS), default=0) * max(_values(head, _COLUMNS), default=0)
-    if pixels == 0:
-        pixels = MAX_PIXELS
-    return ImageCost(min(pixels, MAX_PIXELS) * _DEEP_BYTES_PER_PIXEL, slow=True)
+    from models.medical.dicom import stated_pixels  # late: its libraries take half a second to import
 
-
-def _values(head: bytes, tag: bytes) -> list[int]:
-    """The 16-bit values of a little-endian attribute, with and without value representation."""
-    found = []
-    at = head.find(tag)
-    while at >= 0:
-        if head[at + 4 : at + 8] in (b"US\x02\x00", b"\x02\x00\x00\x00") and len(head) >= at + 10:
-            found.append(int.from_bytes(head[at + 8 : at + 10], "little"))
-        at = head.find(tag, at + 4)
-    return found
+    pixels = stated_pixels(data)
+    return ImageCost(min(pixels or MAX_PIXELS, MAX_PIXELS) * _DEEP_BYTES_PER_PIXEL, slow=True)

@@ -86,6 +86,8 @@ def decode(data: bytes, wanted: ValueRange | None = None) -> DecodedImage:
         return DecodedImage(_dicom(data), DICOM, None)
     if mime_type == "image/jpeg":
         return _decoded(jpeg.whole(data), mime_type, wanted)
+    if mime_type == "image/png":
+        png.check(data)
     try:
         return _decoded(data, mime_type, wanted)
     except BadImage:

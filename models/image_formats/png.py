@@ -7,6 +7,8 @@ import zlib
 from collections.abc import Iterator
 from typing import Final
 
+from ekiben.errors import BadImage
+
 GREY_WITH_ALPHA: Final = 4
 """A colour type of ``header``."""
 
@@ -14,6 +16,8 @@ SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 _PIXELS: Final = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS"})
 _ORIENTATION: Final = b"eXIf"
 _SIGNIFICANT_BITS: Final = b"sBIT"
+_MAX_CHUNKS: Final = 10_000
+_CHUNK_BYTES: Final = 1024  # besides, a chunk for so many bytes of the file: writers put 8 kB of pixels into one
 
 
 def without_metadata(data: bytes) -> bytes:
@@ -28,6 +32,21 @@ def without_metadata(data: bytes) -> bytes:
         if kind == b"IEND":
             break
     return b"".join(kept)
+
+
+def check(data: bytes) -> None:
+    """BadImage for a file that does not begin with its one header, or of very many chunks.
+
+    Pillow takes the last header, wherever it stands, and needs seconds for a million empty chunks.
+    """
+    most = _MAX_CHUNKS + len(data) // _CHUNK_BYTES
+    for number, (kind, _, _) in enumerate(_chunks(data)):
+        if (kind == b"IHDR") != (number == 0):
+            raise BadImage("the image/png is damaged: it does not begin with its header, or has several")
+        if number > most:
+            raise BadImage(f"the PNG has more than {most} chunks")
+        if kind == b"IEND":
+            return
 
 
 def significant_bits(data: bytes) -> int | None:

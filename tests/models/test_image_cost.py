@@ -7,6 +7,7 @@ import struct
 from collections.abc import Callable
 
 import numpy as np
+import pydicom
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -106,6 +107,29 @@ def test_a_bmp_of_os2_and_one_upside_down() -> None:
 
 def test_of_a_deflated_dicom_file_the_largest_image_is_assumed() -> None:
     assert image_cost(dicom(GREY16, DEFLATED)).bytes == 24 * MAX_PIXELS
+
+
+def test_of_a_dicom_file_the_rows_count_that_are_decoded() -> None:
+    """Not those of a sequence, nor what stands in the bytes of another attribute."""
+    lie = b"\x28\0\x10\0US\x02\0\1\0\x28\0\x11\0US\x02\0\1\0\xe0\x7f\x10\0\0\0"
+    for syntax in ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1"):
+        file = pydicom.dcmread(io.BytesIO(dicom(GREY16)))
+        file.file_meta.TransferSyntaxUID = pydicom.uid.UID(syntax)
+        block = file.private_block(0x0009, "X", create=True)
+        block.add_new(0x01, "OB", lie)
+        icon = pydicom.Dataset()
+        icon.Rows, icon.Columns = 5000, 5000
+        file.IconImageSequence = [icon]
+        out = io.BytesIO()
+        pydicom.dcmwrite(out, file, implicit_vr=syntax.endswith(".2"), little_endian=True)
+        assert image_cost(out.getvalue()).bytes == 24 * GREY16.size
+        assert (decode(out.getvalue()).height, decode(out.getvalue()).width) == GREY16.shape
+    file = pydicom.dcmread(io.BytesIO(dicom(GREY16)))
+    for number in range(20_000):
+        file.add_new(pydicom.tag.Tag(0x0011 + 2 * (number >> 12), 0x1000 + (number & 0xFFF)), "US", 1)
+    out = io.BytesIO()
+    file.save_as(out)
+    assert image_cost(out.getvalue()).bytes == 24 * MAX_PIXELS
 
 
 def test_pixels_and_tensors() -> None:

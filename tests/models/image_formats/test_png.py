@@ -111,3 +111,27 @@ def test_an_animation_is_not_an_image(kind: str) -> None:
     frames[0].save(out, kind, save_all=True, append_images=frames[1:], duration=100)
     with pytest.raises(UnsupportedImage, match="an animation of 2 frames"):
         decode(out.getvalue())
+
+
+HEADER = chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 2, 0, 0, 0))
+
+
+@pytest.mark.parametrize("first", [HEADER, chunk(b"teXt", HEADER[8:-4])], ids=["another header", "a chunk"])
+def test_a_file_begins_with_its_one_header(first: bytes) -> None:
+    """Else the size of the pixels is another one than that by which the file was admitted."""
+    data = encoded(Image.fromarray(IMAGE))
+    with pytest.raises(BadImage, match="does not begin with its header"):
+        decode(data[:8] + first + data[8:])
+    with pytest.raises(BadImage, match="or has several"):
+        decode(with_chunk(data, HEADER, last=True))
+    assert decode(data + data).width == 30  # what follows the end is not looked at
+    assert decode(data + first).width == 30
+
+
+@pytest.mark.parametrize("kind", [b"teXt", b"IDAT"])
+def test_a_file_of_very_many_chunks_is_refused(kind: bytes) -> None:
+    data = encoded(Image.fromarray(IMAGE))
+    at = data.index(b"IDAT") - 4
+    with pytest.raises(BadImage, match=r"more than 10[0-9]{3} chunks"):
+        decode(data[:at] + chunk(kind, b"") * 11_000 + data[at:])
+    assert decode(data[:at] + chunk(kind, b"") * 9_000 + data[at:]).width == 30
