@@ -19,6 +19,9 @@ ALONE: Final = frozenset({0x01, *range(0xD0, 0xD8)})  # TEM and restart markers:
 # In entropy-coded data 0xff is followed by 0x00, a restart marker or a fill byte; any other byte begins a marker.
 _MARKER: Final = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 
+_NEXT: Final = re.compile(rb"\xff[^\x00\xff]")  # a marker, after any number of fill bytes (0xff)
+_MAX_SEGMENTS: Final = 10_000  # and fill bytes: Pillow needs a second for a million
+
 _PADDINGS: Final = (b"", b"\xaa" * 64, bytes(range(1, 255, 3)))  # a decoder that misses data goes on with zeros
 
 
@@ -26,13 +29,17 @@ def whole(data: bytes) -> bytes:
     """``data`` with an end-of-image marker: as it came, or with one added where all pixels are there without it.
 
     What follows the end (a video, a second image, a camera's blocks) is not looked at, nor what segments hold.
-    BadImage for more than MAX_JPEG_SCANS scans, and where pixels are missing. ITU-T T.81, annex B.
+    BadImage for more than MAX_JPEG_SCANS scans or very many segments, and where pixels are missing. ITU-T T.81.
     """
-    position, scans, progressive = len(_START_OF_IMAGE), 0, False
+    position, scans, segments, progressive = len(_START_OF_IMAGE), 0, 0, False
     while True:
-        marker, position = next_marker(data, position)
+        before = position
+        marker, position = next_marker(data, before)
         if marker is None:
             break
+        segments += position - before - 1
+        if segments > _MAX_SEGMENTS:
+            raise BadImage(f"the JPEG has more than {_MAX_SEGMENTS} segments or bytes between them")
         if marker == END_OF_IMAGE[1]:
             return data
         if marker in ALONE:
@@ -58,19 +65,12 @@ def whole(data: bytes) -> bytes:
 
 
 def next_marker(data: bytes, position: int) -> tuple[int | None, int]:
-    """The code of the marker at ``position``, and where its segment begins; None at the end of ``data``."""
-    position = data.find(b"\xff", position)
-    while position >= 0:
-        if position + 1 >= len(data):
-            break
-        code = data[position + 1]
-        if code == 0xFF:  # a fill byte
-            position += 1
-        elif code == 0x00:
-            position = data.find(b"\xff", position + 2)
-        else:
-            return code, position + 2
-    return None, len(data)
+    """The code of the first marker from ``position`` on, and where its segment begins.
+
+    None at the end of ``data``, and where none is near: so many bytes between segments are refused (``whole``).
+    """
+    found = _NEXT.search(data, position, position + 2 * _MAX_SEGMENTS)
+    return (None, len(data)) if found is None else (data[found.end() - 1], found.end())
 
 
 def _has_all_pixels(data: bytes) -> bool:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from ekiben.errors import Refusal
 from models.image_cost import NOTHING, image_cost, needs_thread
@@ -88,6 +89,22 @@ def test_a_small_jpeg_of_many_scans_is_slow() -> None:
     many = data[:-2] + scan * 60 + b"\xff\xd9"
     assert whole(many) == many  # fewer than MAX_JPEG_SCANS
     assert image_cost(many).slow
+
+
+def test_a_small_image_of_much_metadata_is_slow() -> None:
+    """Metadata is read as the pixels are, and takes as long."""
+    text = PngInfo()
+    for _ in range(1000):
+        text.add_text("Comment", "x" * 1500)
+    jpeg = encoded(noise(100, 100), "JPEG")
+    comment = b"\xff\xfe\xff\xff" + bytes(65533)
+    for data in (encoded(noise(100, 100), pnginfo=text), jpeg[:2] + comment * 20 + jpeg[2:]):
+        assert image_cost(data).slow
+        assert image_cost(data).bytes == 12 * 100 * 100
+    assert not image_cost(encoded(noise(1024, 1024), compress_level=0)).slow
+    assert not image_cost(encoded(noise(1000, 1000), "BMP")).slow
+    deep = np.random.default_rng(0).integers(0, 1 << 16, (1000, 1000), np.uint16)
+    assert not image_cost(encoded(Image.fromarray(deep), compress_level=0)).slow
 
 
 def test_webp_of_each_kind_against_pillow() -> None:

@@ -72,3 +72,13 @@ def test_every_prefix_is_refused_or_whole() -> None:
         except BadImage:
             continue
         np.testing.assert_array_equal(seen, PIXELS)
+
+
+@pytest.mark.parametrize("piece", [b"\xff\xfe\0\2", b"\xff", b"\0", b"\xff\xd0"], ids=["COM", "fill", "zeros", "RST0"])
+def test_very_many_segments_are_refused(piece: bytes) -> None:
+    """Pillow reads them one by one, and bytes between them, too."""
+    at = PLAIN.index(b"\xff\xda")
+    for many in (12_000, 30_000):
+        with pytest.raises(BadImage):
+            decode(PLAIN[:at] + piece * many + PLAIN[at:])
+    np.testing.assert_array_equal(np.asarray(decode(PLAIN[:at] + piece * 2000 + PLAIN[at:]).rgb), PIXELS)
