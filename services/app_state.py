@@ -23,9 +23,11 @@ from db.workers import Workers
 from ekiben.private_files import narrow_home
 from ekiben.settings import Settings
 from models.engine.memory import trim
+from models.engine.session_options import cores
 from services.concurrency.memory_budget import MemoryBudget
 from services.datasets.service import DatasetService
 from services.inference.context import InferenceCore
+from services.inference.decode_threads import DecodeThreads
 from services.inference.image_limits import ImageLimits
 from services.inference.pipeline import InferencePipeline
 from services.inference.recording import Recorder
@@ -110,7 +112,9 @@ class AppState:
             runner = RemoteRunner(settings.runner_url)
         reconciler = ModelReconciler(index, local, settings.preloaded, eager=not for_jobs)
         await reconciler.start()
-        pipeline = InferencePipeline(records, recorder, memory, limits=ImageLimits.of(settings))
+        pipeline = InferencePipeline(
+            records, recorder, DecodeThreads(memory, settings.threads or cores()), limits=ImageLimits.of(settings)
+        )
         inference = InferenceCore(
             index,
             runner,
@@ -159,6 +163,7 @@ class AppState:
         self.health.close()
         await self.reconciler.stop()
         await self.runner.close()
+        self.inference.pipeline.decoding.close()
         await self.recorder.close()
         await asyncio.to_thread(self.records.close)
         await asyncio.to_thread(self.job_queue.close)

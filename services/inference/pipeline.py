@@ -8,6 +8,7 @@ import itertools
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 from db.job_states import ClaimedItem, ItemResult
@@ -19,14 +20,13 @@ from models.images import with_range
 from models.inference_requests import AutoMaskResponse, InferenceResponse, MaskResponse
 from models.results import ImageInfo, Timing, ValueRange
 from services import metrics
-from services.concurrency.memory_budget import MemoryBudget
 from services.concurrency.shielded import shielded
 from services.concurrency.until_stop import UntilStop
+from services.inference.decode_threads import DecodeThreads
 from services.inference.image_limits import ImageLimits
 from services.inference.recording import NewFiles, Record, Recorder, RecordIds
 from services.inference.value_range import wanted_range
 from services.model_registry.index import ServableModel
-from services.runners.image_cost import cost_of
 from services.schemas.body import Body, to_dict
 
 A = TypeVar("A", bound="InferenceResponse | MaskResponse | AutoMaskResponse")
@@ -73,19 +73,19 @@ class PendingAnswer:
 
 
 class InferencePipeline:
-    """Opens and closes the requests of one process. ``memory``: what its images may take together."""
+    """Opens and closes the requests of one process. ``decoding``: of images outside its models."""
 
     def __init__(
         self,
         records: Records,
         recorder: Recorder,
-        memory: MemoryBudget,
+        decoding: DecodeThreads,
         max_open: int = 4096,
         limits: ImageLimits | None = None,
     ) -> None:
         self.records = records
         self.recorder = recorder
-        self._memory = memory
+        self.decoding = decoding
         self.limits = limits or ImageLimits()
         self._max_open = max_open
         self._open = 0
@@ -117,8 +117,7 @@ class InferencePipeline:
                 data, record = await self._begin(source, store, owner, deadline, volumes)
                 wanted = wanted_range(data, value_range, servable.value_range)
                 if wanted is not None:
-                    async with self._memory.lease((await cost_of(data)).bytes, deadline):
-                        data, shown = await asyncio.to_thread(with_range, data, wanted)
+                    data, shown = await self.decoding.run(partial(with_range, data, wanted), data, deadline)
                 async with self.until_stop.scope():
                     answer, timing = await infer(data, deadline)
                 if wanted is not None:
@@ -234,7 +233,7 @@ class InferencePipeline:
     @contextlib.asynccontextmanager
     async def drawing(self, pending: PendingAnswer) -> AsyncIterator[None]:
         """Waits until there is memory to decode the image and to draw on it."""
-        async with self._memory.lease((await cost_of(pending.data)).bytes, pending.deadline):
+        async with self.decoding.lease(pending.data, pending.deadline):
             yield
 
     async def forget(self, predictions: list[str], *, owner: str) -> None:

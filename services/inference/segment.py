@@ -109,8 +109,11 @@ async def _segment(
     async def infer(one: InferenceRequest) -> tuple[InferenceResponse, Timing]:
         return await context.core.runner.infer(servable.key, one, deadline, context.progress)
 
+    in_thread = context.core.pipeline.decoding.run
     kind = volumes.medical_type(image)
-    if kind is not None and (slices := await asyncio.to_thread(volumes.open_slices, image)) is not None:
+    slices = await in_thread(lambda: volumes.open_slices(image), image, deadline) if kind is not None else None
+    if slices is not None:
+        slice_bytes = volumes.slice_bytes(slices)
         own = volumes.DICOM_SEG if kind == volumes.DICOM else volumes.NIFTI
         try:
             if options.wants_probability or render not in (None, own):
@@ -118,7 +121,13 @@ async def _segment(
             if request.tensors:
                 raise BadInput("a volume is not answered as an array; POST /v1/segment gives it as a file")
             return await volumes.segment_slices(
-                slices, image, request, infer, required=render == own, progress=context.progress
+                slices,
+                image,
+                request,
+                infer,
+                required=render == own,
+                progress=context.progress,
+                in_thread=lambda work: in_thread(work, slice_bytes, deadline),
             )
         finally:
             await asyncio.to_thread(slices.close)
@@ -126,9 +135,8 @@ async def _segment(
     if render == volumes.NIFTI or (render == volumes.DICOM_SEG and kind != volumes.DICOM):
         raise BadInput(f"{render} is drawn for files of that format only; this is a {answer.image.mime_type}")
     if kind == volumes.DICOM and "mask" in answer.renders:
-        made = await asyncio.to_thread(
-            volumes.dicom_seg, image, answer.renders["mask"], answer.areas, required=render == volumes.DICOM_SEG
-        )
+        mask, areas, required = answer.renders["mask"], answer.areas, render == volumes.DICOM_SEG
+        made = await in_thread(lambda: volumes.dicom_seg(image, mask, areas, required=required), image, deadline)
         if made is not None:
             answer = replace(answer, renders={**answer.renders, volumes.DICOM_SEG: made})
     return answer, timing

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 from db.tables import Image
 from ekiben.errors import BadInput
@@ -16,11 +17,13 @@ async def store_image(context: RequestContext, source: ImageSource) -> Image:
     if source.data is None:
         raise BadInput("send an image: a multipart field 'file' or the raw bytes as body")
     data = source.data
-    limits = context.core.pipeline.limits
-    mime_type = await limits.checked(data)
-    image = await asyncio.to_thread(decode, data)
-    limits.check_size(image.width, image.height)
-    recorder, records = context.core.pipeline.recorder, context.core.pipeline.records
+    pipeline = context.core.pipeline
+    mime_type = await pipeline.limits.checked(data)
+    limit_s = context.core.timeout_s
+    deadline = time.monotonic() + (limit_s if context.timeout_s is None else min(limit_s, context.timeout_s))
+    info = await pipeline.decoding.run(lambda: decode(data).info, data, deadline)
+    pipeline.limits.check_size(info.width, info.height)
+    recorder, records = pipeline.recorder, pipeline.records
     record = recorder.begin(data, mime_type, source.filename, context.owner)
-    ids = await recorder.finish(record, image.info, [], None, kept=True)
+    ids = await recorder.finish(record, info, [], None, kept=True)
     return await asyncio.to_thread(records.image, context.owner, str(ids.image))

@@ -8,7 +8,9 @@ import tempfile
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +36,11 @@ _AT_ONCE = 4
 _COUNTED = 1 << 22
 """Voxels counted together: as integers for that they take eight times their size."""
 
+_SLICE_BYTES_PER_PIXEL = 24
+"""Of the highest peak from stored values to a PNG, as of a DICOM image."""
+
 Infer = Callable[[InferenceRequest], Awaitable[tuple[InferenceResponse, Timing]]]
+InThread = Callable[[Callable[[], Any]], Awaitable[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +87,11 @@ def open_slices(data: bytes) -> Slices | None:
         return Slices(volume, mime_type, stack.pop_all())
 
 
+def slice_bytes(slices: Slices) -> int:
+    """Memory to decode one slice."""
+    return slices.volume.width * slices.volume.height * _SLICE_BYTES_PER_PIXEL
+
+
 class _Answers:
     """What the slices of one volume were answered. Used on the event loop, but for ``keep``.
 
@@ -110,12 +121,20 @@ class _Answers:
 
 
 async def segment_slices(
-    slices: Slices, data: bytes, request: InferenceRequest, infer: Infer, *, required: bool, progress: ProgressSink
+    slices: Slices,
+    data: bytes,
+    request: InferenceRequest,
+    infer: Infer,
+    *,
+    required: bool,
+    progress: ProgressSink,
+    in_thread: InThread = asyncio.to_thread,
 ) -> tuple[InferenceResponse, Timing]:
     """One answer for all slices: classes over the whole volume, and the mask in its format as the only render.
 
     At most _AT_ONCE slices are on their way, whatever number of them the file holds; the first that fails, or a caller
-    who leaves, ends the work. UnsupportedImage where the mask in its format is ``required`` and cannot be made.
+    who leaves, ends the work. ``in_thread``: runs what blocks, with the memory of a slice. UnsupportedImage where the
+    mask in its format is ``required`` and cannot be made.
     """
     volume = slices.volume
     answers = _Answers(volume)
@@ -125,11 +144,11 @@ async def segment_slices(
     async def work() -> None:
         for number in numbers:
             async with one_at_a_time:
-                image = await asyncio.to_thread(volume.slice, number)
-            encoded = await asyncio.to_thread(encode_png, image)
+                image = await in_thread(partial(volume.slice, number))
+            encoded = await in_thread(partial(encode_png, image))
             answer, timing = await infer(replace(request, image=encoded, renders=("mask",)))
             async with one_at_a_time:
-                await asyncio.to_thread(answers.keep, number, answer.renders["mask"])
+                await in_thread(partial(answers.keep, number, answer.renders["mask"]))
             answers.add(answer.areas, timing)
             progress.advance(answers.answered / volume.depth)
 
@@ -142,8 +161,8 @@ async def segment_slices(
     if answers.class_map is None:
         raise BadImage("the volume has no slices")
     class_map, names = answers.class_map, answers.names
-    kind, made = await asyncio.to_thread(_in_its_format, slices, data, class_map, names, required)
-    areas = await asyncio.to_thread(_areas, class_map, names)
+    kind, made = await in_thread(partial(_in_its_format, slices, data, class_map, names, required))
+    areas = await in_thread(partial(_areas, class_map, names))
     info = ImageInfo(volume.width, volume.height, slices.mime_type)
     timing = Timing(answers.queue_ms, answers.inference_ms, volume.depth)
     return InferenceResponse(info, areas=areas, renders={kind: made} if made is not None else {}), timing

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import contextvars
 import time
-from collections.abc import Callable, Hashable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Hashable
 from dataclasses import replace
 from typing import Any, TypeVar, cast
 
@@ -18,10 +15,10 @@ from models.engine.engine import Engine
 from models.engine.loaded_model import LoadedModel
 from models.results import Timing
 from services.concurrency.memory_budget import MemoryLease
+from services.concurrency.slow_threads import SlowThreads, call_on_loop
 
 P = TypeVar("P")
 R = TypeVar("R")
-T = TypeVar("T")
 
 
 class AsyncBatcher:
@@ -35,7 +32,7 @@ class AsyncBatcher:
         self.batcher = batcher
         self._engine = engine
         self._break_off = break_off
-        self._slow_images = ThreadPoolExecutor(batcher.threads, thread_name_prefix="slow-image")
+        self.slow_threads = SlowThreads(batcher.threads)
 
     async def submit(
         self, queue: ModelQueue[P, R], loaded: LoadedModel, payload: P, size: int, deadline: float
@@ -68,7 +65,7 @@ class AsyncBatcher:
             return prepared
 
         try:
-            prepared = await self.in_slow_thread(prepare, deadline, memory)
+            prepared = await self.slow_threads.run(prepare, deadline, memory)
         except BaseException:
             self._engine.release(loaded)
             raise
@@ -78,31 +75,14 @@ class AsyncBatcher:
         if not isinstance(raw, RawOutput):
             raise TypeError("an item that was prepared is answered with the output of its run")
         began = time.perf_counter()
-        result = await self.in_slow_thread(
+        result = await self.slow_threads.run(
             lambda: queue.work.finish(raw.output, raw.prepared, payload), deadline, memory
         )
         return result, replace(timing, finish_ms=(time.perf_counter() - began) * 1e3)
 
-    async def in_slow_thread(self, work: Callable[[], T], deadline: float, memory: MemoryLease) -> T:
-        """The result of ``work()`` in one of the threads for slow images. It takes part in ``memory`` until it ends.
-
-        DeadlineExceeded at ``deadline``; work that waits for a thread is not begun then, nor after a cancellation.
-        """
-        loop = asyncio.get_running_loop()
-        job = self._slow_images.submit(contextvars.copy_context().run, work)
-        try:
-            async with asyncio.timeout_at(loop.time() + deadline - time.monotonic()):
-                return await asyncio.wrap_future(job)
-        except TimeoutError:
-            raise DeadlineExceeded("the request took longer than its deadline", retry_after_s=1) from None
-        finally:
-            if not job.done():
-                memory.share()
-                job.add_done_callback(lambda _: _on_loop(loop, memory.end))
-
     def close(self) -> None:
         """Begin no more work on slow images."""
-        self._slow_images.shutdown(wait=False, cancel_futures=True)
+        self.slow_threads.close()
 
     async def _submit(
         self, queue: ModelQueue[P, Any], loaded: LoadedModel, item: Item[P, Any], memory: MemoryLease | None
@@ -118,7 +98,7 @@ class AsyncBatcher:
             # Called in a thread of the batcher, exactly once: the lease ends with the computation, also of a caller who
             # left.
             self._engine.release(loaded)
-            _on_loop(loop, _settle, future, result, timing, error, memory)
+            call_on_loop(loop, _settle, future, result, timing, error, memory)
 
         item.answer = settle
         if memory is not None:
@@ -139,11 +119,6 @@ class AsyncBatcher:
         except asyncio.CancelledError:
             item.leave(break_off=self._break_off)
             raise
-
-
-def _on_loop(loop: asyncio.AbstractEventLoop, call: Callable[..., object], *arguments: object) -> None:
-    with contextlib.suppress(RuntimeError):  # the loop is closed: the server stopped without this caller
-        loop.call_soon_threadsafe(call, *arguments)
 
 
 def _settle(

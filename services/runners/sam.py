@@ -194,7 +194,7 @@ class SamRunner:
         """The decoded image, for as long as its crops are encoded."""
         cost = await cost_of(image)
         async with self._memory.lease(cost.bytes, deadline) as memory:
-            rgb = (await self._batcher.in_slow_thread(lambda: decode(image), deadline, memory)).rgb
+            rgb = (await self._batcher.slow_threads.run(lambda: decode(image), deadline, memory)).rgb
             memory.shrink(RGB_BYTES * rgb.width * rgb.height)
             yield rgb
 

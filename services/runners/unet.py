@@ -72,7 +72,7 @@ class UnetRunner:
         arrived = time.perf_counter()
         cost = await cost_of(request.image)
         async with self._memory.lease(cost.bytes, deadline) as memory:
-            opened = await self._batcher.in_slow_thread(lambda: _decoded(unet, request), deadline, memory)
+            opened = await self._batcher.slow_threads.run(lambda: _decoded(unet, request), deadline, memory)
             began = time.perf_counter()
             waited = await self._read(loaded, queue, opened.tiled_image, deadline, progress)
             took = time.perf_counter() - began - waited
