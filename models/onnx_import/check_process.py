@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from models.onnx_import.checks import Refused, read_file
-from models.onnx_import.trial_runs import MANY, TrialRuns, end_process, failure
+from models.onnx_import.trial_runs import TrialRuns, end_process, failure
 
 DEFAULT_SIDE = 256  # pixels of a trial run, where neither the file nor the options give a size
 
@@ -84,9 +84,8 @@ def try_out(
     cost = {"seconds": round(runs.seconds, 4), "memory_bytes": runs.memory_bytes}
     if info["batch"] is None:
         # Exporters often leave the batch dynamic and fix a 1 in a Reshape: then the model takes one image at a time.
-        counts = (2, MANY) if runs.many() else (2,)
         try:
-            batches = [(count, runs.black(count)) for count in counts]
+            batches = [(count, runs.black(count)) for count in runs.batches()]
         except (Refused, MemoryError):
             batches = []
         for number, output in enumerate(outputs):

@@ -30,6 +30,7 @@ MANY = 5
 MEMORY_TIMES, MEMORY_SPARE = 4, 512 << 20
 """Bytes that a run on one image may take: so many times as many as on a black one, and the spare."""
 
+_ALWAYS = 2  # images that are tried of every graph: white ones and noise
 _UNSCALED = "pixels of 255"  # no images: a graph may refuse them, but not stop at nothing
 _LOOK_S = 0.02
 _STUCK_S = 2.0  # a node that does not end that long after the run was told to
@@ -40,17 +41,25 @@ class TrialRuns:
 
     ``seconds``: processor time of the slowest run on one image; ``memory_bytes``: by how much the runs on one image
     grew the process. ``give_up`` ends the process with a reason, where a node cannot be stopped.
-    ``cpu_s``: of all runs together; no run gets more than a quarter.
+    ``cpu_s``: of all runs together; no run gets more than a quarter. ``clock``: processor seconds of the process.
     """
 
     def __init__(
-        self, session: Any, info: dict[str, Any], shape: list[int], give_up: Callable[[str], None], cpu_s: float
+        self,
+        session: Any,
+        info: dict[str, Any],
+        shape: list[int],
+        give_up: Callable[[str], None],
+        cpu_s: float,
+        clock: Callable[[], float] = time.process_time,
     ) -> None:
         self._session = session
         self._info = info
         self._shape = shape
         self._give_up = give_up
+        self._cpu_s = cpu_s
         self._most_s = cpu_s / 4
+        self._clock = clock
         _forget_peak()  # reading the file took more than what is resident now
         self._before = _peak_bytes()
         self.first_s = 0.0
@@ -69,10 +78,13 @@ class TrialRuns:
     def bright(self, low: float, high: float) -> None:
         """Run on the other images: ``low`` and ``high`` are the input's values of a black and a white pixel.
 
-        Refused where a run fails, or takes much more time or memory than that on a black image.
+        Refused where a run fails, or takes much more time or memory than that on a black image. Of a slow graph, whose
+        runs have taken half of the time, only the first images are tried.
         """
         black = self.memory_bytes
-        for what, pixels in _images(self._shape, self._info["dtype"], low, high):
+        for number, (what, pixels) in enumerate(_images(self._shape, self._info["dtype"], low, high)):
+            if number >= _ALWAYS and self._clock() > self._cpu_s / 2:
+                return
             self._run(what, pixels, self._limit(self._shape[0]), may_fail=what == _UNSCALED)
             self.memory_bytes = max(self.memory_bytes, _peak_bytes() - self._before)
             if self.memory_bytes > MEMORY_TIMES * black + MEMORY_SPARE:
@@ -81,9 +93,12 @@ class TrialRuns:
                     "how much it needs depends on the pixels, which cannot be served safely"
                 )
 
-    def many(self) -> bool:
-        """Whether a run on MANY images is cheap enough to be tried."""
-        return MANY * self.first_s < OTHER_RUN_S
+    def batches(self) -> tuple[int, ...]:
+        """The batches that are cheap enough to be tried; none of a graph that is so slow that little time is left."""
+        left = self._cpu_s - self._clock() - _STUCK_S
+        if 2 * self.first_s > self._most_s or min(self._limit(2), self._most_s) > left:
+            return ()
+        return (2, MANY) if MANY * self.first_s < OTHER_RUN_S else (2,)
 
     def _limit(self, count: int) -> float:
         return max(OTHER_RUN_S, TIMES_FIRST * self.first_s) * count
@@ -102,7 +117,7 @@ class TrialRuns:
             else ""
         )
         outputs: list[Any] = []
-        started = time.process_time()
+        started = self._clock()
         with _stopping(options, limit_s, lambda: self._give_up(slow)):
             try:
                 outputs = list(self._session.run(None, {self._info["input_name"]: pixels}, options))
@@ -112,7 +127,7 @@ class TrialRuns:
                 failed = failure(f"a trial run on {what} fails", error)
                 if isinstance(failed, MemoryError) or not may_fail:
                     raise failed from None
-        self.seconds = max(self.seconds, (time.process_time() - started) / len(pixels))
+        self.seconds = max(self.seconds, (self._clock() - started) / len(pixels))
         return outputs
 
 
