@@ -21,6 +21,8 @@ _MARKER: Final = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 
 _NEXT: Final = re.compile(rb"\xff[^\x00\xff]")  # a marker, after any number of fill bytes (0xff)
 _MAX_SEGMENTS: Final = 10_000  # and fill bytes: Pillow needs a second for a million
+_APP1: Final = 0xE1
+_MAX_EXIF_BYTES: Final = 4 << 20  # one segment has 64 kB; Pillow copies all earlier ones for each
 
 _PADDINGS: Final = (b"", b"\xaa" * 64, bytes(range(1, 255, 3)))  # a decoder that misses data goes on with zeros
 
@@ -31,7 +33,7 @@ def whole(data: bytes) -> bytes:
     What follows the end (a video, a second image, a camera's blocks) is not looked at, nor what segments hold.
     BadImage for more than MAX_JPEG_SCANS scans or very many segments, and where pixels are missing. ITU-T T.81.
     """
-    position, scans, segments, progressive = len(_START_OF_IMAGE), 0, 0, False
+    position, scans, segments, exif, progressive = len(_START_OF_IMAGE), 0, 0, 0, False
     while True:
         before = position
         marker, position = next_marker(data, before)
@@ -48,6 +50,10 @@ def whole(data: bytes) -> bytes:
         length = int.from_bytes(data[position : position + 2], "big")
         if length < 2:
             return data  # damaged: the decoder says how
+        if marker == _APP1 and data[position + 2 : position + 8] == b"Exif\0\0":
+            exif += length
+            if exif > _MAX_EXIF_BYTES:
+                raise BadImage(f"the JPEG has more than {_MAX_EXIF_BYTES >> 20} MB of EXIF")
         position += length
         if marker == _START_OF_SCAN:
             scans += 1
