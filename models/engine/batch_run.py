@@ -49,11 +49,12 @@ class RawOutput:
 class Item(Generic[P, R]):
     """One waiting request.
 
-    ``answer`` is called exactly once, on a thread of the batcher: with a result and its timing, or with an error.
+    ``answer`` is called exactly once, with a result and its timing, or with an error: on a thread of the batcher, or on
+    the one that calls ``leave`` or closes the queue while the item waits.
     ``bytes``: what the payload takes while it waits. ``deadline`` and ``submitted``: of ``time.monotonic``.
     ``left``: the caller is gone; ``abandoned``: a run for it may be stopped. ``prepared``: what ``BatchSteps.prepare``
     gave, of an item that is slow to prepare and to finish: it was prepared before it was queued, and is answered with a
-    RawOutput. ``waited_ms``: how long it waited before it was queued.
+    RawOutput. ``waited_ms``: how long it waited before it was queued. ``withdraw``: takes it out of its queue.
     """
 
     payload: P
@@ -66,18 +67,22 @@ class Item(Generic[P, R]):
     prepare_ms: float = 0.0
     prepared: tuple[Hashable, Any] | None = None
     waited_ms: float = 0.0
+    withdraw: Callable[[], None] | None = None
     submitted: float = field(default_factory=time.monotonic)
 
     def leave(self, *, break_off: bool = False) -> None:
-        """Note that the caller is gone: the item is refused with CallerLeft instead of being computed.
+        """Note that the caller is gone: the item is refused with CallerLeft instead of being computed, at once where it
+        still waits.
 
         ``break_off``: also stop its run, once every item of that run was left with ``break_off``.
         """
         self.left = True
         if break_off:
             self.abandoned = True
-            if (cancellation := self.cancellation) is not None:
-                cancellation.cancel_if_abandoned()
+        if (withdraw := self.withdraw) is not None:
+            withdraw()
+        if break_off and (cancellation := self.cancellation) is not None:
+            cancellation.cancel_if_abandoned()
 
 
 def run_batch(work: BatchSteps[P, Q, R], items: Sequence[Item[P, R]], started: float) -> int:
@@ -172,4 +177,9 @@ def refuse_dead(item: Item[Any, Any]) -> None:
         error = CallerLeft("the caller left before its turn")
     else:
         error = DeadlineExceeded("the request waited longer than its deadline", retry_after_s=1)
+    refuse(item, error)
+
+
+def refuse(item: Item[Any, Any], error: Refusal) -> None:
+    """End an item that is not run, with ``error``."""
     _answer(item, None, None, error)

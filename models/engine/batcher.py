@@ -9,10 +9,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Generic, TypeVar
 
-from ekiben.errors import Overloaded, Unavailable
-from models.engine.batch_run import BatchSteps, Item, refuse_dead, run_batch
+from ekiben.errors import Overloaded, Refusal, Unavailable
+from models.engine.batch_run import BatchSteps, Item, refuse, refuse_dead, run_batch
 from models.engine.batch_size import BatchSizer
 
 P = TypeVar("P")
@@ -23,7 +24,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True, eq=False)
 class ModelQueue(Generic[P, R]):
-    """The queue of one model. ``max_concurrency``: threads that may run it at once; ``running``: those that do."""
+    """The queue of one model. ``max_concurrency``: threads that may run it at once; ``running``: those that do.
+
+    ``refusal``: of every item, once the queue is closed.
+    """
 
     key: Hashable
     work: BatchSteps[P, Any, R]
@@ -31,6 +35,7 @@ class ModelQueue(Generic[P, R]):
     sizer: BatchSizer
     items: deque[Item[P, R]] = field(default_factory=deque)
     running: int = 0
+    refusal: Refusal | None = None
 
     def wait_s(self) -> float:
         """Seconds until an item that arrives now would be taken, estimated from past runs; 0 before the first run."""
@@ -78,20 +83,38 @@ class Batcher:
                 self._queues[key] = queue
             return queue
 
-    def close_queue(self, key: Hashable) -> None:
-        """Forget a queue. Its waiting items are still served."""
+    def close_queue(self, key: Hashable, refusal: Refusal | None = None) -> None:
+        """Forget the queues of ``key``. What waits there, or is submitted later, is refused at once with ``refusal``.
+
+        Their runs may never end, and who waits behind one would keep memory and leases until then.
+        """
+        error = refusal or Unavailable("the model was unloaded meanwhile", code="model_loading", retry_after_s=1)
+        waiting: list[Item[Any, Any]] = []
         with self._changed:
-            self._queues.pop(key, None)
+            known = self._queues.pop(key, None)
+            # Also those that were made anew with other work meanwhile: of a model that was loaded again.
+            for queue in {*([known] if known else []), *(one for one in self._turn if one.key == key)}:
+                queue.refusal = error
+                waiting += queue.items
+                queue.items.clear()
+            self._turn = deque(queue for queue in self._turn if queue.items)
+            self.waiting_bytes -= sum(item.bytes for item in waiting)
+            self._changed.notify_all()
+        for item in waiting:
+            item.withdraw = None
+            refuse(item, error)
 
     def submit(self, queue: ModelQueue[P, R], item: Item[P, R]) -> None:
         """Queue an item.
 
         Overloaded when more than ``max_bytes`` would wait, or the item could not start before its deadline;
-        Unavailable after ``close``. It is not queued then.
+        Unavailable after ``close``, the queue's refusal after ``close_queue``. It is not queued then.
         """
         with self._changed:
             if self._closed:
                 raise Unavailable("the server is stopping", code="stopping", retry_after_s=5)
+            if queue.refusal is not None:
+                raise queue.refusal.with_traceback(None)
             wait = queue.wait_s()
             if self.waiting_bytes + item.bytes > self.max_bytes and self.waiting_bytes:
                 raise Overloaded("too many images are waiting", retry_after_s=max(1, math.ceil(wait)))
@@ -104,6 +127,7 @@ class Batcher:
             if not queue.items:
                 self._turn.append(queue)
             queue.items.append(item)
+            item.withdraw = partial(self._withdraw, queue, item)
             self._changed.notify()
 
     def depth(self, key: Hashable) -> int:
@@ -140,6 +164,19 @@ class Batcher:
         end = time.monotonic() + timeout_s
         for thread in list(self._threads):
             thread.join(max(0.0, end - time.monotonic()))
+
+    def _withdraw(self, queue: ModelQueue[Any, Any], item: Item[Any, Any]) -> None:
+        """Refuse an item that was left, if it still waits."""
+        with self._changed:
+            if item not in queue.items:
+                return
+            queue.items.remove(item)
+            item.withdraw = None
+            self.waiting_bytes -= item.bytes
+            if not queue.items:
+                self._turn.remove(queue)
+                self._changed.notify_all()  # a thread that stops waits for the last item
+        refuse_dead(item)
 
     def _serve(self) -> None:
         while self._serve_batch():
@@ -195,6 +232,7 @@ class Batcher:
             now = time.monotonic()
             while queue.items and len(items) < want:
                 item = queue.items.popleft()
+                item.withdraw = None  # it refers to the item
                 self.waiting_bytes -= item.bytes
                 (dead if item.left or now > item.deadline else items).append(item)
             if queue.items:

@@ -81,8 +81,10 @@ class Engine(Generic[M]):
             self.load(key)
 
     def share(self, loaded: M) -> None:
-        """Take one more lease on a model of which the caller holds one."""
+        """Take one more lease on a model of which the caller holds one. Unavailable once it is closed."""
         with self._lock:
+            if loaded.closed:
+                raise Unavailable(f"{loaded.key} was unloaded meanwhile", code="model_loading", retry_after_s=1)
             if loaded.detached:
                 loaded.users_left += 1
             elif (entry := self._entries.get(loaded.key)) is not None:
@@ -122,7 +124,7 @@ class Engine(Generic[M]):
             if entry.state == "ready":
                 return
             if entry.state == "failed" and time.monotonic() - entry.failed_at < self.RETRY_FAILED_S and not pin:
-                raise self._failed(entry)
+                raise entry.refusal(self.RETRY_FAILED_S)
             mine = entry.state != "loading"
             if mine:
                 entry.state = "loading"
@@ -135,7 +137,7 @@ class Engine(Generic[M]):
                 if reason := self._disabled.get(key):
                     raise ModelDisabled(f"{key} is disabled: {reason}")
                 if entry.state == "failed":
-                    raise self._failed(entry)
+                    raise entry.refusal(self.RETRY_FAILED_S)
 
     def unload(self, key: ModelKey) -> bool:
         """Take a model out of memory; requests that hold a lease finish first. False when it was not loaded.
@@ -202,12 +204,6 @@ class Engine(Generic[M]):
         for state in self.states():
             if state.state != "loading":
                 self.unload(state.key)
-
-    def _failed(self, entry: EngineEntry[M]) -> Refusal:
-        """The refusal for a request that comes soon after a failed load."""
-        if entry.damaged:
-            return Damaged(entry.reason)
-        return Unavailable(f"{entry.key} could not be loaded: {entry.reason}", retry_after_s=int(self.RETRY_FAILED_S))
 
     def _load(self, entry: EngineEntry[M]) -> None:
         settled = entry.settled
@@ -290,6 +286,10 @@ class Engine(Generic[M]):
         return loaded if loaded.users_left == 0 else None
 
     def _close(self, loaded: M) -> None:
+        with self._lock:
+            if loaded.closed:
+                return
+            loaded.closed = True
         if self._on_close is not None:
             self._on_close(loaded)
         loaded.close()

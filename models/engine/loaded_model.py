@@ -12,7 +12,7 @@ from models.model_key import ModelKey
 class LoadedModel:
     """A warm model. ``max_concurrency``: runs at once that suit it. ``warmup_s``: seconds of one run.
 
-    The engine owns ``detached`` (it was unloaded) and ``users_left`` (leases that are still held then).
+    The engine owns ``detached`` (it was unloaded), ``users_left`` (leases that are still held then) and ``closed``.
     """
 
     key: ModelKey
@@ -22,7 +22,8 @@ class LoadedModel:
     warmup_s: float
     detached: bool = False
     users_left: int = 0
+    closed: bool = False
 
     def close(self) -> None:
-        """Free the memory of the sessions. No run may be under way."""
+        """Free the memory of the sessions. No run may be under way. The engine calls it once."""
         raise NotImplementedError

@@ -6,6 +6,7 @@ import threading
 from dataclasses import dataclass, field
 from typing import Generic, Literal, TypeVar
 
+from ekiben.errors import Damaged, Refusal, Unavailable
 from models.engine.loaded_model import LoadedModel
 from models.model_key import ModelKey
 
@@ -41,3 +42,9 @@ class EngineEntry(Generic[M]):
     last_used: float = 0.0
     failed_at: float = 0.0
     settled: threading.Event = field(default_factory=threading.Event)
+
+    def refusal(self, retry_after_s: float) -> Refusal:
+        """The refusal for a request that comes soon after a failed load."""
+        if self.damaged:
+            return Damaged(self.reason)
+        return Unavailable(f"{self.key} could not be loaded: {self.reason}", retry_after_s=int(retry_after_s))

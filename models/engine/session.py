@@ -67,7 +67,7 @@ class OnnxSession:
 
     def close(self) -> None:
         """Free the memory of the session."""
-        del self._session
+        self._session = None
         if self._guard is not None:
             shrink_arena()
 

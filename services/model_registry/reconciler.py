@@ -185,7 +185,7 @@ class ModelReconciler:
             for row in listed.versions:
                 key = ModelKey(row.owner, row.name, row.version)
                 if row.disabled_reason and not runner.engine.is_disabled(key):
-                    self._spawn(run_in_daemon("unload", runner.engine.disable, key, row.disabled_reason))
+                    self._spawn(run_in_daemon("unload", runner.disable, key, row.disabled_reason))
                 elif not row.disabled_reason and key not in self._exceeded:
                     runner.engine.enable(key)
 

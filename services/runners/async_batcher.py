@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Hashable
 from dataclasses import replace
@@ -80,6 +81,13 @@ class AsyncBatcher:
         )
         return result, replace(timing, finish_ms=(time.perf_counter() - began) * 1e3)
 
+    def release_on_loop(self, loaded: LoadedModel) -> None:
+        """End a lease without blocking the event loop: closing a model, after the last one, frees gigabytes."""
+        if loaded.detached:
+            threading.Thread(target=self._engine.release, args=(loaded,), name="unload", daemon=True).start()
+        else:
+            self._engine.release(loaded)
+
     def close(self) -> None:
         """Begin no more work on slow images."""
         self.slow_threads.close()
@@ -91,14 +99,19 @@ class AsyncBatcher:
         if time.monotonic() > item.deadline:
             self._engine.release(loaded)
             raise DeadlineExceeded("the request took longer than its deadline", retry_after_s=1)
-        loop = asyncio.get_running_loop()
+        loop, loop_thread = asyncio.get_running_loop(), threading.get_ident()
         future: asyncio.Future[tuple[Any, Timing]] = loop.create_future()
 
         def settle(result: Any, timing: Timing | None, error: BaseException | None) -> None:
-            # Called in a thread of the batcher, exactly once: the lease ends with the computation, also of a caller who
-            # left.
-            self._engine.release(loaded)
-            call_on_loop(loop, _settle, future, result, timing, error, memory)
+            # Called exactly once: the lease ends with the computation, also of a caller who left. In a thread of the
+            # batcher, or on the loop, of an item that is left while it waits.
+            try:
+                if threading.get_ident() == loop_thread:
+                    self.release_on_loop(loaded)
+                else:
+                    self._engine.release(loaded)
+            finally:
+                call_on_loop(loop, _settle, future, result, timing, error, memory)
 
         item.answer = settle
         if memory is not None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -13,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from ekiben.errors import BadInput, Unavailable
+from ekiben.errors import BadInput, ModelDisabled, Unavailable
 from ekiben.settings import Settings
 from models.engine.batcher import Batcher
 from models.engine.engine import Engine, ModelKey, ModelState
@@ -100,7 +99,7 @@ class LocalRunner:
             try:
                 response, timing = await self.unet.segment(loaded, family, queue, request, deadline, progress)
             finally:
-                self._release(loaded)
+                self.async_batcher.release_on_loop(loaded)
         else:
             response, timing = await self._infer_whole(loaded, queue, request, deadline)
         self._counts[key, "predictions"] += 1
@@ -113,7 +112,7 @@ class LocalRunner:
         try:
             cost = await cost_of(request.image)
         except BaseException:
-            self._release(loaded)
+            self.async_batcher.release_on_loop(loaded)
             raise
         if not cost.slow:
             response, timing = await self.async_batcher.submit(queue, loaded, request, request.nbytes, deadline)
@@ -123,7 +122,7 @@ class LocalRunner:
                 self.engine.share(loaded)
                 response, timing = await self.async_batcher.submit_slow(queue, loaded, request, deadline, memory)
         finally:
-            self._release(loaded)
+            self.async_batcher.release_on_loop(loaded)
         return cast(InferenceResponse, response), timing
 
     async def masks(self, key: ModelKey, request: MaskRequest, deadline: float) -> tuple[MaskResponse, Timing]:
@@ -145,6 +144,14 @@ class LocalRunner:
     async def enable(self, key: ModelKey) -> None:
         """See ``Runner.enable``."""
         self.engine.enable(key)
+
+    def disable(self, key: ModelKey, reason: str) -> None:
+        """Take a model out of memory and load it no more, until ``enable``. Who waits for it is answered ModelDisabled
+        at once. From any thread; waits for no run."""
+        self.engine.disable(key, reason)
+        refusal = ModelDisabled(f"{key} is disabled: {reason}")
+        for queue in (key, *self.sam.queue_keys(key)):
+            self.batcher.close_queue(queue, refusal)
 
     async def unload(self, key: ModelKey) -> bool:
         """See ``Runner.unload``."""
@@ -208,13 +215,7 @@ class LocalRunner:
             yield loaded
             self._counts[key, "predictions"] += 1
         finally:
-            self._release(loaded)
-
-    def _release(self, loaded: LoadedModel) -> None:
-        if loaded.detached:  # perhaps the last lease: closing a model frees gigabytes, which would block the loop
-            threading.Thread(target=self.engine.release, args=(loaded,), name="unload", daemon=True).start()
-        else:
-            self.engine.release(loaded)
+            self.async_batcher.release_on_loop(loaded)
 
     async def _lease(self, key: ModelKey, deadline: float) -> LoadedModel:
         return self.engine.try_lease(key) or await self._lease_after_load(key, deadline)
@@ -253,7 +254,7 @@ class LocalRunner:
         log.error("model disabled: %s", reason, extra={"model": key.name, "version": key.version, "limit": limit})
         metrics.models_disabled.labels(key.name, str(key.version), limit).inc()
         self.on_disabled(key, reason)
-        self.engine.disable(key, reason)
+        self.disable(key, reason)
 
     def _closed(self, loaded: LoadedModel) -> None:
         if isinstance(loaded, LoadedSam):

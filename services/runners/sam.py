@@ -147,9 +147,13 @@ class SamRunner:
         known = self._open.get(sam.key)
         if known is not None and known.sam is sam:
             del self._open[sam.key]
-            for queue in (known.encode, known.decode, known.grid):
-                self._batcher.batcher.close_queue(queue.key)
+            for queue in self.queue_keys(sam.key):
+                self._batcher.batcher.close_queue(queue)
             self.cache.drop(sam.key)
+
+    def queue_keys(self, key: ModelKey) -> tuple[tuple[ModelKey, str], ...]:
+        """The keys of a model's queues in the batcher."""
+        return tuple((key, step) for step in ("encode", "decode", "grid"))
 
     def depth(self, key: ModelKey) -> int:
         """How many items of this model wait."""
@@ -228,11 +232,13 @@ class SamRunner:
             return embedding, held, timing
 
         while True:
-            mine = not self._single_flight.running(key)
+            # The loaded model is part of it: who waits holds a lease on the one that computes.
+            flight = queues.sam, key
+            mine = not self._single_flight.running(flight)
             loop = asyncio.get_running_loop()
             try:
                 async with asyncio.timeout_at(loop.time() + deadline - time.monotonic()):
-                    return await self._single_flight.do(key, encode)
+                    return await self._single_flight.do(flight, encode)
             except TimeoutError:
                 raise DeadlineExceeded("the request took longer than its deadline", retry_after_s=1) from None
             except DeadlineExceeded:

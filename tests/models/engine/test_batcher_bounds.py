@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ekiben.errors import CallerLeft, DeadlineExceeded, Overloaded
+from ekiben.errors import CallerLeft, DeadlineExceeded, ModelDisabled, Overloaded
 from models.engine.batcher import Batcher
 from tests.models.engine.queues import Held, Order, open_kitchen, request
 
@@ -80,6 +80,34 @@ def test_who_left_takes_no_place_in_a_batch(batcher: Batcher) -> None:
     held.open()
     assert [callers[0].result, callers[2].result] == [0, 4]
     assert held.kitchen.batches == [[1000], [0, 2]]
+
+
+def test_who_leaves_while_a_run_hangs_keeps_no_bytes(batcher: Batcher) -> None:
+    held = Held(batcher)
+    waiting = [held.request(n, size=300) for n in range(3)]
+    for caller in waiting:
+        caller.item.leave()
+        assert [type(error) for _, _, error in caller.answers] == [CallerLeft]  # at once
+    assert (batcher.waiting_bytes, batcher.depth("held")) == (0, 0)
+    assert request(batcher, batcher.open_queue("other", open_kitchen()), 7, size=1000).result == 14
+    held.open()
+    assert held.kitchen.prepared == [1000]
+    assert [len(caller.answers) for caller in waiting] == [1, 1, 1]
+
+
+def test_a_closed_queue_answers_all_who_wait_while_its_run_hangs(batcher: Batcher) -> None:
+    held = Held(batcher)
+    waiting = [held.request(n, size=300) for n in range(3)]
+    batcher.open_queue("held", open_kitchen())  # of the model loaded again: those who wait are in the older queue
+    batcher.close_queue("held", ModelDisabled("it is disabled"))
+    for caller in waiting:
+        assert [type(error) for _, _, error in caller.answers] == [ModelDisabled]
+    with pytest.raises(ModelDisabled):
+        held.request(4)
+    assert batcher.waiting_bytes == 0
+    held.open()
+    assert held.kitchen.prepared == [1000]
+    assert request(batcher, batcher.open_queue("held", open_kitchen()), 5).result == 10
 
 
 def test_a_caller_who_leaves_while_others_of_the_batch_are_prepared(batcher: Batcher) -> None:

@@ -161,6 +161,17 @@ def test_a_lease_is_shared_after_the_unload_too(shelf: Shelf) -> None:
     assert shelf.closed == ["a", "a"]
 
 
+def test_a_model_is_closed_once_and_not_shared_after(shelf: Shelf) -> None:
+    first = shelf.engine.lease(key("a"))
+    assert shelf.engine.unload(key("a"))
+    shelf.engine.release(first)
+    assert shelf.closed == ["a"]
+    with pytest.raises(Unavailable, match="a version 1 was unloaded meanwhile"):
+        shelf.engine.share(first)
+    shelf.engine._close(first)
+    assert shelf.closed == ["a"]
+
+
 def test_sharing_from_many_threads_loses_no_lease(shelf: Shelf) -> None:
     first = shelf.engine.lease(key("a"))
 

@@ -8,6 +8,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -21,7 +22,7 @@ from services.runners.async_batcher import AsyncBatcher
 from tests.models.engine.queues import Kitchen, Order
 from tests.waiting import async_eventually, eventually
 
-LOADED = cast(LoadedModel, object())
+LOADED = cast(LoadedModel, SimpleNamespace(detached=False))
 
 
 class Leases:
@@ -97,7 +98,7 @@ def test_an_item_that_waits_too_long_is_not_computed(bench: Bench) -> None:
         with pytest.raises(DeadlineExceeded):
             await bench.request(1, timeout_s=0.1)
         assert 0.08 < time.monotonic() - started < 10
-        assert not first.done() and bench.leases.released == []  # its turn has not come
+        assert not first.done() and bench.leases.released == [LOADED]  # it waits no more, and keeps nothing
         bench.kitchen.gate.set()
         await first
         await async_eventually(lambda: len(bench.leases.released) == 2)
@@ -131,6 +132,24 @@ def test_a_caller_who_leaves_is_not_computed(bench: Bench) -> None:
         await asyncio.gather(first, third)
         assert bench.kitchen.prepared == [1000, 3]
         await async_eventually(lambda: len(bench.leases.released) == 3)
+
+    asyncio.run(main())
+
+
+def test_a_caller_is_answered_although_its_lease_cannot_be_ended(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: object) -> None:
+        raise AttributeError("its session is closed")
+
+    monkeypatch.setattr(bench.leases, "release", broken)
+
+    async def main() -> None:
+        bench.kitchen.gate.set()
+        memory = MemoryBudget(1000)
+        deadline = time.monotonic() + 20
+        async with memory.lease(100, deadline) as lease:
+            result, _ = await bench.async_batcher.submit_slow(bench.queue, LOADED, Order(4), deadline, lease)
+        assert result[0] == 8
+        assert memory.held == 0
 
     asyncio.run(main())
 
@@ -185,7 +204,7 @@ def test_the_server_stops_without_the_caller(bench: Bench) -> None:
         await asyncio.sleep(0.02)
 
     asyncio.run(main())  # cancels both; its loop is closed now
-    assert bench.leases.released == []
+    assert bench.leases.released == [LOADED]  # of the one that waited
     bench.kitchen.gate.set()
     eventually(lambda: len(bench.leases.released) == 2)
     assert bench.kitchen.prepared == [1000]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from services import metrics
 from services.runners.interface import TimedAnswer
 from services.runners.local import LocalRunner
 from tests import toy_hostile, toy_models
+from tests.waiting import async_eventually
 
 AT_LOADING, ON_WHITE, COLOURS, AREAS = (
     ModelKey("local", name, 1) for name in ("at_loading", "on_white", "colours", "areas")
@@ -95,6 +97,33 @@ def test_other_models_answer_while_a_run_hangs(run: Callable[..., None]) -> None
         await _ask(runner, COLOURS)
         await runner.enable(ON_WHITE)
         await _ask(runner, ON_WHITE)
+
+    run(main)
+
+
+def test_a_version_that_is_disabled_keeps_nobody_who_waits_behind_its_run(run: Callable[..., None]) -> None:
+    async def main(runner: LocalRunner) -> None:
+        await _ask(runner, ON_WHITE)
+        loaded = runner.engine.lease(ON_WHITE)
+        entered, end = threading.Event(), threading.Event()
+
+        def hang(*_: object) -> None:  # as a node that does not end, which nothing stops
+            entered.set()
+            end.wait(60)
+
+        loaded.session.run = hang  # type: ignore[attr-defined]
+        hanging = asyncio.create_task(_ask(runner, ON_WHITE))
+        await asyncio.to_thread(entered.wait, 20)
+        waiting = [asyncio.create_task(_ask(runner, ON_WHITE)) for _ in range(4)]
+        await async_eventually(lambda: runner.batcher.depth(ON_WHITE) == 4)
+        await asyncio.to_thread(runner.disable, ON_WHITE, "another process says so")
+        answers = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 20)
+        assert {type(answer) for answer in answers} == {ModelDisabled}
+        assert not end.is_set() and runner.batcher.waiting_bytes == 0
+        assert loaded.users_left == 2  # of the run that hangs, and of this test
+        runner.engine.release(loaded)
+        end.set()
+        await asyncio.gather(hanging, return_exceptions=True)
 
     run(main)
 

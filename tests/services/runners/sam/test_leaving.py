@@ -189,6 +189,27 @@ def test_unloading_lets_a_grid_finish_and_leaves_nothing(run: Run) -> None:
     run(main)
 
 
+def test_who_asks_a_model_that_was_loaded_again_is_not_served_by_the_old_one(run: Run) -> None:
+    async def main(served: Served) -> None:
+        budget = served.runner.memory
+        large = encoded(toy_sam.shapes(4000, 2000))
+        async with budget.lease(budget.max_bytes, time.monotonic() + 20):  # who comes first waits for memory
+            first = asyncio.create_task(served.masks(CLICK, image=large))
+            await async_eventually(lambda: bool(budget._large._waiting or budget._small._waiting))
+            assert await served.runner.unload(SAM)
+            await served.load()
+            second = asyncio.create_task(served.masks(CLICK, image=large))
+            await async_eventually(lambda: served.users == 1)
+            await asyncio.sleep(0.05)
+            first.cancel()
+            await asyncio.gather(first, return_exceptions=True)
+            await async_eventually(lambda: len(served.closed) == 1)
+        assert len((await second).results) == 1
+        await async_eventually(lambda: served.users == 0 and budget.held == 0)
+
+    run(main)
+
+
 def test_unloading_during_the_encoder_leaves_no_embedding(run: Run) -> None:
     async def main(served: Served) -> None:
         served.encode_gate.clear()
