@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from models.engine.graph_limits import GraphGuard
@@ -56,17 +56,19 @@ def run_session(
     """The ``outputs`` of ``session.run`` of ONNX Runtime, in order. ``cancellation`` stops it between two nodes, also
     those of a Loop, Scan or If; so does ``guard``, which is for a graph of one input.
 
-    A cancelled run raises ONNX Runtime's own error; for one over a limit see ``GraphGuard.running``.
+    A cancelled run raises ONNX Runtime's own error; for one over a limit see ``GraphGuard.run``.
     """
     if cancellation is None and guard is None:
         return list(session.run(outputs, feeds))
+
+    def attempt(options: Any) -> list[Any]:
+        with cancellation.applied_to(options) if cancellation is not None else nullcontext():
+            return list(session.run(outputs, feeds, options))
+
+    if guard is not None:
+        return guard.run(next(iter(feeds.values())), attempt)
     import onnxruntime as ort
 
-    options = ort.RunOptions()
-    options.log_severity_level = 4  # ONNX Runtime would log a cancelled run as an error
-    with ExitStack() as stack:
-        if guard is not None:
-            stack.enter_context(guard.running(next(iter(feeds.values())), options))
-        if cancellation is not None:
-            stack.enter_context(cancellation.applied_to(options))
-        return list(session.run(outputs, feeds, options))
+    quiet = ort.RunOptions()
+    quiet.log_severity_level = 4  # ONNX Runtime would log a cancelled run as an error
+    return attempt(quiet)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +15,8 @@ from ekiben.errors import ModelDisabled, Refusal, Unavailable
 from models.artifact import Manifest
 from models.engine.run_watch import RunWatch, WatchedRun
 from models.model_key import ModelKey
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,8 @@ class GraphLimits:
         self.watch = watch
         self.on_exceeded = on_exceeded
         self.memory_bytes = memory_bytes
+        self.opened = 0
+        """Sessions of users' graphs that were opened so far."""
 
     def guard(self, key: ModelKey, manifest: Manifest) -> GraphGuard | None:
         """The guard of a version; None for one that Ekiben exported or trained: its graph is known to end."""
@@ -64,7 +67,7 @@ class GraphGuard:
         self._elements = 3 * height * width
         self._seconds = trial.seconds if trial else 0.0
         self.reason = ""
-        self.warm = False
+        self._opened_before = -1
 
     @property
     def memory_bytes(self) -> int:
@@ -74,7 +77,7 @@ class GraphGuard:
     def note(self, seconds: float, elements: int) -> None:
         """Note what a run on ``elements`` numbers takes in this process."""
         self._seconds = max(self._seconds, seconds * self._elements / elements)
-        self.warm = True
+        self._opened_before = self._limits.opened
 
     def limit_s(self, elements: int) -> float:
         """Seconds that a run on a batch of ``elements`` numbers may take."""
@@ -85,19 +88,43 @@ class GraphGuard:
         if self.reason:
             raise ModelDisabled(f"{self._key} is disabled: {self.reason}")
 
-    @contextmanager
-    def running(self, batch: NDArray[np.generic], run_options: Any) -> Iterator[None]:
-        """The block runs the graph on ``batch`` with ``run_options`` of ONNX Runtime.
+    def run(self, batch: NDArray[np.generic], attempt: Callable[[Any], T]) -> T:
+        """``attempt(run_options)``, which runs the graph on ``batch`` with these ``onnxruntime.RunOptions``.
 
         ModelDisabled where the run exceeds the limit of time, and from then on; or of memory, where the trial has
         needed less for as large an image. Unavailable where it exceeds that of memory otherwise.
         """
+        try:
+            return self._run(batch, attempt)
+        except _OutOfArena:
+            shrink_arena()  # it may be full of regions that others have used, and too small for this run
+        try:
+            return self._run(batch, attempt)
+        except _OutOfArena as error:
+            raise self._out_of_memory(batch, error.alone) from None
+
+    def open(self, attempt: Callable[[], T], stop: Callable[[], None]) -> T:
+        """``attempt()``, which opens the graph. ModelDisabled where that takes too long, and ONNX Runtime lets it be
+        stopped by ``stop``; Unavailable where the arena has no room for its weights."""
+        for last in (False, True):
+            try:
+                return self._open(attempt, stop)
+            except _OutOfArena:
+                if not last:
+                    shrink_arena()
+        raise _memory_budget(self._key, "its weights", self.memory_bytes)
+
+    def _run(self, batch: NDArray[np.generic], attempt: Callable[[Any], T]) -> T:
+        import onnxruntime as ort
+
         self.check()
+        options = ort.RunOptions()
+        options.log_severity_level = 4  # ONNX Runtime would log a run that is stopped as an error
         images, limit_s = len(batch), self.limit_s(batch.size)
         overdue_s = max(OVERDUE_S, OVERDUE_TIMES * self._expected_s(batch.size))
 
         def terminate() -> None:
-            run_options.terminate = True
+            options.terminate = True
 
         def stop(run: WatchedRun) -> None:
             if not run.exceeded:  # the process is stopping
@@ -109,20 +136,17 @@ class GraphGuard:
             self._disable("time", took + expected, terminate)
 
         with self._limits.watch.watching(limit_s, overdue_s, stop) as run:
-            alone = self._limits.watch.under_way == 1
             try:
-                yield
+                return attempt(options)
             except Exception as error:  # ONNX Runtime's own exceptions share no base
                 self.check()
                 if run.stopped:
                     raise Unavailable("the server is stopping", code="stopping", retry_after_s=5) from None
                 if _is_memory(error):
-                    raise self._out_of_memory(batch, alone) from None
+                    raise _OutOfArena(run.alone) from None
                 raise
 
-    @contextmanager
-    def opening(self, stop: Callable[[], None]) -> Iterator[None]:
-        """The block opens the graph. ModelDisabled where that takes too long, and ONNX Runtime lets it be stopped."""
+    def _open(self, attempt: Callable[[], T], stop: Callable[[], None]) -> T:
         self.check()
         limit_s = max(LOAD_S + self._bytes / LOAD_BYTES_PER_S, TIMES * self._seconds)
 
@@ -132,28 +156,28 @@ class GraphGuard:
             else:
                 stop()
 
-        with self._limits.watch.watching(limit_s, OVERDUE_S + self._bytes / LOAD_BYTES_PER_S, too_long):
+        with self._limits.watch.watching(limit_s, OVERDUE_S + self._bytes / LOAD_BYTES_PER_S, too_long) as run:
             try:
-                yield
-            except Exception:
+                opened = attempt()
+            except Exception as error:
                 self.check()
+                if _is_memory(error):
+                    raise _OutOfArena(run.alone) from None
                 raise
+        self._limits.opened += 1
+        return opened
 
     def _expected_s(self, elements: int) -> float:
         return self._seconds * elements / self._elements
 
     def _out_of_memory(self, batch: NDArray[np.generic], alone: bool) -> Refusal:
-        megabytes = self.memory_bytes / 1e6
-        if alone and self.warm and batch.size <= self._elements:
+        # Sessions that were opened since the run at loading take what it had: then this graph may be as it was.
+        if alone and self._opened_before == self._limits.opened and batch.size <= self._elements:
+            megabytes = self.memory_bytes / 1e6
             what = f"a run on one image needed more than {megabytes:.0f} MB, and one on as large an image did not"
             self._disable("memory", what)
             return ModelDisabled(f"{self._key} is disabled: {self.reason}")
-        return Unavailable(
-            f"{self._key} needs more memory for {'this image' if len(batch) == 1 else 'these images'} than the "
-            f"{megabytes:.0f} MB that imported models share (twice EKIBEN_MODEL_MEMORY_MB)",
-            code="memory_budget",
-            retry_after_s=5,
-        )
+        return _memory_budget(self._key, "this image" if len(batch) == 1 else "these images", self.memory_bytes)
 
     def _disable(self, limit: str, reason: str, stop: Callable[[], None] = lambda: None) -> None:
         first = not self.reason
@@ -161,6 +185,22 @@ class GraphGuard:
         stop()
         if first:
             self._limits.on_exceeded(self._key, limit, reason)
+
+
+class _OutOfArena(Exception):
+    """A tensor did not fit the arena. ``alone``: no other graph that uses it ran or was opened meanwhile."""
+
+    def __init__(self, alone: bool) -> None:
+        self.alone = alone
+
+
+def _memory_budget(key: ModelKey, what: str, memory_bytes: int) -> Unavailable:
+    return Unavailable(
+        f"{key} needs more memory for {what} than the {memory_bytes / 1e6:.0f} MB that imported models share (twice "
+        "EKIBEN_MODEL_MEMORY_MB)",
+        code="memory_budget",
+        retry_after_s=5,
+    )
 
 
 def _is_memory(error: Exception) -> bool:
@@ -209,7 +249,10 @@ def shrink_arena() -> None:
     settings.log_severity_level = 3
     settings.add_session_config_entry("session.use_env_allocators", "1")
     settings.intra_op_num_threads = settings.inter_op_num_threads = 1
-    session = ort.InferenceSession(_IDENTITY, settings, providers=["CPUExecutionProvider"])
     options = ort.RunOptions()
     options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-    session.run(None, {"x": np.zeros(1, np.float32)}, options)
+    try:
+        session = ort.InferenceSession(_IDENTITY, settings, providers=["CPUExecutionProvider"])
+        session.run(None, {"x": np.zeros(1, np.float32)}, options)
+    except Exception as error:  # full of what is in use: there is nothing to give back
+        log.warning("the memory of imported models could not be given back: %s", error)

@@ -21,6 +21,7 @@ class WatchedRun:
     """One run. ``spent_s``: seconds so far, without those in which this process was kept from running.
 
     ``exceeded``: it was stopped because it took longer than ``limit_s``; ``stopped``: for whatever reason.
+    ``alone``: no other was under way since it began.
     """
 
     limit_s: float
@@ -33,6 +34,7 @@ class WatchedRun:
     overdue: bool = False
     exceeded: bool = False
     stopped: bool = False
+    alone: bool = True
 
 
 class RunWatch:
@@ -61,6 +63,9 @@ class RunWatch:
         run = WatchedRun(limit_s, overdue_s, stop, thread, time.pthread_getcpuclockid(thread), time.thread_time())
         with self._changed:
             self._runs.add(run)
+            if len(self._runs) > 1:
+                for one in self._runs:
+                    one.alone = False
             closed = self._closed
             if self._thread is None:
                 self._thread = threading.Thread(target=self._look, name="run-watch", daemon=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -95,12 +94,13 @@ def open_graph(
     settings.enable_cpu_mem_arena = arena
     if guard is not None and guard.memory_bytes:
         use_arena(settings, guard.memory_bytes)
-    opening = guard.opening(lambda: settings.set_load_cancellation_flag(True)) if guard else nullcontext()
+    providers = ["CUDAExecutionProvider", cpu] if device == "cuda" else [cpu]
+
+    def attempt() -> Any:
+        return ort.InferenceSession(str(path), settings, providers=providers)
+
     try:
-        with opening:
-            session = ort.InferenceSession(
-                str(path), settings, providers=["CUDAExecutionProvider", cpu] if device == "cuda" else [cpu]
-            )
+        session = guard.open(attempt, lambda: settings.set_load_cancellation_flag(True)) if guard else attempt()
     except Refusal:
         raise
     except Exception as error:  # ONNX Runtime's own exception types share no base but Exception

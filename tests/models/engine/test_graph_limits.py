@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -11,7 +13,7 @@ import pytest
 from ekiben.errors import BadModelFile, ModelDisabled, Unavailable
 from models.artifact import Trial
 from models.engine import graph_limits
-from models.engine.graph_limits import LEAST_S, TIMES, GraphLimits
+from models.engine.graph_limits import LEAST_S, TIMES, GraphGuard, GraphLimits
 from models.engine.loader import load_artifact
 from models.engine.run_watch import RunWatch
 from models.engine.session_options import SessionOptions
@@ -79,6 +81,91 @@ def test_memory_that_depends_on_the_pixels_has_a_limit(tmp_path: Path, told: Tol
 def toy_models_folder(tmp_path: Path) -> Path:
     toy_models.classifier(tmp_path / "toy")
     return tmp_path / "toy"
+
+
+class Full(Exception):
+    """What ONNX Runtime raises when the arena is full."""
+
+    def __str__(self) -> str:
+        return "Failed to allocate memory for requested buffer of size 8"
+
+
+@pytest.fixture
+def two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Told, GraphGuard, GraphGuard, list[str]]:
+    """Two versions, both opened and then run at loading, and what was done to the arena."""
+    told, done = Told(), []
+    monkeypatch.setattr(graph_limits, "shrink_arena", lambda: done.append("shrunk"))
+    manifest = toy_models.classifier(tmp_path)
+    guards = [told.limits.guard(ModelKey("local", name, 1), manifest) for name in ("a", "b")]
+    for guard in guards:
+        guard.open(lambda: None, lambda: None)
+    for guard in guards:
+        guard.note(0.01, 3 * SIDE * SIDE)
+    return told, guards[0], guards[1], done
+
+
+def _full(_: object) -> None:
+    raise Full
+
+
+def test_a_run_that_finds_the_arena_full_is_repeated_when_it_was_shrunk(two: Any) -> None:
+    told, guard, _, done = two
+
+    def attempt(_: object) -> str:
+        done.append("run")
+        if done == ["run"]:
+            raise Full
+        return "an answer"
+
+    assert guard.run(_pixels(0.5), attempt) == "an answer"
+    assert done == ["run", "shrunk", "run"] and not told.limits_exceeded
+    done.clear()
+    assert guard.open(lambda: attempt(None), lambda: None) == "an answer"
+    assert done == ["run", "shrunk", "run"]
+
+
+def test_a_run_that_finds_it_full_twice_disables_its_version(two: Any) -> None:
+    told, guard, _, _ = two
+    with pytest.raises(ModelDisabled, match="needed more than 2000 MB"):
+        guard.run(_pixels(0.5), _full)
+    assert [limit for _, limit, _ in told.limits_exceeded] == ["memory"]
+
+
+def test_it_does_not_where_another_graph_began_meanwhile(two: Any) -> None:
+    told, guard, other, done = two
+
+    def beside(_: object) -> None:
+        begun, end = threading.Event(), threading.Event()
+
+        def hog(_: object) -> None:
+            begun.set()
+            end.wait(20)
+
+        thread = threading.Thread(target=lambda: other.run(_pixels(0.5), hog))
+        thread.start()
+        assert begun.wait(20)
+        end.set()
+        thread.join(20)  # it has begun and ended while this one ran
+        raise Full
+
+    with pytest.raises(Unavailable) as refused:
+        guard.run(_pixels(0.5), beside)
+    assert refused.value.code == "memory_budget" and not told.limits_exceeded and done == ["shrunk"]
+
+
+def test_it_does_not_where_another_was_opened_since_its_first_run(two: Any) -> None:
+    told, guard, other, _ = two
+    other.open(lambda: None, lambda: None)
+    with pytest.raises(Unavailable) as refused:
+        guard.run(_pixels(0.5), _full)
+    assert refused.value.code == "memory_budget" and not told.limits_exceeded
+
+
+def test_weights_that_do_not_fit_the_arena_are_no_bad_file(two: Any) -> None:
+    told, guard, _, done = two
+    with pytest.raises(Unavailable, match="needs more memory for its weights than the 2000 MB") as refused:
+        guard.open(lambda: _full(None), lambda: None)
+    assert refused.value.code == "memory_budget" and not told.limits_exceeded and done == ["shrunk"]
 
 
 def test_limits_come_from_what_was_measured(tmp_path: Path) -> None:
