@@ -114,7 +114,7 @@ class Engine(Generic[M]):
         """Make a model ready; waits if another thread is loading it. With ``pin`` it is not evicted until ``unpin``.
 
         Raises the refusal that the load ended in: BadModelFile, or Unavailable where the memory budget is too small or
-        a load failed in the last RETRY_FAILED_S; ModelDisabled after ``disable``.
+        a load failed in the last RETRY_FAILED_S; ModelDisabled after ``disable``, which does not wait for its end.
         """
         with self._lock:
             if reason := self._disabled.get(key):
@@ -129,15 +129,17 @@ class Engine(Generic[M]):
             if mine:
                 entry.state = "loading"
                 entry.settled = threading.Event()  # a new one: that of a load that was given up stays set
-        if mine:
-            self._load(entry)
-        else:
-            entry.settled.wait()
-            with self._lock:
-                if reason := self._disabled.get(key):
-                    raise ModelDisabled(f"{key} is disabled: {reason}")
-                if entry.state == "failed":
-                    raise entry.refusal(self.RETRY_FAILED_S)
+            settled, errors = entry.settled, list[BaseException]()
+        if mine:  # on a thread of its own: one that hangs must not keep who began it
+            threading.Thread(target=self._load, args=(entry, errors), name="load", daemon=True).start()
+        settled.wait()
+        with self._lock:
+            if reason := self._disabled.get(key):
+                raise ModelDisabled(f"{key} is disabled: {reason}")
+            if errors:
+                raise errors[0]
+            if entry.state == "failed":
+                raise entry.refusal(self.RETRY_FAILED_S)
 
     def unload(self, key: ModelKey) -> bool:
         """Take a model out of memory; requests that hold a lease finish first. False when it was not loaded.
@@ -205,7 +207,7 @@ class Engine(Generic[M]):
             if state.state != "loading":
                 self.unload(state.key)
 
-    def _load(self, entry: EngineEntry[M]) -> None:
+    def _load(self, entry: EngineEntry[M], errors: list[BaseException]) -> None:
         settled = entry.settled
         try:
             with self._gate.turn():
@@ -241,7 +243,7 @@ class Engine(Generic[M]):
                     entry.damaged = isinstance(error, Damaged)
                     entry.failed_at = time.monotonic()
             log.warning("model not loaded: %s", error, extra={"model": entry.key.name, "version": entry.key.version})
-            raise
+            errors.append(error)
         finally:
             settled.set()
 

@@ -17,9 +17,11 @@ class _Call(Generic[T]):
 
 
 class SingleFlight(Generic[T]):
-    """Runs at most one coroutine per key at a time. It is cancelled when its last waiter is."""
+    """Runs at most one coroutine per key at a time. It is cancelled when its last waiter is, unless ``keep``: where it
+    waits for a thread that goes on, later callers join it instead of waiting on threads of their own."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, keep: bool = False) -> None:
+        self._keep = keep
         self._calls: dict[Hashable, _Call[T]] = {}
 
     def running(self, key: Hashable) -> bool:
@@ -38,7 +40,7 @@ class SingleFlight(Generic[T]):
             return await asyncio.shield(call.task)
         finally:
             call.waiting -= 1
-            if call.waiting == 0 and not call.task.done():
+            if call.waiting == 0 and not self._keep and not call.task.done():
                 # Later callers must not join a computation that is being cancelled.
                 self._calls.pop(key, None)
                 call.task.cancel()

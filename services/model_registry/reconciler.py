@@ -31,6 +31,9 @@ POLL_S = 0.5
 HEARTBEAT_S = 5.0
 """Seconds after which unchanged states are reported again."""
 
+START_S = 600.0
+"""Seconds that a start waits for its models: longer than any of them takes to load, unless its load hangs."""
+
 
 class ModelReconciler:
     """Reconciles the models of one process with the registry. Runs on its event loop.
@@ -55,7 +58,8 @@ class ModelReconciler:
         self._unread = False
         self._quiet = False
         self._task: asyncio.Task[None] | None = None
-        self._loads: set[asyncio.Task[None]] = set()
+        self._loads: set[asyncio.Task[Any]] = set()
+        self._forgetting: set[ModelKey] = set()
         self._exceeded: dict[ModelKey, str] = {}  # versions that this process disabled, not yet recorded
         if runner is not None:
             runner.on_disabled = self._exceeded.__setitem__
@@ -63,7 +67,7 @@ class ModelReconciler:
     async def start(self) -> None:
         """Read the registry and load the pinned models, then follow it in a task.
 
-        Unavailable if the first read fails.
+        Unavailable if the first read fails. After START_S what is still being loaded goes on meanwhile.
         """
         await asyncio.to_thread(self._index.refresh)
         if self._runner is not None and self._eager:
@@ -78,10 +82,25 @@ class ModelReconciler:
                 and (m.model.name in self._pinned or m.model.desired == "loaded")
             ]
             # The engine loads one at a time, but lets the next one pass where a load takes long.
-            await asyncio.gather(*(self._load(key, pin=True) for key in wanted))
-            await self._record_disabled()
-            self._follow()
+            await self._load_first(wanted)
+            with contextlib.suppress(Refusal):  # else the task follows
+                await asyncio.to_thread(self._index.refresh)  # what was read before does not know what is disabled now
+                self._follow()
         self._task = asyncio.create_task(self._run())
+
+    async def _load_first(self, wanted: list[ModelKey]) -> None:
+        """Load these models, and record what is disabled meanwhile: a restart must not try it again."""
+        loads: set[asyncio.Task[bool]] = {asyncio.create_task(self._load(key, pin=True)) for key in wanted}
+        end = time.monotonic() + START_S
+        while loads and time.monotonic() < end:
+            _, loads = await asyncio.wait(loads, timeout=POLL_S)
+            with contextlib.suppress(Refusal):  # it is tried again as long as this process runs
+                await self._record_disabled()
+        if loads:
+            log.warning("models are still being loaded", extra={"n": len(loads)})
+            self._loads |= loads
+            for task in loads:
+                task.add_done_callback(self._loads.discard)
 
     async def check(self) -> str | None:
         """Unavailable while a pinned model that exists is not loaded in this process. Else a remark on active versions
@@ -177,7 +196,17 @@ class ModelReconciler:
         known = {ModelKey(r.owner, r.name, r.version) for m in self._index.listed() for r in m.versions}
         for key in held:
             if key.owner == "local" and key not in known:
-                self._spawn(asyncio.to_thread(runner.engine.forget, key))
+                self._spawn(self._forget(runner, key))
+
+    async def _forget(self, runner: LocalRunner, key: ModelKey) -> None:
+        """Forget a version that was deleted. It may be one whose load hangs, and is asked for at every change."""
+        if key in self._forgetting:
+            return
+        self._forgetting.add(key)
+        try:
+            await run_in_daemon("forget", runner.engine.forget, key)
+        finally:
+            self._forgetting.discard(key)
 
     def _follow_disabled(self, runner: LocalRunner) -> None:
         """Let go of the versions that any process has disabled; what was activated since may be loaded again."""

@@ -82,7 +82,7 @@ class LocalRunner:
         self.sam = SamRunner(self.async_batcher, self.engine.share, cache, self.memory)
         self.unet = UnetRunner(self.async_batcher, self.engine.share, self.memory)
         self._queues: dict[ModelKey, tuple[LoadedNetwork, UnetQueue]] = {}
-        self._loading: SingleFlight[None] = SingleFlight()
+        self._loading: SingleFlight[None] = SingleFlight(keep=True)
         self._counts: Counter[tuple[ModelKey, str]] = Counter()
 
     async def infer(
@@ -139,7 +139,8 @@ class LocalRunner:
 
     async def load(self, key: ModelKey, *, pin: bool = False) -> None:
         """See ``Runner.load``."""
-        await run_in_daemon("load", partial(self.engine.load, key, pin=pin))
+        # All who wait for a model share one thread until its load has ended: it may be one that hangs.
+        await self._loading.do((key, pin), lambda: run_in_daemon("load", partial(self.engine.load, key, pin=pin)))
 
     async def enable(self, key: ModelKey) -> None:
         """See ``Runner.enable``."""
@@ -225,8 +226,7 @@ class LocalRunner:
         try:
             async with asyncio.timeout_at(loop.time() + deadline - time.monotonic()):
                 while True:
-                    # All who wait for a model share one thread: it may be one whose load hangs.
-                    await self._loading.do(key, lambda: run_in_daemon("load", self.engine.load, key))
+                    await self.load(key)
                     if (loaded := self.engine.try_lease(key)) is not None:  # None: unloaded again meanwhile
                         return loaded
         except TimeoutError:

@@ -28,6 +28,7 @@ class Shelf:
         self.sizes_mb: dict[str, int] = {}
         self.broken: dict[str, Exception] = {}
         self.opened: list[str] = []
+        self.openers: list[int] = []
         self.closed: list[str] = []
         self.slow = threading.Event()
         self.slow.set()
@@ -42,6 +43,7 @@ class Shelf:
         return self.sizes_mb.get(name, 10) * MEGABYTE
 
     def open(self, model: ModelKey) -> LoadedNetwork:
+        self.openers.append(threading.get_ident())
         self.opened.append(model.name)
         assert self.slow.wait(20)
         if model.name in self.broken:

@@ -204,3 +204,20 @@ def test_an_error_that_nobody_waits_for_is_not_complained_of() -> None:
 
     asyncio.run(main())
     assert complaints == []
+
+
+def test_a_flight_that_is_kept_is_joined_by_those_who_come_when_all_have_left() -> None:
+    async def main() -> None:
+        flight: SingleFlight[int] = SingleFlight(keep=True)
+        run = Run()
+        for _ in range(5):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.01):
+                    await flight.do("a", run)
+        assert (run.started, run.cancelled) == (1, 0)
+        last = asyncio.create_task(flight.do("a", run))
+        await asyncio.sleep(0)
+        run.gate.set()
+        assert await last == 1 and not flight.running("a")
+
+    asyncio.run(main())

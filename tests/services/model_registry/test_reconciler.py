@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -205,6 +206,72 @@ def test_a_deleted_version_is_forgotten(run: Callable[[Main], None], shelf: Shel
         async with start() as process:
             await process.runner.load(key)
             shelf.registry.delete_version("colours", 1)
+            await async_eventually(lambda: key not in {s.key for s in process.runner.engine.states()})
+
+    run(main)
+
+
+class Hanging:
+    """An opening of models that does not end before the test does."""
+
+    def __init__(self, process: Process) -> None:
+        self.begun, self.end = threading.Event(), threading.Event()
+        process.runner.engine._open = self  # type: ignore[assignment]
+
+    def __call__(self, key: ModelKey) -> object:
+        self.begun.set()
+        self.end.wait(60)
+        raise Unavailable(f"{key} never opened")
+
+
+def test_a_start_does_not_wait_for_a_load_that_hangs_and_records_what_it_disables(
+    shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconciling, "POLL_S", 0.01)
+    colours, other = shelf.publish("colours"), shelf.publish("other")
+
+    async def main() -> None:
+        process = Process(shelf, tmp_path, ("colours", "other"))
+        hanging = Hanging(process)
+        starting = asyncio.create_task(process.reconciler.start())
+        assert await asyncio.to_thread(hanging.begun.wait, 20)
+        await asyncio.to_thread(process.runner._disable, colours, "time", "opening it took more than 60 s")
+        await async_eventually(lambda: bool(shelf.registry.resolve("colours").disabled_reason))
+        assert not starting.done() and not hanging.end.is_set()
+        monkeypatch.setattr(reconciling, "START_S", 0.0)
+        late = Process(shelf, tmp_path, ("other",))
+        Hanging(late).end = hanging.end
+        await asyncio.wait_for(late.reconciler.start(), 20)
+        with pytest.raises(Unavailable, match="not loaded: other"):
+            await late.reconciler.check()
+        hanging.end.set()
+        await asyncio.wait_for(starting, 20)
+        assert process.runner.engine.is_disabled(colours) and not process.runner.engine.is_disabled(other)
+        for one in (process, late):
+            await one.reconciler.stop()
+            await one.runner.close()
+
+    asyncio.run(main())
+
+
+def test_a_deleted_version_whose_load_hangs_takes_one_thread(run: Callable[[Main], None], shelf: Shelf) -> None:
+    key = shelf.publish()
+    shelf.publish()
+
+    async def main(start: Start) -> None:
+        async with start() as process:
+            hanging = Hanging(process)
+            loading = asyncio.create_task(process.runner.load(key))
+            assert await asyncio.to_thread(hanging.begun.wait, 20)
+            shelf.registry.delete_version("colours", 1)
+            for _ in range(5):
+                shelf.registry.set_desired("colours", "unloaded")
+                shelf.registry.set_desired("colours", "auto")
+                revision = shelf.registry.revision()
+                await async_eventually(lambda: process.reconciler._followed == revision)  # noqa: B023
+            assert [thread.name for thread in threading.enumerate()].count("forget") == 1
+            hanging.end.set()
+            await asyncio.gather(loading, return_exceptions=True)
             await async_eventually(lambda: key not in {s.key for s in process.runner.engine.states()})
 
     run(main)

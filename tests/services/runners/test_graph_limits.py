@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ekiben.errors import ModelDisabled
+from ekiben.errors import ModelDisabled, Unavailable
 from ekiben.settings import Settings
 from models.engine import graph_limits
 from models.inference_requests import InferenceRequest
@@ -97,6 +97,28 @@ def test_other_models_answer_while_a_run_hangs(run: Callable[..., None]) -> None
         await _ask(runner, COLOURS)
         await runner.enable(ON_WHITE)
         await _ask(runner, ON_WHITE)
+
+    run(main)
+
+
+def test_who_gives_up_on_a_load_that_hangs_leaves_no_thread(run: Callable[..., None]) -> None:
+    async def main(runner: LocalRunner) -> None:
+        begun, end = threading.Event(), threading.Event()
+
+        def hang(_: ModelKey) -> object:
+            begun.set()
+            end.wait(60)
+            raise Unavailable("it never opened")
+
+        runner.engine._open = hang  # type: ignore[assignment]
+        before = threading.active_count()
+        for _ in range(20):
+            with pytest.raises(Unavailable, match="is still being loaded"):
+                await runner.infer(AREAS, InferenceRequest(BLACK, top_k=1), time.monotonic() + 0.02)
+        assert begun.wait(20)
+        assert threading.active_count() <= before + 3
+        end.set()
+        await async_eventually(lambda: threading.active_count() <= before + 1)
 
     run(main)
 
