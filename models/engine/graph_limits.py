@@ -27,8 +27,9 @@ TIMES = 50.0
 """A run may take so many times what the slowest trial run, or the run at loading, took for as many pixels: a busy
 machine costs a factor of ten, attention on a larger image one more."""
 
-OVERDUE_S, OVERDUE_TIMES = 1.0, 8.0
-"""After that, or so many times what it should take, another thread takes the turn of a run's thread."""
+OVERDUE_S, OVERDUE_TIMES, MOST_OVERDUE_S = 1.0, 8.0, 5.0
+"""After that, or so many times what it should take, another thread takes the turn of a run's thread; never later than
+the last, since that costs a thread and nothing more."""
 
 LOAD_S, LOAD_BYTES_PER_S = 60.0, 5e6
 """Seconds for opening a graph, and bytes of its file per further second."""
@@ -39,13 +40,20 @@ class GraphLimits:
 
     ``on_exceeded`` is called with a version and a reason, from any thread, once a run has exceeded a limit.
     ``memory_bytes``: of all tensors of these graphs together, 0: no limit. It holds for the process, once a graph was
-    opened.
+    opened. ``longest_s``: nobody waits longer for a run.
     """
 
-    def __init__(self, watch: RunWatch, on_exceeded: Callable[[ModelKey, str, str], None], memory_bytes: int) -> None:
+    def __init__(
+        self,
+        watch: RunWatch,
+        on_exceeded: Callable[[ModelKey, str, str], None],
+        memory_bytes: int,
+        longest_s: float = math.inf,
+    ) -> None:
         self.watch = watch
         self.on_exceeded = on_exceeded
         self.memory_bytes = memory_bytes
+        self.longest_s = longest_s
         self.opened = 0
         """Sessions of users' graphs that were opened so far."""
 
@@ -81,7 +89,13 @@ class GraphGuard:
 
     def limit_s(self, elements: int) -> float:
         """Seconds that a run on a batch of ``elements`` numbers may take."""
-        return max(LEAST_S, TIMES * self._expected_s(elements))
+        # A first run that nothing was measured for may take as long as opening the file.
+        times = TIMES * self._expected_s(elements) if self._seconds else self._opening_s()
+        return max(LEAST_S, min(times, self._limits.longest_s))
+
+    def overdue_s(self, elements: int) -> float:
+        """Seconds after which nobody else waits for a run on a batch of ``elements`` numbers."""
+        return min(max(OVERDUE_S, OVERDUE_TIMES * self._expected_s(elements)), MOST_OVERDUE_S)
 
     def check(self) -> None:
         """ModelDisabled once a run has exceeded a limit."""
@@ -121,7 +135,7 @@ class GraphGuard:
         options = ort.RunOptions()
         options.log_severity_level = 4  # ONNX Runtime would log a run that is stopped as an error
         images, limit_s = len(batch), self.limit_s(batch.size)
-        overdue_s = max(OVERDUE_S, OVERDUE_TIMES * self._expected_s(batch.size))
+        overdue_s = self.overdue_s(batch.size)
 
         def terminate() -> None:
             options.terminate = True
@@ -148,7 +162,8 @@ class GraphGuard:
 
     def _open(self, attempt: Callable[[], T], stop: Callable[[], None]) -> T:
         self.check()
-        limit_s = max(LOAD_S + self._bytes / LOAD_BYTES_PER_S, TIMES * self._seconds)
+        limit_s = max(self._opening_s(), min(TIMES * self._seconds, self._limits.longest_s))
+        overdue_s = min(OVERDUE_S + self._bytes / LOAD_BYTES_PER_S, MOST_OVERDUE_S)
 
         def too_long(run: WatchedRun) -> None:
             if run.exceeded:
@@ -156,7 +171,7 @@ class GraphGuard:
             else:
                 stop()
 
-        with self._limits.watch.watching(limit_s, OVERDUE_S + self._bytes / LOAD_BYTES_PER_S, too_long) as run:
+        with self._limits.watch.watching(limit_s, overdue_s, too_long) as run:
             try:
                 opened = attempt()
             except Exception as error:
@@ -166,6 +181,9 @@ class GraphGuard:
                 raise
         self._limits.opened += 1
         return opened
+
+    def _opening_s(self) -> float:
+        return LOAD_S + self._bytes / LOAD_BYTES_PER_S
 
     def _expected_s(self, elements: int) -> float:
         return self._seconds * elements / self._elements

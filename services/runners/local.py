@@ -71,7 +71,8 @@ class LocalRunner:
         self._options = SessionOptions(settings.device, settings.threads, settings.runtime)
         self.watch = RunWatch(self._overdue)
         memory_bytes = 2 * settings.model_memory_mb * 1_000_000  # the weights within the budget, and as much for runs
-        self._limits = GraphLimits(self.watch, self._disable, memory_bytes)
+        longest_s = max(settings.timeout_s, settings.auto_timeout_s, settings.job_timeout_s)
+        self._limits = GraphLimits(self.watch, self._disable, memory_bytes, longest_s)
         self.on_disabled: Callable[[ModelKey, str], None] = lambda _key, _reason: None
         self.engine: Engine[LoadedModel] = Engine(
             self._open, lambda key: estimate_bytes(locate(key)), settings.model_memory_mb * 1_000_000, self._closed

@@ -11,9 +11,17 @@ import onnxruntime as ort
 import pytest
 
 from ekiben.errors import BadModelFile, ModelDisabled, Unavailable
-from models.artifact import Trial
+from models.artifact import Trial, read_manifest
 from models.engine import graph_limits
-from models.engine.graph_limits import LEAST_S, TIMES, GraphGuard, GraphLimits
+from models.engine.graph_limits import (
+    LEAST_S,
+    LOAD_BYTES_PER_S,
+    LOAD_S,
+    MOST_OVERDUE_S,
+    TIMES,
+    GraphGuard,
+    GraphLimits,
+)
 from models.engine.loader import load_artifact
 from models.engine.run_watch import RunWatch
 from models.engine.session_options import SessionOptions
@@ -36,6 +44,7 @@ class Told:
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> Told:
     monkeypatch.setattr(graph_limits, "LEAST_S", 1.0)
+    monkeypatch.setattr(graph_limits, "LOAD_S", 1.0)  # bounds a first run too, of what was never tried
     return Told()
 
 
@@ -182,7 +191,46 @@ def test_limits_come_from_what_was_measured(tmp_path: Path) -> None:
     guard.note(0.001, one)
     assert guard.limit_s(one) == TIMES * 3.0
     untried = told.limits.guard(KEY, manifest)
-    assert untried is not None and untried.limit_s(one) == LEAST_S
+    assert untried is not None
+    opening_s = LOAD_S + manifest.graph_bytes / LOAD_BYTES_PER_S
+    assert untried.limit_s(one) == opening_s  # as long as opening, since nothing was measured
+    untried.note(0.001, one)
+    assert untried.limit_s(one) == LEAST_S
+
+
+def test_a_limit_ends_where_nobody_waits_any_more(tmp_path: Path) -> None:
+    manifest = toy_models.classifier(tmp_path)
+    trial = Trial(seconds=15.0, memory_bytes=0, height=32, width=32)
+    limits = GraphLimits(RunWatch(), lambda *_: None, memory_bytes=0, longest_s=300.0)
+    guard = limits.guard(KEY, manifest.model_copy(update={"trial": trial}))
+    assert guard is not None
+    one = 3 * 32 * 32
+    assert guard.limit_s(one) == guard.limit_s(300 * one) == 300.0
+    assert guard.overdue_s(one) == guard.overdue_s(300 * one) == MOST_OVERDUE_S
+    hasty = GraphLimits(RunWatch(), lambda *_: None, memory_bytes=0, longest_s=1.0)
+    impatient = hasty.guard(KEY, manifest.model_copy(update={"trial": trial}))
+    assert impatient is not None and impatient.limit_s(one) == LEAST_S
+
+
+def test_a_first_run_that_was_never_tried_may_take_as_long_as_opening(
+    tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An import of a version before limits existed: its first run allocates, and says what the second may take."""
+    monkeypatch.setattr(graph_limits, "LOAD_S", 60.0)
+    limits: list[float] = []
+    watching = told.limits.watch.watching
+
+    def watched(limit_s: float, *more: Any) -> Any:
+        limits.append(limit_s)
+        return watching(limit_s, *more)
+
+    monkeypatch.setattr(told.limits.watch, "watching", watched)
+    manifest = read_manifest(toy_models_folder(tmp_path))
+    assert manifest.trial is None
+    loaded = load_artifact(KEY, tmp_path / "toy", CPU, told.limits)
+    opening, first, second = limits[:3]
+    assert first == opening >= 60.0 and second < 60.0
+    loaded.close()
 
 
 @pytest.mark.parametrize("kind", ["published", "trained", "checkpoint", "random"])

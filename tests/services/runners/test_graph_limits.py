@@ -42,6 +42,7 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(artifacts: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[LocalRunner], Awaitable[None]]], None]:
     """Runs a coroutine with a runner of one thread: whatever waits for the graph waits for all of it."""
     monkeypatch.setattr(graph_limits, "LEAST_S", 3.0)
+    monkeypatch.setattr(graph_limits, "LOAD_S", 3.0)  # bounds a first run too, of what was never tried
     monkeypatch.setattr(graph_limits, "OVERDUE_S", 0.2)
 
     async def started(main: Callable[[LocalRunner], Awaitable[None]]) -> None:
