@@ -31,7 +31,7 @@ class SingleFlight(Generic[T]):
     async def do(self, key: Hashable, start: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """The result of ``start()``, which only the first caller begins. An error is raised to all callers."""
         call = self._calls.get(key)
-        if call is None:
+        if call is None or call.task.done():  # done, and forgotten in the next round of the loop: it is over
             call = _Call(asyncio.create_task(start()))
             self._calls[key] = call
             call.task.add_done_callback(lambda task: self._finished(key, task))

@@ -221,3 +221,32 @@ def test_a_flight_that_is_kept_is_joined_by_those_who_come_when_all_have_left() 
         assert await last == 1 and not flight.running("a")
 
     asyncio.run(main())
+
+
+def test_a_call_that_is_just_over_is_not_joined() -> None:
+    """Who asks again because the result was gone at once would get it again for ever, without letting anybody run."""
+
+    async def main() -> None:
+        flight: SingleFlight[int] = SingleFlight(keep=True)
+        go, starts = asyncio.Event(), 0
+
+        async def start() -> int:
+            nonlocal starts
+            starts += 1
+            await go.wait()
+            return starts
+
+        async def ask_in_the_same_round() -> int:
+            await go.wait()
+            return await flight.do("key", start)
+
+        first = asyncio.create_task(flight.do("key", start))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        second = asyncio.create_task(ask_in_the_same_round())
+        await asyncio.sleep(0)
+        go.set()
+        assert await first == 1
+        assert await second == 2
+
+    asyncio.run(main())
